@@ -1,0 +1,50 @@
+"""Every exception qzoo raises on purpose.
+
+Each one is also a builtin exception type, so that ``except ValueError`` keeps working; the common base lets an
+application catch whatever the zoo refuses with one clause. Messages restate the input, name the module or field
+and say what to do.
+"""
+
+
+class QzooError(Exception):
+    """Base of all errors that qzoo raises on purpose."""
+
+
+class QuantizationError(QzooError, ValueError):
+    """Arguments of a quantization operator that do not fit together: shapes, types, bits."""
+
+
+class MissingRangeError(QzooError, RuntimeError):
+    """A quantizer was asked to quantize but holds no range (amax)."""
+
+
+class NonFiniteError(QzooError, ValueError):
+    """NaN or infinity where a finite statistic or range is needed."""
+
+
+class CalibrationError(QzooError, RuntimeError):
+    """Calibration can't give ranges: no data, or quantizers that saw none."""
+
+
+class UnknownModelError(QzooError, ValueError):
+    """A model, tag or scheme name that the zoo does not know."""
+
+
+class CheckpointError(QzooError, ValueError):
+    """A checkpoint folder that is incomplete, altered, or of another model."""
+
+
+class HubError(QzooError, RuntimeError):
+    """A download or an upload that failed."""
+
+
+class ExportError(QzooError, RuntimeError):
+    """A model that can't be written as asked in ONNX."""
+
+
+class DataError(QzooError, ValueError):
+    """A data set that is not there, or not laid out as expected."""
+
+
+class MissingDependencyError(QzooError, ImportError):
+    """An optional package is not installed; the message has the ``pip install`` that brings it."""

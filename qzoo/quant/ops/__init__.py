@@ -1,0 +1,42 @@
+"""The operators of the quantization core, `torch.ops.qzoo.*`, and a Python function for each.
+
+Every operator has a reference implementation in plain torch that runs on any device; the native library,
+where it was built, adds faster kernels for the same arithmetic (see `qzoo.quant.native`).
+"""
+
+from qzoo.quant import native
+from qzoo.quant.ops.float8 import fake_quantize_fp8
+from qzoo.quant.ops.integer import (
+    dequantize,
+    fake_quantize,
+    fake_quantize_backward,
+    fake_quantize_out,
+    integer_dtype,
+    quantize,
+)
+from qzoo.quant.ops.numbers import FP8_LIMIT, TINY, bounds
+from qzoo.quant.ops.search import entropy_search, mse_search
+from qzoo.quant.ops.statistics import histogram_, histogram_rows, reduce_amax_op
+from qzoo.quant.pack import pack_int4, unpack_int4
+
+native.load()
+
+__all__ = [
+    "FP8_LIMIT",
+    "TINY",
+    "bounds",
+    "dequantize",
+    "entropy_search",
+    "fake_quantize",
+    "fake_quantize_backward",
+    "fake_quantize_fp8",
+    "fake_quantize_out",
+    "histogram_",
+    "histogram_rows",
+    "integer_dtype",
+    "mse_search",
+    "pack_int4",
+    "quantize",
+    "reduce_amax_op",
+    "unpack_int4",
+]

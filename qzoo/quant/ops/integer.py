@@ -1,0 +1,272 @@
+"""Integer quantization: fake quantization with a straight-through gradient, and real quantization.
+
+    scale = bound / amax
+    q     = clamp(round_half_even(x * scale), lowest, bound)
+    y     = q / scale
+
+The order matters: multiplying by `bound / amax` and dividing by it again is not, to the last bit, the same as
+dividing by `amax / bound`. The scale is a float32; float64 input is multiplied and divided in float64, every
+other type in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qzoo.errors import QuantizationError
+from qzoo.quant.ops.numbers import TINY, bounds
+from qzoo.quant.ops.schema import compute_dtype, declare, is_plain, levels
+
+_RANGE = "int num_bits, bool unsigned, bool narrow_range"
+
+
+def check_broadcast(x: Tensor, amax: Tensor) -> None:
+    """Raise unless `amax` broadcasts to the shape of `x` without enlarging it."""
+    shape, rank = amax.shape, amax.dim()
+    fits = rank <= x.dim() and all(a in (1, n) for a, n in zip(shape, x.shape[x.dim() - rank :], strict=True))
+    if not fits:
+        raise QuantizationError(
+            f"amax of shape {tuple(shape)} does not broadcast to the input of shape {tuple(x.shape)}: "
+            "give one range (0-d), or one dimension per input dimension with 1 in the reduced ones"
+        )
+
+
+# ---- fake quantization ----
+
+
+def _fake_quantize(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
+    out = torch.empty_like(x)
+    _fake_quantize_out(x, amax, num_bits, unsigned, narrow_range, out)
+    return out
+
+
+def _fake_quantize_out(
+    x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool, out: Tensor
+) -> None:
+    if amax.dim():
+        check_broadcast(x, amax)
+    scale, low, high = levels(amax, num_bits, unsigned, narrow_range)
+    y = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x)))
+    out.copy_(y.round_().clamp_(low, high).div_(scale))
+
+
+def _fake_quantize_backward(grad: Tensor, x: Tensor, amax: Tensor) -> Tensor:
+    inside = x.to(compute_dtype(x)).abs() <= amax.to(torch.float32)
+    return torch.empty_like(x).copy_(
+        torch.where(inside, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
+    )
+
+
+def _like_x(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
+    return torch.empty_like(x)
+
+
+_fake_op = declare("fake_quantize", f"(Tensor x, Tensor amax, {_RANGE}) -> Tensor", _fake_quantize, _like_x)
+# The same without a gradient formula. Eager calls take it because a formula written in Python costs three
+# times as much as the whole operator on a small tensor; traced programs only ever see `qzoo::fake_quantize`.
+_forward_op = declare(
+    "fake_quantize_forward", f"(Tensor x, Tensor amax, {_RANGE}) -> Tensor", _fake_quantize, _like_x
+)
+_out_op = declare(
+    "fake_quantize_out",
+    "(Tensor x, Tensor amax, int num_bits, bool unsigned, bool narrow_range, Tensor(a!) out) -> ()",
+    _fake_quantize_out,
+    lambda x, amax, num_bits, unsigned, narrow_range, out: None,
+)
+_backward_op = declare(
+    "fake_quantize_backward",
+    "(Tensor grad, Tensor x, Tensor amax) -> Tensor",
+    _fake_quantize_backward,
+    lambda grad, x, amax: torch.empty_like(x),
+)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, amax = ctx.saved_tensors
+    return _backward_op(grad, x, amax), None, None, None, None
+
+
+torch.library.register_autograd("qzoo::fake_quantize", _backward, setup_context=_save_for_backward)
+
+
+def _save_mask_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1], inputs[2])
+
+
+def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _backward_op(grad, *ctx.saved_tensors), None, None
+
+
+torch.library.register_autograd(
+    "qzoo::fake_quantize_backward", _backward_of_backward, setup_context=_save_mask_inputs
+)
+
+
+class StraightThrough(torch.autograd.Function):
+    """Fake quantization in eager mode: the same gradient with less overhead than the registered formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, amax)
+        y: Tensor = _forward_op(x, amax, num_bits, unsigned, narrow_range)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, amax = ctx.saved_tensors
+        return _backward_op(grads[0], x, amax), None, None, None, None
+
+
+def fake_quantize(
+    x: Tensor, amax: Tensor, num_bits: int = 8, unsigned: bool = False, narrow_range: bool = True
+) -> Tensor:
+    """Round `x` to the levels of an integer format and return it in its own type, shape and memory format.
+
+    Args:
+        x: floating-point tensor of any shape and strides.
+        amax: largest magnitude of the range: 0-d, or a shape that broadcasts to `x`, such as `[C, 1, 1, 1]`.
+        num_bits: bits of the integer format.
+        unsigned: levels `0 ... 2**bits - 1` instead of the symmetric signed ones.
+        narrow_range: leave out the lowest signed level (-128 of 8 bits).
+
+    The gradient of `x` passes where `|x| <= amax`; none reaches `amax`. Ranges at or below `2**-24` give
+    zeros, NaN in `x` or `amax` gives NaN. Values are not checked, so that traced programs stay free of
+    branches.
+
+    Raises:
+        QuantizationError: `amax` does not broadcast to `x`.
+    """
+    if is_plain(x):
+        if amax.requires_grad:
+            amax = amax.detach()
+        if x.requires_grad and torch.is_grad_enabled():
+            result: Tensor = StraightThrough.apply(x, amax, num_bits, unsigned, narrow_range)
+        else:
+            result = _forward_op(x, amax, num_bits, unsigned, narrow_range)
+    else:
+        result = _fake_op(x, amax, num_bits, unsigned, narrow_range)
+    return result
+
+
+def fake_quantize_out(
+    x: Tensor,
+    amax: Tensor,
+    num_bits: int = 8,
+    unsigned: bool = False,
+    narrow_range: bool = True,
+    *,
+    out: Tensor,
+) -> Tensor:
+    """`fake_quantize` into memory that exists already; `out` may be `x`. Not differentiable.
+
+    Raises:
+        QuantizationError: `out` differs from `x` in shape or type, or `amax` does not broadcast to `x`.
+    """
+    if out.shape != x.shape or out.dtype != x.dtype:
+        raise QuantizationError(
+            f"out is {tuple(out.shape)} {out.dtype} but the input is {tuple(x.shape)} {x.dtype}: "
+            "both must agree"
+        )
+    _out_op(x.detach(), amax.detach(), num_bits, unsigned, narrow_range, out.detach())
+    return out
+
+
+def fake_quantize_backward(grad: Tensor, x: Tensor, amax: Tensor) -> Tensor:
+    """Gradient of `fake_quantize`: `grad` where `|x| <= amax`, 0 elsewhere; shape and memory format of
+    `x`."""
+    result: Tensor = _backward_op(grad, x, amax)
+    return result
+
+
+# ---- real quantization ----
+
+
+def integer_dtype(num_bits: int, unsigned: bool = False) -> torch.dtype:
+    """The smallest integer type that holds the format.
+
+    Raises:
+        QuantizationError: more than 16 bits, or fewer than 1.
+    """
+    if not 1 <= num_bits <= 16:
+        raise QuantizationError(f"num_bits={num_bits} cannot be stored: use 1 to 16 bits")
+    if num_bits <= 8:
+        return torch.uint8 if unsigned else torch.int8
+    return torch.uint16 if unsigned else torch.int16
+
+
+def _quantize(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
+    check_broadcast(x, amax)
+    scale, low, high = levels(amax, num_bits, unsigned, narrow_range)
+    q = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x))).round_().clamp_(low, high)
+    return torch.empty_like(x, dtype=integer_dtype(num_bits, unsigned)).copy_(q.nan_to_num_(0.0))
+
+
+def _dequantize(q: Tensor, amax: Tensor, num_bits: int, unsigned: bool, dtype: torch.dtype) -> Tensor:
+    check_broadcast(q, amax)
+    scale, _, high = levels(amax, num_bits, unsigned, True)
+    out = torch.empty_like(q, dtype=dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return out.copy_(q.to(wide).div_(scale).mul_(high != 0))
+
+
+_quantize_op = declare(
+    "quantize",
+    f"(Tensor x, Tensor amax, {_RANGE}) -> Tensor",
+    _quantize,
+    lambda x, amax, num_bits, unsigned, narrow_range: torch.empty_like(
+        x, dtype=integer_dtype(num_bits, unsigned)
+    ),
+)
+_dequantize_op = declare(
+    "dequantize",
+    "(Tensor q, Tensor amax, int num_bits, bool unsigned, ScalarType dtype) -> Tensor",
+    _dequantize,
+    lambda q, amax, num_bits, unsigned, dtype: torch.empty_like(q, dtype=dtype),
+)
+
+
+def quantize(
+    x: Tensor, amax: Tensor, num_bits: int = 8, unsigned: bool = False, narrow_range: bool = True
+) -> Tensor:
+    """The integers themselves: int8 or uint8 up to 8 bits, int16 or uint16 up to 16; NaN becomes 0.
+
+    Raises:
+        QuantizationError: more than 16 bits, or `amax` does not broadcast to `x`.
+    """
+    integer_dtype(num_bits, unsigned)
+    q: Tensor = _quantize_op(x.detach(), amax.detach(), num_bits, unsigned, narrow_range)
+    return q
+
+
+def dequantize(
+    q: Tensor,
+    amax: Tensor,
+    num_bits: int = 8,
+    unsigned: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Integers back to real numbers; `dequantize(quantize(x))` equals `fake_quantize(x)` for every finite
+    `x`."""
+    y: Tensor = _dequantize_op(q, amax.detach(), num_bits, unsigned, dtype)
+    return y
+
+
+__all__ = [
+    "TINY",
+    "bounds",
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_backward",
+    "fake_quantize_out",
+    "integer_dtype",
+    "quantize",
+]
