@@ -1,0 +1,308 @@
+"""ResNet, ResNeXt and Wide ResNet for ImageNet, with torchvision's parameter names.
+
+Papers: "Deep Residual Learning for Image Recognition" (He et al., 2015, arXiv:1512.03385), "Aggregated Residual
+Transformations" (Xie et al., 2016, arXiv:1611.05431), "Wide Residual Networks" (Zagoruyko and Komodakis, 2016,
+arXiv:1605.07146). The stride of a bottleneck is on its 3x3 convolution, as in torchvision ("ResNet v1.5").
+
+Shapes at 224 pixels: stem [N, 64, 56, 56], then the stages [N, 64e, 56, 56], [N, 128e, 28, 28], [N, 256e, 14, 14],
+[N, 512e, 7, 7] with e = 1 for basic blocks and 4 for bottlenecks, logits [N, num_classes].
+
+Quantization: all inputs of weighted layers but the image follow a ReLU. Each add has a ``residual_quantizer`` on its
+skip input and a ``branch_quantizer`` on the other; ``pool_quantizer`` and ``output_quantizer`` close the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.models._layers import conv2d, linear
+from qzoo.registry import FloatWeights, register_model
+from qzoo.scheme import Scheme
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a skip: [N, in, H, W] -> [N, width, H / stride, W / stride]."""
+
+    expansion = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int = 1,
+        groups: int = 1,
+        base_width: int = 64,
+        quantize: Scheme | None = None,
+    ) -> None:
+        super().__init__()
+        if groups != 1 or base_width != 64:
+            raise ValueError(f"BasicBlock has no grouped or wide form (groups={groups}, base_width={base_width})")
+        self.conv1 = conv2d(
+            in_channels, width, 3, stride=stride, padding=1, quantize=quantize, nonnegative=True
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = conv2d(width, width, 3, padding=1, quantize=quantize, nonnegative=True)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _downsample(in_channels, width, stride, quantize)
+        self.quantize = quantize is not None
+        if quantize is not None:
+            # The skip is the block's input, after a ReLU, unless a projection (convolution + BN) changes it.
+            self.residual_quantizer = quantize.quantizer("residual", nonnegative=self.downsample is None)
+            self.branch_quantizer = quantize.quantizer("branch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        skip = x if self.downsample is None else self.downsample(x)
+        if self.quantize:
+            out = self.branch_quantizer(out)
+            skip = self.residual_quantizer(skip)
+        out = out + skip
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (grouped in ResNeXt), 1x1 and a skip: [N, in, H, W] -> [N, 4 width, H / stride, W / stride]."""
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int = 1,
+        groups: int = 1,
+        base_width: int = 64,
+        quantize: Scheme | None = None,
+    ) -> None:
+        super().__init__()
+        inner = int(width * (base_width / 64.0)) * groups
+        outer = width * self.expansion
+        self.conv1 = conv2d(in_channels, inner, 1, quantize=quantize, nonnegative=True)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv2d(
+            inner, inner, 3, stride=stride, padding=1, groups=groups, quantize=quantize, nonnegative=True
+        )
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv2d(inner, outer, 1, quantize=quantize, nonnegative=True)
+        self.bn3 = nn.BatchNorm2d(outer)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(in_channels, outer, stride, quantize)
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.residual_quantizer = quantize.quantizer("residual", nonnegative=self.downsample is None)
+            self.branch_quantizer = quantize.quantizer("branch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        skip = x if self.downsample is None else self.downsample(x)
+        if self.quantize:
+            out = self.branch_quantizer(out)
+            skip = self.residual_quantizer(skip)
+        out = out + skip
+        return self.relu(out)
+
+
+class ResNet(nn.Module):
+    """A stem, four stages of blocks, global average pooling and a linear classifier."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: Sequence[int],
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        groups: int = 1,
+        base_width: int = 64,
+        quantize: Scheme | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv2d(in_channels, 64, 7, stride=2, padding=3, quantize=quantize)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+        channels = 64
+        for i, depth in enumerate(depths):
+            width, blocks = 64 * 2**i, []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(block(channels, width, stride, groups, base_width, quantize))
+                channels = width * block.expansion
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = linear(channels, num_classes, quantize=quantize, nonnegative=True)
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
+            self.output_quantizer = quantize.quantizer("output")
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if self.quantize:
+            x = self.pool_quantizer(x)
+        x = self.fc(torch.flatten(self.avgpool(x), 1))
+        if self.quantize:
+            x = self.output_quantizer(x)
+        return x
+
+
+def init_weights(model: nn.Module) -> None:
+    """He initialization of the convolutions (arXiv:1502.01852, fan-out); BatchNorm starts as the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int, quantize: Scheme | None) -> nn.Module | None:
+    """The projection of a skip whose shape changes: 1x1 convolution and BN. None where the shape stays."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    conv = conv2d(in_channels, out_channels, 1, stride=stride, quantize=quantize, nonnegative=True)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def _torchvision(arch: str, sha256: str, revision: str = "", hub_sha256: str = "") -> dict[str, FloatWeights]:
+    """torchvision's first ImageNet weights, which timm's Hub repositories hold too."""
+    return {
+        "tv_in1k": FloatWeights(
+            sources=(
+                f"hf:timm/{arch}.tv_in1k/model.safetensors",
+                f"https://download.pytorch.org/models/{arch}-{sha256}.pth",
+            ),
+            sha256=(hub_sha256, sha256),
+            revision=revision,
+            license="bsd-3-clause",
+        )
+    }
+
+
+@register_model(
+    _torchvision(
+        "resnet18",
+        "f37072fd",
+        "a987fd6b60f845221bfff84b6f0191273ba56ead",
+        "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
+    )
+)
+def resnet18(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+    """ResNet-18: 11.7 M parameters, 1.8 G multiply-adds."""
+    return ResNet(
+        BasicBlock, (2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_torchvision("resnet34", "b627a593"))
+def resnet34(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+    """ResNet-34: 21.8 M parameters, 3.7 G multiply-adds."""
+    return ResNet(
+        BasicBlock, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_torchvision("resnet50", "0676ba61"))
+def resnet50(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+    """ResNet-50: 25.6 M parameters, 4.1 G multiply-adds."""
+    return ResNet(
+        Bottleneck, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_torchvision("resnet101", "63fe2227"))
+def resnet101(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+    """ResNet-101: 44.5 M parameters, 7.8 G multiply-adds."""
+    return ResNet(
+        Bottleneck, (3, 4, 23, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_torchvision("resnet152", "394f9c45"))
+def resnet152(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+    """ResNet-152: 60.2 M parameters, 11.5 G multiply-adds."""
+    return ResNet(
+        Bottleneck, (3, 8, 36, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_torchvision("resnext50_32x4d", "7cdf4587"))
+def resnext50_32x4d(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+    """ResNeXt-50, 32 groups of width 4: 25.0 M parameters."""
+    return ResNet(
+        Bottleneck,
+        (3, 4, 6, 3),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        groups=32,
+        base_width=4,
+        quantize=quantize,
+    )
+
+
+@register_model(_torchvision("resnext101_32x8d", "8ba56ff5"))
+def resnext101_32x8d(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> ResNet:
+    """ResNeXt-101, 32 groups of width 8: 88.8 M parameters."""
+    return ResNet(
+        Bottleneck,
+        (3, 4, 23, 3),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        groups=32,
+        base_width=8,
+        quantize=quantize,
+    )
+
+
+@register_model(_torchvision("resnext101_64x4d", "173b62eb"))
+def resnext101_64x4d(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> ResNet:
+    """ResNeXt-101, 64 groups of width 4: 83.5 M parameters."""
+    return ResNet(
+        Bottleneck,
+        (3, 4, 23, 3),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        groups=64,
+        base_width=4,
+        quantize=quantize,
+    )
+
+
+@register_model(_torchvision("wide_resnet50_2", "95faca4d"))
+def wide_resnet50_2(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+    """Wide ResNet-50-2, inner width doubled: 68.9 M parameters."""
+    return ResNet(
+        Bottleneck,
+        (3, 4, 6, 3),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        base_width=128,
+        quantize=quantize,
+    )
+
+
+@register_model(_torchvision("wide_resnet101_2", "32ee1156"))
+def wide_resnet101_2(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> ResNet:
+    """Wide ResNet-101-2, inner width doubled: 126.9 M parameters."""
+    return ResNet(
+        Bottleneck,
+        (3, 4, 23, 3),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        base_width=128,
+        quantize=quantize,
+    )

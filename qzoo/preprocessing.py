@@ -1,0 +1,67 @@
+"""How an image becomes a model's input: stored with every checkpoint, so that it is never guessed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the short side to ``floor(side / crop_pct)``, centre crop to ``input_size``, scale to 0..1, normalize.
+
+    Attributes:
+        input_size: (channels, height, width) of one image.
+        crop_pct: share of the resized short side that the crop keeps.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+        mean: per-channel mean, in units of 0..1.
+        std: per-channel standard deviation, in units of 0..1.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean {self.mean} and std {self.std} need one entry for each of {channels} channels")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', not {self.interpolation!r}")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be in (0, 1], not {self.crop_pct}")
+
+    @property
+    def resize(self) -> int:
+        """Length of the short side, in pixels, before the crop (timm's rule)."""
+        return math.floor(self.input_size[1] / self.crop_pct)
+
+    def transform(self) -> Callable[[Any], Any]:
+        """A torchvision transform: PIL image -> float32 tensor of shape ``input_size``."""
+        from torchvision import transforms as T
+        from torchvision.transforms import InterpolationMode
+
+        return T.Compose(
+            [
+                T.Resize(self.resize, InterpolationMode(self.interpolation)),
+                T.CenterCrop(self.input_size[1:]),
+                T.ToTensor(),
+                T.Normalize(self.mean, self.std),
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; :meth:`from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_dict` (JSON turns tuples into lists; they become tuples again)."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,31 @@
+"""One progress bar for everything that lasts. Written to standard error; a plain line at the end off a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], title: str, total: int | None = None, show: bool = True) -> Iterator[T]:
+    """Yield the items while a bar with rate and remaining time advances.
+
+    Args:
+        title: what is being done, in a few words.
+        total: number of items; ``len(items)`` when it has one.
+        show: False yields silently.
+    """
+    if not show:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, Remaining(), console=Console(file=sys.stderr)) as bar:
+        yield from bar.track(items, total=total, description=title)

