@@ -173,14 +173,18 @@ def _downsample(in_channels: int, out_channels: int, stride: int, quantize: Sche
 
 
 def _torchvision(arch: str, sha256: str, revision: str = "", hub_sha256: str = "") -> dict[str, FloatWeights]:
-    """torchvision's first ImageNet weights, which timm's Hub repositories hold too."""
+    """torchvision's first ImageNet weights: from timm's Hub repository where its commit is pinned, and by URL.
+
+    Args:
+        sha256: first 8 hex digits of the SHA-256 of torchvision's file; they are part of its URL.
+        revision: commit of ``timm/<arch>.tv_in1k``; hub_sha256: SHA-256 of its ``model.safetensors``.
+    """
+    url = f"https://download.pytorch.org/models/{arch}-{sha256}.pth"
+    hub = f"hf:timm/{arch}.tv_in1k/model.safetensors"
     return {
         "tv_in1k": FloatWeights(
-            sources=(
-                f"hf:timm/{arch}.tv_in1k/model.safetensors",
-                f"https://download.pytorch.org/models/{arch}-{sha256}.pth",
-            ),
-            sha256=(hub_sha256, sha256),
+            sources=(hub, url) if revision else (url,),
+            sha256=(hub_sha256, sha256) if revision else (sha256,),
             revision=revision,
             license="bsd-3-clause",
         )
@@ -191,7 +195,7 @@ def _torchvision(arch: str, sha256: str, revision: str = "", hub_sha256: str = "
     _torchvision(
         "resnet18",
         "f37072fd",
-        "a987fd6b60f845221bfff84b6f0191273ba56ead",
+        "bbd144b3e5565108aad885f145491d11bc6ce807",
         "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
     )
 )
@@ -202,7 +206,14 @@ def resnet18(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme 
     )
 
 
-@register_model(_torchvision("resnet34", "b627a593"))
+@register_model(
+    _torchvision(
+        "resnet34",
+        "b627a593",
+        "1b7b21cca82ff974d341713f777bf740c2db38c4",
+        "0bb82595a564991a9d424708b33f5d843f5aaed7f6c0886ff10849ff97022235",
+    )
+)
 def resnet34(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
     """ResNet-34: 21.8 M parameters, 3.7 G multiply-adds."""
     return ResNet(
@@ -210,7 +221,14 @@ def resnet34(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme 
     )
 
 
-@register_model(_torchvision("resnet50", "0676ba61"))
+@register_model(
+    _torchvision(
+        "resnet50",
+        "0676ba61",
+        "78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
+        "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
+    )
+)
 def resnet50(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
     """ResNet-50: 25.6 M parameters, 4.1 G multiply-adds."""
     return ResNet(
@@ -280,7 +298,14 @@ def resnext101_64x4d(
     )
 
 
-@register_model(_torchvision("wide_resnet50_2", "95faca4d"))
+@register_model(
+    _torchvision(
+        "wide_resnet50_2",
+        "95faca4d",
+        "343c5fa59ca8a131e0cdf42144a641b36a0387c2",
+        "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
+    )
+)
 def wide_resnet50_2(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
     """Wide ResNet-50-2, inner width doubled: 68.9 M parameters."""
     return ResNet(
