@@ -1,0 +1,49 @@
+"""What a figure depends on: versions, processor, threads, and which kernels run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "nncf")
+
+
+def describe() -> dict[str, str]:
+    """Versions of qzoo and the packages it works with, the machine, and the state of the native kernels."""
+    import torch
+
+    import qzoo
+    from qzoo.quant import native
+
+    facts = {"qzoo": qzoo.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    facts.update(processor())
+    facts["torch threads"] = str(torch.get_num_threads())
+    facts["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "not available"
+    for library, state in native.describe().items():
+        facts[f"kernels ({library})"] = "native" if state["loaded"] else f"reference ({state['reason']})"
+    return facts
+
+
+def processor() -> dict[str, str]:
+    """Model name, instruction sets that matter for int8 and bf16, and the frequency governor (Linux)."""
+    facts = {"processor": platform.processor() or platform.machine()}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = dict(
+            (part.strip() for part in line.split(":", 1))
+            for line in cpuinfo.read_text().splitlines()
+            if ":" in line
+        )
+        facts["processor"] = lines.get("model name", facts["processor"])
+        wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+        flags = lines.get("flags", lines.get("Features", "")).split()
+        facts["instruction sets"] = " ".join(flag for flag in wanted if flag in flags) or "none of interest"
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    facts["frequency governor"] = governor.read_text().strip() if governor.exists() else "unknown"
+    return facts
