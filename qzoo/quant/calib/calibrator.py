@@ -1,0 +1,42 @@
+"""The base of all calibrators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qzoo.quant.descriptor import Axis, Bits
+
+
+class _Calibrator:
+    """Collects statistics of tensors and computes a range from them.
+
+    Args:
+        num_bits: bits of the quantizer, an int or ``(4, 3)``.
+        axis: the axes that keep a range of their own.
+        unsigned: whether the quantizer is unsigned.
+    """
+
+    def __init__(self, num_bits: Bits, axis: Axis | list[int], unsigned: bool) -> None:
+        self._num_bits = num_bits
+        self._axis = axis
+        self._unsigned = unsigned
+
+    def collect(self, x: torch.Tensor) -> None:
+        """Take the statistics of one batch."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        raise NotImplementedError
+
+    def compute_amax(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        """The range, float32, or None before any data."""
+        raise NotImplementedError
+
+    def _body(self) -> str:
+        return f"num_bits={self._num_bits} axis={self._axis} unsigned={self._unsigned}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._body()})"

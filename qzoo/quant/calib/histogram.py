@@ -1,0 +1,254 @@
+"""``HistogramCalibrator``: the range from a histogram of magnitudes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from qzoo.errors import NonFiniteError
+from qzoo.quant import ops
+from qzoo.quant.calib.calibrator import _Calibrator
+from qzoo.quant.descriptor import Axis, Bits
+
+__all__ = ["HistogramCalibrator"]
+
+logger = logging.getLogger(__name__)
+
+MAX_BINS = 1 << 16
+"""Where growing stops and neighbouring bins are merged instead."""
+
+SMALLEST_RANGE = 2.0**-100
+"""A maximum below this can't be divided into float32 bins; it counts as zero."""
+
+
+class HistogramCalibrator(_Calibrator):
+    """Histogram of ``|x|`` over all batches, with exact integer counts.
+
+    The first batch makes ``num_bins`` equal bins over ``[0, max]``; a later, larger batch appends bins of the same
+    width. Beyond :data:`MAX_BINS` neighbouring bins are merged, two at a time. Value ``v`` is counted in bin
+    ``floor(v / width)``, the last edge in the last bin, whichever of torch and numpy holds the counts.
+
+    Batches of zeros before the first other value are remembered as zeros. Empty batches change nothing.
+
+    Args:
+        num_bits, unsigned: see :class:`_Calibrator`.
+        axis: must be None.
+        num_bins: bins of the first batch.
+        grow_method: accepted and ignored (with a warning).
+        skip_zeros: leave exact zeros out.
+        torch_hist: keep tensors, where the data is; False keeps numpy arrays.
+
+    Raises:
+        NotImplementedError: an axis.
+    """
+
+    def __init__(
+        self,
+        num_bits: Bits,
+        axis: Axis | list[int],
+        unsigned: bool,
+        num_bins: int = 2048,
+        grow_method: str | None = None,
+        skip_zeros: bool = False,
+        torch_hist: bool = True,
+    ) -> None:
+        super().__init__(num_bits, axis, unsigned)
+        if axis is not None:
+            raise NotImplementedError(
+                f"Calibrator histogram collection only supports per tensor scaling, not axis={axis}; "
+                "use calib_method='max', or calibrate_weights for weights"
+            )
+        if num_bins < 1:
+            raise ValueError(f"num_bins must be at least 1, not {num_bins}")
+        if grow_method is not None:
+            logger.warning("grow_method is deprecated and ignored; the bins always grow by appending")
+        self._num_bins = num_bins
+        self._skip_zeros = skip_zeros
+        self._torch_hist = torch_hist
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        self._calib_hist: Any = None
+        self._calib_bin_edges: Any = None
+        self._width = 0.0
+        self._limit = 0.0
+        self._largest = 0.0
+
+    @torch.no_grad()
+    def collect(self, x: torch.Tensor) -> None:
+        """Count one batch.
+
+        Raises:
+            NonFiniteError: NaN or infinity in ``x``; nothing of the batch is counted then.
+        """
+        x = x.detach()
+        if not self._torch_hist:
+            x = x.cpu()
+        if not x.numel():
+            return
+        if self._width == 0.0:
+            self._first(x)
+            return
+        counts = self._counts()
+        x = x.to(counts.device)
+        largest, overflow = ops.histogram_(
+            counts, x, self._width, limit=self._limit, skip_zeros=self._skip_zeros
+        )
+        self._require_finite(largest, x)
+        self._largest = max(self._largest, largest)
+        if overflow:
+            before = self._limit
+            self._grow(largest)
+            ops.histogram_(self._counts(), x, self._width, limit=self._limit, above=before)
+
+    def compute_amax(
+        self,
+        method: str,
+        *,
+        stride: int = 1,
+        start_bin: int = 128,
+        percentile: float = 99.99,
+    ) -> torch.Tensor | None:
+        """The range, a 0-d float32 tensor, or None before data. The histogram stays as it is.
+
+        Args:
+            method: ``"percentile"``: the left edge of the bin where the cumulative share reaches ``percentile``;
+                ``"mse"``: the bin centre with the least squared quantization error; ``"entropy"``: the edge with
+                the least relative entropy; ``"max"``: the exact largest magnitude.
+            stride, start_bin: candidates of the two searches; with fewer than ``start_bin`` bins the last is taken.
+
+        Raises:
+            TypeError: "Unknown calibration method"; entropy for a floating point format.
+            ValueError: a percentile out of the range 0 to 100.
+        """
+        if method not in ("percentile", "mse", "entropy", "max"):
+            raise TypeError(f"Unknown calibration method {method!r}; use percentile, mse, entropy or max")
+        if method == "percentile" and not 0 <= percentile <= 100:
+            raise ValueError(f"percentile must be in the range 0 to 100, not {percentile}")
+        if method == "entropy" and isinstance(self._num_bits, tuple):
+            raise TypeError("entropy counts equal integer steps and has none for floating point; use mse")
+        if self._calib_hist is None:
+            return None
+        counts = self._counts()
+        if method == "max" or self._width == 0.0:
+            return torch.tensor(self._largest, dtype=torch.float32, device=counts.device)
+        edges = torch.as_tensor(self._calib_bin_edges, device=counts.device)
+        if method == "percentile":
+            return edges[percentile_bin(counts[None], percentile)[0]].clone()
+        if method == "mse":
+            centers = (edges[1:] + edges[:-1]) / 2
+            return centers[
+                ops.mse_search(
+                    counts, centers, self._num_bits, self._unsigned, stride=stride, start_bin=start_bin
+                )
+            ].clone()
+        bits = int(self._num_bits)  # type: ignore[arg-type]
+        return edges[
+            ops.entropy_search(counts, bits, self._unsigned, stride=stride, start_bin=start_bin)
+        ].clone()
+
+    @torch.no_grad()
+    def merge(self, other: HistogramCalibrator) -> None:
+        """Take in another calibrator's counts (another process's, say).
+
+        Exact where the widths are equal; otherwise the finer histogram is counted into the coarser one by its bin
+        centres. The maximum is exact always.
+        """
+        if other._calib_hist is None:
+            return
+        if self._calib_hist is None or (self._width == 0.0 and other._width > 0.0):
+            zeros = 0 if self._calib_hist is None else int(self._counts()[0])
+            self._store(torch.as_tensor(other._calib_hist).clone(), other._width, other._limit)
+            self._largest = other._largest
+            self._counts()[0] += zeros
+            return
+        mine, theirs = self._counts(), torch.as_tensor(other._calib_hist).to(self._counts().device)
+        if other._width == 0.0:
+            mine[0] += theirs[0]
+            return
+        width = max(self._width, other._width)
+        limit = max(self._limit, other._limit)
+        bins = max(math.ceil(limit / width), 1)
+        total = torch.zeros(bins, dtype=torch.int64, device=mine.device)
+        for counts, w in ((mine, self._width), (theirs, other._width)):
+            index = torch.arange(len(counts), device=mine.device)
+            if w != width:
+                index = ((index + 0.5) * (w / width)).long()
+            total.scatter_add_(0, index.clamp_(max=bins - 1), counts)
+        self._store(total, width, limit)
+        self._largest = max(self._largest, other._largest)
+
+    def _first(self, x: torch.Tensor) -> None:
+        """The first batch with a magnitude above zero fixes the width of the bins."""
+        largest = ops.reduce_amax_op(x).item()
+        self._require_finite(largest, x)
+        zeros = int(self._counts()[0]) if self._calib_hist is not None else 0
+        self._largest = max(self._largest, largest)
+        if largest < SMALLEST_RANGE:
+            if not (self._skip_zeros and largest == 0.0):
+                counts = torch.zeros(self._num_bins, dtype=torch.int64, device=x.device)
+                counts[0] = zeros + x.numel()
+                self._store(counts, 0.0, 0.0)
+            return
+        counts = torch.zeros(self._num_bins, dtype=torch.int64, device=x.device)
+        counts[0] = zeros
+        self._store(counts, largest / self._num_bins, largest)
+        ops.histogram_(self._counts(), x, self._width, limit=largest, skip_zeros=self._skip_zeros)
+
+    def _grow(self, largest: float) -> None:
+        """Append bins of the same width until ``largest`` is covered; merge neighbours where that is too many."""
+        counts, width = self._counts(), self._width
+        bins = math.ceil(largest / width)
+        ceiling = max(MAX_BINS, 2 * self._num_bins)
+        factor = 1
+        while math.ceil(bins / factor) > ceiling:
+            factor *= 2
+        if factor > 1:
+            counts = torch.nn.functional.pad(counts, (0, -len(counts) % factor)).reshape(-1, factor).sum(1)
+            width *= factor
+            bins = math.ceil(largest / width)
+        bins = max(bins, len(counts))
+        counts = torch.nn.functional.pad(counts, (0, bins - len(counts)))
+        self._store(counts, width, max(width * bins, largest))
+
+    def _store(self, counts: torch.Tensor, width: float, limit: float) -> None:
+        edges = (torch.arange(len(counts) + 1, dtype=torch.float64) * width).to(torch.float32)
+        edges[-1] = limit
+        self._width, self._limit = width, limit
+        if self._torch_hist:
+            self._calib_hist, self._calib_bin_edges = counts, edges.to(counts.device)
+        else:
+            self._calib_hist, self._calib_bin_edges = counts.cpu().numpy(), edges.numpy()
+
+    def _counts(self) -> torch.Tensor:
+        """The counts as a tensor that shares memory with ``_calib_hist``."""
+        hist = self._calib_hist
+        return torch.from_numpy(hist) if isinstance(hist, np.ndarray) else hist
+
+    @staticmethod
+    def _require_finite(largest: float, x: torch.Tensor) -> None:
+        if not math.isfinite(largest):
+            raise NonFiniteError(f"NaN or infinity in the calibration data, shape {tuple(x.shape)}")
+
+    def __str__(self) -> str:
+        return f"HistogramCalibrator(calib_bin_edges={self._edges_text()})"
+
+    def _body(self) -> str:
+        return f"{super()._body()} calib_bin_edges={self._edges_text()} calib_hist={self._calib_hist}"
+
+    def _edges_text(self) -> str:
+        edges = self._calib_bin_edges
+        return "None" if edges is None else f"[{edges[0]:.3f}, ..., {edges[-1]:.3f}]({len(edges)})"
+
+
+def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:
+    """First bin of each row of ``counts`` ``[rows, bins]`` at which the cumulative share reaches ``percentile``."""
+    cumulative = counts.cumsum(1).double()
+    share = cumulative / cumulative[:, -1:].clamp(min=1)
+    wanted = torch.full((len(counts), 1), percentile / 100, dtype=torch.float64, device=counts.device)
+    return torch.searchsorted(share, wanted).squeeze(1).clamp_(max=counts.shape[1] - 1)

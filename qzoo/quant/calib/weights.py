@@ -1,0 +1,110 @@
+"""``calibrate_weights``: ranges of weights, all channels at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from qzoo.errors import NonFiniteError
+from qzoo.quant import block as blocks
+from qzoo.quant import ops
+from qzoo.quant.calib.histogram import SMALLEST_RANGE, percentile_bin
+from qzoo.quant.utils.reduce_amax import normalize_axes
+
+__all__ = ["calibrate_weights"]
+
+
+@torch.no_grad()
+def calibrate_weights(
+    model: nn.Module,
+    method: str = "percentile",
+    perchannel: bool = True,
+    percentile: float = 99.99,
+    num_bins: int = 2048,
+) -> None:
+    """Compute the range of every quantized weight of ``model`` and set it.
+
+    Every module with a ``weight`` and a ``weight_quantizer`` takes part, and recurrent layers with the
+    concatenation ``[W_ih, W_hh]`` that they quantize. The ranges equal those of ``HistogramCalibrator`` (or the
+    maximum) on each channel alone. A model may be calibrated again with another granularity. A weight quantizer with
+    blocks keeps them.
+
+    Args:
+        method: ``"percentile"``, ``"mse"`` or ``"max"``.
+        perchannel: one range per output channel: axis 0, and axis 1 of transposed convolutions. A weight
+            ``[C, I, 3, 3]`` gets ``[C, 1, 1, 1]``. Otherwise one 0-d range.
+        percentile: for that method.
+        num_bins: bins of each channel's histogram over ``[0, its maximum]``.
+
+    Raises:
+        TypeError: another method.
+        NonFiniteError: NaN or infinity in a weight.
+    """
+    if method not in ("percentile", "mse", "max"):
+        raise TypeError(f"Unsupported calibration method {method!r}; use percentile, mse or max")
+    for name, module in model.named_modules():
+        channel = 1 if isinstance(module, _ConvTransposeNd) else 0
+        for weight, quantizer in quantized_weights(module):
+            kept: list[int] = []
+            data = weight.detach()
+            if quantizer._block is not None:
+                kept = blocks.kept_axes(channel if perchannel else None, quantizer._block, data.dim())
+                data = blocks.split(data, quantizer._block)
+            elif perchannel:
+                kept = [channel]
+            amax = _ranges(data, kept, quantizer, method, percentile, num_bins)
+            if not torch.isfinite(amax).all():
+                raise NonFiniteError(f"NaN or infinity in the weight of module {name!r}")
+            if quantizer._block is not None:
+                amax = blocks.squeeze(amax, quantizer._block, weight.dim())
+            quantizer.reset_amax()
+            quantizer._axis = channel if perchannel else None
+            quantizer._set_buffer("_amax", amax, None)
+
+
+def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Tensor, nn.Module]]:
+    """The weights that a module quantizes, each with its quantizer; empty for other modules.
+
+    A module may define ``quantized_weights()`` itself (recurrent layers do).
+    """
+    own = getattr(module, "quantized_weights", None)
+    if own is not None:
+        yield from own()
+    elif getattr(module, "weight", None) is not None and hasattr(module, "weight_quantizer"):
+        yield module.weight, module.weight_quantizer  # type: ignore[misc]
+
+
+def _ranges(
+    data: torch.Tensor, kept: list[int], quantizer: nn.Module, method: str, percentile: float, num_bins: int
+) -> torch.Tensor:
+    kept = list(normalize_axes(kept, data.dim()))
+    others = [d for d in range(data.dim()) if d not in kept]
+    sizes = [data.shape[d] if d in kept else 1 for d in range(data.dim())]
+    rows = data.permute(*kept, *others).reshape(max(_product(sizes), 1), -1)
+    # As everywhere, a single range is 0-d, whatever the axis.
+    shape = sizes if _product(sizes) > 1 else []
+    if method == "max":
+        return ops.reduce_amax_op(rows, [0]).reshape(shape)
+    counts, largest = ops.histogram_rows(rows, num_bins)
+    if not torch.isfinite(largest).all():
+        return largest.reshape(shape)
+    edges = torch.arange(num_bins + 1, dtype=torch.float64, device=data.device)
+    edges = (edges * (largest.double() / num_bins)[:, None]).float()
+    edges[:, -1] = largest
+    if method == "percentile":
+        found = edges.gather(1, percentile_bin(counts, percentile)[:, None])[:, 0]
+    else:
+        centers = (edges[:, 1:] + edges[:, :-1]) / 2
+        best = ops.mse_search(counts, centers, quantizer.num_bits, quantizer.unsigned)  # type: ignore[arg-type]
+        found = centers.gather(1, best[:, None])[:, 0]
+    return torch.where(largest < SMALLEST_RANGE, largest, found).reshape(shape)
+
+
+def _product(sizes: list[int]) -> int:
+    total = 1
+    for n in sizes:
+        total *= n
+    return total

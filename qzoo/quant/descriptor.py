@@ -1,0 +1,293 @@
+"""``QuantDescriptor``: what one quantizer does, as an immutable value, and the predefined ones.
+
+Public home: :mod:`qzoo.quant.tensor_quant`, which re-exports everything here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+Bits = int | tuple[int, int]
+Axis = int | tuple[int, ...] | None
+
+FLOAT_FORMATS: dict[tuple[int, int], str] = {(4, 3): "e4m3", (5, 2): "e5m2"}
+"""Exponent and mantissa bits of the 8-bit floating point formats, and their names."""
+
+CALIB_METHODS = ("max", "histogram")
+
+
+class QuantDescriptor:
+    """Bits, granularity and range of one quantizer.
+
+    Args:
+        num_bits: integer bits, or ``(4, 3)`` for 8-bit floating point E4M3. 0 is allowed for debugging
+            (everything quantizes to zero) and logged as an error.
+        name: shown in place of the class name by ``str``.
+        fake_quant: True returns floating point values on the integer grid, False the integers and a scale.
+        axis: the axes that keep a range of their own, None for one range per tensor.
+            With a weight ``[O, I, 3, 3]``: None gives a 0-d range, 0 gives ``[O, 1, 1, 1]``,
+            ``(0, 1)`` gives ``[O, I, 1, 1]``.
+        amax: a fixed range: float, list or numpy array, kept as float32. A one-dimensional range together with
+            an ``axis`` lies along that axis.
+        learn_amax: learn the range as a clip (per tensor only).
+        scale_amax: factor on the range wherever it is used.
+        calib_method: ``"max"`` or ``"histogram"``.
+        unsigned: use the range ``0 .. 2**bits - 1``.
+        narrow_range: leave out the lowest integer of the signed range.
+        float_format: ``"e4m3"`` or ``"e5m2"`` chooses an 8-bit floating point format; ``"e4m3"`` is the same as
+            ``num_bits=(4, 3)``. None derives it from ``num_bits``.
+        block: ``(axis, size)``: one range for every ``size`` neighbours along that axis, on top of ``axis``.
+            With a weight ``[O, I]``, ``axis=0, block=(1, 32)`` gives ``[O, I / 32]``.
+
+    Raises:
+        TypeError: wrong types, ``learn_amax`` together with an axis, unknown keywords.
+        ValueError: negative bits, an unknown ``calib_method`` or ``float_format``, a block size below 1.
+    """
+
+    def __init__(
+        self,
+        num_bits: Bits = 8,
+        name: str | None = None,
+        *,
+        fake_quant: bool = True,
+        axis: Axis = None,
+        amax: float | Sequence[Any] | np.ndarray | None = None,
+        learn_amax: bool = False,
+        scale_amax: float | None = None,
+        calib_method: str = "max",
+        unsigned: bool = False,
+        narrow_range: bool = False,
+        float_format: str | None = None,
+        block: tuple[int, int] | None = None,
+        **unused: object,
+    ) -> None:
+        if unused:
+            raise TypeError(f"Unused keys: {', '.join(sorted(unused))} (QuantDescriptor doesn't know them)")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string or None, not {type(name).__name__}")
+        if not isinstance(learn_amax, bool):
+            raise TypeError(f"learn_amax must be a bool, not {type(learn_amax).__name__}")
+        if learn_amax and (axis is not None or block is not None):
+            raise TypeError("axis is ignored and must be None (and block too) when learn_amax is True")
+        if calib_method not in CALIB_METHODS:
+            raise ValueError(f"calib_method must be one of {', '.join(CALIB_METHODS)}, not {calib_method!r}")
+        self._num_bits, self._float_format = _checked_bits(num_bits, float_format)
+        self._name = name
+        self._fake_quant = fake_quant
+        self._axis = _checked_axis(axis)
+        self._amax = _checked_amax(amax)
+        self._learn_amax = learn_amax
+        self._scale_amax = scale_amax
+        self._calib_method = calib_method
+        self._unsigned = unsigned
+        self._narrow_range = narrow_range
+        self._block = _checked_block(block)
+
+    @property
+    def num_bits(self) -> Bits:
+        """Integer bits, or (exponent, mantissa) bits of a floating point format."""
+        return self._num_bits
+
+    @property
+    def float_format(self) -> str | None:
+        """``"e4m3"``, ``"e5m2"``, or None for integers."""
+        return self._float_format
+
+    @property
+    def name(self) -> str | None:
+        """The name given, shown by ``str``."""
+        return self._name
+
+    @property
+    def fake_quant(self) -> bool:
+        """True when quantized values stay floating point at their own magnitude."""
+        return self._fake_quant
+
+    @property
+    def axis(self) -> Axis:
+        """The axes that keep a range of their own."""
+        return self._axis
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Axis and size of the groups that share a range, or None."""
+        return self._block
+
+    @property
+    def amax(self) -> np.ndarray | None:
+        """The fixed range as float32, 0-d when a float was given."""
+        return self._amax
+
+    @property
+    def learn_amax(self) -> bool:
+        """True when the range is learned."""
+        return self._learn_amax
+
+    @property
+    def scale_amax(self) -> float | None:
+        """Factor on the range."""
+        return self._scale_amax
+
+    @property
+    def calib_method(self) -> str:
+        """``"max"`` or ``"histogram"``."""
+        return self._calib_method
+
+    @property
+    def unsigned(self) -> bool:
+        """True when only non-negative values are represented."""
+        return self._unsigned
+
+    @property
+    def narrow_range(self) -> bool:
+        """True when the lowest signed integer is left out."""
+        return self._narrow_range
+
+    def dict(self) -> builtins.dict[str, Any]:
+        """The fields as plain values; ``QuantDescriptor(**d)`` makes an equal descriptor.
+
+        ``num_bits`` and ``name`` are always there, the others only when they differ from the default.
+        """
+        found: builtins.dict[str, Any] = {"num_bits": self._num_bits, "name": self._name}
+        if self._amax is not None:
+            found["amax"] = self._amax.tolist()
+        fields = (
+            ("fake_quant", True),
+            ("axis", None),
+            ("scale_amax", None),
+            ("learn_amax", False),
+            ("calib_method", "max"),
+            ("unsigned", False),
+            ("narrow_range", False),
+            ("block", None),
+        )
+        found.update((key, getattr(self, key)) for key, default in fields if getattr(self, key) != default)
+        if self._float_format is not None and self._num_bits != (4, 3):
+            found["float_format"] = self._float_format
+        return found
+
+    def to_yaml(self) -> str:
+        """The fields as YAML; tuples are written as lists."""
+        import yaml  # keep `import qzoo.quant` light
+
+        fields = {key: list(v) if isinstance(v, tuple) else v for key, v in self.dict().items()}
+        return yaml.safe_dump(fields, sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> QuantDescriptor:
+        """Read what :meth:`to_yaml` wrote. Raises ValueError when the text isn't a mapping."""
+        import yaml
+
+        fields = yaml.safe_load(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected a YAML mapping of QuantDescriptor fields, got {type(fields).__name__}")
+        for key in ("num_bits", "axis", "block"):
+            if isinstance(fields.get(key), list):
+                fields[key] = tuple(fields[key])
+        return cls(**fields)
+
+    def _key(self) -> tuple[Any, ...]:
+        amax = None if self._amax is None else (self._amax.shape, self._amax.tobytes())
+        rest = tuple(sorted((k, v) for k, v in self.dict().items() if k not in ("amax", "num_bits", "name")))
+        return (self._num_bits, self._name, amax, *rest)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantDescriptor):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __str__(self) -> str:
+        parts = [
+            f"{'unsigned ' if self._unsigned else ''}{self._num_bits}bit",
+            "fake" if self._fake_quant else "real",
+            f"axis={self._axis}" if self._axis is not None else "axis= per-tensor",
+        ]
+        if self._block is not None:
+            parts.append(f"block={self._block}")
+        if self._amax is not None:
+            parts.append(f"amax={self._amax.tolist()}")
+            parts.append("narrow_range" if self._narrow_range else "full_range")
+        if self._learn_amax:
+            parts.append("learn_amax")
+        if self._scale_amax is not None:
+            parts.append(f"scale_amax={self._scale_amax}")
+        head = "QuantDescriptor" if self._name is None else f"{self._name}: "
+        return f"{head}({' '.join(parts)})"
+
+    __repr__ = __str__
+
+
+ScaledQuantDescriptor = QuantDescriptor
+
+
+def _checked_bits(num_bits: object, float_format: str | None) -> tuple[Bits, str | None]:
+    """Bring the two ways to say the number format into one."""
+    if float_format is not None:
+        by_name = {name: bits for bits, name in FLOAT_FORMATS.items()}
+        if float_format not in by_name:
+            raise ValueError(f"float_format must be one of {', '.join(by_name)}, not {float_format!r}")
+        if num_bits not in (8, by_name[float_format]):
+            raise TypeError(f"float_format={float_format!r} has 8 bits; num_bits={num_bits!r} contradicts it")
+        return by_name[float_format], float_format
+    if isinstance(num_bits, tuple):
+        if num_bits != (4, 3):
+            raise TypeError(f"num_bits={num_bits} isn't supported; use (4, 3), or float_format='e5m2' for E5M2")
+        return num_bits, FLOAT_FORMATS[num_bits]
+    if not isinstance(num_bits, int) or isinstance(num_bits, bool):
+        raise TypeError(f"num_bits must be an int or the tuple (4, 3), not {type(num_bits).__name__}")
+    if num_bits < 0:
+        raise ValueError(f"num_bits must be >= 0, not {num_bits}")
+    if num_bits == 0:
+        logger.error("num_bits is 0: everything quantizes to zero; meant for debugging only")
+    return num_bits, None
+
+
+def _checked_axis(axis: object) -> Axis:
+    if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
+        return axis
+    if isinstance(axis, (tuple, list)) and all(isinstance(a, int) for a in axis):
+        return tuple(axis)
+    raise TypeError(f"axis must be None, an int or a tuple of ints, not {axis!r}")
+
+
+def _checked_amax(amax: object) -> np.ndarray | None:
+    if amax is None:
+        return None
+    # numpy.float64 is a float to isinstance; the contract counts it as a numpy scalar and refuses it.
+    if isinstance(amax, (float, list, np.ndarray)) and not isinstance(amax, np.generic):
+        stored = np.array(amax, dtype=np.float32)
+        stored.setflags(write=False)  # the descriptor is hashable
+        return stored
+    raise TypeError(f"amax must be float, list or ndarray, not {type(amax).__name__}")
+
+
+def _checked_block(block: object) -> tuple[int, int] | None:
+    if block is None:
+        return None
+    if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(isinstance(b, int) for b in block)):
+        raise TypeError(f"block must be (axis, size), two ints, not {block!r}")
+    if block[1] < 1:
+        raise ValueError(f"block size must be >= 1, not {block[1]}")
+    return (block[0], block[1])
+
+
+QUANT_DESC_8BIT_PER_TENSOR = QuantDescriptor(num_bits=8)
+QUANT_DESC_UNSIGNED_8BIT_PER_TENSOR = QuantDescriptor(num_bits=8, unsigned=True)
+QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL = QuantDescriptor(num_bits=8, axis=0)
+QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL = QuantDescriptor(num_bits=8, axis=0)
+QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL = QuantDescriptor(num_bits=8, axis=0)
+QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW = QuantDescriptor(num_bits=8, axis=0)
+# The weight of a transposed convolution is laid out (in, out / groups, k...): its output channels are axis 1.
+QUANT_DESC_8BIT_CONVTRANSPOSE1D_WEIGHT_PER_CHANNEL = QuantDescriptor(num_bits=8, axis=1)
+QUANT_DESC_8BIT_CONVTRANSPOSE2D_WEIGHT_PER_CHANNEL = QuantDescriptor(num_bits=8, axis=1)
+QUANT_DESC_8BIT_CONVTRANSPOSE3D_WEIGHT_PER_CHANNEL = QuantDescriptor(num_bits=8, axis=1)

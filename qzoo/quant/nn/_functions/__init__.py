@@ -1,0 +1,1 @@
+"""Functional parts of the quantized modules."""

@@ -1,0 +1,1 @@
+"""The quantized modules, one file a kind."""

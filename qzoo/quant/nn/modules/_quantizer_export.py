@@ -1,0 +1,85 @@
+"""What a quantizer does while its model is written as ONNX: readiness checks and the Q/DQ pair."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from qzoo.errors import ExportError, MissingRangeError
+
+if TYPE_CHECKING:
+    from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
+
+logger = logging.getLogger(__name__)
+
+
+class NotExportableError(ExportError, AssertionError):
+    """A quantizer that ONNX can't express as asked."""
+
+
+class UncalibratedExportError(MissingRangeError, AssertionError):
+    """A quantizer without a range in a model that is exported."""
+
+
+def in_onnx_export() -> bool:
+    """True while ``torch.onnx.export`` records the model."""
+    recording = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return recording and torch.onnx.is_in_onnx_export()
+
+
+def check_calibrated(q: TensorQuantizer) -> None:
+    """Raise UncalibratedExportError without a range: it would be the example input's, for ever."""
+    if q._buffers.get("_amax") is None and not q._learn_amax:
+        raise UncalibratedExportError(
+            f"Quantizer has not been calibrated: {q._place()} has no amax, and ONNX needs a constant; "
+            "calibrate the model or disable the quantizer before the export"
+        )
+
+
+def check_ready(q: TensorQuantizer) -> None:
+    """The checks inside ``enable_onnx_export()``, for a quantizer that isn't disabled.
+
+    Raises:
+        UncalibratedExportError: no range.
+        NotExportableError: E4M3 with more than one range.
+    """
+    if q._if_calib:
+        logger.warning("%s is still calibrating during the export", q._place())
+    if not q._if_quant:
+        return
+    check_calibrated(q)
+    amax = q.amax
+    if isinstance(q._num_bits, tuple) and amax is not None and amax.numel() > 1:
+        raise NotExportableError("E4M3 supports ONNX export only for per-tensor quantization")
+
+
+def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
+    """The Q/DQ pair, as nodes of the graph being recorded.
+
+    Raises:
+        NotExportableError: a format that the pair doesn't have.
+    """
+    from qzoo.quant import onnx_translation as onnx
+
+    wide = inputs.to(torch.float32)
+    if isinstance(q._num_bits, tuple):
+        if q._num_bits != (4, 3):
+            raise NotExportableError(f"{q._place()}: of the floating point formats only E4M3 can be exported")
+        return onnx.fp8_pair(wide, amax / q.maxbound).to(inputs.dtype)
+    if q._num_bits != 8:
+        raise NotExportableError(f"Only INT8 ONNX export is supported; {q._place()} has {q._num_bits} bits")
+    if q._narrow_range and not q._unsigned:
+        raise NotExportableError(
+            f"{q._place()} has a narrow range, which ONNX's int8 doesn't; set narrow_range = False, "
+            "or use qzoo.export_onnx, which clamps the weights"
+        )
+    if not q._fake_quant or q._block is not None:
+        raise NotExportableError(f"{q._place()}: only fake quantizers without blocks export as int8 pairs")
+    axes = [d for d, n in enumerate(amax.shape) if n != 1]
+    if len(axes) > 1:
+        raise NotExportableError(
+            f"{q._place()} has a range of shape {tuple(amax.shape)}; ONNX has one axis per pair"
+        )
+    return onnx.int8_pair(wide, amax, q._unsigned, axes[0] if axes else None).to(inputs.dtype)

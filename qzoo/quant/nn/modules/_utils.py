@@ -1,0 +1,132 @@
+"""Mixins for quantized modules: the default descriptors, and the quantizers under their usual names.
+
+A quantized module of your own::
+
+    class QuantMaxPool2d(nn.MaxPool2d, QuantInputMixin):
+        def __init__(self, kernel_size, **kwargs):
+            super().__init__(kernel_size)
+            self.init_quantizer(pop_quant_desc_in_kwargs(self.__class__, input_only=True, **kwargs))
+
+        def forward(self, input):
+            return super().forward(self._input_quantizer(input))
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+from torch import nn
+
+from qzoo.quant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
+from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
+
+__all__ = ["QuantInputMixin", "QuantMixin", "pop_quant_desc_in_kwargs"]
+
+
+class QuantInputMixin:
+    """Gives a module ``_input_quantizer`` and a default descriptor for it."""
+
+    default_quant_desc_input: QuantDescriptor = QUANT_DESC_8BIT_PER_TENSOR
+    _input_quantizer: TensorQuantizer
+
+    @classmethod
+    def set_default_quant_desc_input(cls, value: QuantDescriptor) -> None:
+        """Default of this class from now on (a copy). Raises ValueError for anything but a descriptor."""
+        cls.default_quant_desc_input = _copied(value)
+
+    def init_quantizer(self, quant_desc_input: QuantDescriptor) -> None:
+        """Create ``_input_quantizer``; to be called from ``__init__``.
+
+        Raises:
+            ValueError: a descriptor of real quantization.
+            TypeError: called from elsewhere.
+        """
+        _called_from_init(sys._getframe(1).f_code.co_name)
+        self._create_quantizers(quant_desc_input)
+
+    def _create_quantizers(self, quant_desc_input: QuantDescriptor) -> None:
+        _only_fake(quant_desc_input)
+        self._input_quantizer = TensorQuantizer(quant_desc_input)
+
+    @property
+    def input_quantizer(self) -> TensorQuantizer:
+        """The quantizer of the input."""
+        return self._input_quantizer
+
+
+class QuantMixin(QuantInputMixin):
+    """Gives a module ``_input_quantizer`` and ``_weight_quantizer``, and default descriptors for them."""
+
+    default_quant_desc_weight: QuantDescriptor = QUANT_DESC_8BIT_PER_TENSOR
+    _weight_quantizer: TensorQuantizer
+    _input_quantizers: nn.ModuleList
+    _weight_quantizers: nn.ModuleList
+
+    @classmethod
+    def set_default_quant_desc_weight(cls, value: QuantDescriptor) -> None:
+        """Default of this class from now on (a copy). Raises ValueError for anything but a descriptor."""
+        cls.default_quant_desc_weight = _copied(value)
+
+    def init_quantizer(  # type: ignore[override]
+        self, quant_desc_input: QuantDescriptor, quant_desc_weight: QuantDescriptor, num_layers: int | None = None
+    ) -> None:
+        """Create the two quantizers, or with ``num_layers`` the lists ``_input_quantizers``, ``_weight_quantizers``.
+
+        Raises:
+            ValueError: a descriptor of real quantization.
+            TypeError: called from elsewhere than an ``__init__``.
+        """
+        _called_from_init(sys._getframe(1).f_code.co_name)
+        self._create_quantizers(quant_desc_input, quant_desc_weight, num_layers)
+
+    def _create_quantizers(  # type: ignore[override]
+        self, quant_desc_input: QuantDescriptor, quant_desc_weight: QuantDescriptor, num_layers: int | None = None
+    ) -> None:
+        _only_fake(quant_desc_input, quant_desc_weight)
+        if num_layers is None:
+            self._input_quantizer = TensorQuantizer(quant_desc_input)
+            self._weight_quantizer = TensorQuantizer(quant_desc_weight)
+        else:
+            self._input_quantizers = nn.ModuleList(TensorQuantizer(quant_desc_input) for _ in range(num_layers))
+            self._weight_quantizers = nn.ModuleList(TensorQuantizer(quant_desc_weight) for _ in range(num_layers))
+
+    @property
+    def weight_quantizer(self) -> TensorQuantizer:
+        """The quantizer of the weight."""
+        return self._weight_quantizer
+
+
+def pop_quant_desc_in_kwargs(quant_cls: type, input_only: bool = False, **kwargs: Any) -> Any:
+    """``quant_desc_input`` and ``quant_desc_weight`` (or the defaults of ``quant_cls``) out of keyword arguments.
+
+    Returns:
+        ``(input, weight)``, or the input's alone with ``input_only``.
+
+    Raises:
+        TypeError: "Unused keys", when anything else is left.
+    """
+    found = kwargs.pop("quant_desc_input", getattr(quant_cls, "default_quant_desc_input", None))
+    if not input_only:
+        found = found, kwargs.pop("quant_desc_weight", getattr(quant_cls, "default_quant_desc_weight", None))
+    if kwargs:
+        raise TypeError(f"Unused keys: {', '.join(sorted(kwargs))} ({quant_cls.__name__} doesn't know them)")
+    return found
+
+
+def _copied(value: object) -> QuantDescriptor:
+    if not isinstance(value, QuantDescriptor):
+        raise ValueError(f"expected a QuantDescriptor, got {type(value).__name__}")
+    return copy.deepcopy(value)
+
+
+def _only_fake(*descriptors: QuantDescriptor) -> None:
+    for descriptor in descriptors:
+        if not descriptor.fake_quant:
+            raise ValueError(f"Only fake quantization is supported in quantized modules, not {descriptor}")
+
+
+def _called_from_init(caller: str) -> None:
+    if caller != "__init__":
+        raise TypeError(f"init_quantizer must be called from __init__, not from {caller}")

@@ -1,0 +1,44 @@
+"""Quantized linear layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules import linear
+
+from qzoo.quant import descriptor as d
+from qzoo.quant.nn.modules._utils import QuantMixin, pop_quant_desc_in_kwargs
+
+__all__ = ["Linear", "QuantLinear"]
+
+
+class QuantLinear(linear.Linear, QuantMixin):
+    """``F.linear`` on a quantized input ``[..., in]`` and a quantized weight ``[out, in]``.
+
+    Arguments as in torch, ``device`` and ``dtype`` too; then by keyword ``quant_desc_input`` (default 8 bits per
+    tensor) and ``quant_desc_weight`` (default 8 bits, one range per row). The bias isn't quantized.
+    """
+
+    default_quant_desc_weight = d.QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        descriptors = pop_quant_desc_in_kwargs(type(self), **kwargs)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.init_quantizer(*descriptors)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        return F.linear(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
+
+
+Linear = QuantLinear

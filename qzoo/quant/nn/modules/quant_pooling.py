@@ -1,0 +1,160 @@
+"""Quantized poolings: torch's own pooling of a quantized input.
+
+Arguments as in torch, then by keyword ``quant_desc_input`` (default 8 bits per tensor).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.modules import pooling
+
+from qzoo.quant.nn.modules._utils import QuantInputMixin, pop_quant_desc_in_kwargs
+
+
+class _QuantMaxPool(pooling._MaxPoolNd, QuantInputMixin):
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+        self.init_quantizer(descriptor)
+
+    def forward(self, input: torch.Tensor) -> Any:
+        return super().forward(self._input_quantizer(input))
+
+
+class QuantMaxPool1d(_QuantMaxPool, pooling.MaxPool1d):
+    """Quantized 1-d max pooling."""
+
+
+class QuantMaxPool2d(_QuantMaxPool, pooling.MaxPool2d):
+    """Quantized 2-d max pooling."""
+
+
+class QuantMaxPool3d(_QuantMaxPool, pooling.MaxPool3d):
+    """Quantized 3-d max pooling."""
+
+
+class QuantAvgPool1d(pooling.AvgPool1d, QuantInputMixin):
+    """Quantized 1-d average pooling."""
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
+        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad)
+        self.init_quantizer(descriptor)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(self._input_quantizer(input))
+
+
+class QuantAvgPool2d(pooling.AvgPool2d, QuantInputMixin):
+    """Quantized 2-d average pooling."""
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
+        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        self.init_quantizer(descriptor)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(self._input_quantizer(input))
+
+
+class QuantAvgPool3d(pooling.AvgPool3d, QuantInputMixin):
+    """Quantized 3-d average pooling."""
+
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
+        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        self.init_quantizer(descriptor)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(self._input_quantizer(input))
+
+
+class _QuantAdaptiveAvgPool(pooling._AdaptiveAvgPoolNd, QuantInputMixin):
+    def __init__(self, output_size: Any, **kwargs: Any) -> None:
+        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
+        super().__init__(output_size)
+        self.init_quantizer(descriptor)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(self._input_quantizer(input))
+
+
+class QuantAdaptiveAvgPool1d(_QuantAdaptiveAvgPool, pooling.AdaptiveAvgPool1d):
+    """Quantized 1-d adaptive average pooling."""
+
+
+class QuantAdaptiveAvgPool2d(_QuantAdaptiveAvgPool, pooling.AdaptiveAvgPool2d):
+    """Quantized 2-d adaptive average pooling."""
+
+
+class QuantAdaptiveAvgPool3d(_QuantAdaptiveAvgPool, pooling.AdaptiveAvgPool3d):
+    """Quantized 3-d adaptive average pooling."""
+
+
+MaxPool1d = QuantMaxPool1d
+MaxPool2d = QuantMaxPool2d
+MaxPool3d = QuantMaxPool3d
+AvgPool1d = QuantAvgPool1d
+AvgPool2d = QuantAvgPool2d
+AvgPool3d = QuantAvgPool3d
+AdaptiveAvgPool1d = QuantAdaptiveAvgPool1d
+AdaptiveAvgPool2d = QuantAdaptiveAvgPool2d
+AdaptiveAvgPool3d = QuantAdaptiveAvgPool3d
+
+__all__ = [
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "QuantMaxPool1d",
+    "QuantMaxPool2d",
+    "QuantMaxPool3d",
+    "QuantAvgPool1d",
+    "QuantAvgPool2d",
+    "QuantAvgPool3d",
+    "QuantAdaptiveAvgPool1d",
+    "QuantAdaptiveAvgPool2d",
+    "QuantAdaptiveAvgPool3d",
+]

@@ -1,0 +1,449 @@
+"""``TensorQuantizer``: the module that calibrates, clips and quantizes one tensor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from qzoo.errors import MissingRangeError, NonFiniteError
+from qzoo.quant import block as blocks
+from qzoo.quant import calib, ops
+from qzoo.quant.descriptor import FLOAT_FORMATS, Axis, Bits, QuantDescriptor
+from qzoo.quant.nn.modules import _quantizer_export as export
+from qzoo.quant.nn.modules._quantizer_repr import describe
+from qzoo.quant.nn.modules.clip import Clip
+from qzoo.quant.ops.numbers import FP8_LIMIT, bounds
+from qzoo.quant.tensor_quant import check_amax, check_nonnegative, is_traced, tensor_quant
+from qzoo.quant.utils.reduce_amax import normalize_axes, reduce_amax
+
+__all__ = ["TensorQuantizer"]
+
+logger = logging.getLogger(__name__)
+
+_RANGE_BUFFERS = ("_amax", "_pre_quant_scale")
+
+
+class TensorQuantizer(nn.Module):
+    """Quantizes a tensor; any shape in, the same shape, dtype and memory format out.
+
+    Stages, in this order: multiply by ``pre_quant_scale``; stop when disabled; collect statistics (calib); clip;
+    quantize. State is at most ``_amax``, ``_pre_quant_scale`` and the two bounds of ``clip``; a quantizer without a
+    range has no buffers, so that state dicts of uncalibrated models equal those of float models.
+
+    Attributes beyond the contract, plain values that no state dict holds:
+        role: what the quantizer is for in its model, such as ``"residual"``; the zoo's targets switch by it.
+        nonnegative: its input is never below zero.
+        dynamic: without a range, True takes each tensor's own; False raises MissingRangeError.
+        name: its place in the model, for error messages.
+
+    Values are checked in eager mode only. A negative range is looked for once after each change. Negative input of
+    an unsigned quantizer costs a pass over the tensor, so it is looked for only where ``dynamic`` is True: with
+    False the model's author has stated the sign, and what is below zero becomes zero.
+
+    Args:
+        quant_desc: bits, granularity, range.
+        disabled: pass the input through.
+        if_quant, if_clip, if_calib: the stages that are on.
+
+    Raises:
+        ValueError: ``if_clip`` without ``learn_amax``.
+    """
+
+    _enable_onnx_export = False
+    use_fb_fake_quant = False
+    """Old scripts set this before an ONNX export; it switches to the same Q/DQ export as enable_onnx_export()."""
+
+    clip: Clip
+
+    def __init__(
+        self,
+        quant_desc: QuantDescriptor = QuantDescriptor(),  # noqa: B008 - immutable
+        disabled: bool = False,
+        if_quant: bool = True,
+        if_clip: bool = False,
+        if_calib: bool = False,
+    ) -> None:
+        super().__init__()
+        self.role = ""
+        self.nonnegative = False
+        self.dynamic = True
+        self.name = ""
+        self._num_bits: Bits = quant_desc.num_bits
+        self._fake_quant = quant_desc.fake_quant
+        self._axis: Axis = quant_desc.axis
+        self._block = quant_desc.block
+        self._scale_amax = quant_desc.scale_amax
+        self._learn_amax = quant_desc.learn_amax
+        self._unsigned = quant_desc.unsigned
+        self._narrow_range = quant_desc.narrow_range
+        self._scale: Any = None if not quant_desc.fake_quant else 1.0
+        self._disabled = disabled
+        self._if_quant = if_quant
+        self._if_clip = False
+        self._if_calib = if_calib
+        self._checked: tuple[int, int] | None = None
+        if quant_desc.amax is not None:
+            self.register_buffer("_amax", torch.tensor(quant_desc.amax, dtype=torch.float32))
+        if self._learn_amax:
+            start = 1.0 if quant_desc.amax is None else float(np.max(quant_desc.amax))
+            self.clip = Clip(-start, start, learn_min=True, learn_max=True)
+            self.enable_clip()
+        if if_clip:
+            self.enable_clip()
+        kind = calib.MaxCalibrator if quant_desc.calib_method == "max" else calib.HistogramCalibrator
+        self._calibrator: Any = kind(self._num_bits, self._calib_axis(), self._unsigned)
+
+    def _calib_axis(self) -> Axis:
+        # Naming the axis of the blocks makes the histogram calibrator refuse, as it does for channels.
+        return self._axis if self._block is None else self._block[0]
+
+    # Properties
+
+    @property
+    def num_bits(self) -> Bits:
+        """Integer bits, or ``(4, 3)`` / ``(5, 2)`` for floating point."""
+        return self._num_bits
+
+    @num_bits.setter
+    def num_bits(self, value: Bits) -> None:
+        self._num_bits = value
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether only non-negative values are represented."""
+        return self._unsigned
+
+    @unsigned.setter
+    def unsigned(self, value: bool) -> None:
+        self._unsigned = value
+
+    @property
+    def narrow_range(self) -> bool:
+        """Whether the lowest signed integer is left out."""
+        return self._narrow_range
+
+    @narrow_range.setter
+    def narrow_range(self, value: bool) -> None:
+        self._narrow_range = value
+
+    @property
+    def axis(self) -> Axis:
+        """The axes that keep a range of their own."""
+        return self._axis
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Axis and size of the groups that share a range."""
+        return self._block
+
+    @property
+    def fake_quant(self) -> bool:
+        """False when the integers themselves are returned."""
+        return self._fake_quant
+
+    @property
+    def amax(self) -> torch.Tensor | None:
+        """The range, float32, or None. Assigning copies a float, list, array or tensor; the shape is then fixed."""
+        return self._buffers.get("_amax")
+
+    @amax.setter
+    def amax(self, value: Any) -> None:
+        if value is None:
+            logger.error("Setting amax of %s to None does nothing; use reset_amax()", self._place())
+            return
+        self._set_buffer("_amax", value, "amax")
+
+    @property
+    def pre_quant_scale(self) -> torch.Tensor | None:
+        """A factor on the input, applied before everything else (when disabled too), or None."""
+        return self._buffers.get("_pre_quant_scale")
+
+    @pre_quant_scale.setter
+    def pre_quant_scale(self, value: Any) -> None:
+        if value is None:
+            logger.error("Setting pre_quant_scale of %s to None does nothing", self._place())
+            return
+        self._set_buffer("_pre_quant_scale", value, "pre_quant_scale")
+
+    @property
+    def scale(self) -> Any:
+        """With real quantization the scale of the last call; 1.0 (and a logged error) with fake quantization."""
+        if self._fake_quant:
+            logger.error("Fake quantize mode doesn't use scale explicitly! (%s)", self._place())
+        return self._scale
+
+    @property
+    def maxbound(self) -> float:
+        """The largest integer, or 448.0 (E4M3), 57344.0 (E5M2)."""
+        if isinstance(self._num_bits, tuple):
+            return FP8_LIMIT[FLOAT_FORMATS[self._num_bits]]
+        return bounds(self._num_bits, self._unsigned)[1]
+
+    @property
+    def step_size(self) -> torch.Tensor | None:
+        """``amax / maxbound``, None (and a logged error) without a range."""
+        if self.amax is None:
+            logger.error("step_size is undefined under dynamic amax mode! (%s)", self._place())
+            return None
+        return self.amax / self.maxbound
+
+    # Switches
+
+    def enable(self) -> None:
+        """Undo :meth:`disable`."""
+        self._disabled = False
+
+    def disable(self) -> None:
+        """Pass the input through (after ``pre_quant_scale``)."""
+        self._disabled = True
+
+    def enable_quant(self) -> None:
+        """Turn the quantization stage on."""
+        self._if_quant = True
+
+    def disable_quant(self) -> None:
+        """Turn the quantization stage off."""
+        self._if_quant = False
+
+    def enable_calib(self) -> None:
+        """Collect statistics. Raises ValueError without a calibrator."""
+        if self._calibrator is None:
+            raise ValueError("Calibrator was not created, cannot enable calibration.")
+        self._if_calib = True
+
+    def disable_calib(self) -> None:
+        """Stop collecting statistics."""
+        self._if_calib = False
+
+    def enable_clip(self) -> None:
+        """Clip to the learned bounds and train them. Raises ValueError without ``learn_amax``."""
+        self._switch_clip(True)
+
+    def disable_clip(self) -> None:
+        """Stop clipping and freeze the bounds."""
+        self._switch_clip(False)
+
+    def _switch_clip(self, on: bool) -> None:
+        if not self._learn_amax:
+            raise ValueError(f"learn_amax is False. Cannot {'enable' if on else 'disable'} clip.")
+        self._if_clip = on
+        self.clip.clip_value_min.requires_grad_(on)
+        self.clip.clip_value_max.requires_grad_(on)
+
+    # Ranges
+
+    def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
+        """Take the range from the calibrator; the arguments go to its ``compute_amax``.
+
+        May be called again with another method, and after the shape of the range has changed.
+
+        Raises:
+            RuntimeError: no calibrator; "Calibrator returned None" when it has seen no data and ``strict``.
+                Not strict, the range becomes NaN and a warning is logged.
+        """
+        if self._calibrator is None:
+            raise RuntimeError("Calibrator not created.")
+        found = self._calibrator.compute_amax(*args, **kwargs)
+        if found is None:
+            message = f"Calibrator returned None: {self._place()} has seen no data; run a batch with calibration on"
+            if strict:
+                raise RuntimeError(message)
+            logger.warning("%s; the range is set to nan", message)
+            found = torch.tensor(float("nan"))
+        if self.amax is not None and self.amax.shape != found.shape:
+            self.reset_amax()
+        self._set_buffer("_amax", found, None)
+
+    def reset_amax(self) -> None:
+        """Forget the range; the quantizer is dynamic again (or without a range, with ``dynamic=False``)."""
+        self._buffers.pop("_amax", None)
+        self._checked = None
+
+    def init_learn_amax(self) -> None:
+        """Start the learned bounds at ``-amax, +amax``, the largest over channels. Needs ``learn_amax`` and a range.
+
+        Raises:
+            RuntimeError: otherwise.
+        """
+        if not self._learn_amax:
+            raise RuntimeError("Called init_learn_amax with learn_amax=False.")
+        if self.amax is None:
+            raise RuntimeError(f"init_learn_amax: {self._place()} has no amax yet; calibrate first")
+        start = self.amax.max()
+        with torch.no_grad():
+            self.clip.clip_value_min.copy_(-start)
+            self.clip.clip_value_max.copy_(start)
+
+    def _set_buffer(self, key: str, value: Any, name: str | None) -> None:
+        if isinstance(value, torch.Tensor) and name is not None:
+            logger.warning("%s of %s should be a float, list or array; the tensor is copied", name, self._place())
+        # A tensor born under inference_mode could not be saved for a later backward.
+        with torch.inference_mode(False), torch.no_grad():
+            fresh = torch.as_tensor(value).detach().to(torch.float32, copy=True)
+            present = self._buffers.get(key)
+            if present is None:
+                self.register_buffer(key, fresh)
+                return
+            if present.shape != fresh.shape:
+                raise RuntimeError(f"Changing shape when setting {name or key} is not allowed.")
+            self._buffers[key] = fresh.to(present.device)
+
+    def _get_amax(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The range for this input: stored, or the input's own; with ``scale_amax``; float32, no gradient."""
+        amax = self._buffers.get("_amax")
+        if amax is None:
+            if not self.dynamic:
+                raise MissingRangeError(
+                    f"{self._place()} has no range (amax): calibrate the model, load a calibrated checkpoint, "
+                    "or disable the quantizer"
+                )
+            amax = self._own_range(inputs)
+        else:
+            if amax.device != inputs.device and not is_traced():
+                amax = self._buffers["_amax"] = amax.to(inputs.device)
+            if amax.dim() == 1 and inputs.dim() > 1 and self._axis is not None:
+                amax = self._along_axis(amax, inputs.dim())
+        if self._scale_amax is not None:
+            amax = amax * self._scale_amax
+        amax = amax.detach()
+        return amax if amax.dtype in (torch.float32, torch.float64) else amax.float()
+
+    def _own_range(self, inputs: torch.Tensor) -> torch.Tensor:
+        rank = inputs.dim()
+        if self._block is not None:
+            kept = blocks.kept_axes(self._axis, self._block, rank)
+            amax = ops.reduce_amax_op(blocks.split(inputs.detach(), self._block), kept)
+            return blocks.squeeze(amax, self._block, rank)
+        if self._axis is None:
+            return ops.reduce_amax_op(inputs, [])
+        kept_axes = normalize_axes(self._axis, rank)
+        return reduce_amax(inputs.detach(), [d for d in range(rank) if d not in kept_axes])
+
+    def _along_axis(self, amax: torch.Tensor, rank: int) -> torch.Tensor:
+        axes = normalize_axes(self._axis, rank)  # type: ignore[arg-type]
+        shape = [1] * rank
+        shape[axes[0]] = -1
+        return amax.reshape(shape) if len(axes) == 1 else amax
+
+    # Forward
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Run the stages that are on. Any shape; the result has the shape and dtype of ``inputs``.
+
+        Raises:
+            MissingRangeError: no range and ``dynamic=False``.
+            NonFiniteError: NaN or infinity while calibrating.
+            ValueError, TypeError: see :func:`qzoo.quant.tensor_quant.fake_tensor_quant`.
+        """
+        factor = self._buffers.get("_pre_quant_scale")
+        if factor is not None:
+            inputs = inputs * factor.to(inputs.dtype)
+        if self._disabled:
+            return inputs
+        if self._enable_onnx_export:
+            export.check_ready(self)
+        if self._if_calib:
+            self._collect(inputs)
+        outputs = self.clip(inputs) if self._if_clip else inputs
+        if self._if_quant:
+            outputs = self._quantize(outputs)
+        return outputs
+
+    def _collect(self, inputs: torch.Tensor) -> None:
+        if self._calibrator is None:
+            raise RuntimeError("Calibrator was not created.")
+        try:
+            if self._block is None:
+                self._calibrator.collect(inputs)
+            else:
+                ranges = self._own_range(inputs)
+                self._calibrator._axis = tuple(range(ranges.dim()))
+                self._calibrator.collect(ranges)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{self._place()}: {error}") from error
+
+    def _quantize(self, inputs: torch.Tensor) -> torch.Tensor:
+        traced = is_traced()
+        if traced and export.in_onnx_export():
+            export.check_calibrated(self)
+        if self._learn_amax:
+            inputs = self.clip(inputs)
+            amax = torch.max(-self.clip.clip_value_min, self.clip.clip_value_max).detach()
+        else:
+            amax = self._get_amax(inputs)
+        if not traced:
+            self._check(inputs, amax)
+        elif (self._enable_onnx_export or self.use_fb_fake_quant) and export.in_onnx_export():
+            return export.quantize_dequantize(self, inputs, amax)
+        if not self._fake_quant:
+            quantized, self._scale = tensor_quant(inputs, amax, self._num_bits, self._unsigned)
+            return quantized
+        if self._block is None:
+            return self._fake(inputs, amax)
+        grouped = self._fake(
+            blocks.split(inputs, self._block), blocks.spread(amax, self._block, inputs.dim())
+        )
+        return grouped.reshape(inputs.shape)
+
+    def _fake(self, inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
+        bits = self._num_bits
+        if isinstance(bits, tuple):
+            return ops.fake_quantize_fp8(inputs, amax, FLOAT_FORMATS[bits])
+        return ops.fake_quantize(inputs, amax, bits, self._unsigned, self._narrow_range)
+
+    def _check(self, inputs: torch.Tensor, amax: torch.Tensor) -> None:
+        if inputs.is_meta or amax.is_meta:
+            return
+        stored = self._buffers.get("_amax")
+        if self._learn_amax or self._scale_amax is not None:
+            check_amax(amax)
+        elif stored is not None:
+            # Looking at a value waits for the device: once for each version of the buffer is enough.
+            mark = (id(stored), 0 if stored.is_inference() else stored._version)
+            if mark != self._checked:
+                check_amax(stored)
+                self._checked = mark
+        if self._unsigned and self.dynamic:
+            check_nonnegative(inputs)
+
+    def _place(self) -> str:
+        if self.name:
+            return f"quantizer {self.name!r}"
+        return f"the {self.role} quantizer (no name set)" if self.role else "TensorQuantizer (no name set)"
+
+    # Module plumbing
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for key in _RANGE_BUFFERS:
+            saved = state_dict.get(prefix + key)
+            if saved is None:
+                if key in self._buffers:
+                    logger.error("%s%s is in the module but not in the state_dict", prefix, key)
+            elif key not in self._buffers:
+                self.register_buffer(key, torch.empty(saved.shape, dtype=torch.float32, device=saved.device))
+        self._checked = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TensorQuantizer:
+        """Move with the model, but stay float32: ``model.half()`` must not round the ranges."""
+        kept = {key: self._buffers[key] for key in _RANGE_BUFFERS if key in self._buffers}
+        super()._apply(fn, recurse)
+        for key, before in kept.items():
+            after = self._buffers[key]
+            if before is not None and after is not None and after.dtype != before.dtype:
+                self._buffers[key] = before.to(after.device)
+        self._checked = None
+        return self
+
+    def extra_repr(self) -> str:
+        return describe(self)
+
+    def __repr__(self) -> str:
+        return f"TensorQuantizer({describe(self)})"

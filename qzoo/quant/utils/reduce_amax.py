@@ -1,0 +1,62 @@
+"""Largest magnitude over chosen axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from qzoo.quant import ops
+
+
+@torch.no_grad()
+def reduce_amax(
+    input: torch.Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = True
+) -> torch.Tensor:
+    """Maximum of ``|input|`` over ``axis``, without gradient, in the dtype of ``input``.
+
+    Args:
+        input: any shape.
+        axis: the axes to **reduce**; negative counts from the end. None reduces all of them.
+        keepdims: keep reduced axes with length 1.
+
+    Returns:
+        0-d for ``axis=None``, and for a tuple or list when a single element is left; otherwise the shape of
+        ``input`` without (or with length 1 in) the reduced axes. An empty sequence reduces nothing.
+
+    Raises:
+        ValueError: more axes than dimensions, or an axis out of range.
+    """
+    if axis is None:
+        return _amax(input, [])
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if len(axes) > input.dim():
+        raise ValueError(f"Cannot reduce {len(axes)} axes {axes} of a tensor with {input.dim()} dimensions")
+    reduced = normalize_axes(axes, input.dim())
+    output = _amax(input, [d for d in range(input.dim()) if d not in reduced])
+    output = output.reshape([1 if d in reduced else n for d, n in enumerate(input.shape)])
+    if not isinstance(axis, int) and output.numel() == 1 and reduced:
+        return output.reshape(())
+    if not keepdims:
+        output = output.reshape([n for d, n in enumerate(output.shape) if d not in reduced])
+    return output
+
+
+def _amax(input: torch.Tensor, keep: list[int]) -> torch.Tensor:
+    # The fused op works in float32; what float32 can't hold exactly takes torch's own reduction.
+    if input.is_floating_point() and input.dtype != torch.float64:
+        return ops.reduce_amax_op(input, keep).to(input.dtype)
+    magnitude = input.abs()
+    reduced = [d for d in range(input.dim()) if d not in keep]
+    if not keep:
+        return magnitude.max() if magnitude.numel() else magnitude.new_zeros(())
+    return magnitude.amax(dim=reduced, keepdim=True) if reduced else magnitude
+
+
+def normalize_axes(axes: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """Non-negative, sorted, without repeats. Raises ValueError for an axis that the tensor doesn't have."""
+    wanted = (axes,) if isinstance(axes, int) else tuple(axes)
+    for a in wanted:
+        if not -rank <= a < rank:
+            raise ValueError(f"axis {a} is out of range for a tensor with {rank} dimensions")
+    return tuple(sorted({a % rank for a in wanted}))
