@@ -1,0 +1,137 @@
+// What the CPU kernels share: tensors through the LibTorch stable ABI, in the order their elements lie in memory.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "layout.h"
+
+// Three builds of every hot loop, chosen once at load time by what the processor can do.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(QZOO_NO_CLONES)
+#define QZOO_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define QZOO_CLONES
+#endif
+
+#if defined(__clang__)
+#define QZOO_VECTORIZE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define QZOO_VECTORIZE _Pragma("GCC ivdep")
+#endif
+
+namespace qzoo {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kGrain = 1 << 15;  // elements that are worth another thread
+
+// The strides are what the shim reports: borrowed, valid as long as the tensor.
+struct View {
+  int64_t dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+  int order[kMaxDims];  // dimensions longer than 1, slowest first
+  int count;
+  bool dense;
+
+  explicit View(const Tensor& t) : dim(t.dim()), sizes(t.sizes().data()), strides(t.strides().data()) {
+    STD_TORCH_CHECK(dim <= kMaxDims, "qzoo kernels take at most ", kMaxDims, " dimensions, not ", dim);
+    dense = memory_order(dim, sizes, strides, order, &count);
+  }
+};
+
+inline std::string shape_text(int64_t dim, const int64_t* sizes) {
+  std::string s = "[";
+  for (int64_t d = 0; d < dim; ++d) s += (d ? ", " : "") + std::to_string(sizes[d]);
+  return s + "]";
+}
+
+// A tensor of the shape and strides of `like`, which must be dense.
+inline Tensor empty_as(const View& like, ScalarType dtype) {
+  AtenTensorHandle handle = nullptr;
+  const int32_t code =
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      like.dim, like.sizes, like.strides, code, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// The same values without gaps or overlap, in the memory order that torch's preserve_format gives.
+inline Tensor densified(const Tensor& t) { return View(t).dense ? t : torch::stable::clone(t); }
+
+inline bool same_layout(const View& a, const View& b) {
+  if (a.dim != b.dim) return false;
+  for (int64_t d = 0; d < a.dim; ++d) {
+    if (a.sizes[d] != b.sizes[d]) return false;
+    if (a.sizes[d] != 1 && a.strides[d] != b.strides[d]) return false;
+  }
+  return true;
+}
+
+// `t` in the type and the memory layout of `like`; copies only where it has to.
+inline Tensor arranged_as(const Tensor& t, const View& like, ScalarType dtype) {
+  if (t.scalar_type() == dtype && same_layout(View(t), like)) return t;
+  Tensor copy = empty_as(like, dtype);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+// Strides of the ranges along each dimension of x, -1 where they are shared. Raises where they do not broadcast.
+inline std::array<int64_t, kMaxDims> kept_strides(const View& x, const Tensor& amax) {
+  const int64_t dim = amax.dim();
+  const int64_t* sizes = amax.sizes().data();
+  const int64_t* strides = amax.strides().data();
+  std::array<int64_t, kMaxDims> kept;
+  bool fits = dim <= x.dim;
+  for (int64_t d = 0; d < x.dim && fits; ++d) {
+    const int64_t a = d - (x.dim - dim);
+    const bool shared = a < 0 || sizes[a] == 1;
+    fits = shared || sizes[a] == x.sizes[d];
+    kept[d] = shared ? -1 : strides[a];
+  }
+  STD_TORCH_CHECK(
+      fits, "amax of shape ", shape_text(dim, sizes), " does not broadcast to the input of shape ",
+      shape_text(x.dim, x.sizes));
+  return kept;
+}
+
+template <typename T>
+void read_ranges(const Walk& walk, const T* amax, float* out) {
+  walk.each_range([&](int64_t at) { *out++ = static_cast<float>(amax[at]); });
+}
+
+// The ranges as float32, in the order of the walk.
+inline void read_ranges(const Walk& walk, const Tensor& amax, float* out) {
+  const void* data = amax.const_data_ptr();
+  switch (amax.scalar_type()) {
+    case ScalarType::Float: return read_ranges(walk, static_cast<const float*>(data), out);
+    case ScalarType::Double: return read_ranges(walk, static_cast<const double*>(data), out);
+    case ScalarType::Half: return read_ranges(walk, static_cast<const Half*>(data), out);
+    case ScalarType::BFloat16: return read_ranges(walk, static_cast<const BFloat16*>(data), out);
+    default: STD_TORCH_CHECK(false, "amax must be floating point");
+  }
+}
+
+// f(begin, end) over [0, n), on the calling thread when n is small.
+template <typename F>
+void in_parallel(int64_t n, int64_t grain, const F& f) {
+  if (n <= grain) {
+    if (n > 0) f(int64_t(0), n);
+  } else {
+    torch::stable::parallel_for(0, n, grain, f);
+  }
+}
+
+}  // namespace qzoo
