@@ -1,7 +1,8 @@
-"""Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): 60,000 training and 10,000 test images, 28x28, 10 classes.
+"""Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): 60,000 + 10,000 images, 28x28, 10 classes.
 
-The test set is embedded in the package (MIT licence, see ``files/LICENSE``). The training set is read from a folder
-with the original idx files: ``root``, else Debian's package ``dataset-fashion-mnist``, else torchvision downloads it.
+The test set is embedded in the package (MIT licence, see ``files/LICENSE``). The training set is read from
+a folder with the original idx files: ``root``, else Debian's package ``dataset-fashion-mnist``, else
+torchvision downloads it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def fashion_mnist(split: str, root: str | Path | None = None) -> tuple[Tensor, T
         DataError: the files are not there, or not those that the authors published.
     """
     if split not in _FILES:
-        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+        raise DataError(f"split must be 'train' or 'test', not {split!r}")
     folder = Path(root) if root is not None else _default_folder(split)
     (images_name, images_hash), (labels_name, labels_hash) = _FILES[split]
     images = _read(folder / images_name, images_hash, header=16).view(-1, 1, 28, 28)
@@ -64,7 +65,13 @@ def _default_folder(split: str) -> Path:
     from torchvision.datasets import FashionMNIST
 
     cache = Path(torch.hub.get_dir()) / "qzoo"
-    FashionMNIST(str(cache), train=True, download=True)
+    try:
+        FashionMNIST(str(cache), train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"the Fashion-MNIST training set can't be downloaded ({error}); pass its folder of idx files, "
+            "or install Debian's dataset-fashion-mnist"
+        ) from error
     return cache / "FashionMNIST" / "raw"
 
 

@@ -1,7 +1,7 @@
 """Batches out of a data set that fits in memory, augmented on whole batches: no workers, no per-image Python.
 
-Epoch ``e`` of seed ``s`` always has the same batches, so that a training resumed at an epoch's start goes on as if
-it had not been stopped.
+Epoch ``e`` of seed ``s`` always has the same batches, so that a training resumed at an epoch's start goes
+on as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -71,13 +71,11 @@ class TensorLoader:
             yield (batch - self.mean) / self.std, self.labels[index]
 
 
-def crop_flip_erase(
-    images: Tensor, generator: torch.Generator, pad: int = 2, erase: float = 0.5
-) -> Tensor:
-    """Shift by up to ``pad`` pixels, mirror half of the images, erase a rectangle in a share ``erase`` of them.
+def crop_flip_erase(images: Tensor, generator: torch.Generator, pad: int = 2, erase: float = 0.5) -> Tensor:
+    """Shift by up to ``pad`` pixels, mirror half of the images, erase a rectangle in a share of them.
 
-    The rectangle covers 2 to 25 % of the image with an aspect ratio of 0.4 to 2.5 and gets uniform noise ("Random
-    Erasing Data Augmentation", Zhong et al., 2017, arXiv:1708.04896).
+    The rectangle covers 2 to 25 % of the image with an aspect ratio of 0.4 to 2.5 and gets uniform noise
+    ("Random Erasing Data Augmentation", Zhong et al., 2017, arXiv:1708.04896).
 
     Args:
         images: float32, [B, C, H, W], in 0..1.
