@@ -1,1 +1,1 @@
-"""Architectures, one file a family. Each is complete, and made to be read and copied; ``_template.py`` is the start."""
+"""Architectures, one file a family, each complete and made to be copied; ``_template.py`` is the start."""

@@ -5,7 +5,10 @@ Both have the same parameters under the same names, initialized by the same draw
 
 from __future__ import annotations
 
-from torch import nn
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from qzoo.quant.nn import QuantConv2d, QuantLinear
 from qzoo.scheme import Scheme
@@ -17,7 +20,7 @@ def conv2d(
     kernel_size: int,
     *,
     stride: int = 1,
-    padding: int = 0,
+    padding: int | str = 0,
     groups: int = 1,
     bias: bool = False,
     quantize: Scheme | None = None,
@@ -26,12 +29,19 @@ def conv2d(
     """A 2-d convolution, [N, in, H, W] -> [N, out, H', W'].
 
     Args:
-        quantize: quantizes input (per tensor) and weight (per output channel) when given.
+        padding: zeros on every side, or ``"same"``: TensorFlow's rule, H' = ceil(H / stride)
+        (:func:`pad_same`). quantize: quantizes input (per tensor) and weight (per output channel) when given.
         nonnegative: the input is never below zero.
     """
+    float_class, quant_class = nn.Conv2d, QuantConv2d
+    if padding == "same":
+        if stride == 1 and kernel_size % 2 == 1:
+            padding = kernel_size // 2  # the rule is symmetric here, whatever the input's size
+        else:
+            padding, float_class, quant_class = 0, Conv2dSame, QuantConv2dSame
     if quantize is None:
-        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
-    layer = QuantConv2d(
+        return float_class(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+    layer = quant_class(
         in_channels,
         out_channels,
         kernel_size,
@@ -62,3 +72,52 @@ def linear(
     quantize.adopt(layer.input_quantizer, "input", nonnegative)
     quantize.adopt(layer.weight_quantizer, "weight")
     return layer
+
+
+def pad_same(x: Tensor, kernel_size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Zeros around [N, C, H, W], so that a convolution gives [N, C, ceil(H / stride), ceil(W / stride)].
+
+    That is TensorFlow's "SAME" rule. An odd number of zeros has the larger half at the bottom and on the
+    right, so the padding of a stride of 2 depends on the input's size.
+    """
+    above, below = _same_padding(x.shape[-2], kernel_size[0], stride[0])
+    left, right = _same_padding(x.shape[-1], kernel_size[1], stride[1])
+    return F.pad(x, (left, right, above, below))
+
+
+def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    total = max((math.ceil(size / stride) - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
+
+
+class _SamePadding:
+    """Mixin of a convolution: pads the operand of the convolution proper.
+
+    In the quantized layer that operand is the quantizer's output, so an exported graph reads Q, DQ, Pad,
+    Conv: zero is exact in every symmetric type, and the Pad merges into the Conv, which then follows its DQ
+    directly, as the int8 kernels of the runtimes demand.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input = pad_same(input, self.kernel_size, self.stride)  # type: ignore[attr-defined]
+        return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+
+
+class Conv2dSame(_SamePadding, nn.Conv2d):
+    """``nn.Conv2d`` with TensorFlow's "SAME" padding."""
+
+
+class QuantConv2dSame(_SamePadding, QuantConv2d):
+    """``QuantConv2d`` with TensorFlow's "SAME" padding, put on after the input is quantized."""
+
+
+def init_weights(model: nn.Module) -> None:
+    """He initialization of the convolutions (arXiv:1502.01852, fan-out); BatchNorm starts as the identity.
+
+    A grouped convolution's fan-out counts the outputs that one of its inputs reaches, so depthwise ones start
+    as large as dense ones do.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))

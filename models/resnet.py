@@ -1,14 +1,16 @@
 """ResNet, ResNeXt and Wide ResNet for ImageNet, with torchvision's parameter names.
 
-Papers: "Deep Residual Learning for Image Recognition" (He et al., 2015, arXiv:1512.03385), "Aggregated Residual
-Transformations" (Xie et al., 2016, arXiv:1611.05431), "Wide Residual Networks" (Zagoruyko and Komodakis, 2016,
-arXiv:1605.07146). The stride of a bottleneck is on its 3x3 convolution, as in torchvision ("ResNet v1.5").
+Papers: "Deep Residual Learning for Image Recognition" (He et al., 2015, arXiv:1512.03385), "Aggregated
+Residual Transformations" (Xie et al., 2016, arXiv:1611.05431), "Wide Residual Networks" (Zagoruyko and
+Komodakis, 2016, arXiv:1605.07146). The stride of a bottleneck is on its 3x3 convolution, as in torchvision
+("ResNet v1.5").
 
-Shapes at 224 pixels: stem [N, 64, 56, 56], then the stages [N, 64e, 56, 56], [N, 128e, 28, 28], [N, 256e, 14, 14],
-[N, 512e, 7, 7] with e = 1 for basic blocks and 4 for bottlenecks, logits [N, num_classes].
+Shapes at 224 pixels: stem [N, 64, 56, 56], then the stages [N, 64e, 56, 56], [N, 128e, 28, 28],
+[N, 256e, 14, 14], [N, 512e, 7, 7] with e = 1 for basic blocks and 4 for bottlenecks, logits [N, num_classes].
 
-Quantization: all inputs of weighted layers but the image follow a ReLU. Each add has a ``residual_quantizer`` on its
-skip input and a ``branch_quantizer`` on the other; ``pool_quantizer`` and ``output_quantizer`` close the network.
+Quantization: all inputs of weighted layers but the image follow a ReLU. Each add has a ``residual_quantizer``
+on its skip input and a ``branch_quantizer`` on the other; ``pool_quantizer`` and ``output_quantizer`` close
+the network.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qzoo.models._layers import conv2d, linear
+from qzoo.models._layers import conv2d, init_weights, linear
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
 
@@ -39,7 +41,9 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         if groups != 1 or base_width != 64:
-            raise ValueError(f"BasicBlock has no grouped or wide form (groups={groups}, base_width={base_width})")
+            raise ValueError(
+                f"BasicBlock is neither grouped nor wide (groups={groups}, base_width={base_width})"
+            )
         self.conv1 = conv2d(
             in_channels, width, 3, stride=stride, padding=1, quantize=quantize, nonnegative=True
         )
@@ -66,7 +70,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (grouped in ResNeXt), 1x1 and a skip: [N, in, H, W] -> [N, 4 width, H / stride, W / stride]."""
+    """1x1, 3x3 (grouped in ResNeXt), 1x1 and a skip: [N, in, H, W] -> [N, 4 width, H / stride, W / stride]"""
 
     expansion = 4
 
@@ -157,14 +161,9 @@ class ResNet(nn.Module):
         return x
 
 
-def init_weights(model: nn.Module) -> None:
-    """He initialization of the convolutions (arXiv:1502.01852, fan-out); BatchNorm starts as the identity."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _downsample(in_channels: int, out_channels: int, stride: int, quantize: Scheme | None) -> nn.Module | None:
+def _downsample(
+    in_channels: int, out_channels: int, stride: int, quantize: Scheme | None
+) -> nn.Module | None:
     """The projection of a skip whose shape changes: 1x1 convolution and BN. None where the shape stays."""
     if stride == 1 and in_channels == out_channels:
         return None
@@ -173,7 +172,7 @@ def _downsample(in_channels: int, out_channels: int, stride: int, quantize: Sche
 
 
 def _torchvision(arch: str, sha256: str, revision: str = "", hub_sha256: str = "") -> dict[str, FloatWeights]:
-    """torchvision's first ImageNet weights: from timm's Hub repository where its commit is pinned, and by URL.
+    """torchvision's first ImageNet weights: from timm's Hub repository, where a commit is pinned, or by URL.
 
     Args:
         sha256: first 8 hex digits of the SHA-256 of torchvision's file; they are part of its URL.
@@ -253,7 +252,9 @@ def resnet152(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme
 
 
 @register_model(_torchvision("resnext50_32x4d", "7cdf4587"))
-def resnext50_32x4d(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+def resnext50_32x4d(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> ResNet:
     """ResNeXt-50, 32 groups of width 4: 25.0 M parameters."""
     return ResNet(
         Bottleneck,
@@ -306,7 +307,9 @@ def resnext101_64x4d(
         "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
     )
 )
-def wide_resnet50_2(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+def wide_resnet50_2(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> ResNet:
     """Wide ResNet-50-2, inner width doubled: 68.9 M parameters."""
     return ResNet(
         Bottleneck,

