@@ -31,7 +31,7 @@ def cpu_extension() -> Extension:
 
     return Extension(
         "qzoo._C",
-        sources=["csrc/module.cpp", "csrc/quant_cpu.cpp"],
+        sources=["csrc/module.cpp", "csrc/quant_cpu.cpp", "csrc/calib_cpu.cpp"],
         depends=[str(header) for header in sorted(Path("csrc").glob("*.h"))],
         include_dirs=["csrc", *include_paths()],
         library_dirs=library_paths(),
