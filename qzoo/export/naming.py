@@ -1,0 +1,75 @@
+"""Names a reader of the file can follow: nodes and tensors by module path, and what the file says about itself."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+import qzoo
+from qzoo.export.passes import constant
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def name_by_module(model: ir.Model) -> None:
+    """Name each node ``module.path/OpType`` and its outputs alike, in place.
+
+    Scales and zero points are named after their quantizer. The exporter's notes (stack traces with the paths of the
+    machine that exported) are removed.
+    """
+    taken: Counter[str] = Counter(value.name for value in model.graph.inputs)
+    fixed = {id(value) for value in model.graph.outputs}
+    for node in model.graph:
+        scope = _module_path(node)
+        node.name = _unique(f"{scope}/{node.op_type}" if scope else node.op_type, taken)
+        for i, value in enumerate(node.outputs):
+            if id(value) not in fixed:
+                value.name = node.name if i == 0 else f"{node.name}.{i}"
+            value.metadata_props.clear()
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and scope:
+            _name_constants(model, node, scope, taken)
+        node.metadata_props.clear()
+
+
+def describe(model: ir.Model, source: nn.Module, target: str | None) -> None:
+    """Write qzoo's version, and what the model's config says about name, input and labels, into the file."""
+    model.producer_name, model.producer_version = "qzoo", qzoo.__version__
+    model.metadata_props.clear()
+    facts: dict[str, Any] = {"qzoo_version": qzoo.__version__}
+    if target is not None:
+        facts["target"] = target
+    config = getattr(source, "qzoo_config", None)
+    if config is not None:
+        facts |= {"name": config.name, "labels": config.labels, "preprocessing": config.preprocessing.to_dict()}
+    for key, value in facts.items():
+        model.metadata_props[f"qzoo.{key}" if not key.startswith("qzoo") else key] = (
+            value if isinstance(value, str) else json.dumps(value)
+        )
+
+
+def _module_path(node: ir.Node) -> str:
+    """The innermost module that the node came from: ``layer1.0.conv1``; "" at the top."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    except (SyntaxError, ValueError):
+        return ""
+    return scopes[-2] if len(scopes) >= 2 else ""
+
+
+def _unique(name: str, taken: Counter[str]) -> str:
+    taken[name] += 1
+    return name if taken[name] == 1 else _unique(f"{name}_{taken[name]}", taken)
+
+
+def _name_constants(model: ir.Model, node: ir.Node, scope: str, taken: Counter[str]) -> None:
+    for value, role in zip(node.inputs[1:3], ("scale", "zero_point"), strict=False):
+        if value is None or constant(value) is None or value.metadata_props.get("named"):
+            continue
+        old = value.name
+        if old in model.graph.initializers and not old.startswith(scope):
+            value.name = _unique(f"{scope}.{role}", taken)

@@ -1,0 +1,68 @@
+"""Exact comparison of the simulation with a runtime: the power-of-two construction.
+
+A deep quantized network can't be compared with a tolerance: where two runtimes round a value differently by one unit
+in the last place, an integer flips, and the flip grows from layer to layer. With every scale a power of two and every
+bias a multiple of input scale x weight scale, all products, sums and rescalings are exact in float32 (as long as
+sums stay below 2**24 units), so that simulation and runtime must agree to the bit. The construction changes the
+weights' meaning, not the graph: what is exact for it is placed and translated correctly for any ranges.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import ExportError
+from qzoo.export.prepare import check_ranges, is_on
+from qzoo.quant import ops
+from qzoo.quant.fold import fold_batchnorm_
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import set_target
+
+
+@torch.no_grad()
+def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
+    """Turn a calibrated model, in place, into one whose int8 run has no rounding differences. Returns the model.
+
+    Folds BatchNorm, switches to ``target``, rounds every scale down to a power of two, puts the weights on their
+    levels and rounds biases to multiples of input scale x weight scale.
+
+    Args:
+        example: an input batch, for finding the BatchNorms.
+
+    Raises:
+        ExportError: quantizers without a range; a weighted layer whose input is not quantized.
+    """
+    model.eval()
+    set_target(model, target)
+    check_ranges(model)
+    fold_batchnorm_(model, example)
+    for module in model.modules():
+        if isinstance(module, TensorQuantizer) and module.amax is not None:
+            module.amax = _power_of_two(module).cpu().numpy()
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "_weight_quantizer", None), TensorQuantizer):
+            _round_parameters(name, module)
+    return model
+
+
+def _power_of_two(quantizer: TensorQuantizer) -> Tensor:
+    """The range whose scale is the power of two at or below the quantizer's own; 2**-7 for a range of zero."""
+    amax = quantizer.amax
+    assert amax is not None
+    fallback = amax.max().clamp(min=quantizer.maxbound * 2.0**-7)
+    step = torch.where(amax > ops.TINY, amax, fallback).double() / quantizer.maxbound
+    return (step.log2().floor().exp2() * quantizer.maxbound).float()
+
+
+def _round_parameters(name: str, layer: Any) -> None:
+    source, weights = layer._input_quantizer, layer._weight_quantizer
+    if not is_on(source) or not is_on(weights):
+        raise ExportError(f"{name}: input and weight must both be quantized for an exact comparison")
+    amax, bits = weights.amax, weights.num_bits
+    layer.weight.copy_(ops.fake_quantize(layer.weight, amax, bits, weights.unsigned, weights.narrow_range))
+    if layer.bias is not None:
+        unit = (source.step_size * weights.step_size).flatten().to(layer.bias.dtype)
+        layer.bias.copy_((layer.bias / unit).round() * unit)

@@ -1,0 +1,103 @@
+"""The model as it will be written: a copy with the target's placement, BatchNorm folded, weights on their levels."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import ExportError
+from qzoo.quant import ops
+from qzoo.quant.fold import fold_batchnorm_
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import set_target
+
+_INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
+
+
+@torch.no_grad()
+def prepare(model: nn.Module, target: str, example: Tensor) -> nn.Module:
+    """A copy on the CPU, in eval mode, that computes what the exported file will.
+
+    Args:
+        example: an input batch, for finding the BatchNorms to fold.
+
+    Raises:
+        ExportError: quantizers that have no range, are still calibrating, or can't be written.
+    """
+    ready = copy.deepcopy(model).cpu().eval()
+    set_target(ready, target)
+    check_ranges(ready)
+    fold_batchnorm_(ready, example)
+    for module in ready.modules():
+        quantizer = getattr(module, "_weight_quantizer", None)
+        if isinstance(quantizer, TensorQuantizer) and is_on(quantizer) and isinstance(quantizer.num_bits, int):
+            _put_on_levels(module, quantizer)
+    return ready
+
+
+def is_on(quantizer: TensorQuantizer) -> bool:
+    """Whether the quantizer quantizes, as far as its switches say."""
+    return not quantizer._disabled and quantizer._if_quant
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any quantizer of the model is on."""
+    return any(isinstance(m, TensorQuantizer) and is_on(m) for m in model.modules())
+
+
+def check_ranges(model: nn.Module) -> None:
+    """Raise ExportError that names the quantizers without a finite range, or that are still calibrating."""
+    quantizers = {n: m for n, m in model.named_modules() if isinstance(m, TensorQuantizer) and not m._disabled}
+    active = {n: q for n, q in quantizers.items() if q._if_quant}
+    problems = {
+        "have no range (amax); calibrate the model first, or load a calibrated checkpoint": [
+            n for n, q in active.items() if q.amax is None and not q._learn_amax
+        ],
+        "have a range that is not finite; calibrate again": [
+            n for n, q in active.items() if q.amax is not None and not q.amax.isfinite().all()
+        ],
+        "are still calibrating; call disable_calib() first": [n for n, q in quantizers.items() if q._if_calib],
+        "give integers, not fake-quantized values; use fake_quant=True": [
+            n for n, q in active.items() if not q.fake_quant
+        ],
+    }
+    for text, names in problems.items():
+        if names:
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            raise ExportError(f"{len(names)} of {len(active)} quantizers {text}: {', '.join(names[:6])}{more}")
+
+
+def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
+    """Replace the weight by its quantized value, so that every way of rounding finds the same integers.
+
+    ONNX divides by ``amax / bound`` where the simulation multiplies by ``bound / amax``, and its int8 reaches -128.
+    """
+    amax = quantizer.amax
+    if amax is None or quantizer.block is not None:
+        raise ExportError(f"{quantizer.name or 'a weight quantizer'} needs one fixed range per channel or tensor")
+    weight, bits, narrow = layer.weight, int(quantizer.num_bits), quantizer.narrow_range
+    weight.copy_(ops.fake_quantize(weight, amax, bits, quantizer.unsigned, narrow))
+    wide = torch.maximum(amax, _smallest_range(layer, quantizer, amax))
+    if not torch.equal(wide, amax):
+        quantizer.amax = wide.numpy()
+        weight.copy_(ops.fake_quantize(weight, wide, bits, quantizer.unsigned, narrow))
+
+
+def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Tensor:
+    """The least weight range of each channel with which the bias fits an int32.
+
+    A channel of (nearly) zero weights is all bias, and its tiny range would make the bias overflow in runtimes that
+    round it to multiples of input scale x weight scale. A channel of exactly zero weights takes the widest range.
+    """
+    dead = torch.where(amax <= ops.TINY, amax.max(), torch.zeros_like(amax))
+    source = getattr(layer, "_input_quantizer", None)
+    if layer.bias is None or not isinstance(source, TensorQuantizer) or not is_on(source) or source.amax is None:
+        return dead
+    if amax.dim() and amax.numel() != layer.bias.numel():
+        return dead
+    step = source.amax.max().clamp(min=ops.TINY) / source.maxbound
+    least = layer.bias.abs() * quantizer.maxbound / (step * _INT32_ROOM)
+    return torch.maximum(dead, least.reshape(amax.shape) if amax.dim() else least.max())

@@ -1,0 +1,209 @@
+"""Folding of BatchNorm into the layer before it, without changing a single quantized weight.
+
+In inference BatchNorm multiplies each channel by ``g = gamma / sqrt(var + eps)`` and adds a constant. With symmetric
+ranges per output channel the factor moves into the range: weight ``w g`` with range ``amax |g|`` has the integers of
+``w`` with range ``amax``, up to the sign of g. Runtimes need this: a BatchNorm between a quantized convolution and
+the next Q keeps the convolution in floating point.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from qzoo.errors import QuantizationError
+from qzoo.quant import ops
+from qzoo.quant.nn import TensorQuantizer
+
+_TOLERANCE = 1e-3  # of the largest output; the fold itself is exact up to float32 rounding
+
+
+class Pair(NamedTuple):
+    """Names of a folded layer and of the BatchNorm that it took up."""
+
+    layer: str
+    norm: str
+
+
+@dataclass
+class _Trace:
+    """One forward pass: who made which tensor, and how many operations read it."""
+
+    producer: dict[int, str] = field(default_factory=dict)
+    input_of: dict[str, Tensor] = field(default_factory=dict)
+    output_of: dict[str, Tensor] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    readers: Counter[int] = field(default_factory=Counter)
+
+
+class _CountReaders(TorchFunctionMode):
+    """Counts the operations that read a recorded tensor and make a tensor of it (not ``x.dim()`` and the like)."""
+
+    def __init__(self, trace: _Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            read = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            self.trace.readers.update(read & self.trace.producer.keys())
+        return result
+
+
+@torch.no_grad()
+def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
+    """Fold every BatchNorm whose input is the output of one convolution or linear layer, in place.
+
+    The pairs are found by running ``example``: the very tensor that the layer returned must enter the BatchNorm and
+    nothing else. The BatchNorm is replaced by ``nn.Identity``, the layer gets a bias. Works for grouped, depthwise and
+    transposed convolutions, quantized or not; each pair is checked by running both forms on the layer's input.
+    Left as they are: layers that are called twice or share their weight, transposed convolutions with groups,
+    BatchNorms without running statistics.
+
+    Args:
+        example: an input batch of any size that the model accepts.
+
+    Returns:
+        The folded pairs, in the order in which the layers ran.
+
+    Raises:
+        QuantizationError: a pair whose fold would change the result, such as a weight range that is learned.
+    """
+    modules = dict(model.named_modules())
+    with _evaluating(model):
+        trace = _run(model, modules, example)
+        pairs = list(_pairs(modules, trace))
+        for pair in pairs:
+            layer, norm, x = modules[pair.layer], modules[pair.norm], trace.input_of[pair.layer]
+            before = norm(layer(x))
+            _fold_pair(pair.layer, layer, norm)
+            _check_pair(pair, before, layer(x))
+            model.set_submodule(pair.norm, nn.Identity())
+    return pairs
+
+
+def _pairs(modules: dict[str, nn.Module], trace: _Trace) -> Iterator[Pair]:
+    """Layers with the BatchNorm that alone reads their output."""
+    norm_of = {id(trace.input_of[name]): name for name, m in modules.items() if _has_statistics(m) and trace.calls[name] == 1}
+    uses = Counter(id(m.weight) for m in modules.values() if isinstance(m, _ConvNd | nn.Linear))
+    for name, output in trace.output_of.items():
+        layer, norm = modules[name], norm_of.get(id(output))
+        if norm is None or not isinstance(layer, _ConvNd | nn.Linear) or not _foldable(layer, output):
+            continue
+        if trace.calls[name] == trace.readers[id(output)] == uses[id(layer.weight)] == 1:
+            yield Pair(name, norm)
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _foldable(layer: nn.Module, output: Tensor) -> bool:
+    if isinstance(layer, _ConvTransposeNd):
+        return layer.groups == 1  # with groups, the channels of a group share one range
+    return isinstance(layer, _ConvNd) or output.dim() == 2  # BatchNorm normalizes dim 1, a linear layer's last one
+
+
+def _run(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> _Trace:
+    trace, hooks = _Trace(), []
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            trace.calls[name] += 1
+            if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
+                trace.input_of[name], trace.output_of[name] = args[0], output
+                if not isinstance(module, _BatchNorm):
+                    trace.producer[id(output)] = name
+
+        return hook
+
+    for name, module in modules.items():
+        if isinstance(module, _ConvNd | nn.Linear | _BatchNorm):
+            hooks.append(module.register_forward_hook(record(name)))
+    try:
+        with _CountReaders(trace):
+            result = model(example)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    trace.readers.update(id(leaf) for leaf in tree_leaves(result) if id(leaf) in trace.producer)
+    return trace
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _fold_pair(name: str, layer: Any, norm: Any) -> None:
+    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+    g = gamma.double() / (norm.running_var.double() + norm.eps).sqrt()
+    old_bias = 0.0 if layer.bias is None else layer.bias.double()
+    bias = (old_bias - norm.running_mean.double()) * g + beta.double()
+
+    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    factor = g.reshape([-1 if d == axis else 1 for d in range(layer.weight.dim())])
+    weight = (layer.weight.double() * factor).to(layer.weight.dtype)
+    quantizer = getattr(layer, "_weight_quantizer", None)
+    if isinstance(quantizer, TensorQuantizer) and (quantizer.amax is not None or quantizer._learn_amax):
+        weight = _scale_range(name, quantizer, layer.weight, weight, factor, axis)
+    layer.weight.copy_(weight)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.empty_like(bias, dtype=weight.dtype), layer.weight.requires_grad)
+    layer.bias.copy_(bias)
+
+
+def _scale_range(
+    name: str, quantizer: TensorQuantizer, old: Tensor, new: Tensor, factor: Tensor, axis: int
+) -> Tensor:
+    """Give the weight quantizer the range that fits the scaled weight; returns the weight, its integers unchanged."""
+    amax, bits = quantizer.amax, quantizer.num_bits
+    if amax is None or quantizer.block is not None or quantizer.pre_quant_scale is not None:
+        raise QuantizationError(
+            f"BatchNorm after {name} can't be folded: its weight range is learned, in blocks, or has a pre_quant_scale; "
+            "give the weight one fixed range per output channel"
+        )
+    if amax.dim() == 1:
+        amax = amax.reshape(factor.shape)
+    scaled = (amax.double() * factor.abs()).float()
+    if isinstance(bits, int):
+        wanted = ops.quantize(old, amax, bits, quantizer.unsigned, quantizer.narrow_range)
+        wanted = (wanted.double() * factor.sign()).to(old.dtype)
+        # The product with g is rounded once more than the division by the range: a weight halfway between two levels
+        # may tip over. Such a weight is put onto its level.
+        moved = ops.quantize(new, scaled, bits, quantizer.unsigned, quantizer.narrow_range) != wanted
+        level = (wanted.double() * scaled.double() / quantizer.maxbound).to(new.dtype)
+        new = torch.where(moved & (scaled > ops.TINY), level, new)
+    quantizer.reset_amax()
+    quantizer._axis = axis
+    quantizer.amax = scaled.cpu().numpy()
+    quantizer.to(new.device)
+    return new
+
+
+def _check_pair(pair: Pair, before: Tensor, after: Tensor) -> None:
+    limit = _TOLERANCE * before.abs().max().item() + 1e-6
+    worst = (before - after).abs().max().item() if before.shape == after.shape else float("inf")
+    if not worst <= limit:
+        raise QuantizationError(
+            f"folding {pair.norm} into {pair.layer} changes the result by {worst:.3g} (allowed {limit:.3g}): does the "
+            "layer have a forward or hooks of its own, or a weight range that leaves no room for -128 (use narrow_range)?"
+        )
