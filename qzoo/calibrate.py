@@ -1,0 +1,162 @@
+"""``qzoo.calibrate``: gives every quantizer of a model its range, from one pass over a few images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.collect import (
+    METHODS,
+    collect,
+    evaluating,
+    images_of,
+    quantizers_of,
+    quantizers_off,
+    set_range,
+    weight_ranges,
+)
+from qzoo.errors import CalibrationError
+from qzoo.progress import track
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One method of choosing the ranges, tried on images.
+
+    Attributes:
+        method: its name.
+        sqnr_db: of the logits, quantized against the same model with its quantizers off.
+        agreement: share of images with the same highest logit, in percent.
+    """
+
+    method: str
+    sqnr_db: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the ranges were found.
+
+    Attributes:
+        method: the one whose ranges the model has now.
+        images: number of images that the statistics come from.
+        percentile: of the percentile method, None for the others.
+        select_images: number of images that the candidates were compared on; 0 when there was nothing to
+            choose.
+        candidates: what was tried, best first; empty when the method was given.
+    """
+
+    method: str
+    images: int
+    percentile: float | None = None
+    select_images: int = 0
+    candidates: tuple[Candidate, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def calibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    method: str = "max",
+    percentile: float = 99.99,
+    select_loader: Iterable[Any] | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Set the range (amax) of every quantizer, in place.
+
+    One pass of the float model serves all methods. Weights have the exact maximum of each channel whatever
+    the method; the method is for activations. Quantizers of every role get a range whatever the target, so
+    that ``set_target`` needs no new calibration; those that read the same tensor get the same range.
+    Nothing is changed when an error is raised; modes and switches are as before in any case.
+
+    Args:
+        model: with quantizers and trained weights.
+        loader: batches of preprocessed images [B, C, H, W], alone or first in a tuple. ``"auto"`` without a
+            ``select_loader`` goes through it more than once.
+        method: ``"max"``, ``"percentile"``, ``"mse"``, ``"entropy"``, or ``"auto"``: try all four, keep the
+            one with the highest SQNR of the logits against the same model with its quantizers off.
+        percentile: share of magnitudes below the range, in percent, of the percentile method.
+        select_loader: images to compare the methods on, ``loader`` without. Never the test images.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: no quantizers, no images, or quantizers that saw none (each is named).
+        NonFiniteError: NaN or infinity in a weight or an activation; the message names where.
+        ValueError: an unknown method, a percentile outside 0 to 100.
+    """
+    if method not in (*METHODS, "auto"):
+        raise ValueError(f"method must be one of {', '.join(METHODS)} or auto, not {method!r}")
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile must be above 0 and at most 100, not {percentile}")
+    quantizers = quantizers_of(model)
+    weights = weight_ranges(model)
+    statistics = collect(model, loader, histograms=method != "max", progress=progress)
+    methods = METHODS if method == "auto" else (method,)
+    ranges = {m: {**statistics.ranges(m, percentile), **weights} for m in methods}
+    candidates: tuple[Candidate, ...] = ()
+    compared = 0
+    if method == "auto":
+        before = {name: quantizer.amax for name, quantizer in quantizers.items()}
+        try:
+            compared, candidates = _compare(model, ranges, select_loader or loader, progress)
+        except BaseException:
+            _apply(model, {name: amax for name, amax in before.items() if amax is not None})
+            for name, amax in before.items():
+                if amax is None:
+                    quantizers[name].reset_amax()
+            raise
+        method = candidates[0].method
+    _apply(model, ranges[method])
+    used = percentile if method == "percentile" else None
+    return Calibration(method, statistics.images, used, compared, candidates)
+
+
+def _apply(model: nn.Module, ranges: dict[str, Tensor]) -> None:
+    quantizers = quantizers_of(model)
+    for name, amax in ranges.items():
+        set_range(quantizers[name], amax)
+
+
+@torch.no_grad()
+def _compare(
+    model: nn.Module, ranges: dict[str, dict[str, Tensor]], loader: Iterable[Any], progress: bool
+) -> tuple[int, tuple[Candidate, ...]]:
+    """Number of images, and the methods with their fidelity on them, best first."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    signal, images = 0.0, 0
+    noise, agree = dict.fromkeys(ranges, 0.0), dict.fromkeys(ranges, 0)
+    with evaluating(model):
+        for batch in track(loader, "compare methods", show=progress):
+            x = images_of(batch).to(device)
+            with quantizers_off(model):
+                expected = model(x).double()
+            images += len(x)
+            signal += expected.square().sum().item()
+            for name, amax in ranges.items():
+                _apply(model, amax)
+                logits = model(x).double()
+                noise[name] += (logits - expected).square().sum().item()
+                agree[name] += int((logits.argmax(1) == expected.argmax(1)).sum())
+    if images == 0:
+        raise CalibrationError(
+            "no images to compare the methods on: the loader gives them only once. Pass a list, or images of "
+            "their own as select_loader"
+        )
+    found = [Candidate(m, _decibel(signal, noise[m]), 100 * agree[m] / images) for m in ranges]
+    return images, tuple(sorted(found, key=lambda c: (c.sqnr_db, c.agreement), reverse=True))
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

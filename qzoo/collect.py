@@ -1,0 +1,224 @@
+"""One pass over data that gathers the statistics of every quantizer of a model, whichever are switched on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import CalibrationError, NonFiniteError
+from qzoo.progress import track
+from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
+from qzoo.quant.nn import TensorQuantizer
+
+METHODS = ("max", "percentile", "mse", "entropy")
+
+
+class Statistics:
+    """What one pass gathered: a calibrator a quantizer, shared by those that read the same tensors.
+
+    Attributes:
+        images: number of images seen.
+    """
+
+    def __init__(self, histograms: bool) -> None:
+        self.images = 0
+        self._histograms = histograms
+        self._calibrators: dict[str, Any] = {}
+        self._recent: dict[int, tuple[Any, int, Any]] = {}
+
+    def next_batch(self, images: int) -> None:
+        """Note that a batch went through; the tensors of different batches are never the same."""
+        self.images += images
+        self._recent.clear()
+
+    def see(self, name: str, quantizer: TensorQuantizer, x: Tensor) -> None:
+        """Count ``x`` for the quantizer, once for all the quantizers that get this very tensor.
+
+        A block's input and its skip, say, thereby share one calibrator and end with one range.
+        """
+        mine = self._calibrators.get(name)
+        reference, version, theirs = self._recent.get(id(x), (lambda: None, -1, None))
+        if reference() is x and version == x._version and _alike(theirs, quantizer):
+            mine = self._calibrators.setdefault(name, theirs)
+            theirs._unsigned = theirs._unsigned and quantizer.unsigned
+            if mine is theirs:
+                return
+        if mine is None:
+            mine = self._calibrators[name] = _calibrator(quantizer, self._histograms)
+        mine.collect(x)
+        self._recent[id(x)] = (weakref.ref(x), x._version, mine)
+
+    def ranges(self, method: str, percentile: float) -> dict[str, Tensor]:
+        """The range of each quantizer that saw data, by name; statistics per channel know the maximum only."""
+        computed: dict[int, Tensor] = {}
+        for calibrator in self._calibrators.values():
+            if id(calibrator) in computed:
+                continue
+            if isinstance(calibrator, MaxCalibrator):
+                amax = calibrator.compute_amax()
+            else:
+                largest = calibrator.compute_amax("max")
+                amax = calibrator.compute_amax(method, percentile=percentile)
+                # A percentile of nearly all zeros is zero and would erase what is left.
+                amax = largest if amax is not None and amax.item() == 0 else amax
+            if amax is not None:
+                computed[id(calibrator)] = amax
+        return {name: computed[id(c)] for name, c in self._calibrators.items() if id(c) in computed}
+
+
+def _calibrator(quantizer: TensorQuantizer, histograms: bool) -> Any:
+    if histograms and quantizer.axis is None and quantizer.block is None:
+        return HistogramCalibrator(quantizer.num_bits, None, quantizer.unsigned)
+    return MaxCalibrator(quantizer.num_bits, quantizer.axis, quantizer.unsigned)
+
+
+def _alike(calibrator: Any, quantizer: TensorQuantizer) -> bool:
+    return bool(calibrator._num_bits == quantizer.num_bits and calibrator._axis == quantizer.axis)
+
+
+class _Tap:
+    """Stands where a quantizer keeps its calibrator and hands the tensors on to the statistics."""
+
+    _axis: Any = None  # set by quantizers with blocks
+
+    def __init__(self, statistics: Statistics, name: str, quantizer: TensorQuantizer) -> None:
+        self.statistics, self.name, self.quantizer = statistics, name, quantizer
+
+    def collect(self, x: Tensor) -> None:
+        self.statistics.see(self.name, self.quantizer, x)
+
+
+def quantizers_of(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """All quantizers by name; each is told its name, for error messages.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
+    if not found:
+        raise CalibrationError(
+            f"{type(model).__name__} has no quantizers; build it with quantize=True or quantize='w8a8'"
+        )
+    for name, quantizer in found.items():
+        quantizer.name = name
+    return found
+
+
+def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
+    """The exact range of every weight, by the name of its quantizer: per channel where the quantizer has an
+    axis.
+
+    A channel of zeros has the range 0.
+
+    Raises:
+        NonFiniteError: a weight with NaN or infinity.
+    """
+    ranges = {}
+    for name, module in model.named_modules():
+        quantizer, weight = getattr(module, "_weight_quantizer", None), getattr(module, "weight", None)
+        if not isinstance(quantizer, TensorQuantizer) or not isinstance(weight, Tensor):
+            continue
+        scale = quantizer.pre_quant_scale
+        with torch.no_grad():
+            amax = quantizer._own_range(weight if scale is None else weight * scale)
+        if not torch.isfinite(amax).all():
+            raise NonFiniteError(f"the weight of {name!r} holds NaN or infinity; load sound weights first")
+        ranges[f"{name}._weight_quantizer" if name else "_weight_quantizer"] = amax
+    return ranges
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of a batch: the first of a tuple or list, or the batch itself."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+@torch.no_grad()
+def collect(model: nn.Module, loader: Iterable[Any], histograms: bool, progress: bool = True) -> Statistics:
+    """Run the float model over the data while its activation quantizers watch, whatever the target.
+
+    Weights with a quantizer of their own are left out, see :func:`weight_ranges`; so is a quantizer without
+    a role that is disabled. The model's mode and its quantizers' switches are as before afterwards, also
+    after an error.
+
+    Raises:
+        CalibrationError: no quantizers, no data, or quantizers that saw none.
+        NonFiniteError: NaN or infinity; the message names the quantizer and the batch.
+    """
+    statistics, quantizers = Statistics(histograms), quantizers_of(model)
+    weights = weight_ranges(model)
+    watched = {n: q for n, q in quantizers.items() if n not in weights and (q.role or not q._disabled)}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model), _switches_restored(quantizers.values()):
+        for quantizer in quantizers.values():
+            quantizer.disable_quant()
+            quantizer._if_clip = False
+        for name, quantizer in watched.items():
+            quantizer._calibrator = _Tap(statistics, name, quantizer)
+            quantizer.enable()
+            quantizer.enable_calib()
+        for i, batch in enumerate(track(loader, "calibrate", show=progress)):
+            images = images_of(batch).to(device)
+            try:
+                model(images)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} (batch {i}, counted from 0)") from error
+            statistics.next_batch(len(images))
+    if statistics.images == 0:
+        raise CalibrationError("the loader gave no images; check the folder, the split and the subset")
+    seen = statistics.ranges("max", 100.0)
+    unseen = [name for name in watched if name not in seen]
+    if unseen:
+        raise CalibrationError(
+            f"{len(unseen)} quantizers saw no data: {', '.join(unseen)}; the model's forward does not reach them. "
+            "Disable them, or remove them from the model"
+        )
+    return statistics
+
+
+def set_range(quantizer: TensorQuantizer, amax: Tensor) -> None:
+    """Give a quantizer its range (a copy), whatever shape it had before; learned bounds start there."""
+    if quantizer.amax is not None and quantizer.amax.shape != amax.shape:
+        quantizer.reset_amax()
+    quantizer._set_buffer("_amax", amax, None)
+    if quantizer._learn_amax:
+        quantizer.init_learn_amax()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within, each module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def quantizers_off(model: nn.Module) -> Iterator[None]:
+    """The float model within: no quantizer changes what passes through it."""
+    quantizers = quantizers_of(model).values()
+    with _switches_restored(quantizers):
+        for quantizer in quantizers:
+            quantizer.disable_quant()
+            quantizer._if_clip = False
+        yield
+
+
+@contextmanager
+def _switches_restored(quantizers: Iterable[TensorQuantizer]) -> Iterator[None]:
+    fields = ("_disabled", "_if_quant", "_if_calib", "_if_clip", "_calibrator")
+    before = [(q, {field: getattr(q, field) for field in fields}) for q in quantizers]
+    try:
+        yield
+    finally:
+        for quantizer, values in before:
+            for field, value in values.items():
+                setattr(quantizer, field, value)
