@@ -1,0 +1,268 @@
+"""Checkpoint folders: ``config.json`` and ``model.safetensors``, written atomically, loaded strictly.
+
+Two forms. *Master*: the float weights as trained, to go on from. *Packed*: each quantized weight as its
+integers (int8; two 4-bit values a byte up to 4 bits) and everything else in float. Weights that were
+quantized and come back are a fixed point of the quantizer, so a packed model's quantized outputs equal the
+master's to the last bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qzoo import __version__, hub
+from qzoo.config import WEIGHTS, Config, config_of, read_config
+from qzoo.errors import CheckpointError
+from qzoo.quant import ops
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.registry import architecture
+from qzoo.scheme import TARGETS, Scheme, with_target
+from qzoo.state import assign_state, check_ranges, name_quantizers, weight_quantizers
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | Path, *, form: str | None = None, config: Config | None = None
+) -> Path:
+    """Write a model as a checkpoint folder; returns the folder.
+
+    A new folder appears at once or not at all. In an existing one the weights are replaced first and
+    config.json, which holds their SHA-256, last: whoever loads in between gets an error, never a mixture.
+
+    Args:
+        model: float, or quantized with a range in every quantizer.
+        form: "packed" (the default of quantized models) or "master".
+        config: what to write; ``model.qzoo_config`` by default. Form, files and version are filled in here.
+
+    Raises:
+        CheckpointError: no config, a quantizer without a finite range or that differs from the scheme, or
+            parameters that are not float32.
+    """
+    config = config if config is not None else config_of(model)
+    form = form or ("packed" if config.scheme else "master")
+    if form not in ("master", "packed") or (form == "packed" and config.scheme is None):
+        raise CheckpointError(f"form is {form!r}; expected 'master', or 'packed' for a quantized model")
+    check_ranges(model)
+    if config.scheme is not None:
+        _check_switches(model, config.scheme)
+    tensors = _packed_state(model) if form == "packed" else _state(model)
+    config = dataclasses.replace(config, form=form, qzoo_version=__version__)
+    return _write(Path(folder), tensors, config)
+
+
+def load_pretrained(where: str | Path, *, target: str = "tensorrt", revision: str | None = None) -> nn.Module:
+    """Load a checkpoint, in eval mode; ``model.qzoo_config`` is its :class:`~qzoo.config.Config`.
+
+    Args:
+        where: a folder, the name of a zoo checkpoint, or a Hub repository ``"org/name"``.
+        target: the runtime that the quantizers simulate.
+        revision: of a Hub repository.
+
+    Raises:
+        CheckpointError: the folder is incomplete or altered, or tensors are missing, unexpected or misshaped.
+        UnknownModelError, HubError: see :func:`qzoo.hub.locate`.
+    """
+    folder = hub.locate(where, revision)
+    config = read_config(folder)
+    _check_weights_file(folder, config)
+    scheme = with_target(config.scheme, target) if config.scheme else None
+    model = empty_model(config, scheme)
+    assign_state(model, _read_tensors(folder / WEIGHTS, model, config), str(folder))
+    check_ranges(model)
+    return model.eval()
+
+
+def empty_model(config: Config, scheme: Scheme | None) -> nn.Module:
+    """The config's architecture without memory for its parameters, to assign loaded tensors to."""
+    entry = architecture(config.architecture)
+    with torch.device("meta"):
+        model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
+    name_quantizers(model)
+    model.qzoo_config = config  # type: ignore[assignment]
+    return model
+
+
+# ---- packing ----
+
+
+def pack_weight(weight: Tensor, quantizer: TensorQuantizer) -> Tensor:
+    """The integers of a weight: int8 in its shape, or uint8 [(numel + 1) // 2] up to 4 bits."""
+    assert quantizer.amax is not None  # check_ranges has passed
+    assert isinstance(quantizer.num_bits, int)  # a Scheme has no others
+    q = ops.quantize(weight, quantizer.amax, quantizer.num_bits, narrow_range=quantizer.narrow_range)
+    return ops.pack_int4(q) if quantizer.num_bits <= 4 else q
+
+
+def unpack_weight(packed: Tensor, shape: torch.Size, amax: Tensor, num_bits: int) -> Tensor:
+    """The inverse of :func:`pack_weight`, up to rounding: float32 values that the quantizer does not change.
+
+    Raises:
+        CheckpointError: another type or size than ``pack_weight`` gives, or integers that it never gives.
+    """
+    count = shape.numel()
+    wanted = (torch.uint8, ((count + 1) // 2,)) if num_bits <= 4 else (torch.int8, tuple(shape))
+    if (packed.dtype, tuple(packed.shape)) != wanted:
+        raise CheckpointError(
+            f"holds {packed.dtype} {list(packed.shape)}; {num_bits} bits of shape {list(shape)} need "
+            f"{wanted[0]} {list(wanted[1])}"
+        )
+    q = ops.unpack_int4(packed, shape) if num_bits <= 4 else packed
+    bound = 2 ** (num_bits - 1) - 1
+    if count and not -bound <= int(q.amin()) <= int(q.amax()) <= bound:
+        raise CheckpointError(f"holds integers beyond -{bound} to {bound}, the range of {num_bits} bits")
+    return ops.dequantize(q, amax, num_bits)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    wrong = [
+        key for key, value in state.items() if value.is_floating_point() and value.dtype != torch.float32
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoints hold float32, but {wrong[0]} is {state[wrong[0]].dtype}; call .float()"
+        )
+    return state
+
+
+def _packed_state(model: nn.Module) -> dict[str, Tensor]:
+    state = _state(model)
+    for name, (_, quantizer) in weight_quantizers(model).items():
+        if not torch.isfinite(state[name]).all():
+            raise CheckpointError(f"{name} holds NaN or infinity; it can't be packed")
+        state[name] = pack_weight(state[name], quantizer)
+    return state
+
+
+def _read_tensors(path: Path, model: nn.Module, config: Config) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the file one by one, mapped from it, weights unpacked."""
+    from safetensors import SafetensorError, safe_open
+
+    packed = weight_quantizers(model) if config.form == "packed" else {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            for key in sorted(keys):
+                tensor = file.get_tensor(key)
+                if key in packed:
+                    weight, quantizer = packed[key]
+                    amax_key = f"{quantizer.name}._amax"
+                    if amax_key not in keys:
+                        raise CheckpointError(f"{path}: {key} is packed, but its scale {amax_key} is missing")
+                    amax = file.get_tensor(amax_key)
+                    if amax.dtype != torch.float32 or not _fits(amax, weight):
+                        raise CheckpointError(f"{path}: {amax_key} does not fit the weight it scales")
+                    try:
+                        assert isinstance(quantizer.num_bits, int)
+                        tensor = unpack_weight(tensor, weight.shape, amax, quantizer.num_bits)
+                    except CheckpointError as error:
+                        raise CheckpointError(f"{path}: {key} {error}") from error
+                yield key, tensor
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error})") from error
+
+
+def _fits(amax: Tensor, weight: Tensor) -> bool:
+    sizes = zip(amax.shape, weight.shape, strict=False)
+    return amax.dim() in (0, weight.dim()) and all(a in (1, n) for a, n in sizes)
+
+
+def _check_switches(model: nn.Module, scheme: Scheme) -> None:
+    """Refuse what the config can't record: other bits than the scheme's, quantizers switched by hand."""
+    quantizers = {
+        q.name or name: q for name, q in model.named_modules() if isinstance(q, TensorQuantizer) and q.role
+    }
+    for name, q in quantizers.items():
+        bits = scheme.weight_bits if q.role == "weight" else scheme.activation_bits
+        if q.num_bits != bits:
+            raise CheckpointError(f"{name} has {q.num_bits} bits, but the scheme {scheme} says {bits}")
+    odd: dict[str, list[str]] = {
+        target.name: [name for name, q in quantizers.items() if q._disabled == (q.role in target.roles)]
+        for target in TARGETS.values()
+    }
+    if all(odd.values()):
+        nearest = min(odd.values(), key=len)
+        raise CheckpointError(
+            f"{', '.join(nearest[:5])} {'is' if len(nearest) == 1 else 'are'} switched on or off by hand, "
+            "which a checkpoint can't record; qzoo.set_target(model, ...) puts the switches back"
+        )
+
+
+# ---- files ----
+
+
+def _check_weights_file(folder: Path, config: Config) -> None:
+    path = folder / WEIGHTS
+    if WEIGHTS not in config.files or not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no weights, only a recipe; `qzoo build {config.name} --data DIR` makes them"
+        )
+    found = hub.sha256_of(path)
+    if found != config.files[WEIGHTS]:
+        raise CheckpointError(
+            f"{path} was altered or is not whole: its SHA-256 is {found}, "
+            f"config.json says {config.files[WEIGHTS]}"
+        )
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:
+    from safetensors.torch import save_file
+
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} exists and is no folder")
+    with _scratch(folder.parent, f".{folder.name}.") as scratch:
+        save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+        (scratch / WEIGHTS).chmod(0o644)  # save_file leaves it to the owner alone
+        config = dataclasses.replace(config, files={WEIGHTS: hub.sha256_of(scratch / WEIGHTS)})
+        (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
+        for name in (WEIGHTS, "config.json"):
+            _flush(scratch / name)
+        try:
+            os.rename(scratch, folder)  # fails where a folder with files is in the way, and only there
+        except OSError:
+            with _exclusive(folder):
+                for name in (WEIGHTS, "config.json"):
+                    os.replace(scratch / name, folder / name)
+    return folder
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder beside the final one; what is left of it goes."""
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """One writer at a time, where the system has advisory locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: the hash in config.json still tells a mixture
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

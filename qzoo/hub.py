@@ -1,0 +1,241 @@
+"""Where checkpoints are found: in the package, at a pin on the Hugging Face Hub, or in any Hub repository.
+
+Downloads go through ``huggingface_hub``, so its cache and its variables (``HF_HOME``, ``HF_ENDPOINT``,
+``HF_TOKEN``, ``HF_HUB_OFFLINE``) are honoured. A file whose SHA-256 differs from the expected one is taken
+out of the cache and never opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qzoo.config import WEIGHTS, read_config
+from qzoo.errors import CheckpointError, HubError, UnknownModelError
+from qzoo.registry import natural_key, parse_name, suggest
+
+EMBEDDED = Path(__file__).parent / "model_cards"
+_PINS = Path(__file__).parent / "hub_pins.json"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A checkpoint on the Hub: repository, commit, SHA-256 of its config.json (which holds all others)."""
+
+    repo: str
+    revision: str
+    sha256: str
+
+
+@functools.cache
+def pins() -> Mapping[str, Pin]:
+    """The zoo's own checkpoints on the Hub, by name."""
+    return {name: Pin(**pin) for name, pin in json.loads(_PINS.read_text(encoding="utf-8")).items()}
+
+
+def embedded() -> dict[str, Path]:
+    """Folders of the checkpoints that are in the package: those with weights (a recipe alone is none)."""
+    folders = sorted(EMBEDDED.glob("*/config.json")) if EMBEDDED.is_dir() else []
+    return {path.parent.name: path.parent for path in folders if (path.parent / WEIGHTS).is_file()}
+
+
+def checkpoints() -> list[str]:
+    """Names of all checkpoints that can be loaded: embedded, or pinned on the Hub."""
+    return sorted({*embedded(), *pins()}, key=natural_key)
+
+
+def locate(where: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, downloaded if need be.
+
+    Args:
+        where: a folder; the name of a zoo checkpoint, such as ``"resnet20.fmnist-w8a8"``; or a repository
+            on the Hub, ``"org/name"``.
+        revision: commit, branch or tag of a repository; not for folders and names, which are what they are.
+
+    Raises:
+        UnknownModelError: no folder and no checkpoint of that name; says which exist and how to build one.
+        HubError: the download failed.
+    """
+    path, text = Path(where), str(where)
+    is_name = isinstance(where, str) and "/" not in text and os.sep not in text
+    if is_name and (text in embedded() or text in pins()):
+        if revision is not None:
+            raise ValueError(f"{text!r} is pinned by the package; give a Hub repository to choose a revision")
+        return embedded()[text] if text in embedded() else _download_pin(text)
+    if path.is_dir():
+        return path
+    if isinstance(where, str) and _REPOSITORY.fullmatch(text) and not path.exists():
+        return download(text, revision)
+    if is_name:
+        raise UnknownModelError(missing_checkpoint(text))
+    raise CheckpointError(f"{text!r} is no folder, no checkpoint's name and no Hub repository (org/name)")
+
+
+def missing_checkpoint(name: str) -> str:
+    """What to say when there is no checkpoint ``name``: which there are, and how to build it."""
+    known = checkpoints()
+    parsed = parse_name(name)
+    same = [other for other in known if other.partition(".")[0] == parsed.arch]
+    listed = (
+        f"checkpoints of {parsed.arch}: {', '.join(same)}" if same else f"checkpoints: {', '.join(known)}"
+    )
+    what = "none has been built yet" if not known else listed
+    build = f"; `qzoo build {name} --data DIR` makes one" if parsed.scheme else ""
+    return f"no checkpoint {name!r}{suggest(name, known)} ({what}){build}"
+
+
+def download(
+    repo: str, revision: str | None = None, *, name: str | None = None, sha256: str | None = None
+) -> Path:
+    """Fetch config.json and weights of a checkpoint repository into the Hub cache; returns the folder there.
+
+    Args:
+        revision: commit, branch or tag; the default branch if None.
+        name: the checkpoint that must be in it.
+        sha256: of its config.json.
+
+    Raises:
+        HubError: no network, no such repository, file or revision, gated, disk full, or content that differs
+            from its SHA-256 (taken out of the cache).
+        CheckpointError: the config is not valid, or of another checkpoint.
+    """
+    config_file = fetch(repo, "config.json", revision, sha256 or "")
+    folder, commit = config_file.parent, config_file.parent.name
+    config = read_config(folder)
+    if name is not None and config.name != name:
+        raise CheckpointError(f"{repo} at {commit} holds {config.name!r}, not {name!r}")
+    if WEIGHTS not in config.files:
+        raise CheckpointError(
+            f"{repo} at {commit}: config.json lists no {WEIGHTS}; it is a recipe without weights"
+        )
+    fetch(repo, WEIGHTS, commit, config.files[WEIGHTS])
+    return folder
+
+
+def _download_pin(name: str) -> Path:
+    pin = pins()[name]
+    return download(pin.repo, pin.revision, name=name, sha256=pin.sha256)
+
+
+def fetch(repo: str, file: str, revision: str | None = None, sha256: str = "") -> Path:
+    """One file of a Hub repository, from the cache or downloaded.
+
+    Args:
+        sha256: expected SHA-256 or a prefix; "" takes any content.
+
+    Raises:
+        HubError: see :func:`download`.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    place = f"{repo}{f' at {revision}' if revision else ''}"
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            _check_network(constants.ENDPOINT, repo, file, revision)
+        path = Path(hf_hub_download(repo, file, revision=revision, library_name="qzoo"))
+    except Exception as error:
+        raise HubError(f"{file} of {place} can't be had from the Hub: {explain(error)}") from error
+    verify_file(path, sha256)
+    return path
+
+
+def _check_network(endpoint: str, repo: str, file: str, revision: str | None) -> None:
+    """Fail at once where the endpoint's name does not resolve; the client would try for half a minute."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, file, revision=revision), str) or urllib.request.getproxies():
+        return
+    host = urllib.parse.urlsplit(endpoint).hostname
+    socket.getaddrinfo(host, None)
+
+
+def explain(error: BaseException) -> str:
+    """A download's or upload's failure in words, and what to do. Never contains a token."""
+    from huggingface_hub import errors
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in chain):
+        return "the disk is full; free some space, or let HF_HOME name a folder on another disk"
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            "the repository is gated; accept its terms on its page and log in (`hf auth login` or HF_TOKEN)"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "no such repository, or a private one; check the name, and log in (`hf auth login` or HF_TOKEN)"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision"
+    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
+        return "it is not in the cache, and the Hub can't be reached (or HF_HUB_OFFLINE is set)"
+    if isinstance(error, errors.EntryNotFoundError):
+        return "the repository has no such file"
+    if isinstance(error, socket.gaierror):
+        return "no network (the Hub's address does not resolve); connect, or set HF_ENDPOINT to a mirror"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = getattr(error.response, "status_code", "no status")
+        return f"the server answered {status}; try again later, a broken download resumes"
+    return f"{type(error).__name__}: {redact(str(error))}; try again, a broken download resumes"
+
+
+def redact(text: str) -> str:
+    """The text without anything that looks like an access token."""
+    return re.sub(r"hf_\w{4,}|(?i:bearer)\s+\S+", "[token]", text)
+
+
+# ---- integrity ----
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex digits."""
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
+
+
+def _digest(file) -> str:  # type: ignore[no-untyped-def]
+    """The same for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_file(path: Path, sha256: str) -> None:
+    """Remove a downloaded file whose SHA-256 does not start with the expected digits.
+
+    Raises:
+        HubError: it does not; the file is gone.
+    """
+    if not sha256 or (found := sha256_of(path)).startswith(sha256):
+        return
+    discard(path)
+    raise HubError(
+        f"{path.name} was downloaded, but its SHA-256 is {found}, not {sha256}: truncated, or another file "
+        "than the one this release was made with. It has been removed; try again, or update qzoo"
+    )
+
+
+def discard(path: Path) -> None:
+    """Remove a file from a cache: in the Hub's the link and what it points to."""
+    target = path.resolve()
+    path.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)

@@ -1,0 +1,125 @@
+"""Tensors into models: strict, complete, without a copy; and the quantizers of a model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import CheckpointError
+from qzoo.quant.nn import TensorQuantizer
+
+_SHOWN = 8
+
+
+def quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """All quantizers of a model, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
+
+
+def name_quantizers(model: nn.Module) -> None:
+    """Tell every quantizer its place, for error messages."""
+    for name, quantizer in quantizers(model).items():
+        quantizer.name = name
+
+
+def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantizer]]:
+    """State-dict key of every quantized weight, with the weight and its quantizer."""
+    return {
+        f"{name}.weight" if name else "weight": (module.weight, quantizer)
+        for name, module in model.named_modules()
+        if isinstance(quantizer := getattr(module, "_weight_quantizer", None), TensorQuantizer)
+        and isinstance(module.weight, Tensor)
+    }
+
+
+def check_ranges(model: nn.Module) -> None:
+    """Every quantizer that a target may switch on has a finite, non-negative range.
+
+    Raises:
+        CheckpointError: names those that do not.
+    """
+    demanding = {name: q for name, q in quantizers(model).items() if q.role or not q._disabled}
+    missing = [name for name, q in demanding.items() if q.amax is None]
+    if missing:
+        raise CheckpointError(
+            f"no range (amax) in {_listed(missing)}; run qzoo.calibrate(model, loader) first"
+        )
+    ranges = {name: q.amax for name, q in demanding.items() if q.amax is not None}
+    if not ranges:
+        return
+    # One reduction over all ranges: a look at each would dominate the loading time.
+    flat = torch.cat([amax.reshape(-1) for amax in ranges.values()])
+    if not bool((torch.isfinite(flat) & (flat >= 0)).all()):
+        bad = [name for name, a in ranges.items() if not bool((torch.isfinite(a) & (a >= 0)).all())]
+        raise CheckpointError(f"the range (amax) of {_listed(bad)} is negative, infinite or NaN")
+
+
+def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Make the tensors the model's parameters and buffers, and create the ranges of quantizers.
+
+    The counter ``num_batches_tracked``, which old files lack and inference ignores, starts at 0 where
+    missing.
+
+    Args:
+        model: may be on the meta device; afterwards nothing of it is.
+        where: where the tensors come from, for messages.
+
+    Raises:
+        CheckpointError: lists keys that are missing, unexpected, misshaped, or of another type.
+    """
+    expected = dict(model.state_dict())
+    ranges = {f"{name}._amax": q for name, q in quantizers(model).items()}
+    shapes = {f"{q.name}._amax": _range_shape(weight, q) for weight, q in weight_quantizers(model).values()}
+    state: dict[str, Tensor] = {}
+    unexpected, misshaped = [], []
+    for key, tensor in tensors:
+        state[key] = tensor
+        if key in expected:
+            wanted, dtype = tuple(expected[key].shape), expected[key].dtype
+        elif key in ranges:
+            wanted, dtype = shapes.get(key, ()), torch.float32
+        else:
+            unexpected.append(key)
+            continue
+        if key in ranges and wanted.count(1) == len(wanted) and tensor.numel() == 1:
+            wanted = tuple(tensor.shape)  # one range in all: the number of ones in its shape does not matter
+        if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
+            misshaped.append(f"{key} {_describe(tensor)} (the model has {list(wanted)} {dtype})")
+    missing = []
+    for key in expected.keys() - state.keys():
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.zeros((), dtype=torch.int64)
+        else:
+            missing.append(key)
+    problems = {"missing": sorted(missing), "unexpected": unexpected, "misshaped": misshaped}
+    if any(problems.values()):
+        found = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
+        raise CheckpointError(f"{where} does not fit {type(model).__name__}: {found}")
+    for key, quantizer in ranges.items():
+        if key in state:
+            quantizer._buffers.pop("_amax", None)
+            quantizer.register_buffer("_amax", state[key])
+    model.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if left:
+        raise CheckpointError(f"{where} gave no content for {_listed(left)}")
+
+
+def _range_shape(weight: Tensor, quantizer: TensorQuantizer) -> tuple[int, ...]:
+    """Shape of a weight's range: the sizes of the kept axes, ones elsewhere; () per tensor."""
+    axis = quantizer.axis
+    if axis is None:
+        return ()
+    kept = {a % weight.dim() for a in ((axis,) if isinstance(axis, int) else axis)}
+    return tuple(n if i in kept else 1 for i, n in enumerate(weight.shape))
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {tensor.dtype}"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
