@@ -59,12 +59,12 @@ inline std::string shape_text(int64_t dim, const int64_t* sizes) {
 }
 
 // A tensor of the shape and strides of `like`, which must be dense.
-inline Tensor empty_as(const View& like, ScalarType dtype) {
+inline Tensor empty_as(
+    const View& like, ScalarType dtype, int32_t device = aoti_torch_device_type_cpu(), int32_t index = -1) {
   AtenTensorHandle handle = nullptr;
-  const int32_t code =
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      like.dim, like.sizes, like.strides, code, aoti_torch_device_type_cpu(), 0, &handle));
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(like.dim, like.sizes, like.strides, code, device, index, &handle));
   return Tensor(handle);
 }
 
