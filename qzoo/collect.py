@@ -54,7 +54,7 @@ class Statistics:
         self._recent[id(x)] = (weakref.ref(x), x._version, mine)
 
     def ranges(self, method: str, percentile: float) -> dict[str, Tensor]:
-        """The range of each quantizer that saw data, by name; statistics per channel know the maximum only."""
+        """The range of each quantizer that saw data, by name; per channel it is always the maximum."""
         computed: dict[int, Tensor] = {}
         for calibrator in self._calibrators.values():
             if id(calibrator) in computed:
@@ -174,8 +174,8 @@ def collect(model: nn.Module, loader: Iterable[Any], histograms: bool, progress:
     unseen = [name for name in watched if name not in seen]
     if unseen:
         raise CalibrationError(
-            f"{len(unseen)} quantizers saw no data: {', '.join(unseen)}; the model's forward does not reach them. "
-            "Disable them, or remove them from the model"
+            f"{len(unseen)} quantizers saw no data: {', '.join(unseen)}; the model's forward does not reach "
+            "them. Disable them, or remove them from the model"
         )
     return statistics
 
