@@ -75,7 +75,8 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
     state: dict[str, Tensor] = {}
     unexpected, misshaped = [], []
     for key, tensor in tensors:
-        state[key] = tensor
+        # Some files hold transposed views; another layout would give other rounding errors, and be slower.
+        state[key] = tensor.contiguous()
         if key in expected:
             wanted, dtype = tuple(expected[key].shape), expected[key].dtype
         elif key in ranges:
