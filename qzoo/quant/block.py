@@ -1,8 +1,8 @@
 """Ranges per block: groups of neighbours along one axis that share a range.
 
-A tensor ``[.., n, ..]`` is looked at as ``[.., n / size, size, ..]``; a range that keeps the axis of groups and
-reduces the one of members is then an ordinary range per several axes. Stored ranges leave the member axis out:
-a weight ``[O, I, 3, 3]`` with ``axis=0, block=(1, 32)`` has ranges ``[O, I / 32, 1, 1]``.
+A tensor ``[.., n, ..]`` is looked at as ``[.., n / size, size, ..]``; a range that keeps the axis of groups
+and reduces the one of members is then an ordinary range per several axes. Stored ranges leave the member axis
+out: a weight ``[O, I, 3, 3]`` with ``axis=0, block=(1, 32)`` has ranges ``[O, I / 32, 1, 1]``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def split(x: torch.Tensor, block: Block) -> torch.Tensor:
 
 
 def spread(amax: torch.Tensor, block: Block, rank: int) -> torch.Tensor:
-    """A stored range, with the member axis as length 1, so that it broadcasts to what :func:`split` returns."""
+    """A stored range with the member axis as length 1: it broadcasts to what :func:`split` returns."""
     (axis,) = normalize_axes(block[0], rank)
     return amax.unsqueeze(axis + 1) if amax.dim() == rank else amax
 

@@ -34,15 +34,15 @@ class QuantDescriptor:
         axis: the axes that keep a range of their own, None for one range per tensor.
             With a weight ``[O, I, 3, 3]``: None gives a 0-d range, 0 gives ``[O, 1, 1, 1]``,
             ``(0, 1)`` gives ``[O, I, 1, 1]``.
-        amax: a fixed range: float, list or numpy array, kept as float32. A one-dimensional range together with
-            an ``axis`` lies along that axis.
+        amax: a fixed range: float, list or numpy array, kept as float32. A one-dimensional range together
+            with an ``axis`` lies along that axis.
         learn_amax: learn the range as a clip (per tensor only).
         scale_amax: factor on the range wherever it is used.
         calib_method: ``"max"`` or ``"histogram"``.
         unsigned: use the range ``0 .. 2**bits - 1``.
         narrow_range: leave out the lowest integer of the signed range.
-        float_format: ``"e4m3"`` or ``"e5m2"`` chooses an 8-bit floating point format; ``"e4m3"`` is the same as
-            ``num_bits=(4, 3)``. None derives it from ``num_bits``.
+        float_format: ``"e4m3"`` or ``"e5m2"`` chooses an 8-bit floating point format; ``"e4m3"`` is the same
+            as ``num_bits=(4, 3)``. None derives it from ``num_bits``.
         block: ``(axis, size)``: one range for every ``size`` neighbours along that axis, on top of ``axis``.
             With a weight ``[O, I]``, ``axis=0, block=(1, 32)`` gives ``[O, I / 32]``.
 
@@ -187,7 +187,9 @@ class QuantDescriptor:
 
         fields = yaml.safe_load(text)
         if not isinstance(fields, dict):
-            raise ValueError(f"expected a YAML mapping of QuantDescriptor fields, got {type(fields).__name__}")
+            raise ValueError(
+                f"expected a YAML mapping of QuantDescriptor fields, got {type(fields).__name__}"
+            )
         for key in ("num_bits", "axis", "block"):
             if isinstance(fields.get(key), list):
                 fields[key] = tuple(fields[key])
@@ -241,7 +243,9 @@ def _checked_bits(num_bits: object, float_format: str | None) -> tuple[Bits, str
         return by_name[float_format], float_format
     if isinstance(num_bits, tuple):
         if num_bits != (4, 3):
-            raise TypeError(f"num_bits={num_bits} isn't supported; use (4, 3), or float_format='e5m2' for E5M2")
+            raise TypeError(
+                f"num_bits={num_bits} isn't supported; use (4, 3), or float_format='e5m2' for E5M2"
+            )
         return num_bits, FLOAT_FORMATS[num_bits]
     if not isinstance(num_bits, int) or isinstance(num_bits, bool):
         raise TypeError(f"num_bits must be an int or the tuple (4, 3), not {type(num_bits).__name__}")

@@ -6,11 +6,13 @@ One number scheme throughout, symmetric and given by the largest magnitude ``ama
     q     = clamp(round_half_even(x * scale), lo, bound)
     y     = q / scale
 
-``lo`` is 0 for unsigned, ``-bound`` with ``narrow_range`` and ``-bound - 1`` without. A range of at most ``2**-24``
-quantizes everything to zero. The gradient is straight through where ``|x| <= amax`` and zero elsewhere; no gradient
-reaches ``amax``. Arithmetic is in float32 (float64 for float64 input), the result has the dtype of the input.
+``lo`` is 0 for unsigned, ``-bound`` with ``narrow_range`` and ``-bound - 1`` without. A range of at most
+``2**-24`` quantizes everything to zero. The gradient is straight through where ``|x| <= amax`` and zero
+elsewhere; no gradient reaches ``amax``. Arithmetic is in float32 (float64 for float64 input), the result has
+the dtype of the input.
 
-The arguments are checked in eager mode only: a check needs the values, which a compiled or exported graph has not.
+The arguments are checked in eager mode only: a check needs the values, which a compiled or exported graph has
+not.
 """
 
 from __future__ import annotations
@@ -86,7 +88,9 @@ def check_amax(amax: torch.Tensor) -> None:
     """Raise ValueError for a negative range."""
     lowest = amax if amax.dim() == 0 else amax.amin() if amax.numel() else None
     if lowest is not None and lowest.item() < 0:
-        raise ValueError(f"Negative values in amax (lowest {lowest.item():.6g}); a range is a largest magnitude")
+        raise ValueError(
+            f"Negative values in amax (lowest {lowest.item():.6g}); a range is a largest magnitude"
+        )
 
 
 def check_nonnegative(inputs: torch.Tensor) -> None:
@@ -105,8 +109,8 @@ def check_nonnegative(inputs: torch.Tensor) -> None:
 class TensorQuantFunction(Function):
     """``(inputs, amax, num_bits=8, unsigned=False, narrow_range=True) -> (q, scale)``.
 
-    ``q`` holds integer values stored in the dtype of ``inputs`` (any shape); ``scale`` is ``bound / amax`` in the
-    shape of ``amax`` and the dtype of ``inputs``, and 1 where the range is at most ``2**-24``.
+    ``q`` holds integer values stored in the dtype of ``inputs`` (any shape); ``scale`` is ``bound / amax`` in
+    the shape of ``amax`` and the dtype of ``inputs``, and 1 where the range is at most ``2**-24``.
 
     Raises:
         ValueError: negative values in ``amax``; a scale that float16 can't hold.
@@ -211,7 +215,7 @@ class FakeAffineTensorQuantFunction(Function):
 
 
 class ScaledE4M3Function(Function):
-    """``(inputs, amax=None, E=4, M=3) -> y``: round to the nearest E4M3 value, scaled so that amax becomes 448.
+    """``(inputs, amax=None, E=4, M=3) -> y``: round to E4M3 values, scaled so that amax becomes 448.
 
     Ties go to even, magnitudes beyond 448 saturate, the smallest step is ``2**-9``. The gradient passes where
     ``|x| <= amax`` (448 without amax).
@@ -226,7 +230,9 @@ class ScaledE4M3Function(Function):
         ctx: Any, inputs: torch.Tensor, amax: torch.Tensor | None = None, E: int = 4, M: int = 3
     ) -> torch.Tensor:
         if (E, M) != (4, 3):
-            raise NotImplementedError(f"only E=4, M=3 is supported here, not E={E}, M={M}; see ops.fake_quantize_fp8")
+            raise NotImplementedError(
+                f"only E=4, M=3 is supported here, not E={E}, M={M}; see ops.fake_quantize_fp8"
+            )
         if amax is not None and not amax.is_meta and not is_traced():
             check_amax(amax)
         ctx.save_for_backward(inputs, amax)

@@ -28,9 +28,9 @@ SMALLEST_RANGE = 2.0**-100
 class HistogramCalibrator(_Calibrator):
     """Histogram of ``|x|`` over all batches, with exact integer counts.
 
-    The first batch makes ``num_bins`` equal bins over ``[0, max]``; a later, larger batch appends bins of the same
-    width. Beyond :data:`MAX_BINS` neighbouring bins are merged, two at a time. Value ``v`` is counted in bin
-    ``floor(v / width)``, the last edge in the last bin, whichever of torch and numpy holds the counts.
+    The first batch makes ``num_bins`` equal bins over ``[0, max]``; a later, larger batch appends bins of the
+    same width. Beyond :data:`MAX_BINS` neighbouring bins are merged, two at a time. Value ``v`` is counted in
+    bin ``floor(v / width)``, the last edge in the last bin, whichever of torch and numpy holds the counts.
 
     Batches of zeros before the first other value are remembered as zeros. Empty batches change nothing.
 
@@ -117,10 +117,12 @@ class HistogramCalibrator(_Calibrator):
         """The range, a 0-d float32 tensor, or None before data. The histogram stays as it is.
 
         Args:
-            method: ``"percentile"``: the left edge of the bin where the cumulative share reaches ``percentile``;
-                ``"mse"``: the bin centre with the least squared quantization error; ``"entropy"``: the edge with
-                the least relative entropy; ``"max"``: the exact largest magnitude.
-            stride, start_bin: candidates of the two searches; with fewer than ``start_bin`` bins the last is taken.
+            method: ``"percentile"``: the left edge of the bin where the cumulative share reaches
+                ``percentile``; ``"mse"``: the bin centre with the least squared quantization error;
+                ``"entropy"``: the edge with the least relative entropy; ``"max"``: the exact largest
+                magnitude.
+            stride, start_bin: candidates of the two searches; with fewer than ``start_bin`` bins the last is
+            taken.
 
         Raises:
             TypeError: "Unknown calibration method"; entropy for a floating point format.
@@ -156,8 +158,8 @@ class HistogramCalibrator(_Calibrator):
     def merge(self, other: HistogramCalibrator) -> None:
         """Take in another calibrator's counts (another process's, say).
 
-        Exact where the widths are equal; otherwise the finer histogram is counted into the coarser one by its bin
-        centres. The maximum is exact always.
+        Exact where the widths are equal; otherwise the finer histogram is counted into the coarser one by its
+        bin centres. The maximum is exact always.
         """
         if other._calib_hist is None:
             return
@@ -201,7 +203,7 @@ class HistogramCalibrator(_Calibrator):
         ops.histogram_(self._counts(), x, self._width, limit=largest, skip_zeros=self._skip_zeros)
 
     def _grow(self, largest: float) -> None:
-        """Append bins of the same width until ``largest`` is covered; merge neighbours where that is too many."""
+        """Append bins of the same width until ``largest`` is covered; merge neighbours if too many."""
         counts, width = self._counts(), self._width
         bins = math.ceil(largest / width)
         ceiling = max(MAX_BINS, 2 * self._num_bins)
@@ -247,7 +249,7 @@ class HistogramCalibrator(_Calibrator):
 
 
 def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:
-    """First bin of each row of ``counts`` ``[rows, bins]`` at which the cumulative share reaches ``percentile``."""
+    """First bin of each row of ``[rows, bins]`` at which the cumulative share reaches ``percentile``."""
     cumulative = counts.cumsum(1).double()
     share = cumulative / cumulative[:, -1:].clamp(min=1)
     wanted = torch.full((len(counts), 1), percentile / 100, dtype=torch.float64, device=counts.device)

@@ -92,6 +92,5 @@ class MaxCalibrator(_Calibrator):
         return f"MaxCalibrator(track_amax={self._track_amax})"
 
     def _body(self) -> str:
-        return (
-            f"{super()._body()} calib_amax={self._calib_amax} track_amax={self._track_amax} amaxs={self._amaxs}"
-        )
+        own = f"calib_amax={self._calib_amax} track_amax={self._track_amax} amaxs={self._amaxs}"
+        return f"{super()._body()} {own}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from qzoo.quant import block as blocks
 from qzoo.quant import ops
 from qzoo.quant.calib.histogram import SMALLEST_RANGE, percentile_bin
 from qzoo.quant.utils.reduce_amax import normalize_axes
+
+if TYPE_CHECKING:  # the module imports this package
+    from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
 
 __all__ = ["calibrate_weights"]
 
@@ -28,9 +32,9 @@ def calibrate_weights(
     """Compute the range of every quantized weight of ``model`` and set it.
 
     Every module with a ``weight`` and a ``weight_quantizer`` takes part, and recurrent layers with the
-    concatenation ``[W_ih, W_hh]`` that they quantize. The ranges equal those of ``HistogramCalibrator`` (or the
-    maximum) on each channel alone. A model may be calibrated again with another granularity. A weight quantizer with
-    blocks keeps them.
+    concatenation ``[W_ih, W_hh]`` that they quantize. The ranges equal those of ``HistogramCalibrator`` (or
+    the maximum) on each channel alone. A model may be calibrated again with another granularity. A weight
+    quantizer with blocks keeps them.
 
     Args:
         method: ``"percentile"``, ``"mse"`` or ``"max"``.
@@ -65,7 +69,7 @@ def calibrate_weights(
             quantizer._set_buffer("_amax", amax, None)
 
 
-def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Tensor, nn.Module]]:
+def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Tensor, TensorQuantizer]]:
     """The weights that a module quantizes, each with its quantizer; empty for other modules.
 
     A module may define ``quantized_weights()`` itself (recurrent layers do).
@@ -74,11 +78,16 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Tensor, nn.Modu
     if own is not None:
         yield from own()
     elif getattr(module, "weight", None) is not None and hasattr(module, "weight_quantizer"):
-        yield module.weight, module.weight_quantizer  # type: ignore[misc]
+        yield cast(torch.Tensor, module.weight), cast("TensorQuantizer", module.weight_quantizer)
 
 
 def _ranges(
-    data: torch.Tensor, kept: list[int], quantizer: nn.Module, method: str, percentile: float, num_bins: int
+    data: torch.Tensor,
+    kept: list[int],
+    quantizer: TensorQuantizer,
+    method: str,
+    percentile: float,
+    num_bins: int,
 ) -> torch.Tensor:
     kept = list(normalize_axes(kept, data.dim()))
     others = [d for d in range(data.dim()) if d not in kept]
@@ -98,7 +107,7 @@ def _ranges(
         found = edges.gather(1, percentile_bin(counts, percentile)[:, None])[:, 0]
     else:
         centers = (edges[:, 1:] + edges[:, :-1]) / 2
-        best = ops.mse_search(counts, centers, quantizer.num_bits, quantizer.unsigned)  # type: ignore[arg-type]
+        best = ops.mse_search(counts, centers, quantizer.num_bits, quantizer.unsigned)
         found = centers.gather(1, best[:, None])[:, 0]
     return torch.where(largest < SMALLEST_RANGE, largest, found).reshape(shape)
 

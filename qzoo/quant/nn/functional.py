@@ -13,13 +13,17 @@ __all__ = ["ClipFunction", "clip"]
 class ClipFunction(Function):
     """``(input, clip_value_min, clip_value_max) -> max(min(input, hi), lo)`` with broadcasting bounds.
 
-    Gradients: of the input where ``lo < x < hi``; of ``lo`` the sum of the gradient where ``x <= lo``; of ``hi``
-    where ``x >= hi``. Bounds that need a gradient must have one element (ValueError in backward otherwise).
+    Gradients: of the input where ``lo < x < hi``; of ``lo`` the sum of the gradient where ``x <= lo``; of
+    ``hi`` where ``x >= hi``. Bounds that need a gradient must have one element (ValueError in backward
+    otherwise).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, input: torch.Tensor, clip_value_min: torch.Tensor | float, clip_value_max: torch.Tensor | float
+        ctx: Any,
+        input: torch.Tensor,
+        clip_value_min: torch.Tensor | float,
+        clip_value_max: torch.Tensor | float,
     ) -> torch.Tensor:
         low = _as_tensor(clip_value_min, input)
         high = _as_tensor(clip_value_max, input)
@@ -40,7 +44,11 @@ class ClipFunction(Function):
 
 
 def _as_tensor(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    return (
+        value
+        if isinstance(value, torch.Tensor)
+        else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    )
 
 
 def _bound_grad(grad: torch.Tensor, bound: torch.Tensor, name: str) -> torch.Tensor:

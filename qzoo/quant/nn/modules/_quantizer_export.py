@@ -63,11 +63,11 @@ def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Te
     """
     from qzoo.quant import onnx_translation as onnx
 
-    wide = inputs.to(torch.float32)
+    wide = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
     if isinstance(q._num_bits, tuple):
         if q._num_bits != (4, 3):
             raise NotExportableError(f"{q._place()}: of the floating point formats only E4M3 can be exported")
-        return onnx.fp8_pair(wide, amax / q.maxbound).to(inputs.dtype)
+        return _narrowed(onnx.fp8_pair(wide, amax), inputs)
     if q._num_bits != 8:
         raise NotExportableError(f"Only INT8 ONNX export is supported; {q._place()} has {q._num_bits} bits")
     if q._narrow_range and not q._unsigned:
@@ -77,9 +77,14 @@ def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Te
         )
     if not q._fake_quant or q._block is not None:
         raise NotExportableError(f"{q._place()}: only fake quantizers without blocks export as int8 pairs")
-    axes = [d for d, n in enumerate(amax.shape) if n != 1]
+    axes = [d for d, n in enumerate(amax.shape) if int(n) != 1]
     if len(axes) > 1:
         raise NotExportableError(
             f"{q._place()} has a range of shape {tuple(amax.shape)}; ONNX has one axis per pair"
         )
-    return onnx.int8_pair(wide, amax, q._unsigned, axes[0] if axes else None).to(inputs.dtype)
+    return _narrowed(onnx.int8_pair(wide, amax, q._unsigned, axes[0] if axes else None), inputs)
+
+
+def _narrowed(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    # The TorchScript exporter writes a Cast even for the type that is already there.
+    return y if y.dtype == like.dtype else y.to(like.dtype)

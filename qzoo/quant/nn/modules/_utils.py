@@ -70,9 +70,12 @@ class QuantMixin(QuantInputMixin):
         cls.default_quant_desc_weight = _copied(value)
 
     def init_quantizer(  # type: ignore[override]
-        self, quant_desc_input: QuantDescriptor, quant_desc_weight: QuantDescriptor, num_layers: int | None = None
+        self,
+        quant_desc_input: QuantDescriptor,
+        quant_desc_weight: QuantDescriptor,
+        num_layers: int | None = None,
     ) -> None:
-        """Create the two quantizers, or with ``num_layers`` the lists ``_input_quantizers``, ``_weight_quantizers``.
+        """Create the two quantizers; with ``num_layers`` lists ``_input_quantizers``, ``_weight_quantizers``.
 
         Raises:
             ValueError: a descriptor of real quantization.
@@ -82,15 +85,22 @@ class QuantMixin(QuantInputMixin):
         self._create_quantizers(quant_desc_input, quant_desc_weight, num_layers)
 
     def _create_quantizers(  # type: ignore[override]
-        self, quant_desc_input: QuantDescriptor, quant_desc_weight: QuantDescriptor, num_layers: int | None = None
+        self,
+        quant_desc_input: QuantDescriptor,
+        quant_desc_weight: QuantDescriptor,
+        num_layers: int | None = None,
     ) -> None:
         _only_fake(quant_desc_input, quant_desc_weight)
         if num_layers is None:
             self._input_quantizer = TensorQuantizer(quant_desc_input)
             self._weight_quantizer = TensorQuantizer(quant_desc_weight)
         else:
-            self._input_quantizers = nn.ModuleList(TensorQuantizer(quant_desc_input) for _ in range(num_layers))
-            self._weight_quantizers = nn.ModuleList(TensorQuantizer(quant_desc_weight) for _ in range(num_layers))
+            self._input_quantizers = nn.ModuleList(
+                TensorQuantizer(quant_desc_input) for _ in range(num_layers)
+            )
+            self._weight_quantizers = nn.ModuleList(
+                TensorQuantizer(quant_desc_weight) for _ in range(num_layers)
+            )
 
     @property
     def weight_quantizer(self) -> TensorQuantizer:
@@ -99,7 +109,7 @@ class QuantMixin(QuantInputMixin):
 
 
 def pop_quant_desc_in_kwargs(quant_cls: type, input_only: bool = False, **kwargs: Any) -> Any:
-    """``quant_desc_input`` and ``quant_desc_weight`` (or the defaults of ``quant_cls``) out of keyword arguments.
+    """Take ``quant_desc_input`` and ``quant_desc_weight``, or the class's defaults, out of the arguments.
 
     Returns:
         ``(input, weight)``, or the input's alone with ``input_only``.

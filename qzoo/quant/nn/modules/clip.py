@@ -42,5 +42,7 @@ class Clip(nn.Module):
 def _learnable(name: str, value: Any) -> nn.Parameter:
     single = isinstance(value, (float, int)) or (isinstance(value, np.ndarray) and value.size == 1)
     if not single or isinstance(value, bool):
-        raise ValueError(f"{name} must be scalar (a float or a one-element array) to be learned, not {value!r}")
+        raise ValueError(
+            f"{name} must be scalar (a float or a one-element array) to be learned, not {value!r}"
+        )
     return nn.Parameter(torch.tensor(float(np.asarray(value).reshape(())), dtype=torch.float32))

@@ -35,9 +35,9 @@ _TO_TUPLE = {1: _single, 2: _pair, 3: _triple}
 class _QuantConvNd(conv._ConvNd, QuantMixin):
     """Base of the quantized convolutions.
 
-    Arguments as in torch, ``device`` and ``dtype`` too; then by keyword ``quant_desc_input`` (default 8 bits per
-    tensor) and ``quant_desc_weight`` (default 8 bits, one range per output channel). The bias isn't quantized.
-    Parameters, their names and their initial values are those of the float layer.
+    Arguments as in torch, ``device`` and ``dtype`` too; then by keyword ``quant_desc_input`` (default 8 bits
+    per tensor) and ``quant_desc_weight`` (default 8 bits, one range per output channel). The bias isn't
+    quantized. Parameters, their names and their initial values are those of the float layer.
     """
 
     _dims: ClassVar[int]
@@ -70,7 +70,7 @@ class _QuantConvNd(conv._ConvNd, QuantMixin):
             n(0),
             groups,
             bias,
-            padding_mode,
+            padding_mode,  # type: ignore[arg-type]
             device,
             dtype,
         )
@@ -83,7 +83,9 @@ class _QuantConvNd(conv._ConvNd, QuantMixin):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``[N, in, ...]`` or ``[in, ...]`` to ``[N, out, ...]`` or ``[out, ...]``."""
-        return self._conv_forward(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
+        return self._conv_forward(
+            self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias
+        )
 
 
 _ConvNd = _QuantConvNd
@@ -113,8 +115,8 @@ class QuantConv3d(_QuantConvNd):
 class _QuantConvTransposeNd(conv._ConvTransposeNd, QuantMixin):
     """Base of the quantized transposed convolutions; arguments as in torch, see :class:`_QuantConvNd`.
 
-    The weight is ``[in, out / groups, ...]`` and its ranges lie along axis 1: with ``groups > 1`` one range serves
-    the channels at the same place of every group.
+    The weight is ``[in, out / groups, ...]`` and its ranges lie along axis 1: with ``groups > 1`` one range
+    serves the channels at the same place of every group.
     """
 
     _dims: ClassVar[int]
@@ -155,7 +157,7 @@ class _QuantConvTransposeNd(conv._ConvTransposeNd, QuantMixin):
         self.init_quantizer(*descriptors)
 
     def forward(self, input: torch.Tensor, output_size: Any = None) -> torch.Tensor:
-        """``[N, in, ...]`` to ``[N, out, ...]``; ``output_size`` chooses among the sizes the stride allows."""
+        """``[N, in, ...]`` to ``[N, out, ...]``; ``output_size`` picks one of the sizes the stride allows."""
         padding = self._output_padding(
             input,
             output_size,
@@ -171,7 +173,7 @@ class _QuantConvTransposeNd(conv._ConvTransposeNd, QuantMixin):
             self._weight_quantizer(self.weight),
             self.bias,
             self.stride,
-            self.padding,
+            self.padding,  # type: ignore[arg-type]
             padding,
             self.groups,
             self.dilation,

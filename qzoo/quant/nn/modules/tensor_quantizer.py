@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from qzoo.errors import MissingRangeError, NonFiniteError
 from qzoo.quant import block as blocks
@@ -16,8 +14,8 @@ from qzoo.quant import calib, ops
 from qzoo.quant.descriptor import FLOAT_FORMATS, Axis, Bits, QuantDescriptor
 from qzoo.quant.nn.modules import _quantizer_export as export
 from qzoo.quant.nn.modules._quantizer_repr import describe
+from qzoo.quant.nn.modules._quantizer_state import QuantizerState
 from qzoo.quant.nn.modules.clip import Clip
-from qzoo.quant.ops.numbers import FP8_LIMIT, bounds
 from qzoo.quant.tensor_quant import check_amax, check_nonnegative, is_traced, tensor_quant
 from qzoo.quant.utils.reduce_amax import normalize_axes, reduce_amax
 
@@ -25,15 +23,14 @@ __all__ = ["TensorQuantizer"]
 
 logger = logging.getLogger(__name__)
 
-_RANGE_BUFFERS = ("_amax", "_pre_quant_scale")
 
-
-class TensorQuantizer(nn.Module):
+class TensorQuantizer(QuantizerState):
     """Quantizes a tensor; any shape in, the same shape, dtype and memory format out.
 
-    Stages, in this order: multiply by ``pre_quant_scale``; stop when disabled; collect statistics (calib); clip;
-    quantize. State is at most ``_amax``, ``_pre_quant_scale`` and the two bounds of ``clip``; a quantizer without a
-    range has no buffers, so that state dicts of uncalibrated models equal those of float models.
+    Stages, in this order: multiply by ``pre_quant_scale``; stop when disabled; collect statistics (calib);
+    clip; quantize. State is at most ``_amax``, ``_pre_quant_scale`` and the two bounds of ``clip``; a
+    quantizer without a range has no buffers, so that state dicts of uncalibrated models equal those of float
+    models.
 
     Attributes beyond the contract, plain values that no state dict holds:
         role: what the quantizer is for in its model, such as ``"residual"``; the zoo's targets switch by it.
@@ -41,9 +38,9 @@ class TensorQuantizer(nn.Module):
         dynamic: without a range, True takes each tensor's own; False raises MissingRangeError.
         name: its place in the model, for error messages.
 
-    Values are checked in eager mode only. A negative range is looked for once after each change. Negative input of
-    an unsigned quantizer costs a pass over the tensor, so it is looked for only where ``dynamic`` is True: with
-    False the model's author has stated the sign, and what is below zero becomes zero.
+    Values are checked in eager mode only. A negative range is looked for once after each change. Negative
+    input of an unsigned quantizer costs a pass over the tensor, so it is looked for only where ``dynamic`` is
+    True: with False the model's author has stated the sign, and what is below zero becomes zero.
 
     Args:
         quant_desc: bits, granularity, range.
@@ -56,9 +53,7 @@ class TensorQuantizer(nn.Module):
 
     _enable_onnx_export = False
     use_fb_fake_quant = False
-    """Old scripts set this before an ONNX export; it switches to the same Q/DQ export as enable_onnx_export()."""
-
-    clip: Clip
+    """Old scripts set this before an ONNX export; it leads to the same Q/DQ pairs as enable_onnx_export()."""
 
     def __init__(
         self,
@@ -101,96 +96,6 @@ class TensorQuantizer(nn.Module):
     def _calib_axis(self) -> Axis:
         # Naming the axis of the blocks makes the histogram calibrator refuse, as it does for channels.
         return self._axis if self._block is None else self._block[0]
-
-    # Properties
-
-    @property
-    def num_bits(self) -> Bits:
-        """Integer bits, or ``(4, 3)`` / ``(5, 2)`` for floating point."""
-        return self._num_bits
-
-    @num_bits.setter
-    def num_bits(self, value: Bits) -> None:
-        self._num_bits = value
-
-    @property
-    def unsigned(self) -> bool:
-        """Whether only non-negative values are represented."""
-        return self._unsigned
-
-    @unsigned.setter
-    def unsigned(self, value: bool) -> None:
-        self._unsigned = value
-
-    @property
-    def narrow_range(self) -> bool:
-        """Whether the lowest signed integer is left out."""
-        return self._narrow_range
-
-    @narrow_range.setter
-    def narrow_range(self, value: bool) -> None:
-        self._narrow_range = value
-
-    @property
-    def axis(self) -> Axis:
-        """The axes that keep a range of their own."""
-        return self._axis
-
-    @property
-    def block(self) -> tuple[int, int] | None:
-        """Axis and size of the groups that share a range."""
-        return self._block
-
-    @property
-    def fake_quant(self) -> bool:
-        """False when the integers themselves are returned."""
-        return self._fake_quant
-
-    @property
-    def amax(self) -> torch.Tensor | None:
-        """The range, float32, or None. Assigning copies a float, list, array or tensor; the shape is then fixed."""
-        return self._buffers.get("_amax")
-
-    @amax.setter
-    def amax(self, value: Any) -> None:
-        if value is None:
-            logger.error("Setting amax of %s to None does nothing; use reset_amax()", self._place())
-            return
-        self._set_buffer("_amax", value, "amax")
-
-    @property
-    def pre_quant_scale(self) -> torch.Tensor | None:
-        """A factor on the input, applied before everything else (when disabled too), or None."""
-        return self._buffers.get("_pre_quant_scale")
-
-    @pre_quant_scale.setter
-    def pre_quant_scale(self, value: Any) -> None:
-        if value is None:
-            logger.error("Setting pre_quant_scale of %s to None does nothing", self._place())
-            return
-        self._set_buffer("_pre_quant_scale", value, "pre_quant_scale")
-
-    @property
-    def scale(self) -> Any:
-        """With real quantization the scale of the last call; 1.0 (and a logged error) with fake quantization."""
-        if self._fake_quant:
-            logger.error("Fake quantize mode doesn't use scale explicitly! (%s)", self._place())
-        return self._scale
-
-    @property
-    def maxbound(self) -> float:
-        """The largest integer, or 448.0 (E4M3), 57344.0 (E5M2)."""
-        if isinstance(self._num_bits, tuple):
-            return FP8_LIMIT[FLOAT_FORMATS[self._num_bits]]
-        return bounds(self._num_bits, self._unsigned)[1]
-
-    @property
-    def step_size(self) -> torch.Tensor | None:
-        """``amax / maxbound``, None (and a logged error) without a range."""
-        if self.amax is None:
-            logger.error("step_size is undefined under dynamic amax mode! (%s)", self._place())
-            return None
-        return self.amax / self.maxbound
 
     # Switches
 
@@ -235,63 +140,7 @@ class TensorQuantizer(nn.Module):
         self.clip.clip_value_min.requires_grad_(on)
         self.clip.clip_value_max.requires_grad_(on)
 
-    # Ranges
-
-    def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
-        """Take the range from the calibrator; the arguments go to its ``compute_amax``.
-
-        May be called again with another method, and after the shape of the range has changed.
-
-        Raises:
-            RuntimeError: no calibrator; "Calibrator returned None" when it has seen no data and ``strict``.
-                Not strict, the range becomes NaN and a warning is logged.
-        """
-        if self._calibrator is None:
-            raise RuntimeError("Calibrator not created.")
-        found = self._calibrator.compute_amax(*args, **kwargs)
-        if found is None:
-            message = f"Calibrator returned None: {self._place()} has seen no data; run a batch with calibration on"
-            if strict:
-                raise RuntimeError(message)
-            logger.warning("%s; the range is set to nan", message)
-            found = torch.tensor(float("nan"))
-        if self.amax is not None and self.amax.shape != found.shape:
-            self.reset_amax()
-        self._set_buffer("_amax", found, None)
-
-    def reset_amax(self) -> None:
-        """Forget the range; the quantizer is dynamic again (or without a range, with ``dynamic=False``)."""
-        self._buffers.pop("_amax", None)
-        self._checked = None
-
-    def init_learn_amax(self) -> None:
-        """Start the learned bounds at ``-amax, +amax``, the largest over channels. Needs ``learn_amax`` and a range.
-
-        Raises:
-            RuntimeError: otherwise.
-        """
-        if not self._learn_amax:
-            raise RuntimeError("Called init_learn_amax with learn_amax=False.")
-        if self.amax is None:
-            raise RuntimeError(f"init_learn_amax: {self._place()} has no amax yet; calibrate first")
-        start = self.amax.max()
-        with torch.no_grad():
-            self.clip.clip_value_min.copy_(-start)
-            self.clip.clip_value_max.copy_(start)
-
-    def _set_buffer(self, key: str, value: Any, name: str | None) -> None:
-        if isinstance(value, torch.Tensor) and name is not None:
-            logger.warning("%s of %s should be a float, list or array; the tensor is copied", name, self._place())
-        # A tensor born under inference_mode could not be saved for a later backward.
-        with torch.inference_mode(False), torch.no_grad():
-            fresh = torch.as_tensor(value).detach().to(torch.float32, copy=True)
-            present = self._buffers.get(key)
-            if present is None:
-                self.register_buffer(key, fresh)
-                return
-            if present.shape != fresh.shape:
-                raise RuntimeError(f"Changing shape when setting {name or key} is not allowed.")
-            self._buffers[key] = fresh.to(present.device)
+    # The range in use
 
     def _get_amax(self, inputs: torch.Tensor) -> torch.Tensor:
         """The range for this input: stored, or the input's own; with ``scale_amax``; float32, no gradient."""
@@ -299,8 +148,8 @@ class TensorQuantizer(nn.Module):
         if amax is None:
             if not self.dynamic:
                 raise MissingRangeError(
-                    f"{self._place()} has no range (amax): calibrate the model, load a calibrated checkpoint, "
-                    "or disable the quantizer"
+                    f"{self._place()} has no range (amax): calibrate the model, load a calibrated "
+                    "checkpoint, or disable the quantizer"
                 )
             amax = self._own_range(inputs)
         else:
@@ -410,37 +259,6 @@ class TensorQuantizer(nn.Module):
                 self._checked = mark
         if self._unsigned and self.dynamic:
             check_nonnegative(inputs)
-
-    def _place(self) -> str:
-        if self.name:
-            return f"quantizer {self.name!r}"
-        return f"the {self.role} quantizer (no name set)" if self.role else "TensorQuantizer (no name set)"
-
-    # Module plumbing
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for key in _RANGE_BUFFERS:
-            saved = state_dict.get(prefix + key)
-            if saved is None:
-                if key in self._buffers:
-                    logger.error("%s%s is in the module but not in the state_dict", prefix, key)
-            elif key not in self._buffers:
-                self.register_buffer(key, torch.empty(saved.shape, dtype=torch.float32, device=saved.device))
-        self._checked = None
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TensorQuantizer:
-        """Move with the model, but stay float32: ``model.half()`` must not round the ranges."""
-        kept = {key: self._buffers[key] for key in _RANGE_BUFFERS if key in self._buffers}
-        super()._apply(fn, recurse)
-        for key, before in kept.items():
-            after = self._buffers[key]
-            if before is not None and after is not None and after.dtype != before.dtype:
-                self._buffers[key] = before.to(after.device)
-        self._checked = None
-        return self
 
     def extra_repr(self) -> str:
         return describe(self)

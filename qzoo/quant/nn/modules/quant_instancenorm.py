@@ -1,0 +1,48 @@
+"""Quantized instance norm: torch's own norm of a quantized input.
+
+Arguments as in torch, ``device`` and ``dtype`` too; then by keyword ``quant_desc_input`` (default 8 bits per
+tensor).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.modules import instancenorm
+
+from qzoo.quant.nn.modules._utils import QuantInputMixin, pop_quant_desc_in_kwargs
+
+__all__ = ["QuantInstanceNorm1d", "QuantInstanceNorm2d", "QuantInstanceNorm3d"]
+
+
+class _QuantInstanceNorm(instancenorm._InstanceNorm, QuantInputMixin):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.init_quantizer(descriptor)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(self._input_quantizer(input))
+
+
+class QuantInstanceNorm1d(_QuantInstanceNorm, instancenorm.InstanceNorm1d):
+    """Quantized 1-d instance norm, ``[N, C, L]``."""
+
+
+class QuantInstanceNorm2d(_QuantInstanceNorm, instancenorm.InstanceNorm2d):
+    """Quantized 2-d instance norm, ``[N, C, H, W]``."""
+
+
+class QuantInstanceNorm3d(_QuantInstanceNorm, instancenorm.InstanceNorm3d):
+    """Quantized 3-d instance norm, ``[N, C, D, H, W]``."""

@@ -1,0 +1,140 @@
+"""How the quantization operators are written in ONNX: ``QuantizeLinear`` and ``DequantizeLinear``.
+
+Two ways lead here. Inside ``enable_onnx_export()`` the quantizers record the pair themselves
+(:func:`int8_pair`, :func:`fp8_pair`), for both exporters of torch. And a program that holds
+``torch.ops.qzoo.fake_quantize`` (from ``torch.export``, say) is translated with
+:func:`custom_translation_table`::
+
+    torch.onnx.export(program, custom_translation_table=custom_translation_table())
+
+The scale is ``amax / bound`` in float32 and 1 where the range is zero; the zero point is 0, int8 or uint8;
+``axis`` is written only for ranges per channel. Other types than float32 are cast before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from qzoo.errors import ExportError
+from qzoo.quant.ops.numbers import FP8_LIMIT, bounds
+
+
+def scale_of(amax: torch.Tensor, high: float) -> torch.Tensor:
+    """``amax / high`` in float32, 1 where that is zero."""
+    scale = amax.to(torch.float32) / high
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def int8_pair(x: torch.Tensor, amax: torch.Tensor, unsigned: bool, axis: int | None) -> torch.Tensor:
+    """Record Q and DQ for a float32 ``x``; ``axis`` None for one range, else where ``amax`` lies."""
+    dtype = torch.uint8 if unsigned else torch.int8
+    with _recording_paused():
+        scale = scale_of(amax.reshape(()) if axis is None else amax.reshape(-1), bounds(8, unsigned)[1])
+        zero = torch.zeros(scale.shape, dtype=dtype, device=scale.device)
+    if torch.jit.is_tracing():
+        result: torch.Tensor = _Int8Pair.apply(x, scale, zero, axis)
+        return result
+    attrs: Any = {} if axis is None else {"axis": axis}
+    q = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero), attrs, dtype=dtype, shape=x.shape)
+    return torch.onnx.ops.symbolic("DequantizeLinear", (q, scale, zero), attrs, dtype=x.dtype, shape=x.shape)
+
+
+def fp8_pair(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
+    """Record TensorRT's E4M3 pair for a float32 ``x`` with one range."""
+    with _recording_paused():
+        scale = scale_of(amax.reshape(()), FP8_LIMIT["e4m3"])
+    if torch.jit.is_tracing():
+        result: torch.Tensor = _Fp8Pair.apply(x, scale)
+        return result
+    symbolic = torch.onnx.ops.symbolic
+    q = symbolic("trt::TRT_FP8QuantizeLinear", (x, scale), dtype=torch.uint8, shape=x.shape, version=1)
+    return symbolic("trt::TRT_FP8DequantizeLinear", (q, scale), dtype=x.dtype, shape=x.shape, version=1)
+
+
+@contextmanager
+def _recording_paused() -> Iterator[None]:
+    """Let the TorchScript exporter see a constant instead of the operations that lead to it."""
+    state = torch._C._get_tracing_state() if torch.jit.is_tracing() else None
+    if state is None:
+        yield
+        return
+    set_state = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    set_state(None)
+    try:
+        yield
+    finally:
+        set_state(state)
+
+
+class _Int8Pair(torch.autograd.Function):
+    """The pair for the TorchScript exporter."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, axis: int | None
+    ) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, scale: Any, zero: Any, axis: int | None) -> Any:
+        from torch.onnx._internal.torchscript_exporter._globals import GLOBALS
+
+        attrs = {} if axis is None else {"axis_i": axis}
+        if attrs and GLOBALS.export_onnx_opset_version < 13:
+            raise ExportError(
+                f"opset {GLOBALS.export_onnx_opset_version} has no QuantizeLinear per channel; use 13 or more"
+            )
+        q = g.op("QuantizeLinear", x, scale, zero, **attrs)
+        return g.op("DequantizeLinear", q, scale, zero, **attrs).setType(x.type())
+
+
+class _Fp8Pair(torch.autograd.Function):
+    """TensorRT's pair for the TorchScript exporter; typed, so that a convolution knows its kernel's shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, scale: Any) -> Any:
+        q = g.op("trt::TRT_FP8QuantizeLinear", x, scale).setType(x.type().with_dtype(torch.uint8))
+        return g.op("trt::TRT_FP8DequantizeLinear", q, scale).setType(x.type())
+
+
+def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For ``torch.onnx.export(..., custom_translation_table=...)``: what quantizers leave in a program.
+
+    A narrow range is written as ONNX's full one: clamp weights to ``+-amax`` before the export, or the lowest
+    integer may appear. Needs onnxscript.
+    """
+    return {torch.ops.qzoo.fake_quantize.default: _translate_fake_quantize}
+
+
+def _translate_fake_quantize(
+    x: Any, amax: Any, num_bits: int = 8, unsigned: bool = False, narrow_range: bool = True
+) -> Any:
+    from onnxscript import ir, opset18
+
+    op: Any = opset18
+
+    if num_bits != 8:
+        raise ExportError(f"Only INT8 ONNX export is supported, not {num_bits} bits")
+    shape = [d if isinstance(d, int) else 0 for d in amax.shape]
+    axes = [i for i, n in enumerate(shape) if n != 1]
+    if len(axes) > 1:
+        raise ExportError(f"a range of shape {shape} has several axes; ONNX has one axis per pair")
+    # The range lines up with the last dimensions of x.
+    attrs = {"axis": axes[0] + len(x.shape) - len(shape)} if axes else {}
+    dtype = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
+    flat = op.Reshape(amax, op.Constant(value_ints=[-1])) if axes else op.Squeeze(amax) if shape else amax
+    scale = op.Div(flat, op.Constant(value_float=float(bounds(8, unsigned)[1])))
+    one = op.Constant(value_float=1.0)
+    scale = op.Where(op.Equal(scale, op.Constant(value_float=0.0)), one, scale)
+    zero = op.Cast(op.Mul(scale, op.Constant(value_float=0.0)), to=dtype)
+    wide = x if x.dtype in (None, ir.DataType.FLOAT) else op.Cast(x, to=ir.DataType.FLOAT)
+    y = op.DequantizeLinear(op.QuantizeLinear(wide, scale, zero, **attrs), scale, zero, **attrs)
+    return y if wide is x else op.Cast(y, to=x.dtype)

@@ -1,0 +1,5 @@
+"""Helpers for optimizers."""
+
+from qzoo.quant.optim import helper
+
+__all__ = ["helper"]
