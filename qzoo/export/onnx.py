@@ -60,16 +60,25 @@ def export_onnx(
         raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
     image = _example(model, example, 2 if batch == "dynamic" else int(batch))
     ready = prepare(model, target, image)
-    graph = to_graph(ready, image, opset or DEFAULT_OPSET, dynamic=batch == "dynamic", integer=weights == "int8")
+    graph = to_graph(ready, image, opset or DEFAULT_OPSET, dynamic=batch == "dynamic")
 
-    from qzoo.export.naming import describe
+    from qzoo.export import naming, passes
 
-    describe(graph, model, target if is_quantized(ready) else None)
+    passes.use_global_pooling(graph)
+    passes.merge_padding(graph)
+    passes.merge_pairs(graph)
+    if weights == "int8":
+        passes.store_integer_weights(graph)
+    if target == "onnxruntime":
+        passes.use_unsigned_activations(graph)
+    passes.drop_unused(graph)
+    naming.name_by_module(graph)
+    naming.describe(graph, model, target if is_quantized(ready) else None)
     return _write(graph, Path(path))
 
 
-def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True, integer: bool = True) -> Any:
-    """The ``onnx_ir`` model of a prepared module, rewritten and named.
+def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True) -> Any:
+    """The ``onnx_ir`` model of a prepared module, as the exporter writes it.
 
     Args:
         ready: from :func:`qzoo.export.prepare.prepare`.
@@ -82,7 +91,6 @@ def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = Tru
         import onnxscript  # noqa: F401  (the exporter's own message does not say what to install)
     except ImportError as error:
         raise MissingDependencyError("ONNX export needs onnxscript: pip install 'qzoo[onnx]'") from error
-    from qzoo.export import naming, passes
     from qzoo.quant import onnx_translation
 
     try:
@@ -96,7 +104,7 @@ def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = Tru
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_shapes=({0: "batch"},) if dynamic else None,
-                custom_translation_table=onnx_translation.table(),
+                custom_translation_table=onnx_translation.custom_translation_table(),
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many types; the user needs one
@@ -107,13 +115,6 @@ def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = Tru
     written = graph.opset_imports.get("")
     if written != opset:
         raise ExportError(f"opset {opset} was asked for, but the exporter wrote {written}: choose {written} or higher")
-    passes.use_global_pooling(graph)
-    passes.merge_padding(graph)
-    passes.merge_pairs(graph)
-    if integer:
-        passes.store_integer_weights(graph)
-    passes.drop_unused(graph)
-    naming.name_by_module(graph)
     return graph
 
 

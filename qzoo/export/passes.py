@@ -38,10 +38,7 @@ def store_integer_weights(model: ir.Model) -> None:
         q = np.clip(np.rint(weight / scale.reshape(shape)), low, high).astype(zero.dtype)
         source = node.inputs[0]
         assert source is not None
-        stored = ir.Value(name=f"{source.name}_quantized", const_value=ir.tensor(q, name=f"{source.name}_quantized"))
-        stored.shape, stored.type = ir.Shape(q.shape), ir.TensorType(ir.DataType.from_numpy(q.dtype))
-        model.graph.register_initializer(stored)
-        _replace(model, node, stored)
+        _replace(model, node, initializer(model, f"{source.name}_quantized", q))
 
 
 def use_global_pooling(model: ir.Model) -> None:
@@ -147,6 +144,33 @@ def _pair_key(node: ir.Node) -> tuple[Any, ...] | None:
         return None
     axis = node.attributes["axis"].as_int() if scale.size > 1 and "axis" in node.attributes else None
     return id(node.inputs[0]), scale.tobytes(), scale.shape, zero.tobytes(), str(zero.dtype), axis
+
+
+def use_unsigned_activations(model: ir.Model) -> None:
+    """int8 activations with zero point 0 become uint8 with zero point 128: the same levels, 128 higher.
+
+    ONNX Runtime's x86 kernels take uint8 activations. It makes this change itself, but not where a tensor has two
+    readers (a block's input that is also the skip), and leaves the convolutions around it in floating point.
+    """
+    shifted = initializer(model, "zero_point_128", np.array(128, np.uint8))
+    for node in _nodes(model, "QuantizeLinear"):
+        zero, q = constant(node.inputs[2]), node.outputs[0]
+        if zero is None or zero.dtype != np.int8 or zero.size != 1 or zero.any() or constant(node.inputs[0]) is not None:
+            continue
+        readers = [use.node for use in q.uses()]
+        if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in readers):
+            continue
+        for pair_node in [node, *readers]:
+            pair_node.replace_input_with(2, shifted)
+        q.type = ir.TensorType(ir.DataType.UINT8)
+
+
+def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """Add a constant to the model."""
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    model.graph.register_initializer(value)
+    return value
 
 
 def drop_unused(model: ir.Model) -> None:

@@ -82,8 +82,11 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
     weight.copy_(ops.fake_quantize(weight, amax, bits, quantizer.unsigned, narrow))
     wide = torch.maximum(amax, _smallest_range(layer, quantizer, amax))
     if not torch.equal(wide, amax):
-        quantizer.amax = wide.numpy()
         weight.copy_(ops.fake_quantize(weight, wide, bits, quantizer.unsigned, narrow))
+    # The file's weights are int8 whatever the bits: the same step, of which only the inner levels occur.
+    quantizer._num_bits = 8
+    quantizer.reset_amax()
+    quantizer.amax = (wide * (quantizer.maxbound / ops.bounds(bits, quantizer.unsigned)[1])).numpy()
 
 
 def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Tensor:
