@@ -57,41 +57,42 @@ def _stage(in_channels: int, width: int, blocks: int, stride: int, quantize: Sch
     return nn.Sequential(first, *(BasicBlock(width, width, quantize=quantize) for _ in range(blocks - 1)))
 
 
-# The zoo trained these itself; they are a checkpoint of their own.
-_FASHION_MNIST = {
-    "fmnist": FloatWeights(
-        sources=("qzoo:resnet20.fmnist",),
-        preprocessing=Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,)),
-        labels="fashion-mnist",
-    )
-}
+def _fashion_mnist(arch: str) -> dict[str, FloatWeights]:
+    """Weights that the zoo trains itself; where they have been trained, they are a checkpoint of their own."""
+    return {
+        "fmnist": FloatWeights(
+            sources=(f"qzoo:{arch}.fmnist",),
+            preprocessing=Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,)),
+            labels="fashion-mnist",
+        )
+    }
 
 
-@register_model(_FASHION_MNIST)
+@register_model(_fashion_mnist("resnet20"))
 def resnet20(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
     """ResNet-20: 0.27 M parameters."""
     return CifarResNet(3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model()
+@register_model(_fashion_mnist("resnet32"))
 def resnet32(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
     """ResNet-32: 0.47 M parameters."""
     return CifarResNet(5, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model()
+@register_model(_fashion_mnist("resnet44"))
 def resnet44(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
     """ResNet-44: 0.66 M parameters."""
     return CifarResNet(7, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model()
+@register_model(_fashion_mnist("resnet56"))
 def resnet56(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
     """ResNet-56: 0.86 M parameters."""
     return CifarResNet(9, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model()
+@register_model(_fashion_mnist("resnet110"))
 def resnet110(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
     """ResNet-110: 1.73 M parameters."""
     return CifarResNet(18, num_classes=num_classes, in_channels=in_channels, quantize=quantize)

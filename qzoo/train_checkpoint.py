@@ -1,0 +1,106 @@
+"""``train_checkpoint``: a model trained from scratch on Fashion-MNIST, evaluated, saved as a checkpoint folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qzoo.cards import write_card
+from qzoo.checkpoint import save_pretrained
+from qzoo.config import Measurement, config_of
+from qzoo.data import load_data
+from qzoo.data.fashion_mnist import fashion_mnist
+from qzoo.data.tensors import TensorLoader, crop_flip_erase
+from qzoo.errors import DataError
+from qzoo.evaluate import evaluate
+from qzoo.train import TrainOptions, train
+from qzoo.zoo import create_model
+
+
+def train_checkpoint(
+    name: str,
+    options: TrainOptions | None = None,
+    *,
+    data: str | Path | None = None,
+    batch_size: int = 128,
+    runs: str | Path = "runs",
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train ``arch.fmnist`` from random weights; the last epoch's weights are the result, whatever their accuracy.
+
+    Killed and called again with the same arguments, it goes on with the epoch it was in.
+
+    Args:
+        name: such as ``"resnet20.fmnist"``.
+        options: of the training; the defaults if None.
+        data: folder with the training set's idx files (default: found, or downloaded).
+        batch_size: images a step.
+        runs: folder whose subfolder ``name`` holds the state to resume from and ``log.csv``.
+        out: checkpoint folder; ``model_cards/<name>`` by default.
+
+    Returns:
+        The checkpoint folder: config.json with options and metrics, master weights, card.
+
+    Raises:
+        DataError: the model is not one for Fashion-MNIST, or the training set can't be had.
+    """
+    options = options or TrainOptions()
+    torch.manual_seed(options.seed)
+    model = create_model(name)
+    config = config_of(model)
+    if config.labels != "fashion-mnist":
+        raise DataError(f"{name} is not trained on Fashion-MNIST; give a name such as 'resnet20.fmnist'")
+    images, labels = fashion_mnist("train", data)
+    loader = TensorLoader(
+        images,
+        labels,
+        config.preprocessing,
+        batch_size,
+        shuffle=True,
+        augment=crop_flip_erase,
+        seed=options.seed,
+    )
+    test = load_data(config.preprocessing, config.labels, batch_size=500)
+    log = train(model, loader, options, out=Path(runs) / name, eval_loader=test, progress=progress)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    result = evaluate(model, test, progress=progress)
+    measured = Measurement(
+        runtime="torch",
+        precision="float",
+        target=None,
+        data="Fashion-MNIST test",
+        subset=f"0:{result.images}",
+        images=result.images,
+        top1=result.top1,
+        top1_interval=result.top1_interval,
+        top5=result.top5,
+        top5_interval=result.top5_interval,
+        loss=result.loss,
+    )
+    config = dataclasses.replace(
+        config, metrics=(measured,), training=_record(options, batch_size, len(images), log)
+    )
+    folder = save_pretrained(model, out or Path("model_cards") / name, form="master", config=config)
+    write_card(folder)
+    return folder
+
+
+def _record(
+    options: TrainOptions, batch_size: int, images: int, log: list[dict[str, float]]
+) -> dict[str, Any]:
+    """What the training needs to be repeated, and what it cost."""
+    return {
+        "data": "Fashion-MNIST train",
+        "images": images,
+        "augmentation": "shift by up to 2 pixels, mirror, random erasing with probability 0.5",
+        "batch_size": batch_size,
+        **dataclasses.asdict(options),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "loss": log[-1]["loss"],
+        "seconds": round(sum(row["seconds"] for row in log)),
+    }
