@@ -47,7 +47,7 @@ def cpu_extension(torch_root: Path) -> Extension:
 
 
 def find_cuda_home() -> None:
-    """Point CUDA_HOME at a toolkit with a runtime: where nvcc is a wrapper script torch looks in the wrong place."""
+    """Point CUDA_HOME at a whole toolkit: torch looks in the wrong place where nvcc is a wrapper script."""
     candidates = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
     candidates += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"), reverse=True)]
     for home in candidates:

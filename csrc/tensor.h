@@ -94,11 +94,12 @@ inline std::array<int64_t, kMaxDims> kept_strides(const View& x, const Tensor& a
   const int64_t* sizes = amax.sizes().data();
   const int64_t* strides = amax.strides().data();
   std::array<int64_t, kMaxDims> kept;
-  bool fits = dim <= x.dim;
-  for (int64_t d = 0; d < x.dim && fits; ++d) {
+  bool fits = true;
+  for (int64_t a = 0; a < dim - x.dim; ++a) fits = fits && sizes[a] == 1;
+  for (int64_t d = 0; d < x.dim; ++d) {
     const int64_t a = d - (x.dim - dim);
     const bool shared = a < 0 || sizes[a] == 1;
-    fits = shared || sizes[a] == x.sizes[d];
+    fits = fits && (shared || sizes[a] == x.sizes[d]);
     kept[d] = shared ? -1 : strides[a];
   }
   STD_TORCH_CHECK(

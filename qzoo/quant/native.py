@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,21 @@ def load() -> None:
     for device, module in _LIBRARIES.items():
         if device not in _status:
             _status[device] = _load(device, module)
+            if device == "cpu" and not _status[device].loaded and _wanted():
+                warnings.warn(
+                    f"qzoo runs without its native CPU kernels ({_status[device].reason}); "
+                    "results are the same, quantization and calibration are several times slower",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+def _wanted() -> bool:
+    return os.environ.get("QZOO_NATIVE", "1") != "0"
 
 
 def _load(device: str, module: str) -> _Status:
-    if os.environ.get("QZOO_NATIVE", "1") == "0":
+    if not _wanted():
         return _Status(False, "switched off by QZOO_NATIVE=0")
     if device == "cuda" and torch.version.cuda is None:
         return _Status(False, "this torch is built without CUDA")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qzoo.errors import QuantizationError
-from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward
+from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, trimmed
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY
 from qzoo.quant.ops.schema import declare, divide, is_plain
 
@@ -29,8 +29,7 @@ def _fake_quantize_fp8(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
     scale = torch.ones((), device=x.device)
     usable = torch.ones((), dtype=torch.bool, device=x.device)
     if amax is not None:
-        check_broadcast(x, amax)
-        amax = amax.to(torch.float32)
+        amax = trimmed(x, amax).to(torch.float32)
         usable = ~(amax <= TINY)
         scale = torch.where(usable, divide(limit, amax), 1.0)
     wide = x.to(torch.float32)
@@ -103,6 +102,7 @@ def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") 
         traced: Tensor = _fp8_op(x, amax, e5m2)
         return traced
     if amax is not None:
+        check_broadcast(x, amax)
         amax = amax.detach()
     if x.requires_grad and torch.is_grad_enabled():
         result: Tensor = StraightThroughFp8.apply(x, amax, e5m2)

@@ -25,13 +25,21 @@ _RANGE = "int num_bits, bool unsigned, bool narrow_range"
 
 def check_broadcast(x: Tensor, amax: Tensor) -> None:
     """Raise unless `amax` broadcasts to the shape of `x` without enlarging it."""
-    shape, rank = amax.shape, amax.dim()
-    fits = rank <= x.dim() and all(a in (1, n) for a, n in zip(shape, x.shape[x.dim() - rank :], strict=True))
+    shape, extra = amax.shape, amax.dim() - x.dim()
+    fits = all(n == 1 for n in shape[: max(extra, 0)]) and all(
+        a in (1, n) for a, n in zip(reversed(shape), reversed(x.shape), strict=False)
+    )
     if not fits:
         raise QuantizationError(
             f"amax of shape {tuple(shape)} does not broadcast to the input of shape {tuple(x.shape)}: "
             "give one range (0-d), or one dimension per input dimension with 1 in the reduced ones"
         )
+
+
+def trimmed(x: Tensor, amax: Tensor) -> Tensor:
+    """`amax` without leading dimensions that `x` does not have (they are of length 1), after checking it."""
+    check_broadcast(x, amax)
+    return amax.reshape(amax.shape[amax.dim() - x.dim() :]) if amax.dim() > x.dim() else amax
 
 
 # ---- fake quantization ----
@@ -46,15 +54,13 @@ def _fake_quantize(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narro
 def _fake_quantize_out(
     x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool, out: Tensor
 ) -> None:
-    if amax.dim():
-        check_broadcast(x, amax)
-    scale, low, high = levels(amax, num_bits, unsigned, narrow_range)
+    scale, low, high = levels(trimmed(x, amax), num_bits, unsigned, narrow_range)
     y = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x)))
     out.copy_(y.round_().clamp_(low, high).div_(scale))
 
 
 def _fake_quantize_backward(grad: Tensor, x: Tensor, amax: Tensor) -> Tensor:
-    inside = x.to(compute_dtype(x)).abs() <= amax.to(torch.float32)
+    inside = x.to(compute_dtype(x)).abs() <= trimmed(x, amax).to(torch.float32)
     return torch.empty_like(x).copy_(
         torch.where(inside, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
     )
@@ -146,6 +152,8 @@ def fake_quantize(
         QuantizationError: `amax` does not broadcast to `x`.
     """
     if is_plain(x):
+        if amax.dim():
+            check_broadcast(x, amax)
         if amax.requires_grad:
             amax = amax.detach()
         if x.requires_grad and torch.is_grad_enabled():
@@ -176,6 +184,7 @@ def fake_quantize_out(
             f"out is {tuple(out.shape)} {out.dtype} but the input is {tuple(x.shape)} {x.dtype}: "
             "both must agree"
         )
+    check_broadcast(x, amax)
     _out_op(x.detach(), amax.detach(), num_bits, unsigned, narrow_range, out.detach())
     return out
 
@@ -204,15 +213,13 @@ def integer_dtype(num_bits: int, unsigned: bool = False) -> torch.dtype:
 
 
 def _quantize(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
-    check_broadcast(x, amax)
-    scale, low, high = levels(amax, num_bits, unsigned, narrow_range)
+    scale, low, high = levels(trimmed(x, amax), num_bits, unsigned, narrow_range)
     q = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x))).round_().clamp_(low, high)
     return torch.empty_like(x, dtype=integer_dtype(num_bits, unsigned)).copy_(q.nan_to_num_(0.0))
 
 
 def _dequantize(q: Tensor, amax: Tensor, num_bits: int, unsigned: bool, dtype: torch.dtype) -> Tensor:
-    check_broadcast(q, amax)
-    scale, _, high = levels(amax, num_bits, unsigned, True)
+    scale, _, high = levels(trimmed(q, amax), num_bits, unsigned, True)
     out = torch.empty_like(q, dtype=dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return out.copy_(q.to(wide).div_(scale).mul_(high != 0))
@@ -243,6 +250,7 @@ def quantize(
         QuantizationError: more than 16 bits, or `amax` does not broadcast to `x`.
     """
     integer_dtype(num_bits, unsigned)
+    check_broadcast(x, amax)
     q: Tensor = _quantize_op(x.detach(), amax.detach(), num_bits, unsigned, narrow_range)
     return q
 
@@ -256,6 +264,7 @@ def dequantize(
 ) -> Tensor:
     """Integers back to real numbers; `dequantize(quantize(x))` equals `fake_quantize(x)` for every finite
     `x`."""
+    check_broadcast(q, amax)
     y: Tensor = _dequantize_op(q, amax.detach(), num_bits, unsigned, dtype)
     return y
 

@@ -17,6 +17,9 @@ from qzoo.quant.ops.numbers import TINY, bounds
 
 _DISPATCH_KEY = "CompositeExplicitAutograd"  # every device that has no kernel of its own
 
+references: dict[str, Callable[..., Any]] = {}
+"""The reference implementation of every operator, by name: what the native kernels are tested against."""
+
 
 def declare(
     name: str, signature: str, reference: Callable[..., Any], fake: Callable[..., Any]
@@ -26,6 +29,7 @@ def declare(
     torch.library.define(qualified, signature, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, _DISPATCH_KEY, reference)
     torch.library.register_fake(qualified, fake)
+    references[name] = reference
     overload: torch._ops.OpOverload = getattr(torch.ops.qzoo, name).default
     return overload
 
@@ -35,9 +39,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def levels(
-    amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool
-) -> tuple[Tensor, Tensor | float, Tensor | float]:
+def levels(amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> tuple[Tensor, Tensor, Tensor]:
     """`(scale, lowest, highest)` for a range, all of the shape of `amax`.
 
     A range that is too small to divide by, or a format without a positive level, keeps only the level 0: both
