@@ -91,8 +91,8 @@ def missing_checkpoint(name: str) -> str:
         f"checkpoints of {parsed.arch}: {', '.join(same)}" if same else f"checkpoints: {', '.join(known)}"
     )
     what = "none has been built yet" if not known else listed
-    build = f"; `qzoo build {name} --data DIR` makes one" if parsed.scheme else ""
-    return f"no checkpoint {name!r}{suggest(name, known)} ({what}){build}"
+    command = f"qzoo build {name} --data DIR" if parsed.scheme else f"qzoo train {name}"
+    return f"no checkpoint {name!r}{suggest(name, known)} ({what}); `{command}` makes one"
 
 
 def download(

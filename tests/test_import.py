@@ -1,0 +1,89 @@
+"""Importing the package is cheap, and its names are what they say whatever was imported before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import qzoo
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "huggingface_hub",
+    "rich",
+    "PIL",
+)
+FUNCTIONS = ("calibrate", "evaluate", "train", "benchmark")
+WAYS = (
+    "import qzoo",
+    "import qzoo.{0}",
+    "from qzoo.{0} import {0}",
+    "import qzoo; qzoo.{0}; import qzoo.{0}",
+)
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+def loaded_after(statement: str, names: tuple[str, ...]) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*[n for n in {names!r} if n in sys.modules])"
+    return set(run(code).split())
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert loaded_after("import qzoo", HEAVY) == set()
+
+
+def test_building_a_model_needs_torch_alone() -> None:
+    heavy = tuple(name for name in HEAVY if name != "torch")
+    assert loaded_after("import qzoo; qzoo.resnet20(quantize=True)", heavy) == set()
+
+
+def test_quant_is_found_without_an_import_of_its_own() -> None:
+    assert run("import qzoo; print(qzoo.quant.TensorQuantizer.__name__)") == "TensorQuantizer"
+
+
+@pytest.mark.parametrize("turn", range(2))
+def test_the_function_wins_over_the_submodule_of_its_name(turn: int) -> None:
+    # Two processes; in each of them each name is imported in another way.
+    code = "import sys, types\n"
+    for i, name in enumerate(FUNCTIONS):
+        code += WAYS[(i + turn) % len(WAYS)].format(name) + "\n"
+        code += f"import qzoo\nassert isinstance(qzoo.{name}, types.FunctionType), qzoo.{name}\n"
+        code += f"from qzoo import {name}\nfrom qzoo.{name} import {name} as again\n"
+        code += f"assert {name} is again is qzoo.{name} is sys.modules['qzoo.{name}'].{name}\n"
+    assert run(code + "print('fine')") == "fine"
+
+
+def test_every_public_name_and_architecture_resolves() -> None:
+    listed = dir(qzoo)
+    for name in (*qzoo.__all__, *qzoo.list_models()):
+        assert name in listed
+        assert getattr(qzoo, name) is getattr(qzoo, name)  # resolved once
+    assert qzoo.resnet50.__name__ == "resnet50"
+    assert "ResNet-50" in qzoo.resnet50.__doc__
+
+
+def test_unknown_names_are_attribute_errors_that_suggest() -> None:
+    with pytest.raises(AttributeError, match=r"did you mean.*'resnet50'"):
+        _ = qzoo.resnet5
+    assert not hasattr(qzoo, "_private")
+
+
+def test_version_is_that_of_the_installed_package() -> None:
+    from importlib import metadata
+
+    try:
+        installed = metadata.version("qzoo")
+    except metadata.PackageNotFoundError:
+        pytest.skip("qzoo is not installed, only on the path")
+    assert installed == qzoo.__version__
