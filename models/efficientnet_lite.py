@@ -251,12 +251,10 @@ def timm_names(state_dict: Mapping[str, Any], size: Size) -> dict[str, Any]:
     for key, value in state_dict.items():
         module, _, entry = key.rpartition(".")
         if module.startswith("_blocks."):
-            _, number, layer = module.split(".")
+            number, _, layer = module.removeprefix("_blocks.").partition(".")
             names = _FIRST_BLOCK_NAMES if number == "0" else _BLOCK_NAMES
             if int(number) >= len(places) or layer not in names:
-                raise CheckpointError(
-                    f"no entry {key!r} in an EfficientNet-Lite of {len(places)} blocks ({size})"
-                )
+                raise CheckpointError(f"{key!r} is not of an EfficientNet-Lite of {len(places)} blocks")
             module = f"{places[int(number)]}.{names[layer]}"
         renamed[f"{_OUTER_NAMES.get(module, module)}.{entry}"] = value
     return renamed

