@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from qzoo.collect import (
     METHODS,
     collect,
-    evaluating,
     images_of,
     quantizers_of,
     quantizers_off,
@@ -21,6 +20,7 @@ from qzoo.collect import (
     weight_ranges,
 )
 from qzoo.errors import CalibrationError
+from qzoo.evaluate import evaluating
 from qzoo.progress import track
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError, NonFiniteError
+from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
 from qzoo.quant.nn import TensorQuantizer
@@ -187,18 +188,6 @@ def set_range(quantizer: TensorQuantizer, amax: Tensor) -> None:
     quantizer._set_buffer("_amax", amax, None)
     if quantizer._learn_amax:
         quantizer.init_learn_amax()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within, each module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,10 +114,10 @@ def evaluate(
     """
     tally, other = _Tally(), _Tally()
     agree, signal, noise = 0, 0.0, 0.0
-    modules = [(m, m.training) for m in (model, reference) if isinstance(m, nn.Module)]
-    for module, _ in modules:
-        module.eval()
-    try:
+    with ExitStack() as stack:
+        for module in (model, reference):
+            if isinstance(module, nn.Module):
+                stack.enter_context(evaluating(module))
         with torch.inference_mode():
             for images, labels in track(loader, "evaluate", show=progress):
                 logits, seconds = _timed(model, images)
@@ -127,9 +128,6 @@ def evaluate(
                     agree += int((logits.argmax(1) == expected.argmax(1)).sum())
                     signal += expected.double().square().sum().item()
                     noise += (expected.double() - logits.double()).square().sum().item()
-    finally:
-        for module, training in modules:
-            module.train(training)
     if tally.images == 0:
         raise DataError("the loader gave no images; check the folder, the split and the limit")
     if reference is None:
@@ -139,6 +137,18 @@ def evaluate(
         sqnr_db=math.inf if noise == 0 else 10 * math.log10(signal / noise),
         reference=other.result(),
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within, each module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, float]:
