@@ -223,7 +223,9 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:
     with _scratch(folder.parent, f".{folder.name}.") as scratch:
         save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
         (scratch / WEIGHTS).chmod(0o644)  # save_file leaves it to the owner alone
-        config = dataclasses.replace(config, files={WEIGHTS: hub.sha256_of(scratch / WEIGHTS)})
+        files = {WEIGHTS: hub.sha256_of(scratch / WEIGHTS)}
+        sizes = {WEIGHTS: (scratch / WEIGHTS).stat().st_size}
+        config = dataclasses.replace(config, files=files, sizes=sizes)
         (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
         for name in (WEIGHTS, "config.json"):
             _flush(scratch / name)

@@ -6,16 +6,14 @@ in the registry, never imported.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from qzoo.errors import CheckpointError, QzooError
+from qzoo.fields import decode, encode, parse
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
 from qzoo.scheme import Scheme
@@ -103,6 +101,31 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """One timed run of a benchmark.
+
+    Attributes:
+        runtime, precision, target: as in :class:`Measurement`.
+        batch, threads: images a call, and threads of the runtime.
+        median_ms, p90_ms: wall time of a call.
+        speedup: the float model's median in the same runtime over this one; None for float.
+        machine, versions, date: where, with what and when it was timed.
+    """
+
+    runtime: str
+    precision: str
+    target: str | None
+    batch: int
+    threads: int
+    median_ms: float
+    p90_ms: float
+    speedup: float | None
+    machine: str
+    versions: str
+    date: str
+
+
+@dataclass(frozen=True)
 class Config:
     """The content of ``config.json``; see the fields' own classes.
 
@@ -113,7 +136,7 @@ class Config:
         labels: the set of classes, such as "imagenet-1k"; "" where it is not known.
         training: options and data of a training run by qzoo, None without one.
         files: SHA-256 of each file of the folder but README.md, by its path with forward slashes.
-        latency: rows of a benchmark report, each with machine and versions.
+        sizes: bytes of the same files.
     """
 
     name: str
@@ -127,15 +150,16 @@ class Config:
     calibration: CalibrationRecord | None = None
     training: dict[str, Any] | None = None
     metrics: tuple[Measurement, ...] = ()
-    latency: tuple[dict[str, Any], ...] = ()
+    latency: tuple[Latency, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     qzoo_version: str = ""
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
         """The text of the file, ending in a newline."""
         order = ("format_version", "name", "architecture", "arguments", "form", "scheme")
-        values = _encode(self)
+        values = encode(self)
         values = {key: values[key] for key in (*order, *(k for k in values if k not in order))}
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -147,14 +171,14 @@ class Config:
             CheckpointError: no JSON, or a field that is missing, unknown, of another type or not sensible;
                 the message names the field.
         """
-        values = _parse(text)
+        values = parse(text)
         version = values.get("format_version")
         if version != FORMAT_VERSION or isinstance(version, bool):
             raise CheckpointError(
                 f"config.json: format_version is {version!r}; this qzoo reads version {FORMAT_VERSION}. "
                 "A newer qzoo may read it"
             )
-        config = _decode(cls, values, "")
+        config = decode(cls, values, "")
         _check(config)
         return config
 
@@ -241,108 +265,3 @@ def is_plain_path(text: str) -> bool:
         and not set(text) & set('\\:*?"<>|\0')
         and text.isprintable()
     )
-
-
-# ---- JSON to dataclasses and back ----
-
-
-def _parse(text: str) -> dict[str, Any]:
-    def refuse(constant: str) -> float:
-        raise CheckpointError(f"config.json: {constant} is no JSON number")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise CheckpointError(
-                f"config.json: duplicate key {next(k for k in keys if keys.count(k) > 1)!r}"
-            )
-        return values
-
-    try:
-        values = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"config.json is no JSON: {error}") from error
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"config.json: {error}") from error  # an integer of thousands of digits
-    if not isinstance(values, dict):
-        raise CheckpointError(f"config.json must be an object, not {_kind(values)}")
-    return values
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, Scheme):
-        return {"weight_bits": value.weight_bits, "activation_bits": value.activation_bits}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    return value
-
-
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number"}
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else _KINDS.get(type(value), "a number")
-
-
-def _decode(kind: Any, value: Any, path: str) -> Any:
-    """``value``, as JSON gave it, as an instance of the annotated type; an error names ``path``."""
-    if kind is Any:
-        return value
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (types.UnionType, Union):
-        if value is None:
-            return None
-        return _decode(next(a for a in arguments if a is not types.NoneType), value, path)
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(kind, _expect(value, dict, path), path)
-    if origin is tuple:
-        return _decode_items(arguments, _expect(value, list, path), path)
-    if origin is dict:
-        values = _expect(value, dict, path)
-        return {key: _decode(arguments[1], item, f"{path}[{key!r}]") for key, item in values.items()}
-    if kind is float:
-        number = _expect(value, int if isinstance(value, int) else float, path)
-        if not abs(number) < 1e300:  # 1e999 is infinity to JSON, and a long integer has no float
-            raise CheckpointError(f"config.json: {path} is no finite number of sensible size")
-        return float(number)
-    return _expect(value, kind, path)
-
-
-def _decode_fields(kind: Any, values: dict[str, Any], path: str) -> Any:
-    hints = get_type_hints(kind)
-    known = [f for f in dataclasses.fields(kind) if not (kind is Scheme and f.name == "target")]
-    prefix = f"{path}." if path else ""
-    for key in values:
-        if key not in {f.name for f in known}:
-            raise CheckpointError(f"config.json: unknown field {prefix}{key}")
-    for f in known:
-        if f.name not in values:
-            raise CheckpointError(f"config.json: field {prefix}{f.name} is missing")
-    decoded = {f.name: _decode(hints[f.name], values[f.name], prefix + f.name) for f in known}
-    try:
-        return kind(**decoded)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"config.json: {path}: {error}") from error
-
-
-def _decode_items(arguments: tuple[Any, ...], items: list[Any], path: str) -> tuple[Any, ...]:
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * len(items)
-    if len(items) != len(arguments):
-        raise CheckpointError(f"config.json: {path} must have {len(arguments)} entries, not {len(items)}")
-    pairs = zip(arguments, items, strict=True)
-    return tuple(_decode(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(pairs))
-
-
-def _expect(value: Any, kind: type, path: str) -> Any:
-    if type(value) is not kind:
-        expected = _KINDS.get(kind, "a number")
-        raise CheckpointError(f"config.json: {path} must be {expected}, not {_kind(value)}")
-    return value

@@ -144,6 +144,7 @@ def test_config_comes_back_and_survives_a_deepcopy(model: nn.Module, folder: Pat
         form="packed",
         qzoo_version=qzoo.__version__,
         files={WEIGHTS: hub.sha256_of(folder / WEIGHTS)},
+        sizes={WEIGHTS: (folder / WEIGHTS).stat().st_size},
     )
     assert config_of(loaded) == expected
     assert config_of(copy.deepcopy(loaded)) == expected

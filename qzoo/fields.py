@@ -1,0 +1,121 @@
+"""JSON to dataclasses and back: a field that does not fit its annotation is an error that names it.
+
+Known annotations: dataclasses, ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``tuple[...]``,
+``dict[str, X]``, ``Any``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from qzoo.errors import CheckpointError
+from qzoo.scheme import Scheme
+
+
+def parse(text: str) -> dict[str, Any]:
+    """A JSON object without duplicate keys, NaN or infinity. Raises CheckpointError for anything else."""
+
+    def refuse(constant: str) -> float:
+        raise CheckpointError(f"config.json: {constant} is no JSON number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            keys = [key for key, _ in pairs]
+            raise CheckpointError(
+                f"config.json: duplicate key {next(k for k in keys if keys.count(k) > 1)!r}"
+            )
+        return values
+
+    try:
+        values = json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"config.json is no JSON: {error}") from error
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"config.json: {error}") from error  # an integer of thousands of digits
+    if not isinstance(values, dict):
+        raise CheckpointError(f"config.json must be an object, not {_kind(values)}")
+    return values
+
+
+def encode(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as what JSON has. A Scheme is its bits, without the target."""
+    if isinstance(value, Scheme):
+        return {"weight_bits": value.weight_bits, "activation_bits": value.activation_bits}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    return value
+
+
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number"}
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _KINDS.get(type(value), "a number")
+
+
+def decode(kind: Any, value: Any, path: str) -> Any:
+    """``value``, as JSON gave it, as an instance of the annotated type; an error names ``path``."""
+    if kind is Any:
+        return value
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (types.UnionType, Union):
+        if value is None:
+            return None
+        return decode(next(a for a in arguments if a is not types.NoneType), value, path)
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(kind, _expect(value, dict, path), path)
+    if origin is tuple:
+        return _decode_items(arguments, _expect(value, list, path), path)
+    if origin is dict:
+        values = _expect(value, dict, path)
+        return {key: decode(arguments[1], item, f"{path}[{key!r}]") for key, item in values.items()}
+    if kind is float:
+        number = _expect(value, int if isinstance(value, int) else float, path)
+        if not abs(number) < 1e300:  # 1e999 is infinity to JSON, and a long integer has no float
+            raise CheckpointError(f"config.json: {path} is no finite number of sensible size")
+        return float(number)
+    return _expect(value, kind, path)
+
+
+def _decode_fields(kind: Any, values: dict[str, Any], path: str) -> Any:
+    hints = get_type_hints(kind)
+    known = [f for f in dataclasses.fields(kind) if not (kind is Scheme and f.name == "target")]
+    prefix = f"{path}." if path else ""
+    for key in values:
+        if key not in {f.name for f in known}:
+            raise CheckpointError(f"config.json: unknown field {prefix}{key}")
+    for f in known:
+        if f.name not in values:
+            raise CheckpointError(f"config.json: field {prefix}{f.name} is missing")
+    decoded = {f.name: decode(hints[f.name], values[f.name], prefix + f.name) for f in known}
+    try:
+        return kind(**decoded)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"config.json: {path}: {error}") from error
+
+
+def _decode_items(arguments: tuple[Any, ...], items: list[Any], path: str) -> tuple[Any, ...]:
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(items)
+    if len(items) != len(arguments):
+        raise CheckpointError(f"config.json: {path} must have {len(arguments)} entries, not {len(items)}")
+    pairs = zip(arguments, items, strict=True)
+    return tuple(decode(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(pairs))
+
+
+def _expect(value: Any, kind: type, path: str) -> Any:
+    if type(value) is not kind:
+        expected = _KINDS.get(kind, "a number")
+        raise CheckpointError(f"config.json: {path} must be {expected}, not {_kind(value)}")
+    return value
