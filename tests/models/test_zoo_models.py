@@ -9,7 +9,7 @@ from functools import cached_property
 
 import pytest
 import torch
-from references import quantizers, random_state, reference, with_state
+from references import TEMPLATE, entry, quantizers, random_state, reference, with_state
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,13 +52,13 @@ class Case:
             return [self.reference(x) for x in self.inputs]
 
 
-@pytest.fixture(scope="module", params=registry.list_architectures())
+@pytest.fixture(scope="module", params=[TEMPLATE, *registry.list_architectures()])
 def case(request: pytest.FixtureRequest) -> Case:
-    entry = registry.architecture(request.param)
+    build = entry(request.param).build
     theirs = reference(request.param)
     state = random_state(theirs)
     with torch.device("meta"):
-        plain, quantized = entry.build(), entry.build(quantize=Scheme())
+        plain, quantized = build(), build(quantize=Scheme())
     return Case(
         request.param, with_state(theirs, state), with_state(plain, state), with_state(quantized, state)
     )
@@ -94,7 +94,7 @@ def test_state_dict_keys_are_the_references(case: Case) -> None:
 
 
 def test_docstring_tells_the_number_of_parameters(case: Case) -> None:
-    stated = re.search(r"([\d.]+) M parameters", registry.architecture(case.name).build.__doc__ or "")
+    stated = re.search(r"([\d.]+) M parameters", entry(case.name).build.__doc__ or "")
     assert stated is not None
     count = sum(p.numel() for p in case.reference.parameters())
     assert float(stated[1]) == round(count / 1e6, len(stated[1].partition(".")[2]))
@@ -221,7 +221,38 @@ def test_targets_enable_their_roles(case: Case, target: str) -> None:
 @pytest.mark.parametrize("quantize", [None, Scheme()], ids=["float", "w8a8"])
 def test_classes_and_channels_can_be_chosen(case: Case, quantize: Scheme | None) -> None:
     with torch.device("meta"):
-        model = registry.architecture(case.name).build(num_classes=7, in_channels=1, quantize=quantize)
+        model = entry(case.name).build(num_classes=7, in_channels=1, quantize=quantize)
         for quantizer in quantizers(model).values():
             quantizer.disable()
         assert model.eval()(torch.empty(2, 1, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("arch", [TEMPLATE, "resnet20", "mobilenet_v2", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("target", PLACEMENT)
+def test_eight_bits_stay_near_float(arch: str, target: str) -> None:
+    state = random_state(reference(arch))
+    plain = with_state(entry(arch).build(), state)
+    quantized = with_state(entry(arch).build(quantize=Scheme(target=target)), state)
+    for quantizer in quantizers(quantized).values():
+        quantizer.dynamic = True  # each tensor's own range
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        signal, error = plain(x), quantized(x) - plain(x)
+    assert not torch.equal(error, torch.zeros_like(error))
+    decibels = 10 * torch.log10(signal.square().sum() / error.square().sum())
+    assert decibels > 10  # a tensor that loses its negative half costs far more
+
+
+@pytest.mark.parametrize("arch", [TEMPLATE, "resnet20", "mobilenet_v2", "tf_efficientnet_lite0"])
+def test_float_and_quantized_models_start_from_the_same_draws(arch: str) -> None:
+    states = []
+    for quantize in (None, Scheme()):
+        torch.manual_seed(0)
+        states.append(entry(arch).build(quantize=quantize).state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+
+
+def test_the_template_is_no_model_of_the_zoo() -> None:
+    entry(TEMPLATE)
+    assert TEMPLATE not in registry.list_architectures()

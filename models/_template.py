@@ -1,0 +1,111 @@
+"""TinyNet: a complete small architecture to copy. Say here which network it is and whose names it keeps.
+
+Paper: its title, authors, year and arXiv number.
+
+Shapes at 32 pixels: stem [N, 16, 32, 32], stages [N, 16, 32, 32] and [N, 32, 16, 16], logits
+[N, num_classes].
+
+Quantization: what only the author of a definition knows. Which inputs are never negative, where the adds are,
+what ends in a quantizer. Here every input of a weighted layer but the image follows a ReLU.
+
+To add a family: copy this file to ``models/<family>.py``, add its name to ``FAMILIES`` in
+``qzoo/registry.py``, and an independent implementation to ``tests/models/references.py``. The tests then
+check, for every registered architecture, equal outputs and parameter names, and each of the statements about
+quantizers by running it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# From the zoo a definition needs three things: the weighted layers, the registry, and the scheme's type.
+from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.registry import register_model
+from qzoo.scheme import Scheme
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a skip: [N, in, H, W] -> [N, out, H / stride, W / stride]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, *, quantize: Scheme | None = None
+    ) -> None:
+        super().__init__()
+        # ``conv2d`` gives nn.Conv2d without a scheme, and with one a QuantConv2d whose parameters have the
+        # same names. ``nonnegative=True`` states that the *input* is never below zero: the CPU runtimes then
+        # use uint8 for it, with a step half as large. Where that is not certain, leave it out.
+        self.conv1 = conv2d(
+            in_channels, out_channels, 3, stride=stride, padding=1, quantize=quantize, nonnegative=True
+        )
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv2d(out_channels, out_channels, 3, padding=1, quantize=quantize, nonnegative=True)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                conv2d(in_channels, out_channels, 1, stride=stride, quantize=quantize, nonnegative=True),
+                nn.BatchNorm2d(out_channels),
+            )
+
+        # Quantizers that belong to no weighted layer are made by the scheme, which asks for their role: by it
+        # a target switches them on and off. An add has two, one on each input. The skip is the block's input,
+        # after a ReLU, unless a convolution and BN make it signed.
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.residual_quantizer = quantize.quantizer("residual", nonnegative=self.downsample is None)
+            self.branch_quantizer = quantize.quantizer("branch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        skip = x if self.downsample is None else self.downsample(x)
+        if self.quantize:
+            out = self.branch_quantizer(out)
+            skip = self.residual_quantizer(skip)
+        return self.relu(out + skip)
+
+
+class TinyNet(nn.Module):
+    """A stem, two stages of one block, global average pooling and a linear classifier."""
+
+    def __init__(
+        self, *, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None
+    ) -> None:
+        super().__init__()
+        # The image is signed once its mean is subtracted: no ``nonnegative`` here.
+        self.conv1 = conv2d(in_channels, 16, 3, padding=1, quantize=quantize)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(Block(16, 16, quantize=quantize))
+        self.layer2 = nn.Sequential(Block(16, 32, stride=2, quantize=quantize))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        # Averages of non-negative values are non-negative.
+        self.fc = linear(32, num_classes, quantize=quantize, nonnegative=True)
+
+        # The CPU runtimes pool and classify in int8 only between two quantizers.
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
+            self.output_quantizer = quantize.quantizer("output")
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer2(self.layer1(x))
+        if self.quantize:
+            x = self.pool_quantizer(x)
+        x = self.fc(torch.flatten(self.avgpool(x), 1))
+        if self.quantize:
+            x = self.output_quantizer(x)
+        return x
+
+
+# The function's name is the architecture's. Public float weights go in by tag, the default one first, each
+# with pinned sources, preprocessing and licence: ``@register_model({"in1k": FloatWeights(...)})``.
+@register_model()
+def tiny_net(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> TinyNet:
+    """TinyNet: 0.02 M parameters."""
+    return TinyNet(num_classes=num_classes, in_channels=in_channels, quantize=quantize)
