@@ -1,0 +1,118 @@
+"""Schemes, roles and targets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.tensor_quant import QuantDescriptor
+from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, set_target, with_target
+
+ALL = {"input", "weight", "residual", "branch", "pool", "output"}
+
+
+def test_text_and_scheme_are_one() -> None:
+    assert Scheme.parse("w8a8") == Scheme() == Scheme(8, 8, "tensorrt")
+    assert Scheme.parse("w4a6", "openvino") == Scheme(4, 6, "openvino")
+    for text in ("w8a8", "w4a8", "w2a3"):
+        assert str(Scheme.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "w8", "a8w8", "w8a8_qat", "W8A8", "w-8a8", " w8a8"])
+def test_other_texts_are_no_schemes(text: str) -> None:
+    with pytest.raises(ValueError, match="w<bits>a<bits>"):
+        Scheme.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "field"), [(1, 8, "weight_bits"), (8, 9, "activation_bits")]
+)
+def test_bits_are_two_to_eight(weights: int, activations: int, field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        Scheme(weights, activations)
+
+
+def test_unknown_targets_are_refused_with_the_known_ones() -> None:
+    for attempt in (lambda: Scheme(target="tflite"), lambda: set_target(nn.Linear(1, 1), "tflite")):
+        with pytest.raises(ValueError, match=r"'tflite'.*tensorrt, onnxruntime, openvino"):
+            attempt()
+
+
+def test_as_scheme() -> None:
+    scheme = Scheme(4, 8)
+    assert as_scheme(scheme) is scheme
+    assert as_scheme(True) == Scheme()
+    assert as_scheme("w4a8") == scheme
+    assert as_scheme(None) is None
+    assert as_scheme(False) is None
+    with pytest.raises(TypeError, match="not int"):
+        as_scheme(8)  # type: ignore[arg-type]
+
+
+def test_with_target_changes_nothing_else() -> None:
+    scheme = Scheme(4, 6)
+    assert with_target(scheme, "openvino") == Scheme(4, 6, "openvino")
+    assert scheme.target == "tensorrt"
+
+
+def test_descriptors() -> None:
+    scheme = Scheme(4, 6)
+    assert scheme.weight_descriptor() == QuantDescriptor(4, axis=0, narrow_range=True)
+    assert scheme.activation_descriptor() == QuantDescriptor(6, calib_method="histogram")
+
+
+def test_roles_and_targets_as_documented() -> None:
+    assert set(ROLES) == ALL
+    assert {name: (set(t.roles), t.unsigned) for name, t in TARGETS.items()} == {
+        "tensorrt": ({"input", "weight", "residual"}, False),
+        "onnxruntime": (ALL, True),
+        "openvino": (ALL, True),
+    }
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_a_quantizer_is_born_as_its_target_wants(target: str, role: str, nonnegative: bool) -> None:
+    quantizer = Scheme(8, 6, target).quantizer(role, nonnegative)
+    assert (quantizer.role, quantizer.nonnegative, quantizer.dynamic) == (role, nonnegative, False)
+    assert quantizer.num_bits == 6
+    assert quantizer._disabled is (role not in TARGETS[target].roles)
+    assert quantizer.unsigned is (nonnegative and TARGETS[target].unsigned and role != "weight")
+
+
+def test_unknown_roles_are_refused() -> None:
+    with pytest.raises(ValueError, match="'skip'"):
+        Scheme().quantizer("skip")
+
+
+def _half_off(role: str, amax: float) -> tuple[nn.Module, torch.Tensor]:
+    quantizer = Scheme().quantizer(role, nonnegative=True)
+    quantizer.amax = amax
+    return nn.Sequential(quantizer), torch.linspace(0.0, 1.2 * amax, 1000)
+
+
+def test_set_target_changes_the_arithmetic() -> None:
+    model, x = _half_off("input", 2.0)
+    signed = model(x)
+    assert len(signed.unique()) == 128  # 0 .. 127
+    assert set_target(model, "onnxruntime") is model
+    assert len(model(x).unique()) == 256
+    torch.testing.assert_close(set_target(model, "tensorrt")(x), signed, rtol=0, atol=0)
+
+
+def test_set_target_switches_roles_and_keeps_ranges() -> None:
+    model, x = _half_off("branch", 2.0)
+    assert torch.equal(model(x), x)  # off for TensorRT
+    set_target(model, "openvino")
+    assert len(model(x).unique()) == 256
+    assert model[0].amax.item() == 2.0
+
+
+def test_set_target_leaves_foreign_quantizers_alone() -> None:
+    foreign = TensorQuantizer(QuantDescriptor(unsigned=True), disabled=True)
+    set_target(nn.Sequential(foreign), "tensorrt")
+    assert foreign._disabled
+    assert foreign.unsigned
