@@ -93,7 +93,7 @@ class _Int8Pair(torch.autograd.Function):
 
 
 class _Fp8Pair(torch.autograd.Function):
-    """TensorRT's pair for the TorchScript exporter; typed, so that a convolution knows its kernel's shape."""
+    """TensorRT's pair for the TorchScript exporter."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qzoo.quant import nn as quant_nn
-from qzoo.quant.nn.modules._quantizer_export import NotExportableError, UncalibratedExportError
+from qzoo.quant.nn.modules._quantizer_export import NotExportableError, UncalibratedExportError, refusals
 from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
 
 __all__ = ["QuantModuleReplacementHelper", "deactivate", "enable_onnx_export", "initialize"]
@@ -186,6 +186,7 @@ def enable_onnx_export() -> Iterator[None]:
     """
     before = TensorQuantizer._enable_onnx_export
     TensorQuantizer._enable_onnx_export = True
+    refusals.clear()
     try:
         yield
     except (UncalibratedExportError, NotExportableError):
@@ -197,6 +198,7 @@ def enable_onnx_export() -> Iterator[None]:
         raise
     finally:
         TensorQuantizer._enable_onnx_export = before
+        refusals.clear()
 
 
 def _refusal(error: BaseException) -> BaseException | None:
@@ -208,4 +210,4 @@ def _refusal(error: BaseException) -> BaseException | None:
             return current
         seen.add(id(current))
         current = current.__cause__ or current.__context__
-    return None
+    return refusals[0] if refusals else None

@@ -94,7 +94,9 @@ def quantize_(
     names: list[str] = []
     left: list[str] = []
     for parent_name, parent in list(model.named_modules()):
-        for child_name, child in list(parent.named_children()):
+        for child_name, child in list(parent._modules.items()):  # with repeats, unlike named_children()
+            if child is None:
+                continue
             name = f"{parent_name}.{child_name}" if parent_name else child_name
             if not _matches(name, wanted) or _matches(name, unwanted) or _inside_attention(parent):
                 continue

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# The newest exporter of torch swallows what a module raises and tries another way of tracing; so that the
+# reason isn't lost, enable_onnx_export() looks here.
+refusals: list[Exception] = []
+
+
 class NotExportableError(ExportError, AssertionError):
     """A quantizer that ONNX can't express as asked."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        refusals.append(self)
 
 
 class UncalibratedExportError(MissingRangeError, AssertionError):
@@ -67,6 +76,11 @@ def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Te
     if isinstance(q._num_bits, tuple):
         if q._num_bits != (4, 3):
             raise NotExportableError(f"{q._place()}: of the floating point formats only E4M3 can be exported")
+        if torch.jit.is_tracing() and isinstance(inputs, torch.nn.Parameter) and inputs.dim() > 2:
+            # It has no shape for the outputs of TensorRT's operators, and wants the kernel's.
+            raise NotExportableError(
+                f"{q._place()}: the TorchScript exporter can't write E4M3 convolutions; use dynamo=True"
+            )
         return _narrowed(onnx.fp8_pair(wide, amax), inputs)
     if q._num_bits != 8:
         raise NotExportableError(f"Only INT8 ONNX export is supported; {q._place()} has {q._num_bits} bits")

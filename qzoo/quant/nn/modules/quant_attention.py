@@ -35,6 +35,7 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
     """
 
     default_quant_desc_weight = d.QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
+    in_proj_bias: nn.Parameter | None
 
     def __init__(
         self,

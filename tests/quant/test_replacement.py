@@ -1,0 +1,196 @@
+"""Replacing classes of torch.nn, and quantizing existing models in place."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from qzoo.quant import TensorQuantizer, deactivate, initialize, quant_modules, quantize_
+from qzoo.quant import nn as qnn
+from qzoo.quant.nn.modules._utils import QuantInputMixin
+from qzoo.quant.quant_modules import QuantModuleReplacementHelper
+from qzoo.quant.tensor_quant import QuantDescriptor
+
+NAMES = [entry.mod_name for entry in QuantModuleReplacementHelper().default_quant_map]
+FLOAT = {name: getattr(nn, name) for name in NAMES}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks():
+    yield
+    deactivate()
+    assert {name: getattr(nn, name) for name in NAMES} == FLOAT
+
+
+def replaced():
+    return {name for name in NAMES if getattr(nn, name) is not FLOAT[name]}
+
+
+def test_initialize_and_deactivate():
+    initialize()
+    assert replaced() == set(NAMES)
+    assert len(NAMES) == 15
+    assert type(nn.Linear(2, 3)) is qnn.QuantLinear
+    assert nn.MaxPool2d is torch.nn.modules.pooling.MaxPool2d
+    deactivate()
+    assert replaced() == set()
+
+
+def test_float_list_and_custom_map():
+    initialize(["Linear", "Conv2d"], [(nn, "Linear", qnn.QuantLinear), (nn, "MaxPool2d", qnn.QuantMaxPool2d)])
+    assert replaced() == set(NAMES) - {"Conv2d"}
+    assert nn.MaxPool2d is qnn.QuantMaxPool2d
+    deactivate()
+    assert nn.MaxPool2d is torch.nn.modules.pooling.MaxPool2d
+
+
+def test_the_context_manager_restores_whatever_happens():
+    seen = set()
+
+    def fail():
+        seen.update(replaced())
+        raise KeyError
+
+    with pytest.raises(KeyError), initialize():
+        fail()
+    assert seen == set(NAMES)
+    assert not replaced()
+
+
+def test_contexts_nest():
+    with initialize(["Linear"]):
+        with initialize(["Conv2d"]):
+            assert "Conv2d" not in replaced()
+            assert "Linear" in replaced()
+        assert "Linear" not in replaced()
+        assert "Conv2d" in replaced()
+    assert not replaced()
+
+
+def test_helpers_in_any_order():
+    a, b = QuantModuleReplacementHelper(), QuantModuleReplacementHelper()
+    a.prepare_state()
+    b.prepare_state(["Linear"])
+    a.apply_quant_modules()
+    b.apply_quant_modules()
+    assert {e.mod_name for e in a.orginal_func_map} == set(NAMES)
+    assert all(e.replace_mod is FLOAT[e.mod_name] for e in b.orginal_func_map)
+    a.restore_float_modules()
+    b.restore_float_modules()
+    assert not replaced()
+
+
+def test_unknown_names_replace_nothing():
+    with pytest.raises(AttributeError, match="NoSuchLayer"):
+        initialize(custom_quant_modules=[(nn, "NoSuchLayer", qnn.QuantLinear)])
+    assert not replaced()
+
+
+def test_entries_have_their_names():
+    entry = QuantModuleReplacementHelper().default_quant_map[0]
+    assert (entry.orig_mod, entry.mod_name, entry.replace_mod) == (nn, "Conv1d", qnn.QuantConv1d)
+
+
+def test_a_torchvision_model_built_inside_is_quantized():
+    with initialize():
+        model = torchvision.models.resnet18(num_classes=3)
+    assert sum(isinstance(m, qnn.QuantConv2d) for m in model.modules()) == 20
+    assert list(model.state_dict()) == list(torchvision.models.resnet18(num_classes=3).state_dict())
+
+
+# quantize_
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+def test_in_place_keeps_parameters_names_and_values():
+    model = net()
+    x = torch.randn(2, 3, 6, 6)
+    expected, parameters, state = model(x), list(model.parameters()), list(model.state_dict())
+    assert quantize_(model) == ["0", "2", "4"]
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == state
+    assert type(model[0]) is qnn.QuantConv2d
+    for m in model.modules():
+        if isinstance(m, TensorQuantizer):
+            m.disable()
+    assert torch.equal(model(x), expected)
+    assert quantize_(model) == []
+
+
+def test_in_place_equals_building_under_initialize():
+    model = net()
+    quantize_(model)
+    with initialize():
+        other = net()
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(model(x), other(x))
+    assert repr(model) == repr(other)
+
+
+def test_include_exclude_and_descriptors():
+    model = torchvision.models.resnet18(num_classes=3)
+    names = quantize_(model, ["layer1.*", "fc"], "*.conv2", quant_desc_input=QuantDescriptor(6))
+    assert names == ["fc", "layer1.0.conv1", "layer1.1.conv1"]
+    assert model.fc.input_quantizer.num_bits == 6
+    assert type(model.layer1[0].conv2) is nn.Conv2d
+
+
+def test_hooks_mode_and_shared_layers_stay():
+    layer = nn.Linear(3, 3)
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    model = nn.Sequential(layer, nn.ReLU(), layer).eval()
+    quantize_(model)
+    assert model[0] is model[2]
+    assert not model[0].training
+    model(torch.randn(2, 3))
+    assert len(calls) == 2
+    assert not isinstance(layer, qnn.QuantLinear)
+
+
+def test_recurrent_layers_in_place():
+    for name, kwargs in (("LSTM", {"num_layers": 2}), ("GRU", {}), ("RNN", {"nonlinearity": "relu"})):
+        model = nn.ModuleDict({"r": getattr(nn, name)(3, 4, bidirectional=True, **kwargs)})
+        x = torch.randn(5, 2, 3)
+        expected = model["r"](x)[0]
+        weight = model["r"].weight_ih_l0
+        assert quantize_(model) == ["r"]
+        assert model["r"].weight_ih_l0 is weight
+        for m in model.modules():
+            if isinstance(m, TensorQuantizer):
+                m.disable()
+        torch.testing.assert_close(model["r"](x)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_own_mapping_and_subclasses_that_are_left(caplog):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class QuantReLU(nn.ReLU, QuantInputMixin):
+        def forward(self, x):
+            return super().forward(self._input_quantizer(x))
+
+    model = nn.Sequential(Doubled(3, 3), nn.ReLU())
+    assert quantize_(model, mapping={nn.ReLU: QuantReLU}) == ["1"]
+    assert type(model[0]) is Doubled
+    assert "0 (Doubled)" in caplog.text
+    assert model(torch.randn(2, 3)).shape == (2, 3)
+
+
+def test_a_layer_itself_is_refused():
+    with pytest.raises(ValueError, match="Sequential"):
+        quantize_(nn.Linear(2, 3))
+    with pytest.raises(ValueError, match="proj_size"):
+        quantize_(nn.ModuleList([nn.LSTM(3, 4, proj_size=2)]))
+
+
+def test_quant_modules_names():
+    for name in ("initialize", "deactivate", "enable_onnx_export", "QuantModuleReplacementHelper"):
+        assert name in quant_modules.__all__
