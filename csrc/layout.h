@@ -35,6 +35,15 @@ struct Walk {
     return range;
   }
 
+  // Short runs that all use the same ranges become one longer run; returns how many. The ranges then have to be there
+  // that many times over.
+  int64_t widen(int64_t target) {
+    if (step == 0 || outer > 0 || length == 0 || length >= target) return 1;
+    const int64_t times = std::max<int64_t>(1, std::min(target, numel) / length);
+    length *= times;
+    return times;
+  }
+
   // Calls f(position in the tensor of ranges) for range 0, 1, 2, ...
   template <typename F>
   void each_range(F f) const {
@@ -118,10 +127,11 @@ inline Walk make_walk(const int64_t* sizes, const int* order, int count, const i
   if (n > 0) {
     w.length = size[n - 1];
     w.step = step[n - 1];
-    w.outer = n - 1;
-    for (int k = 0; k < n - 1; ++k) {
-      w.outer_size[k] = size[k];
-      w.outer_step[k] = step[k];
+    int k = 0;
+    while (k < n - 1 && step[k] == 0) ++k;  // the slowest dimensions repeat what the others do
+    for (; k < n - 1; ++k) {
+      w.outer_size[w.outer] = size[k];
+      w.outer_step[w.outer++] = step[k];
     }
   }
   return w;

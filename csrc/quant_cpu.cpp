@@ -8,19 +8,28 @@
 namespace qzoo {
 namespace {
 
+constexpr int64_t kRun = 1024;  // runs shorter than this cost more to start than to do
+
+void repeat(float* values, int64_t n, int64_t times) {
+  for (int64_t t = 1; t < times; ++t) std::copy(values, values + n, values + t * n);
+}
+
 // Scale, lowest and highest level of every range, each an array in the order of the walk.
 class Levels {
  public:
-  Levels(const Walk& walk, const Tensor& amax, float low, float high) : n_(walk.ranges) {
+  Levels(Walk& walk, const Tensor& amax, float low, float high) {
+    const int64_t ranges = walk.ranges, times = walk.widen(kRun);
+    n_ = ranges * times;
     if (n_ > 1) heap_.resize(3 * n_);
     float* s = data();
     read_ranges(walk, amax, s);
-    for (int64_t k = 0; k < n_; ++k) {
+    for (int64_t k = 0; k < ranges; ++k) {
       const Level level = make_level(s[k], low, high);
       s[k] = level.scale;
       s[n_ + k] = level.low;
       s[2 * n_ + k] = level.high;
     }
+    for (int part = 0; part < 3; ++part) repeat(s + part * n_, ranges, times);
   }
   explicit Levels(float top) : n_(1), one_{1.0f, 0.0f, top} {}  // no range: scale 1
 
@@ -31,7 +40,7 @@ class Levels {
  private:
   float* data() { return n_ > 1 ? heap_.data() : one_; }
   const float* data() const { return n_ > 1 ? heap_.data() : one_; }
-  int64_t n_;
+  int64_t n_ = 1;
   float one_[3];
   std::vector<float> heap_;
 };
@@ -180,7 +189,7 @@ void run(const Walk& walk, const Levels& levels, const Tensor& x, const Tensor& 
   }
 
 void fake_into(const Tensor& x, const View& view, const Tensor& amax, Bounds bounds, const Tensor& y) {
-  const Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
+  Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
   const Levels levels(walk, amax, bounds.low, bounds.high);
 #define QZOO_CASE(T) QZOO_RUN(fake, T, T)
   QZOO_SWITCH_FLOATING(x.scalar_type(), "fake_quantize", QZOO_CASE)
@@ -215,9 +224,11 @@ Tensor fake_quantize_backward_cpu(Tensor grad, Tensor input, Tensor amax) {
   const View view(x);
   const Tensor g = arranged_as(grad, view, x.scalar_type());
   Tensor y = empty_as(view, x.scalar_type());
-  const Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
-  std::vector<float> ranges(walk.ranges);
+  Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
+  const int64_t times = walk.widen(kRun);
+  std::vector<float> ranges(walk.ranges * times);
   read_ranges(walk, amax, ranges.data());
+  repeat(ranges.data(), walk.ranges, times);
 #define QZOO_CASE(T)                                                             \
   {                                                                              \
     const T* gp = static_cast<const T*>(g.const_data_ptr());                     \
@@ -246,7 +257,7 @@ Tensor quantize_cpu(Tensor input, Tensor amax, int64_t num_bits, bool is_unsigne
   const ScalarType dtype = num_bits <= 8 ? (is_unsigned ? ScalarType::Byte : ScalarType::Char)
                                          : (is_unsigned ? ScalarType::UInt16 : ScalarType::Short);
   Tensor y = empty_as(view, dtype);
-  const Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
+  Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, narrow_range);
   const Levels levels(walk, amax, bounds.low, bounds.high);
 #define QZOO_INTEGER(TO) QZOO_RUN(quantize, QZOO_T, TO)
@@ -265,7 +276,7 @@ Tensor dequantize_cpu(Tensor input, Tensor amax, int64_t num_bits, bool is_unsig
   const Tensor x = densified(input);
   const View view(x);
   Tensor y = empty_as(view, dtype);
-  const Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
+  Walk walk = make_walk(view.sizes, view.order, view.count, kept_strides(view, amax).data());
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, true);
   const Levels levels(walk, amax, bounds.low, bounds.high);
 #define QZOO_INTEGER(FROM) QZOO_RUN(dequantize, FROM, QZOO_T)
@@ -288,7 +299,7 @@ Tensor fake_quantize_fp8_cpu(Tensor input, std::optional<Tensor> amax, bool e5m2
   std::array<int64_t, kMaxDims> kept;
   kept.fill(-1);
   if (amax) kept = kept_strides(view, *amax);
-  const Walk walk = make_walk(view.sizes, view.order, view.count, kept.data());
+  Walk walk = make_walk(view.sizes, view.order, view.count, kept.data());
   const Levels levels = amax ? Levels(walk, *amax, 0.0f, limit) : Levels(limit);
   if (e5m2) {
 #define QZOO_CASE(T) QZOO_RUN(fake_e5m2, T, T)

@@ -8,6 +8,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <array>
 #include <cstdint>
 #include <string>
@@ -50,6 +54,12 @@ struct View {
     STD_TORCH_CHECK(dim <= kMaxDims, "qzoo kernels take at most ", kMaxDims, " dimensions, not ", dim);
     dense = memory_order(dim, sizes, strides, order, &count);
   }
+
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int64_t d = 0; d < dim; ++d) n *= sizes[d];
+    return n;
+  }
 };
 
 inline std::string shape_text(int64_t dim, const int64_t* sizes) {
@@ -58,14 +68,40 @@ inline std::string shape_text(int64_t dim, const int64_t* sizes) {
   return s + "]";
 }
 
-// A tensor of the shape and strides of `like`, which must be dense.
-inline Tensor empty_as(
-    const View& like, ScalarType dtype, int32_t device = aoti_torch_device_type_cpu(), int32_t index = -1) {
+// New memory is faulted in page by page, and for a large tensor that takes several times as long as computing it.
+// Huge pages make it 512 times fewer faults. Only a hint: where the system does not do it nothing changes.
+constexpr int64_t kWorthHugePages = 8 << 20;
+
+inline void prefer_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < kWorthHugePages) return;
+  constexpr uintptr_t page = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) & ~(page - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(page - 1);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
+inline Tensor empty_as(const View& like, ScalarType dtype, int32_t device, int32_t index) {
   AtenTensorHandle handle = nullptr;
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(like.dim, like.sizes, like.strides, code, device, index, &handle));
   return Tensor(handle);
+}
+
+// A CPU tensor of the shape and strides of `like`, which must be dense.
+inline Tensor empty_as(const View& like, ScalarType dtype) {
+  Tensor t = empty_as(like, dtype, aoti_torch_device_type_cpu(), -1);
+  if (like.numel() * 8 >= kWorthHugePages) {
+    int64_t bytes = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+    prefer_huge_pages(t.mutable_data_ptr(), bytes);
+  }
+  return t;
 }
 
 // The same values without gaps or overlap, in the memory order that torch's preserve_format gives.

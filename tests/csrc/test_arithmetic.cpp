@@ -102,11 +102,15 @@ void test_walk() {
     if (numel == 0) continue;  // strides of empty tensors do not matter
     int order[kMaxDims], count = 0;
     CHECK(memory_order(dim, sizes, strides, order, &count));
-    const Walk walk = make_walk(sizes, order, count, kept);
+    Walk walk = make_walk(sizes, order, count, kept);
     CHECK(walk.numel == numel);
     CHECK(walk.ranges == ranges);
     std::vector<int64_t> place;  // of each range of the walk in the tensor of ranges
     walk.each_range([&](int64_t at) { place.push_back(at); });
+
+    const int64_t times = random() % 2 ? walk.widen(1 + random() % 40) : 1;
+    CHECK(walk.length <= std::max<int64_t>(walk.numel, 1));
+    for (int64_t k = 0; k < (times - 1) * ranges; ++k) place.push_back(place[k]);
 
     std::vector<int64_t> seen(numel, -1);
     const int64_t cut = random() % (numel + 1);
