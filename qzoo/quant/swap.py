@@ -16,6 +16,7 @@ from qzoo.quant.descriptor import QuantDescriptor
 from qzoo.quant.nn.modules._utils import QuantInputMixin, QuantMixin
 from qzoo.quant.nn.modules.quant_attention import QuantMultiheadAttention
 from qzoo.quant.nn.modules.quant_rnn import QuantGRU, QuantRNN
+from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
 
 __all__ = ["DEFAULT_MAPPING", "quantize_"]
 
@@ -66,8 +67,8 @@ def quantize_(
     """Replace the layers inside ``model`` by their quantized forms, in place.
 
     Parameters, buffers and hooks stay the same objects (optimizers and tied weights keep working), names and
-    state_dict keys do not change. Layers of a subclass of a known class are left alone, because a subclass
-    may compute something else, and named in a warning.
+    state_dict keys do not change; the new quantizers know their names. Layers of a subclass of a known class
+    are left alone, because a subclass may compute something else, and named in a warning.
 
     Args:
         model: any module; a layer that occurs twice is replaced by one quantized layer.
@@ -109,6 +110,9 @@ def quantize_(
                 done[child] = _converted(child, quantized, quant_desc_input, quant_desc_weight)
             parent._modules[child_name] = done[child]
             names.append(name)
+    for name, module in model.named_modules():
+        if isinstance(module, TensorQuantizer) and not module.name:
+            module.name = name
     if left:
         logger.warning("left as they are, subclasses of known layers: %s", ", ".join(left))
     return names

@@ -77,15 +77,15 @@ def check_values(inputs: torch.Tensor, amax: torch.Tensor, unsigned: bool) -> No
         ValueError: a negative entry in ``amax``.
         TypeError: a negative entry in ``inputs`` with ``unsigned``.
     """
-    if amax.is_meta or inputs.is_meta:
-        return
     check_amax(amax)
     if unsigned:
         check_nonnegative(inputs)
 
 
 def check_amax(amax: torch.Tensor) -> None:
-    """Raise ValueError for a negative range."""
+    """Raise ValueError for a negative range (unless there are no values, on the meta device)."""
+    if amax.is_meta:
+        return
     lowest = amax if amax.dim() == 0 else amax.amin() if amax.numel() else None
     if lowest is not None and lowest.item() < 0:
         raise ValueError(
@@ -94,8 +94,8 @@ def check_amax(amax: torch.Tensor) -> None:
 
 
 def check_nonnegative(inputs: torch.Tensor) -> None:
-    """Raise TypeError for a negative input."""
-    if not inputs.numel():
+    """Raise TypeError for a negative input (unless there are no values)."""
+    if inputs.is_meta or not inputs.numel():
         return
     # aminmax is the one reduction that torch vectorizes over the whole tensor.
     lowest = torch.aminmax(inputs.detach())[0].item()
@@ -233,7 +233,7 @@ class ScaledE4M3Function(Function):
             raise NotImplementedError(
                 f"only E=4, M=3 is supported here, not E={E}, M={M}; see ops.fake_quantize_fp8"
             )
-        if amax is not None and not amax.is_meta and not is_traced():
+        if amax is not None and not is_traced():
             check_amax(amax)
         ctx.save_for_backward(inputs, amax)
         return ops.fake_quantize_fp8(inputs, amax, "e4m3")

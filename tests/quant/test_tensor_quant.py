@@ -7,7 +7,7 @@ import torch
 
 from qzoo.quant import tensor_quant as tq
 
-BITS = [3, 4, 5, 7, 8, 11]
+BITS = [2, 3, 4, 5, 7, 8, 11, 16]
 LOW_PRECISION = [torch.float16, torch.bfloat16]
 
 

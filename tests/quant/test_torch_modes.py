@@ -199,3 +199,25 @@ def test_import_is_light_and_changes_nothing():
         "assert torch.nn.Conv2d is conv and logging.root.handlers == handlers"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fx_records_static_quantizers():
+    model = net().eval()
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(image(3)), model(image(3)))
+    assert "qzoo.fake_quantize" in str(traced.graph)
+
+
+def test_real_quantization_exports():
+    quantizer = TensorQuantizer(QuantDescriptor(amax=1.0, fake_quant=False))
+    x = torch.randn(4, 3)
+    program = torch.export.export(quantizer, (x,))
+    assert quantizer.scale is None
+    assert torch.equal(program.module()(x), quantizer(x))
+
+
+def test_quantizers_of_a_model_quantized_in_place_know_their_names():
+    model = net(False)
+    model[4].input_quantizer.dynamic = False
+    with pytest.raises(RuntimeError, match=r"4\._input_quantizer"):
+        model(image())

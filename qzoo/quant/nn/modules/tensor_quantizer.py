@@ -153,13 +153,14 @@ class TensorQuantizer(QuantizerState):
                 )
             amax = self._own_range(inputs)
         else:
-            if amax.device != inputs.device and not is_traced():
+            if isinstance(inputs, torch.Tensor) and amax.device != inputs.device and not is_traced():
                 amax = self._buffers["_amax"] = amax.to(inputs.device)
             if amax.dim() == 1 and inputs.dim() > 1 and self._axis is not None:
                 amax = self._along_axis(amax, inputs.dim())
         if self._scale_amax is not None:
             amax = amax * self._scale_amax
-        amax = amax.detach()
+        if amax.requires_grad:
+            amax = amax.detach()
         return amax if amax.dtype in (torch.float32, torch.float64) else amax.float()
 
     def _own_range(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -191,7 +192,7 @@ class TensorQuantizer(QuantizerState):
         """
         factor = self._buffers.get("_pre_quant_scale")
         if factor is not None:
-            inputs = inputs * factor.to(inputs.dtype)
+            inputs = inputs * factor.to(inputs)
         if self._disabled:
             return inputs
         if self._enable_onnx_export:
@@ -217,7 +218,8 @@ class TensorQuantizer(QuantizerState):
             raise NonFiniteError(f"{self._place()}: {error}") from error
 
     def _quantize(self, inputs: torch.Tensor) -> torch.Tensor:
-        traced = is_traced()
+        # torch.fx records with a stand-in for the tensor; it has no values to look at either.
+        traced = is_traced() or not isinstance(inputs, torch.Tensor)
         if traced and export.in_onnx_export():
             export.check_calibrated(self)
         if self._learn_amax:
@@ -230,7 +232,9 @@ class TensorQuantizer(QuantizerState):
         elif (self._enable_onnx_export or self.use_fb_fake_quant) and export.in_onnx_export():
             return export.quantize_dequantize(self, inputs, amax)
         if not self._fake_quant:
-            quantized, self._scale = tensor_quant(inputs, amax, self._num_bits, self._unsigned)
+            quantized, scale = tensor_quant(inputs, amax, self._num_bits, self._unsigned)
+            if not traced:
+                self._scale = scale
             return quantized
         if self._block is None:
             return self._fake(inputs, amax)
@@ -246,8 +250,6 @@ class TensorQuantizer(QuantizerState):
         return ops.fake_quantize(inputs, amax, bits, self._unsigned, self._narrow_range)
 
     def _check(self, inputs: torch.Tensor, amax: torch.Tensor) -> None:
-        if inputs.is_meta or amax.is_meta:
-            return
         stored = self._buffers.get("_amax")
         if self._learn_amax or self._scale_amax is not None:
             check_amax(amax)
