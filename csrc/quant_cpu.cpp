@@ -28,11 +28,13 @@ class Levels {
       s[k] = level.scale;
       s[n_ + k] = level.low;
       s[2 * n_ + k] = level.high;
+      uniform_ = uniform_ && level.high == high;
     }
     for (int part = 0; part < 3; ++part) repeat(s + part * n_, ranges, times);
   }
   explicit Levels(float top) : n_(1), one_{1.0f, 0.0f, top} {}  // no range: scale 1
 
+  bool uniform() const { return uniform_; }
   const float* scale(int64_t k) const { return data() + k; }
   const float* low(int64_t k) const { return data() + n_ + k; }
   const float* high(int64_t k) const { return data() + 2 * n_ + k; }
@@ -41,11 +43,13 @@ class Levels {
   float* data() { return n_ > 1 ? heap_.data() : one_; }
   const float* data() const { return n_ > 1 ? heap_.data() : one_; }
   int64_t n_ = 1;
+  bool uniform_ = true;
   float one_[3];
   std::vector<float> heap_;
 };
 
-// ---- the loops: `one` has a range for all elements, `each` a range per element ----
+// ---- the loops: `one` has a range for all elements, `each` a range per element, `scales` a scale per element and
+// common limits (no range among them is too small to use) ----
 
 #define QZOO_LOOPS(NAME, FROM, TO, W, EXPRESSION)                                                          \
   QZOO_CLONES void NAME##_one(const FROM* x, TO* y, int64_t n, float scale, float low, float high) {       \
@@ -54,6 +58,17 @@ class Levels {
     QZOO_VECTORIZE                                                                                         \
     for (int64_t i = 0; i < n; ++i) {                                                                      \
       const W v = static_cast<W>(x[i]);                                                                    \
+      y[i] = static_cast<TO>(EXPRESSION);                                                                  \
+    }                                                                                                      \
+  }                                                                                                        \
+  QZOO_CLONES void NAME##_scales(                                                                          \
+      const FROM* x, TO* y, int64_t n, const float* scales, float low, float high) {                       \
+    (void)low;                                                                                             \
+    (void)high;                                                                                            \
+    QZOO_VECTORIZE                                                                                         \
+    for (int64_t i = 0; i < n; ++i) {                                                                      \
+      const W v = static_cast<W>(x[i]);                                                                    \
+      const float scale = scales[i];                                                                       \
       y[i] = static_cast<TO>(EXPRESSION);                                                                  \
     }                                                                                                      \
   }                                                                                                        \
@@ -142,14 +157,17 @@ Bounds integer_bounds(int64_t num_bits, bool is_unsigned, bool narrow_range) {
   return {narrow_range ? -high : -high - 1.0f, high};
 }
 
-// Runs the pair of loops over two tensors of one layout.
-template <typename From, typename To, typename One, typename Each>
-void run(const Walk& walk, const Levels& levels, const Tensor& x, const Tensor& y, One one, Each each) {
+// Runs the loop that fits over two tensors of one layout.
+template <typename From, typename To, typename One, typename Scales, typename Each>
+void run(
+    const Walk& walk, const Levels& levels, const Tensor& x, const Tensor& y, One one, Scales scales, Each each) {
   const From* from = static_cast<const From*>(x.const_data_ptr());
   To* to = static_cast<To*>(y.mutable_data_ptr());
   in_parallel(walk.numel, kGrain, [&](int64_t begin, int64_t end) {
     walk.each_piece(begin, end, [&](int64_t at, int64_t n, int64_t k) {
-      if (walk.step) {
+      if (walk.step && levels.uniform()) {
+        scales(from + at, to + at, n, levels.scale(k), *levels.low(k), *levels.high(k));
+      } else if (walk.step) {
         each(from + at, to + at, n, levels.scale(k), levels.low(k), levels.high(k));
       } else {
         one(from + at, to + at, n, *levels.scale(k), *levels.low(k), *levels.high(k));
@@ -162,6 +180,9 @@ void run(const Walk& walk, const Levels& levels, const Tensor& x, const Tensor& 
   run<FROM, TO>(                                                                                             \
       walk, levels, x, y,                                                                                    \
       [](const FROM* a, TO* b, int64_t n, float s, float l, float h) { NAME##_one(a, b, n, s, l, h); },      \
+      [](const FROM* a, TO* b, int64_t n, const float* s, float l, float h) {                                \
+        NAME##_scales(a, b, n, s, l, h);                                                                     \
+      },                                                                                                     \
       [](const FROM* a, TO* b, int64_t n, const float* s, const float* l, const float* h) {                  \
         NAME##_each(a, b, n, s, l, h);                                                                       \
       })
