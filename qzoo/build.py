@@ -52,7 +52,7 @@ def build(
     """Make the quantized checkpoint ``name``; the same call makes the same files.
 
     Where ``out`` holds a config already (a recipe, or an older checkpoint), its subsets and method are the
-    defaults.
+    defaults: ``build(name)`` on a checkpoint makes it again.
 
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
@@ -81,15 +81,16 @@ def build(
     config = config_of(model)
     folder = Path(out) if out is not None else Path("model_cards") / config.name
     recipe = _recipe(folder, config)
-    images, checks = _parts(config, data, calibration_subset, evaluation_subset, recipe)
+    images, checks = _parts(
+        config, data, calibration_subset or recipe.calibration, evaluation_subset or recipe.evaluation
+    )
 
     def loader(part: Images) -> Iterable[tuple[Tensor, Tensor]]:
         return load_data(
             config.preprocessing, config.labels, data, split=part.split, subset=part.subset, batch_size=BATCH
         )
 
-    chosen = method or (recipe.method if recipe else "auto")
-    found = calibrate(model, loader(images), method=chosen, progress=progress)
+    found = calibrate(model, loader(images), method=method or recipe.method, progress=progress)
     metrics = _measure(model, float_model(config), lambda: loader(checks), checks, progress)
     config = dataclasses.replace(config, calibration=_record(found, images), metrics=metrics)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
@@ -97,14 +98,26 @@ def build(
     return folder
 
 
-def _recipe(folder: Path, config: Config) -> CalibrationRecord | None:
-    """How the folder's checkpoint was, or is to be, calibrated."""
+@dataclass(frozen=True)
+class Recipe:
+    """Method and subsets, None where nothing is said."""
+
+    method: str = "auto"
+    calibration: str | None = None
+    evaluation: str | None = None
+
+
+def _recipe(folder: Path, config: Config) -> Recipe:
+    """How the folder's checkpoint was, or is to be, made."""
     if not (folder / "config.json").is_file():
-        return None
+        return Recipe()
     old = read_config(folder)
     if old.name != config.name:
         raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {config.name}")
-    return old.calibration
+    if old.calibration is None:
+        return Recipe()
+    method = "auto" if old.calibration.candidates else old.calibration.method
+    return Recipe(method, old.calibration.subset, old.metrics[0].subset if old.metrics else None)
 
 
 def _parts(
@@ -112,10 +125,8 @@ def _parts(
     data: str | Path | None,
     calibration: str | None,
     evaluation: str | None,
-    recipe: CalibrationRecord | None,
 ) -> tuple[Images, Images]:
     """The images to calibrate on, and others to evaluate on."""
-    calibration = calibration or (recipe.subset if recipe else None)
     if config.labels == "fashion-mnist":
         images = _part("Fashion-MNIST train", "train", calibration or "0:512", 60_000)
         return images, _part("Fashion-MNIST test", "test", evaluation or ":", 10_000)

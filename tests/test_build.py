@@ -1,0 +1,107 @@
+"""One call from a name to a checkpoint, on real images with small numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import qzoo
+from qzoo import build as build_module
+from qzoo import hub
+from qzoo.build import build
+from qzoo.cards import card
+from qzoo.config import Config, config_of, read_config
+from qzoo.data import load_data
+from qzoo.errors import CheckpointError, DataError, UnknownModelError
+
+NAME = "resnet20.fmnist-w8a8"
+SMALL = {"calibration_subset": "0:32", "evaluation_subset": "100:164", "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with a float resnet20 of random weights, and test images in place of the training images."""
+    store = tmp_path / "model_cards"
+    store.mkdir()
+    monkeypatch.setattr(hub, "EMBEDDED", store)
+    monkeypatch.setattr(hub, "pins", dict)
+    torch.manual_seed(0)
+    qzoo.save_pretrained(qzoo.create_model("resnet20.fmnist"), store / "resnet20.fmnist")
+
+    def load(*args, split: str = "test", **kwargs):
+        return load_data(*args, **kwargs)
+
+    monkeypatch.setattr(build_module, "load_data", load)
+    return store
+
+
+def test_build_makes_a_checkpoint_with_measured_figures(small_world: Path) -> None:
+    folder = build(NAME, out=small_world / NAME, method="max", **SMALL)
+    config = read_config(folder)
+    assert config.calibration is not None
+    assert (config.calibration.method, config.calibration.images) == ("max", 32)
+    assert config.calibration.subset == "0:32"
+    assert config.float_source is not None
+    assert config.float_source.source == "qzoo:resnet20.fmnist"
+    rows = {(row.runtime, row.precision, row.target): row for row in config.metrics}
+    expected = [("torch", "float", None), ("torch", "w8a8", "onnxruntime"), ("torch", "w8a8", "tensorrt")]
+    assert list(rows)[:3] == expected
+    assert ("onnxruntime", "w8a8", "onnxruntime") in rows  # the test extra brings ONNX Runtime
+    assert all(row.images == 64 and row.subset == "100:164" for row in config.metrics)
+    # Every figure is what an evaluation of the loaded checkpoint gives.
+    loader = load_data(config.preprocessing, config.labels, subset="100:164")
+    reference = qzoo.resnet20(pretrained=True)
+    for target in ("onnxruntime", "tensorrt"):
+        model = qzoo.create_model(NAME, pretrained=True, target=target)
+        again = qzoo.evaluate(model, loader, reference=reference, progress=False)
+        row = rows["torch", "w8a8", target]
+        assert (again.top1, again.top5, again.agreement) == (row.top1, row.top5, row.agreement)
+        assert again.loss == pytest.approx(row.loss, rel=1e-5)
+        assert again.sqnr_db == pytest.approx(row.sqnr_db, rel=1e-4)
+    assert rows["onnxruntime", "w8a8", "onnxruntime"].agreement >= 90
+    assert (folder / "README.md").read_text() == card(config)
+
+
+def test_the_same_call_makes_the_same_files(small_world: Path) -> None:
+    first = build(NAME, out=small_world / NAME, method="auto", **SMALL)
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    config = read_config(first)
+    assert config.calibration is not None
+    assert {c["method"] for c in config.calibration.candidates} == {"max", "percentile", "mse", "entropy"}
+    build(NAME, out=first, progress=False)  # the folder's own config says how it is made
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
+
+
+def test_names_that_are_not_built_by_calibration() -> None:
+    with pytest.raises(UnknownModelError, match="give a scheme"):
+        build("resnet20.fmnist")
+    with pytest.raises(UnknownModelError, match="qzoo train"):
+        build("resnet20.fmnist-w4a4_qat")
+
+
+def test_a_folder_with_another_checkpoint_is_not_overwritten(small_world: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds resnet20.fmnist;"):
+        build(NAME, out=small_world / "resnet20.fmnist", **SMALL)
+
+
+def imagenet_config() -> Config:
+    return config_of(qzoo.create_model("resnet18.tv_in1k-w8a8"))
+
+
+def test_subsets_of_a_folder(tmp_path: Path) -> None:
+    config = imagenet_config()
+    with pytest.raises(DataError, match="--data"):
+        build_module._parts(config, None, None, None)
+    for i in range(8):
+        (tmp_path / "data" / "n01440764").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "n01440764" / f"{i}.JPEG").touch()
+    images, checks = build_module._parts(config, tmp_path / "data", None, None)
+    assert (images.subset, checks.subset) == ("0:2", "2:8")
+    assert images.text == "ImageNet-1k, data (8 images)"
+    with pytest.raises(DataError, match="share images"):
+        build_module._parts(config, tmp_path / "data", "0:4", "3:8")
+    with pytest.raises(DataError, match="share images"):
+        build_module._parts(config, tmp_path / "data", "4:8", ":")
+    assert build_module._parts(config, tmp_path / "data", "4:8", ":4")[1].count == 4
