@@ -13,7 +13,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the short side to ``floor(side / crop_pct)``, centre crop to ``input_size``, scale to 0..1, normalize.
+    """Resize the short side to ``floor(size / crop_pct)``, centre crop, scale to 0..1, normalize.
 
     Attributes:
         input_size: (channels, height, width) of one image.
@@ -32,7 +32,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         channels = self.input_size[0]
         if len(self.mean) != channels or len(self.std) != channels:
-            raise ValueError(f"mean {self.mean} and std {self.std} need one entry for each of {channels} channels")
+            raise ValueError(
+                f"mean {self.mean}, std {self.std}: need one entry for each of {channels} channels"
+            )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', not {self.interpolation!r}")
         if not 0 < self.crop_pct <= 1:
