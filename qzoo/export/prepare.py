@@ -30,7 +30,7 @@ def prepare(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     ready = copy.deepcopy(model).cpu().eval()
     set_target(ready, target)
     check_ranges(ready)
-    fold_batchnorm_(ready, example)
+    fold_batchnorm_(ready, example[:1])
     for module in ready.modules():
         quantizer = getattr(module, "_weight_quantizer", None)
         if isinstance(quantizer, TensorQuantizer) and is_on(quantizer) and isinstance(quantizer.num_bits, int):

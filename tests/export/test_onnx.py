@@ -1,0 +1,181 @@
+"""The exported file: what is in it, that it computes the simulation, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from qzoo.errors import ExportError
+from qzoo.export import export_onnx
+from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.quant import ops
+from qzoo.quant.fold import fold_batchnorm_
+from qzoo.runtimes import load
+from qzoo.scheme import set_target
+
+
+@pytest.fixture(scope="module")
+def resnet(build) -> tuple[nn.Module, Tensor]:
+    return build("resnet8", 28, in_channels=1)
+
+
+@pytest.fixture(scope="module")
+def exported(resnet, tmp_path_factory) -> Path:
+    model, images = resnet
+    return export_onnx(model, tmp_path_factory.mktemp("onnx") / "resnet8.onnx", example=images)
+
+
+def constants(path: Path) -> dict[str, np.ndarray]:
+    return {i.name: numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+
+
+def test_weights_are_the_integers_of_the_simulation(resnet, exported: Path) -> None:
+    folded = copy.deepcopy(resnet[0])
+    fold_batchnorm_(folded, resnet[1])
+    stored, checked = constants(exported), 0
+    for name, layer in folded.named_modules():
+        quantizer = getattr(layer, "_weight_quantizer", None)
+        if quantizer is not None:
+            expected = ops.quantize(layer.weight, quantizer.amax).numpy()
+            found = stored[f"{name}.weight_quantized"]
+            assert found.dtype == np.int8
+            np.testing.assert_array_equal(found, expected)
+            checked += 1
+    assert checked == 10
+    floats = [a.size for a in stored.values() if a.dtype == np.float32]
+    assert max(floats) <= 64, "only biases and scales may be float"
+
+
+def test_agrees_with_the_simulation(resnet, exported: Path) -> None:
+    model, images = copy.deepcopy(resnet[0]), resnet[1]
+    set_target(model, "onnxruntime")
+    with torch.no_grad():
+        expected = model(images)
+    got = load(exported)(images)
+    # Flipped roundings cascade, so this is a loose check; test_parity.py has the exact one.
+    assert (got - expected).square().sum() < 0.01 * expected.square().sum()
+
+
+def test_dynamic_and_fixed_batch(resnet, exported: Path, tmp_path: Path) -> None:
+    model, images = resnet
+    run = load(exported)
+    assert run(images[:1]).shape == (1, 20)
+    torch.testing.assert_close(run(images)[:1], run(images[:1]), rtol=0, atol=0)
+    dim = onnx.load(exported).graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dim] == ["batch", 1, 28, 28]
+    fixed = onnx.load(export_onnx(model, tmp_path / "one.onnx", example=images, batch=1))
+    assert [d.dim_value for d in fixed.graph.input[0].type.tensor_type.shape.dim] == [1, 1, 28, 28]
+
+
+def test_nodes_are_named_by_module_and_hold_no_paths(exported: Path) -> None:
+    proto = onnx.load(exported)
+    names = [node.name for node in proto.graph.node]
+    assert len(set(names)) == len(names)
+    assert "layer2.0.downsample.0/Conv" in names
+    assert "layer1.0.branch_quantizer/QuantizeLinear" in names
+    assert [i.name for i in proto.graph.input] == ["image"]
+    assert [o.name for o in proto.graph.output] == ["logits"]
+    assert b".py" not in proto.SerializeToString(), "the exporter's stack traces must not be in the file"
+    facts = {p.key: p.value for p in proto.metadata_props}
+    assert facts["qzoo.target"] == "onnxruntime"
+    assert "qzoo_version" in facts
+
+
+def test_scales_and_zero_points(resnet, exported: Path) -> None:
+    """After ReLU uint8 from 0; signed tensors are uint8 around 128 for ONNX Runtime; weights int8 around 0."""
+    proto, stored = onnx.load(exported), constants(exported)
+    pairs = {n.name.split("/")[0]: n for n in proto.graph.node if n.op_type == "QuantizeLinear"}
+    for place, zero in (("layer1.0.conv2._input_quantizer", 0), ("layer1.0.branch_quantizer", 128)):
+        point = stored[pairs[place].input[2]]
+        assert (point.dtype, int(point)) == (np.uint8, zero)
+    quantizer = resnet[0].layer1[0].conv2._input_quantizer
+    assert stored[pairs["layer1.0.conv2._input_quantizer"].input[1]] == np.float32(quantizer.amax.numpy()) / np.float32(255)
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            assert not stored[node.input[2]].any()
+
+
+def test_caller_keeps_the_model(resnet, tmp_path: Path) -> None:
+    model = copy.deepcopy(resnet[0]).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    switches = [(m._disabled, m.unsigned) for m in model.modules() if hasattr(m, "_disabled")]
+    export_onnx(model, tmp_path / "x.onnx", example=resnet[1])
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert len(model.state_dict()) == len(before)
+    assert switches == [(m._disabled, m.unsigned) for m in model.modules() if hasattr(m, "_disabled")]
+
+
+def test_float_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CifarResNet(1).eval()
+    images = torch.randn(4, 3, 16, 16)
+    path = export_onnx(model, tmp_path / "float.onnx", example=images)
+    assert not {n.op_type for n in onnx.load(path).graph.node} & {"QuantizeLinear", "BatchNormalization"}
+    with torch.no_grad():
+        torch.testing.assert_close(load(path)(images), model(images), rtol=1e-3, atol=1e-3)
+
+
+def test_float_weights(resnet, exported: Path, tmp_path: Path) -> None:
+    model, images = resnet
+    path = export_onnx(model, tmp_path / "x.onnx", example=images, weights="float")
+    assert constants(path)["layer1.0.conv1.weight"].dtype == np.float32
+    torch.testing.assert_close(load(path)(images), load(exported)(images), rtol=0, atol=0)
+
+
+def test_half_precision(tmp_path: Path, build) -> None:
+    model, images = build("resnet8", 16)
+    path = export_onnx(model.half(), tmp_path / "half.onnx", example=images)
+    assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    assert np.isfinite(load(path)(images.half()).numpy()).all()
+
+
+def test_opset_asked_is_opset_written(resnet, exported: Path, tmp_path: Path) -> None:
+    assert onnx.load(exported).opset_import[0].version == 18
+    path = export_onnx(resnet[0], tmp_path / "x.onnx", example=resnet[1], opset=21)
+    assert onnx.load(path).opset_import[0].version == 21
+
+
+def test_refusals_name_what_to_do(resnet, tmp_path: Path) -> None:
+    model, images = resnet
+    path = tmp_path / "x.onnx"
+    with pytest.raises(ExportError, match="13 was asked for"):
+        export_onnx(model, path, example=images, opset=13)
+    with pytest.raises(ExportError, match="example="):
+        export_onnx(model, path)
+    with pytest.raises(ValueError, match="tensorrt"):
+        export_onnx(model, path, example=images, target="tflite")
+    with pytest.raises(ValueError, match="batch"):
+        export_onnx(model, path, example=images, batch=0)
+    bad = copy.deepcopy(model)
+    bad.layer1[0].conv1._input_quantizer.reset_amax()
+    with pytest.raises(ExportError, match=r"layer1\.0\.conv1\._input_quantizer"):
+        export_onnx(bad, path, example=images)
+    bad = copy.deepcopy(model)
+    bad.layer1[0].conv2._input_quantizer.enable_calib()
+    with pytest.raises(ExportError, match=r"calibrating.*layer1\.0\.conv2\._input_quantizer"):
+        export_onnx(bad, path, example=images)
+    assert list(tmp_path.iterdir()) == [], "a refused export must leave nothing behind"
+
+
+def test_nearly_dead_channels_keep_their_bias(build, tmp_path: Path) -> None:
+    """A channel whose weights are (nearly) zero is its bias alone, which runtimes round in units of the weight scale."""
+    model, images = build("resnet8", 16)
+    with torch.no_grad():
+        conv, norm = model.conv1, model.bn1
+        conv.weight[0] = 0.0
+        conv.weight[1] *= 1e-9
+        norm.bias[:2] = 1.0
+        conv.weight_quantizer.amax = conv.weight.abs().amax((1, 2, 3), keepdim=True).numpy()
+    set_target(model, "onnxruntime")
+    with torch.no_grad():
+        expected = model(images)
+    got = load(model, "onnxruntime", example=images)(images)
+    assert (got - expected).square().sum() < 0.01 * expected.square().sum()

@@ -1,0 +1,81 @@
+"""Simulation and ONNX Runtime agree to the bit when every scale is a power of two, and everything runs in int8."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from qzoo.export import export_onnx
+from qzoo.export.parity import make_exact_
+from qzoo.runtimes.ort import OnnxRuntimeRunner
+
+LEVELS = ("none", "basic", "extended", "all")
+
+# Model, image size, input channels, then how many convolutions and adds the network has.
+MODELS = [
+    ("resnet20", 28, 1, 21, 9),
+    ("resnet18", 64, 3, 20, 8),
+    ("mobilenet_v2", 64, 3, 52, 10),
+    ("tf_efficientnet_lite0", 64, 3, 49, 9),
+]
+LARGE = [
+    ("resnet34", 64, 3, 36, 16),
+    ("resnet50", 64, 3, 53, 16),
+    ("resnet101", 64, 3, 104, 33),
+    ("resnet152", 64, 3, 155, 50),
+    ("resnext50_32x4d", 64, 3, 53, 16),
+    ("wide_resnet50_2", 64, 3, 53, 16),
+    ("resnet32", 32, 3, 33, 15),
+    ("resnet56", 32, 3, 57, 27),
+    ("efficientnet_lite0", 64, 3, 49, 9),
+    ("tf_efficientnet_lite1", 75, 3, 64, 14),
+    ("tf_efficientnet_lite2", 65, 3, 64, 14),
+    ("tf_efficientnet_lite4", 64, 3, 91, 23),
+]
+ALL = MODELS + [pytest.param(*row, marks=pytest.mark.slow) for row in LARGE]
+
+
+@pytest.mark.parametrize(("name", "size", "channels", "convs", "adds"), ALL)
+def test_exact_at_every_level_and_all_int8(
+    build, tmp_path: Path, name: str, size: int, channels: int, convs: int, adds: int
+) -> None:
+    model, images = build(name, size, channels)
+    make_exact_(model, "onnxruntime", images)
+    with torch.no_grad():
+        expected = model(images)
+    assert len(expected.unique()) > 5, "a constant output would agree with anything"
+    path = export_onnx(model, tmp_path / "model.onnx", example=images)
+    for level in LEVELS:
+        got = OnnxRuntimeRunner(path, level=level, optimized=tmp_path / "optimized.onnx")(images)
+        assert (got - expected).abs().max().item() == 0.0, level
+    ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    ops.pop("NhwcMaxPool", None)
+    assert ops.pop("Transpose") == 2  # into the int8 kernels' channels-last layout, and back
+    expected_ops = {"QuantizeLinear": 1, "QLinearConv": convs, "QLinearAdd": adds, "QLinearGlobalAveragePool": 1}
+    assert ops == {**expected_ops, "Reshape": 1, "QGemm": 1, "DequantizeLinear": 1}
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_other_targets_are_exact_too(build, tmp_path: Path, target: str) -> None:
+    """ONNX Runtime runs any target's file, if not as fast."""
+    model, images = build("resnet8", 28)
+    make_exact_(model, target, images)
+    with torch.no_grad():
+        expected = model(images)
+    path = export_onnx(model, tmp_path / "model.onnx", example=images, target=target)
+    for level in LEVELS:
+        assert torch.equal(OnnxRuntimeRunner(path, level=level)(images), expected), level
+
+
+@pytest.mark.parametrize("scheme", ["w4a8", "w6a8"])
+def test_fewer_weight_bits(build, tmp_path: Path, scheme: str) -> None:
+    model, images = build("resnet8", 28, 1, scheme)
+    make_exact_(model, "onnxruntime", images)
+    with torch.no_grad():
+        expected = model(images)
+    path = export_onnx(model, tmp_path / "model.onnx", example=images)
+    assert torch.equal(OnnxRuntimeRunner(path)(images), expected)
