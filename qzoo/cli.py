@@ -62,11 +62,12 @@ def _benchmark(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     import qzoo
+    from qzoo.config import config_of
     from qzoo.data import load_data
     from qzoo.zoo import float_model
 
     model = qzoo.create_model(args.name, pretrained=True, target=args.target)
-    config = model.qzoo_config
+    config = config_of(model)
     loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset)
     reference = float_model(config) if config.scheme is not None else None
     result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet)
@@ -78,7 +79,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(f"speed      {result.images_per_second:.0f} images/s")
     if result.reference is not None:
         low, high = result.reference.top1_interval
-        print(f"float      {result.reference.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), same images")
+        print(
+            f"float      {result.reference.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), same images"
+        )
         print(f"agreement  {result.agreement:.2f} % of images have the float model's top-1")
         print(f"SQNR       {result.sqnr_db:.2f} dB of the logits")
     return 0
@@ -169,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("benchmark", _benchmark, "Accuracy and latency of checkpoints, in one table.")
     sub.add_argument("names", nargs="+", metavar="NAME", help="checkpoints, such as resnet20.fmnist-w8a8")
     _data_arguments(sub)
-    sub.add_argument("--runtimes", nargs="+", help="default: pytorch, and onnxruntime and openvino if installed")
+    sub.add_argument(
+        "--runtimes", nargs="+", help="default: pytorch, and onnxruntime and openvino if installed"
+    )
     sub.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default: 1 8)")
     sub.add_argument("--latency-threads", type=int, default=1, help="threads of the timed runs (default: 1)")
     sub.add_argument("--out", type=Path, help="folder for benchmark.json, .csv and .png")
@@ -179,13 +184,18 @@ def _parser() -> argparse.ArgumentParser:
     _data_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), default="tensorrt")
 
-    sub = add("build", _build, "Make a calibrated checkpoint: float weights, calibrate, evaluate, save, card.")
+    sub = add(
+        "build", _build, "Make a calibrated checkpoint: float weights, calibrate, evaluate, save, card."
+    )
     sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
     sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
     sub.add_argument(
-        "--method", choices=["auto", "max", "percentile", "mse", "entropy"], default="auto", help="of the ranges"
+        "--method",
+        choices=["auto", "max", "percentile", "mse", "entropy"],
+        default="auto",
+        help="of the ranges",
     )
     sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
 

@@ -6,7 +6,17 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "nncf")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "tensorrt",
+    "nncf",
+)
 
 
 def describe() -> dict[str, str]:

@@ -1,0 +1,62 @@
+"""The command line: each command does what its library call does, and errors are one line and exit status 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qzoo
+from qzoo.cli import main
+
+
+def test_list_prints_what_list_models_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "resnet*"]) == 0
+    assert capsys.readouterr().out.split() == qzoo.list_models("resnet*")
+    assert main(["list", "--pretrained"]) == 0
+    assert "resnet20.fmnist-w8a8" in capsys.readouterr().out.split()
+
+
+def test_env_names_versions_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert qzoo.__version__ in out
+    assert "kernels (cpu)" in out
+
+
+def test_a_wrong_name_is_one_line_that_suggests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "resnet2O.fmnist-w8a8", "unused.onnx"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("qzoo: ")
+    assert "Traceback" not in error
+
+
+def test_evaluate_prints_accuracy_interval_and_fidelity(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "resnet20.fmnist-w8a8", "--subset", "0:256", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "256 images" in out
+    for word in ("top-1", "95 % interval", "agreement", "SQNR", "float"):
+        assert word in out
+
+
+def test_export_writes_a_file_that_onnx_runtime_opens(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    assert main(["export", "resnet20.fmnist-w8a8", str(path), "--batch", "1"]) == 0
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 1, 28, 28]
+
+
+def test_training_a_model_of_other_labels_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "resnet18.tv_in1k"]) == 2
+    assert "Fashion-MNIST" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "qzoo", "--help"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert "benchmark" in result.stdout
