@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -84,7 +85,7 @@ def quantize_(
         ValueError: ``model`` itself is a layer that should be replaced (its owner has to do that); a layer
             whose options the quantized form doesn't have.
     """
-    replacements = {**DEFAULT_MAPPING, **(mapping or {})}
+    replacements = {**DEFAULT_MAPPING, **_timm_mapping(), **(mapping or {})}
     wanted, unwanted = _patterns(include), _patterns(exclude)
     if type(model) in replacements:
         raise ValueError(
@@ -116,6 +117,12 @@ def quantize_(
     if left:
         logger.warning("left as they are, subclasses of known layers: %s", ", ".join(left))
     return names
+
+
+def _timm_mapping() -> dict[type[nn.Module], type[nn.Module]]:
+    """timm's own convolution, if timm has been imported: a model of it can't exist otherwise."""
+    timm_layers = sys.modules.get("timm.layers")
+    return {} if timm_layers is None else {timm_layers.Conv2dSame: quant_nn.QuantConv2dSame}
 
 
 def _inside_attention(parent: nn.Module) -> bool:

@@ -194,3 +194,26 @@ def test_a_layer_itself_is_refused():
 def test_quant_modules_names():
     for name in ("initialize", "deactivate", "enable_onnx_export", "QuantModuleReplacementHelper"):
         assert name in quant_modules.__all__
+
+
+@pytest.mark.parametrize("size", [(7, 8), (9, 5)])
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (2, 3), "dilation": 2}, {"groups": 2}])
+def test_timm_same_padding_in_place(options, size):
+    layers = pytest.importorskip("timm.layers")
+    model = nn.Sequential(layers.Conv2dSame(4, 6, (3, 5), **options))
+    x = torch.randn(2, 4, *size)
+    expected = model(x)
+    assert quantize_(model) == ["0"]
+    assert type(model[0]) is qnn.QuantConv2dSame
+    model[0].input_quantizer.disable()
+    model[0].weight_quantizer.disable()
+    assert torch.equal(model(x), expected)
+
+
+def test_timm_models_in_place():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=3).eval()
+    names = quantize_(model)
+    layers = [n for n, m in model.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+    assert set(layers) | {"global_pool.pool"} == set(names)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)

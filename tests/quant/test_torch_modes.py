@@ -221,3 +221,16 @@ def test_quantizers_of_a_model_quantized_in_place_know_their_names():
     model[4].input_quantizer.dynamic = False
     with pytest.raises(RuntimeError, match=r"4\._input_quantizer"):
         model(image())
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = net()
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+        wrapped(image()).sum().backward()
+        model(image()).sum().backward()
+        for a, b in zip(wrapped.module.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+    finally:
+        torch.distributed.destroy_process_group()

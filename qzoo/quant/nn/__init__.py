@@ -6,6 +6,7 @@ from qzoo.quant.nn.modules.clip import *
 from qzoo.quant.nn.modules.quant_attention import *
 from qzoo.quant.nn.modules.quant_blocks import *
 from qzoo.quant.nn.modules.quant_conv import *
+from qzoo.quant.nn.modules.quant_conv_same import *
 from qzoo.quant.nn.modules.quant_instancenorm import *
 from qzoo.quant.nn.modules.quant_linear import *
 from qzoo.quant.nn.modules.quant_pooling import *
