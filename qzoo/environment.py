@@ -45,11 +45,10 @@ def processor() -> dict[str, str]:
     facts = {"processor": platform.processor() or platform.machine()}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in cpuinfo.read_text().splitlines()
-            if ":" in line
-        )
+        lines: dict[str, str] = {}
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            lines[key.strip()] = value.strip()
         facts["processor"] = lines.get("model name", facts["processor"])
         wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
         flags = lines.get("flags", lines.get("Features", "")).split()
