@@ -241,8 +241,8 @@ def run_all(threads: list[int]) -> list[dict[str, Any]]:
 def line(r: dict[str, Any]) -> str:
     mark = "ok  " if r["met"] else "MISS"
     return (
-        f"{mark} {r['bar']}: {r['ours_ms']} ms, {r['other']} {r['other_ms']} ms, {r['ratio']} (asked {r['asked']}), "
-        f"{r['threads']} thread(s), {r['malloc'].split(' (')[0]}"
+        f"{mark} {r['bar']}: {r['ours_ms']} ms, {r['other']} {r['other_ms']} ms, {r['ratio']} "
+        f"(asked {r['asked']}), {r['threads']} thread(s), {r['malloc'].split(' (')[0]}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Interleaved timing: the contestants take turns, so that what disturbs one disturbs all; medians are compared."""
+"""Interleaved timing: the contestants take turns, so that what disturbs one disturbs all."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ REUSE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MAL
 
 def malloc_setting() -> str:
     """What the environment says about memory: it decides most figures that allocate."""
-    return (
-        "pages reused (" + " ".join(f"{k}={v}" for k, v in REUSE.items()) + ")"
-        if (os.environ.get("MALLOC_MMAP_MAX_") == "0")
-        else "glibc default"
-    )
+    if os.environ.get("MALLOC_MMAP_MAX_") != "0":
+        return "glibc default"
+    return "pages reused (" + " ".join(f"{key}={value}" for key, value in REUSE.items()) + ")"
 
 
 def interleaved(
@@ -66,7 +64,8 @@ def machine() -> dict[str, Any]:
         fields = {key.strip(): value.strip() for key, value in fields.items()}
         flags = fields.get("flags", "").split()
         simd = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if flag in flags]
-        model = f"{fields.get('model name', model)}, family {fields.get('cpu family')} model {fields.get('model')}"
+        model = f"{fields.get('model name', model)}, family {fields.get('cpu family')}"
+        model += f" model {fields.get('model')}"
         model += f", {os.cpu_count()} cores, {' '.join(simd)}"
     return {
         "date": date.today().isoformat(),
