@@ -80,6 +80,13 @@ def test_amax_from_a_tensor_is_copied_with_a_warning(caplog):
     assert "tensor" in caplog.text
 
 
+def test_assigning_the_buffer_itself_sets_the_range():
+    for quantizer in (TensorQuantizer(), TensorQuantizer(QuantDescriptor(amax=1.0))):
+        quantizer._amax = torch.tensor(3.0, dtype=torch.float64)
+        assert quantizer(torch.tensor([5.0])).item() == pytest.approx(3.0)
+        assert list(quantizer.state_dict()) == ["_amax"]
+
+
 def test_step_size_and_maxbound():
     quantizer = TensorQuantizer(QuantDescriptor(4, unsigned=True))
     assert quantizer.maxbound == 15

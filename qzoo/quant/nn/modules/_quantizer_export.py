@@ -25,7 +25,8 @@ class NotExportableError(ExportError, AssertionError):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        refusals.append(self)
+        if not refusals:
+            refusals.append(self)
 
 
 class UncalibratedExportError(MissingRangeError, AssertionError):

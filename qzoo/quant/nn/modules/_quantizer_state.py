@@ -197,6 +197,13 @@ class QuantizerState(nn.Module):
 
     # Module plumbing
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Scripts of the old toolkit assign `_amax` itself; as a plain attribute nothing would read it.
+        if name in _RANGE_BUFFERS and name not in self._buffers and isinstance(value, torch.Tensor):
+            self._set_buffer(name, value, None)
+        else:
+            super().__setattr__(name, value)
+
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
