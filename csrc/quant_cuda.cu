@@ -184,10 +184,14 @@ struct Launch {
   cudaStream_t stream;
   int32_t device;
 
-  explicit Launch(const Tensor& x) : guard(x.get_device_index()), device(x.get_device_index()) {
+  explicit Launch(const Tensor& x) : guard(checked(x)), device(x.get_device_index()) {
     void* handle = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
     stream = static_cast<cudaStream_t>(handle);
+  }
+  static int32_t checked(const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cuda(), "the input is not on a GPU but another argument is: move both to one device");
+    return x.get_device_index();
   }
   Tensor empty(const View& view, ScalarType dtype) const {
     return empty_as(view, dtype, aoti_torch_device_type_cuda(), device);
@@ -196,13 +200,26 @@ struct Launch {
 
 int blocks(int64_t n) { return static_cast<int>(std::min<int64_t>((n + kThreads - 1) / kThreads, kMaxBlocks)); }
 
-// The ranges as contiguous float32 on the device of x.
-Tensor ranges_of(const Tensor& amax, const Tensor& x) {
-  STD_TORCH_CHECK(
-      amax.is_cuda() && amax.get_device_index() == x.get_device_index(),
-      "amax must be on the device of the input");
-  Tensor a = amax.scalar_type() == ScalarType::Float ? amax : torch::stable::to(amax, ScalarType::Float);
-  return torch::stable::contiguous(a);
+Tensor new_tensor(const Launch& on, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (int64_t d = static_cast<int64_t>(sizes.size()) - 2; d >= 0; --d)
+    strides[d] = strides[d + 1] * std::max<int64_t>(sizes[d + 1], 1);
+  AtenTensorHandle handle = nullptr;
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.size(), sizes.data(), strides.data(), code, aoti_torch_device_type_cuda(), on.device, &handle));
+  return Tensor(handle);
+}
+
+// The ranges as contiguous float32 on the device of x; a single range may come from the CPU.
+Tensor ranges_of(const Launch& on, const Tensor& amax) {
+  const bool here = amax.is_cuda() && amax.get_device_index() == on.device;
+  STD_TORCH_CHECK(here || amax.numel() == 1, "amax is on another device than the input: move both to one");
+  if (here && amax.scalar_type() == ScalarType::Float) return torch::stable::contiguous(amax);
+  const std::vector<int64_t> sizes(amax.sizes().data(), amax.sizes().data() + amax.dim());
+  Tensor copy = new_tensor(on, sizes, ScalarType::Float);
+  torch::stable::copy_(copy, amax);
+  return copy;
 }
 
 #define QZOO_SWITCH(DTYPE, CASE)                                                                      \
@@ -235,7 +252,7 @@ FakeInteger integer_format(int64_t num_bits, bool is_unsigned, bool narrow_range
 
 void fake_into(
     const Launch& on, const Tensor& x, const View& view, const Tensor& amax, FakeInteger f, const Tensor& y) {
-  const Tensor ranges = ranges_of(amax, x);
+  const Tensor ranges = ranges_of(on, amax);
   const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
 #define QZOO_CASE(T, W) launch<T, T, W>(on, x, y, floats(ranges), index, f)
   QZOO_SWITCH(x.scalar_type(), QZOO_CASE)
@@ -274,7 +291,7 @@ Tensor fake_quantize_backward_cuda(Tensor grad, Tensor input, Tensor amax) {
     torch::stable::copy_(g, grad);
   }
   Tensor y = on.empty(view, x.scalar_type());
-  const Tensor ranges = ranges_of(amax, x);
+  const Tensor ranges = ranges_of(on, amax);
   const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
   const int64_t n = x.numel();
   if (n == 0) return y;
@@ -293,7 +310,7 @@ Tensor quantize_cuda(Tensor input, Tensor amax, int64_t num_bits, bool is_unsign
   const Launch on(input);
   const Tensor x = densified(input);
   const View view(x);
-  const Tensor ranges = ranges_of(amax, x);
+  const Tensor ranges = ranges_of(on, amax);
   const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
   const FakeInteger format = integer_format(num_bits, is_unsigned, narrow_range);
   const ToInteger f{format.low, format.high};
@@ -316,7 +333,7 @@ Tensor dequantize_cuda(Tensor input, Tensor amax, int64_t num_bits, bool is_unsi
   const Launch on(input);
   const Tensor x = densified(input);
   const View view(x);
-  const Tensor ranges = ranges_of(amax, x);
+  const Tensor ranges = ranges_of(on, amax);
   const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
   const FakeInteger format = integer_format(num_bits, is_unsigned, true);
   const FromInteger f{format.low, format.high};
@@ -343,7 +360,7 @@ Tensor fake_quantize_fp8_cuda(Tensor input, std::optional<Tensor> amax, bool e5m
   std::array<int64_t, kMaxDims> kept;
   kept.fill(-1);
   if (amax) {
-    ranges = ranges_of(*amax, x);
+    ranges = ranges_of(on, *amax);
     kept = kept_strides(view, *ranges);
   }
   const float* data = ranges ? floats(*ranges) : nullptr;
@@ -369,17 +386,6 @@ void amax_into(const Launch& on, const Tensor& x, const Tensor& out, RangeIndex 
   QZOO_SWITCH(x.scalar_type(), QZOO_CASE)
 #undef QZOO_CASE
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-Tensor new_tensor(const Launch& on, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (int64_t d = static_cast<int64_t>(sizes.size()) - 2; d >= 0; --d)
-    strides[d] = strides[d + 1] * std::max<int64_t>(sizes[d + 1], 1);
-  AtenTensorHandle handle = nullptr;
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      sizes.size(), sizes.data(), strides.data(), code, aoti_torch_device_type_cuda(), on.device, &handle));
-  return Tensor(handle);
 }
 
 bool is_floating(ScalarType t) {

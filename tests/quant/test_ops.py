@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -273,6 +274,29 @@ def test_out_writes_into_given_memory(name: str) -> None:
     assert torch.equal(other, wanted)
     assert ops.fake_quantize_out(x, amax, out=x) is x
     assert torch.equal(x, wanted)
+
+
+def test_out_tells_autograd_that_the_memory_changed() -> None:
+    factor, memory = torch.ones(3, requires_grad=True), torch.rand(3)
+    product = (factor * memory).sum()
+    ops.fake_quantize_out(memory, torch.tensor(1.0), out=memory)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_calls_from_many_threads_do_not_disturb_each_other() -> None:
+    inputs = [torch.randn(50, 37, 11) * (i + 1) for i in range(8)]
+
+    def work(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        counts = torch.zeros(300, dtype=torch.int64)
+        ops.histogram_(counts, x, 0.1)
+        channels = ops.reduce_amax_op(x, [1])
+        return ops.fake_quantize(x, channels), channels, counts
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(work, inputs * 5))
+    for x, results in zip(inputs * 5, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(results, work(x), strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

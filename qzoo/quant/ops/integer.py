@@ -186,6 +186,8 @@ def fake_quantize_out(
         )
     check_broadcast(x, amax)
     _out_op(x.detach(), amax.detach(), num_bits, unsigned, narrow_range, out.detach())
+    if not torch.compiler.is_compiling() and not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # so that a backward that needs the old values notices
     return out
 
 
