@@ -22,7 +22,7 @@ def name_by_module(model: ir.Model) -> None:
     Scales and zero points are named after their quantizer. The exporter's notes (stack traces with the paths of the
     machine that exported) are removed.
     """
-    taken: Counter[str] = Counter(value.name for value in model.graph.inputs)
+    taken: Counter[str] = Counter(str(value.name) for value in model.graph.inputs)
     fixed = {id(value) for value in model.graph.outputs}
     for node in model.graph:
         scope = _module_path(node)
@@ -45,7 +45,11 @@ def describe(model: ir.Model, source: nn.Module, target: str | None) -> None:
         facts["target"] = target
     config = getattr(source, "qzoo_config", None)
     if config is not None:
-        facts |= {"name": config.name, "labels": config.labels, "preprocessing": config.preprocessing.to_dict()}
+        facts |= {
+            "name": config.name,
+            "labels": config.labels,
+            "preprocessing": config.preprocessing.to_dict(),
+        }
     for key, value in facts.items():
         model.metadata_props[f"qzoo.{key}" if not key.startswith("qzoo") else key] = (
             value if isinstance(value, str) else json.dumps(value)
@@ -68,8 +72,6 @@ def _unique(name: str, taken: Counter[str]) -> str:
 
 def _name_constants(model: ir.Model, node: ir.Node, scope: str, taken: Counter[str]) -> None:
     for value, role in zip(node.inputs[1:3], ("scale", "zero_point"), strict=False):
-        if value is None or constant(value) is None or value.metadata_props.get("named"):
-            continue
-        old = value.name
-        if old in model.graph.initializers and not old.startswith(scope):
+        # The exporter numbers them val_7; a name given already (of a merged pair, say) stays.
+        if value is not None and constant(value) is not None and str(value.name).startswith("val_"):
             value.name = _unique(f"{scope}.{role}", taken)

@@ -49,7 +49,8 @@ def export_onnx(
         The path.
 
     Raises:
-        ExportError: quantizers without ranges, an opset that can't be written, no example, an operator without ONNX form.
+        ExportError: quantizers without ranges, an opset that can't be written, no example, an operator that
+            ONNX has no form for.
         MissingDependencyError: onnxscript is not installed.
         ValueError: an unknown target, batch or weights.
     """
@@ -114,7 +115,9 @@ def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = Tru
     graph: Any = program.model
     written = graph.opset_imports.get("")
     if written != opset:
-        raise ExportError(f"opset {opset} was asked for, but the exporter wrote {written}: choose {written} or higher")
+        raise ExportError(
+            f"opset {opset} was asked for, but the exporter wrote {written}: choose {written} or higher"
+        )
     return graph
 
 
@@ -123,10 +126,14 @@ def _example(model: nn.Module, example: Tensor | None, batch: int) -> Tensor:
     if example is None:
         config = getattr(model, "qzoo_config", None)
         if config is None:
-            raise ExportError("the input size is not known: pass example=, a batch such as torch.zeros(1, 3, 224, 224)")
+            raise ExportError(
+                "the input size is not known: pass example=, a batch such as torch.zeros(1, 3, 224, 224)"
+            )
         example = torch.zeros(1, *config.preprocessing.input_size)
     if not example.is_floating_point() or example.dim() < 2 or len(example) == 0:
-        raise ExportError(f"example must be a batch of floating-point images, not {tuple(example.shape)} {example.dtype}")
+        raise ExportError(
+            f"example must be a batch of floating-point images, not {tuple(example.shape)} {example.dtype}"
+        )
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     one = example[:1].detach().cpu().to(dtype)
     return one.expand(batch, *one.shape[1:]).contiguous()

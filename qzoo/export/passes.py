@@ -70,7 +70,10 @@ def merge_padding(model: ir.Model) -> None:
     """
     for conv in _nodes(model, "Conv"):
         path, pad = _find_pad(conv)
-        if pad is None or conv.attributes.get("auto_pad", ir.AttrString("", "NOTSET")).as_string() != "NOTSET":
+        if (
+            pad is None
+            or conv.attributes.get("auto_pad", ir.AttrString("", "NOTSET")).as_string() != "NOTSET"
+        ):
             continue
         amounts = _zero_padding(pad)
         if amounts is None:
@@ -155,7 +158,13 @@ def use_unsigned_activations(model: ir.Model) -> None:
     shifted = initializer(model, "zero_point_128", np.array(128, np.uint8))
     for node in _nodes(model, "QuantizeLinear"):
         zero, q = constant(node.inputs[2]), node.outputs[0]
-        if zero is None or zero.dtype != np.int8 or zero.size != 1 or zero.any() or constant(node.inputs[0]) is not None:
+        if (
+            zero is None
+            or zero.dtype != np.int8
+            or zero.size != 1
+            or zero.any()
+            or constant(node.inputs[0]) is not None
+        ):
             continue
         readers = [use.node for use in q.uses()]
         if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in readers):
@@ -188,7 +197,9 @@ def _nodes(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
 
 
 def _node(op_type: str, inputs: list[ir.Value], *, like: ir.Node, outputs: int, **attributes: int) -> ir.Node:
-    node = ir.Node("", op_type, inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()], num_outputs=outputs)
+    node = ir.Node(
+        "", op_type, inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()], num_outputs=outputs
+    )
     node.metadata_props.update(like.metadata_props)
     return node
 

@@ -33,7 +33,11 @@ def prepare(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     fold_batchnorm_(ready, example[:1])
     for module in ready.modules():
         quantizer = getattr(module, "_weight_quantizer", None)
-        if isinstance(quantizer, TensorQuantizer) and is_on(quantizer) and isinstance(quantizer.num_bits, int):
+        if (
+            isinstance(quantizer, TensorQuantizer)
+            and is_on(quantizer)
+            and isinstance(quantizer.num_bits, int)
+        ):
             _put_on_levels(module, quantizer)
     return ready
 
@@ -50,7 +54,9 @@ def is_quantized(model: nn.Module) -> bool:
 
 def check_ranges(model: nn.Module) -> None:
     """Raise ExportError that names the quantizers without a finite range, or that are still calibrating."""
-    quantizers = {n: m for n, m in model.named_modules() if isinstance(m, TensorQuantizer) and not m._disabled}
+    quantizers = {
+        n: m for n, m in model.named_modules() if isinstance(m, TensorQuantizer) and not m._disabled
+    }
     active = {n: q for n, q in quantizers.items() if q._if_quant}
     problems = {
         "have no range (amax); calibrate the model first, or load a calibrated checkpoint": [
@@ -59,7 +65,9 @@ def check_ranges(model: nn.Module) -> None:
         "have a range that is not finite; calibrate again": [
             n for n, q in active.items() if q.amax is not None and not q.amax.isfinite().all()
         ],
-        "are still calibrating; call disable_calib() first": [n for n, q in quantizers.items() if q._if_calib],
+        "are still calibrating; call disable_calib() first": [
+            n for n, q in quantizers.items() if q._if_calib
+        ],
         "give integers, not fake-quantized values; use fake_quant=True": [
             n for n, q in active.items() if not q.fake_quant
         ],
@@ -67,7 +75,9 @@ def check_ranges(model: nn.Module) -> None:
     for text, names in problems.items():
         if names:
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            raise ExportError(f"{len(names)} of {len(active)} quantizers {text}: {', '.join(names[:6])}{more}")
+            raise ExportError(
+                f"{len(names)} of {len(active)} quantizers {text}: {', '.join(names[:6])}{more}"
+            )
 
 
 def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
@@ -77,8 +87,11 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
     """
     amax = quantizer.amax
     if amax is None or quantizer.block is not None:
-        raise ExportError(f"{quantizer.name or 'a weight quantizer'} needs one fixed range per channel or tensor")
-    weight, bits, narrow = layer.weight, int(quantizer.num_bits), quantizer.narrow_range
+        raise ExportError(
+            f"{quantizer.name or 'a weight quantizer'} needs one fixed range per channel or tensor"
+        )
+    weight, bits, narrow = layer.weight, quantizer.num_bits, quantizer.narrow_range
+    assert isinstance(bits, int)
     weight.copy_(ops.fake_quantize(weight, amax, bits, quantizer.unsigned, narrow))
     wide = torch.maximum(amax, _smallest_range(layer, quantizer, amax))
     if not torch.equal(wide, amax):
@@ -97,7 +110,12 @@ def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Ten
     """
     dead = torch.where(amax <= ops.TINY, amax.max(), torch.zeros_like(amax))
     source = getattr(layer, "_input_quantizer", None)
-    if layer.bias is None or not isinstance(source, TensorQuantizer) or not is_on(source) or source.amax is None:
+    if (
+        layer.bias is None
+        or not isinstance(source, TensorQuantizer)
+        or not is_on(source)
+        or source.amax is None
+    ):
         return dead
     if amax.dim() and amax.numel() != layer.bias.numel():
         return dead

@@ -95,7 +95,11 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
 
 def _pairs(modules: dict[str, nn.Module], trace: _Trace) -> Iterator[Pair]:
     """Layers with the BatchNorm that alone reads their output."""
-    norm_of = {id(trace.input_of[name]): name for name, m in modules.items() if _has_statistics(m) and trace.calls[name] == 1}
+    norm_of = {
+        id(trace.input_of[name]): name
+        for name, m in modules.items()
+        if _has_statistics(m) and trace.calls[name] == 1
+    }
     uses = Counter(id(m.weight) for m in modules.values() if isinstance(m, _ConvNd | nn.Linear))
     for name, output in trace.output_of.items():
         layer, norm = modules[name], norm_of.get(id(output))
@@ -112,7 +116,8 @@ def _has_statistics(module: nn.Module) -> bool:
 def _foldable(layer: nn.Module, output: Tensor) -> bool:
     if isinstance(layer, _ConvTransposeNd):
         return layer.groups == 1  # with groups, the channels of a group share one range
-    return isinstance(layer, _ConvNd) or output.dim() == 2  # BatchNorm normalizes dim 1, a linear layer's last one
+    # BatchNorm normalizes dim 1, which is a linear layer's output only in a matrix.
+    return isinstance(layer, _ConvNd) or output.dim() == 2
 
 
 def _run(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> _Trace:
@@ -178,8 +183,8 @@ def _scale_range(
     amax, bits = quantizer.amax, quantizer.num_bits
     if amax is None or quantizer.block is not None or quantizer.pre_quant_scale is not None:
         raise QuantizationError(
-            f"BatchNorm after {name} can't be folded: its weight range is learned, in blocks, or has a pre_quant_scale; "
-            "give the weight one fixed range per output channel"
+            f"BatchNorm after {name} can't be folded: its weight range is learned, in blocks, or has a "
+            "pre_quant_scale; give the weight one fixed range per output channel"
         )
     if amax.dim() == 1:
         amax = amax.reshape(factor.shape)
@@ -204,6 +209,7 @@ def _check_pair(pair: Pair, before: Tensor, after: Tensor) -> None:
     worst = (before - after).abs().max().item() if before.shape == after.shape else float("inf")
     if not worst <= limit:
         raise QuantizationError(
-            f"folding {pair.norm} into {pair.layer} changes the result by {worst:.3g} (allowed {limit:.3g}): does the "
-            "layer have a forward or hooks of its own, or a weight range that leaves no room for -128 (use narrow_range)?"
+            f"folding {pair.norm} into {pair.layer} changes the result by {worst:.3g} (allowed {limit:.3g}): "
+            "does the layer have a forward or hooks of its own, or a weight at -128, which has no opposite "
+            "(use narrow_range)?"
         )

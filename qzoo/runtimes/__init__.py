@@ -10,17 +10,31 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
-from qzoo.runtimes.base import Runner
+from qzoo.runtimes.base import Runner, require
 
-__all__ = ["RUNTIMES", "Runner", "installed", "load"]
+__all__ = ["RUNTIMES", "Runner", "check", "installed", "load"]
 
-RUNTIMES = ("pytorch", "onnxruntime", "openvino")
+# For each runtime the packages it needs, and the extra of qzoo that brings them. Files are written by onnxscript.
+_NEEDS = {
+    "pytorch": ((), ""),
+    "onnxruntime": (("onnxruntime", "onnxscript"), "onnx"),
+    "openvino": (("openvino", "onnxscript"), "onnx,openvino"),
+}
+RUNTIMES = tuple(_NEEDS)
 
 
 def installed() -> list[str]:
     """Names of the runtimes that can be loaded here."""
-    packages = {"pytorch": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-    return [name for name in RUNTIMES if find_spec(packages[name]) is not None]
+    return [name for name, (packages, _) in _NEEDS.items() if all(find_spec(p) is not None for p in packages)]
+
+
+def check(runtime: str) -> None:
+    """Raise ValueError for an unknown runtime, MissingDependencyError for one that is not installed."""
+    if runtime not in RUNTIMES:
+        raise ValueError(f"no runtime {runtime!r}; expected one of {', '.join(RUNTIMES)}")
+    packages, extra = _NEEDS[runtime]
+    for package in packages:
+        require(package, extra)
 
 
 def load(
@@ -43,13 +57,14 @@ def load(
         ExportError: the module can't be exported, or PyTorch was asked to run a file.
         ValueError: an unknown runtime.
     """
-    if runtime not in RUNTIMES:
-        raise ValueError(f"no runtime {runtime!r}; expected one of {', '.join(RUNTIMES)}")
+    check(runtime)
     if runtime == "pytorch":
         from qzoo.runtimes.pytorch import TorchRunner
 
         if not isinstance(source, nn.Module):
-            raise ExportError(f"PyTorch runs modules, not ONNX files: {str(source)!r}; use runtime='onnxruntime'")
+            raise ExportError(
+                f"PyTorch runs modules, not ONNX files: {str(source)!r}; use runtime='onnxruntime'"
+            )
         return TorchRunner(source, threads)
     if isinstance(source, nn.Module):
         from qzoo.export import export_onnx

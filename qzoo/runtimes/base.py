@@ -40,7 +40,7 @@ class Runner(ABC):
 def require(package: str, extra: str) -> None:
     """Raise MissingDependencyError with the line that installs it, unless the package is there."""
     if find_spec(package) is None:
-        raise MissingDependencyError(f"the runtime {package!r} is not installed: pip install 'qzoo[{extra}]'")
+        raise MissingDependencyError(f"the package {package!r} is not installed: pip install 'qzoo[{extra}]'")
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qzoo.runtimes.base import Runner, existing, require
+from qzoo.runtimes.base import Runner, existing
 
 
 class OnnxRuntimeRunner(Runner):
@@ -29,7 +29,6 @@ class OnnxRuntimeRunner(Runner):
         level: str = "all",
     ) -> None:
         super().__init__(threads)
-        require("onnxruntime", "onnx")
         import onnxruntime as ort
 
         levels = ort.GraphOptimizationLevel

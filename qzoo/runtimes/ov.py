@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qzoo.runtimes.base import Runner, existing, require
+from qzoo.runtimes.base import Runner, existing
 
 
 class OpenVinoRunner(Runner):
@@ -23,7 +23,6 @@ class OpenVinoRunner(Runner):
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         super().__init__(threads)
-        require("openvino", "openvino")
         import openvino
 
         settings = {

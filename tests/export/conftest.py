@@ -36,7 +36,9 @@ def calibrate_randomly(model: nn.Module, images: Tensor) -> nn.Module:
         model(images)
         for q in quantizers:
             histogram = q.role != "weight"
-            q.load_calib_amax(*(["percentile"] if histogram else []), **({"percentile": 100.0} if histogram else {}))
+            q.load_calib_amax(
+                *(["percentile"] if histogram else []), **({"percentile": 100.0} if histogram else {})
+            )
             q.disable_calib()
             q.enable_quant()
     return set_target(model, "tensorrt")

@@ -96,7 +96,8 @@ def test_scales_and_zero_points(resnet, exported: Path) -> None:
         point = stored[pairs[place].input[2]]
         assert (point.dtype, int(point)) == (np.uint8, zero)
     quantizer = resnet[0].layer1[0].conv2._input_quantizer
-    assert stored[pairs["layer1.0.conv2._input_quantizer"].input[1]] == np.float32(quantizer.amax.numpy()) / np.float32(255)
+    scale = stored[pairs["layer1.0.conv2._input_quantizer"].input[1]]
+    assert scale == np.float32(quantizer.amax.numpy()) / np.float32(255)
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in stored:
             assert not stored[node.input[2]].any()
@@ -166,7 +167,7 @@ def test_refusals_name_what_to_do(resnet, tmp_path: Path) -> None:
 
 
 def test_nearly_dead_channels_keep_their_bias(build, tmp_path: Path) -> None:
-    """A channel whose weights are (nearly) zero is its bias alone, which runtimes round in units of the weight scale."""
+    """A channel of (nearly) zero weights is its bias alone, which runtimes round in units of the weight scale."""
     model, images = build("resnet8", 16)
     with torch.no_grad():
         conv, norm = model.conv1, model.bn1

@@ -55,7 +55,12 @@ def test_exact_at_every_level_and_all_int8(
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     ops.pop("NhwcMaxPool", None)
     assert ops.pop("Transpose") == 2  # into the int8 kernels' channels-last layout, and back
-    expected_ops = {"QuantizeLinear": 1, "QLinearConv": convs, "QLinearAdd": adds, "QLinearGlobalAveragePool": 1}
+    expected_ops = {
+        "QuantizeLinear": 1,
+        "QLinearConv": convs,
+        "QLinearAdd": adds,
+        "QLinearGlobalAveragePool": 1,
+    }
     assert ops == {**expected_ops, "Reshape": 1, "QGemm": 1, "DequantizeLinear": 1}
 
 

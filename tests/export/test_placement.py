@@ -30,7 +30,9 @@ class Graph:
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime", "openvino"])
 def case(request, build, tmp_path_factory) -> tuple[str, Graph]:
     model, images = build("tf_efficientnet_lite0", 36)
-    path = export_onnx(model, tmp_path_factory.mktemp(request.param) / "m.onnx", example=images, target=request.param)
+    path = export_onnx(
+        model, tmp_path_factory.mktemp(request.param) / "m.onnx", example=images, target=request.param
+    )
     return request.param, Graph(path)
 
 
@@ -57,12 +59,17 @@ def test_adds(case) -> None:
 def test_types(case) -> None:
     """TensorRT takes int8 with zero point 0 only; ONNX Runtime uint8 only."""
     target, graph = case
-    zeros = {(z.dtype.name, int(z)) for z in (graph.constants[n.input[2]] for n in graph.of_type("QuantizeLinear"))}
-    assert zeros == {
-        "tensorrt": {("int8", 0)},
-        "onnxruntime": {("uint8", 0), ("uint8", 128)},
-        "openvino": {("uint8", 0), ("int8", 0)},
-    }[target]
+    zeros = {
+        (z.dtype.name, int(z)) for z in (graph.constants[n.input[2]] for n in graph.of_type("QuantizeLinear"))
+    }
+    assert (
+        zeros
+        == {
+            "tensorrt": {("int8", 0)},
+            "onnxruntime": {("uint8", 0), ("uint8", 128)},
+            "openvino": {("uint8", 0), ("int8", 0)},
+        }[target]
+    )
 
 
 def test_one_pair_per_tensor(case) -> None:

@@ -84,7 +84,10 @@ def test_ties_do_not_tip_over() -> None:
 
 
 def test_one_range_becomes_one_per_channel() -> None:
-    layer, norm = QuantConv2d(8, 16, 3, quant_desc_weight=QuantDescriptor(8, narrow_range=True)), nn.BatchNorm2d(16)
+    layer, norm = (
+        QuantConv2d(8, 16, 3, quant_desc_weight=QuantDescriptor(8, narrow_range=True)),
+        nn.BatchNorm2d(16),
+    )
     randomize(norm)
     x = torch.randn(2, 8, 6, 6)
     layer.weight_quantizer.amax, layer.input_quantizer.amax = layer.weight.abs().max().item(), 3.0
@@ -153,7 +156,8 @@ def test_what_is_no_pair_stays(kind: type[_ReadTwice]) -> None:
 
 
 def test_other_axes_and_groups_stay() -> None:
-    tokens = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5)).eval()  # normalizes the 5 tokens, not the features
+    # Normalizes the 5 tokens, not the 6 features.
+    tokens = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5)).eval()
     assert fold_batchnorm_(tokens, torch.randn(2, 5, 4)) == []
     grouped = nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)).eval()
     assert fold_batchnorm_(grouped, torch.randn(2, 4, 5, 5)) == []
@@ -177,7 +181,10 @@ def test_dead_channel() -> None:
 
 def test_full_range_with_negative_factor_is_refused() -> None:
     """-128 has no opposite in int8."""
-    layer, norm = QuantConv2d(1, 1, 1, bias=False, quant_desc_weight=QuantDescriptor(8, axis=0)), nn.BatchNorm2d(1)
+    layer, norm = (
+        QuantConv2d(1, 1, 1, bias=False, quant_desc_weight=QuantDescriptor(8, axis=0)),
+        nn.BatchNorm2d(1),
+    )
     with torch.no_grad():
         layer.weight.fill_(-128.0)
         norm.weight.fill_(-1.0)

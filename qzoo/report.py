@@ -1,0 +1,127 @@
+"""A benchmark's report as a terminal table, JSON, CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from qzoo.results import Report, Row
+
+
+def print_table(report: Report, width: int | None = None) -> None:
+    """Print one table of all rows to standard output.
+
+    Args:
+        width: columns of the terminal; by default its own, and 120 where there is none.
+    """
+    from rich.console import Console
+
+    console = Console(width=width)
+    if width is None and not console.is_terminal:
+        console = Console(width=120)
+    console.print(_table(report))
+    for line in footnotes(report):
+        console.print(line, highlight=False, markup=False)
+
+
+def footnotes(report: Report) -> list[str]:
+    """What a reader has to know besides the figures, in lines."""
+    machine, settings = report.machine, report.settings
+    versions = [
+        f"{p} {machine[p]}"
+        for p in ("torch", "onnxruntime", "openvino")
+        if machine.get(p, "not") != "not installed"
+    ]
+    threads = "1 thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
+    return [
+        f"{machine['processor']}, {threads}, {report.date}; qzoo {machine['qzoo']}, {', '.join(versions)}",
+        "ms: wall time a call, median / 90th percentile. x: times as fast as float32 in the same runtime, by CPU time.",
+        "[ ]: 95 % interval. agree: share of images with the float PyTorch model's top-1.",
+        *report.warnings(),
+    ]
+
+
+def _table(report: Report) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    batches = report.settings["batches"]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("model / runtime, precision", no_wrap=True)
+    for title in ("top-1 %", "agree %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for batch in batches:
+        table.add_column(f"ms, batch {batch}", justify="right", no_wrap=True)
+    for title in ("images/s", "MB", f"x, batch {'/'.join(map(str, batches))}"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for model in report.models:
+        rows = [row for row in report.rows if row.model == model]
+        table.add_row(f"[bold]{model}[/bold]", f"{rows[0].images} images")
+        for row in rows:
+            table.add_row(*_cells(row, batches))
+        table.add_section()
+    return table
+
+
+def _cells(row: Row, batches: list[int]) -> list[str]:
+    low, high = row.top1_interval
+    latency = [f"{_digits(row.latency[b].wall)} / {_digits(row.latency[b].wall_p90)}" for b in batches]
+    return [
+        f"  {row.runtime} {row.precision}",
+        f"{row.top1:.2f} \\[{low:.1f}, {high:.1f}]",
+        f"{row.agreement:.2f}",
+        *latency,
+        f"{row.images_per_second:.0f}",
+        "" if row.file_bytes is None else _digits(row.file_bytes / 1e6),
+        " / ".join(f"{row.speedup[b][0]:.2f}" for b in batches),
+    ]
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Write ``benchmark.json``, ``benchmark.csv`` and, with matplotlib, ``benchmark.png``.
+
+    Returns:
+        The files written. Without matplotlib the plot is left out, with a warning that says what to install.
+    """
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "benchmark.json", out / "benchmark.csv"]
+    paths[0].write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+    write_csv(report, paths[1])
+    if find_spec("matplotlib") is None:
+        warnings.warn("no plot without matplotlib: pip install 'qzoo[plot]'", stacklevel=2)
+        return paths
+    from qzoo.plot import plot
+
+    return [*paths, plot(report, out / "benchmark.png")]
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """One line for each row and batch size; the machine and the date are in every line."""
+    lines = []
+    for row in report.rows:
+        values = row.to_dict()
+        low, high = values.pop("top1_interval")
+        for batch in values.pop("batches"):
+            speedups = {
+                f"{key}_{k}": v for key in ("speedup_cpu", "speedup_wall") for k, v in batch.pop(key).items()
+            }
+            facts = {
+                "threads": report.settings["threads"],
+                "date": report.date,
+                "processor": report.machine["processor"],
+            }
+            lines.append({**values, "top1_low": low, "top1_high": high, **batch, **speedups, **facts})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
+        writer.writeheader()
+        writer.writerows(lines)
