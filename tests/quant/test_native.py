@@ -73,7 +73,7 @@ def test_switched_off_by_the_environment() -> None:
 
 
 def test_one_warning_when_it_is_missing() -> None:
-    out = run(MISSING)
+    out = run(MISSING, QZOO_NATIVE="1")
     assert out.startswith(f"False 1 {VALUES}")
     assert "not built" in out
 
