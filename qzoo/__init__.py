@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qzoo.benchmark import benchmark
+    from qzoo.build import build
     from qzoo.calibrate import calibrate
     from qzoo.checkpoint import load_pretrained, save_pretrained
     from qzoo.evaluate import evaluate
     from qzoo.export.onnx import export_onnx
+    from qzoo.publish import publish
     from qzoo.scheme import Scheme, set_target
     from qzoo.train import train
+    from qzoo.verify import verify
     from qzoo.zoo import create_model, list_models
 
 __version__ = "0.1.0"
@@ -33,6 +36,9 @@ __all__ = [
     "train",
     "export_onnx",
     "benchmark",
+    "build",
+    "publish",
+    "verify",
     "Scheme",
     "set_target",
     "__version__",
@@ -48,6 +54,9 @@ _MODULE_OF = {
     "train": "qzoo.train",
     "export_onnx": "qzoo.export.onnx",
     "benchmark": "qzoo.benchmark",
+    "build": "qzoo.build",
+    "publish": "qzoo.publish",
+    "verify": "qzoo.verify",
     "Scheme": "qzoo.scheme",
     "set_target": "qzoo.scheme",
 }

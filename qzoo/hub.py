@@ -25,7 +25,7 @@ from qzoo.errors import CheckpointError, HubError, UnknownModelError
 from qzoo.registry import natural_key, parse_name, suggest
 
 EMBEDDED = Path(__file__).parent / "model_cards"
-_PINS = Path(__file__).parent / "hub_pins.json"
+PINS = Path(__file__).parent / "hub_pins.json"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -41,7 +41,7 @@ class Pin:
 @functools.cache
 def pins() -> Mapping[str, Pin]:
     """The zoo's own checkpoints on the Hub, by name."""
-    return {name: Pin(**pin) for name, pin in json.loads(_PINS.read_text(encoding="utf-8")).items()}
+    return {name: Pin(**pin) for name, pin in json.loads(PINS.read_text(encoding="utf-8")).items()}
 
 
 def embedded() -> dict[str, Path]:
@@ -72,7 +72,7 @@ def locate(where: str | Path, revision: str | None = None) -> Path:
     if is_name and (text in embedded() or text in pins()):
         if revision is not None:
             raise ValueError(f"{text!r} is pinned by the package; give a Hub repository to choose a revision")
-        return embedded()[text] if text in embedded() else _download_pin(text)
+        return embedded()[text] if text in embedded() else download_pin(text)
     if path.is_dir():
         return path
     if isinstance(where, str) and _REPOSITORY.fullmatch(text) and not path.exists():
@@ -123,7 +123,8 @@ def download(
     return folder
 
 
-def _download_pin(name: str) -> Path:
+def download_pin(name: str) -> Path:
+    """The folder of a pinned checkpoint: config.json and weights, checked. Raises as :func:`download`."""
     pin = pins()[name]
     return download(pin.repo, pin.revision, name=name, sha256=pin.sha256)
 
