@@ -1,0 +1,138 @@
+"""The quantized layers of a model, in the order in which they run, with the BatchNorm that follows each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qzoo.collect import quantizers_off
+from qzoo.errors import CalibrationError
+from qzoo.evaluate import evaluating
+from qzoo.models._layers import QuantConv2dSame, pad_same
+from qzoo.quant.nn import QuantConv2d, QuantLinear
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantized convolution or linear layer.
+
+    Attributes:
+        name: its place in the model.
+        module: the layer.
+        norm: the BatchNorm that reads its output, None where there is none.
+    """
+
+    name: str
+    module: QuantConv2d | QuantLinear
+    norm: _BatchNorm | None
+
+    @property
+    def amax(self) -> Tensor:
+        """The weight's range, [out, 1, ...] or one for all."""
+        amax = self.module._weight_quantizer.amax
+        if amax is None:
+            raise CalibrationError(f"the weight of {self.name!r} has no range yet; call calibrate() first")
+        return amax
+
+    @property
+    def bits(self) -> int:
+        """Bits of the weight.
+
+        Raises:
+            CalibrationError: its format is no integer.
+        """
+        bits = self.module._weight_quantizer.num_bits
+        if not isinstance(bits, int):
+            raise CalibrationError(f"the weight of {self.name!r} has the format {bits}; expected integers")
+        return bits
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution, 1 for a linear layer."""
+        return self.module.groups if isinstance(self.module, QuantConv2d) else 1
+
+    def shift(self, delta: Tensor) -> None:
+        """Subtract ``delta`` [out] from the layer's output: in the BatchNorm's mean, else in its bias."""
+        with torch.no_grad():
+            if self.norm is not None and self.norm.running_mean is not None:
+                self.norm.running_mean += delta.to(self.norm.running_mean)
+            elif self.module.bias is not None:
+                self.module.bias -= delta.to(self.module.bias)
+            else:
+                self.module.bias = nn.Parameter(-delta.to(self.module.weight))
+
+    def patches(self, x: Tensor, positions: int, generator: torch.Generator) -> Tensor:
+        """What the layer's weight is multiplied with, at some positions of its output.
+
+        Args:
+            x: the layer's input, [N, in, H, W] or [..., in].
+            positions: at most this many an image, drawn at random.
+
+        Returns:
+            [groups, samples, n]: n weights of one output channel, as ``weight.flatten(1)`` has them.
+        """
+        module = self.module
+        if isinstance(module, QuantLinear):
+            return x.reshape(1, -1, x.shape[-1])
+        if isinstance(module, QuantConv2dSame):
+            x = pad_same(x, module.kernel_size, module.stride)  # type: ignore[arg-type]
+        else:
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        size = [(k - 1) * d + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+        windows = x.unfold(2, size[0], module.stride[0]).unfold(3, size[1], module.stride[1])
+        windows = windows[..., :: module.dilation[0], :: module.dilation[1]]
+        height, width = windows.shape[2:4]
+        chosen = torch.randperm(height * width, generator=generator)[:positions].to(x.device)
+        taken = windows[:, :, chosen // width, chosen % width]  # [N, in, positions, k, k]
+        count, channels = taken.shape[:2]
+        taken = taken.reshape(count, module.groups, channels // module.groups, len(chosen), -1)
+        return taken.permute(1, 0, 3, 2, 4).reshape(module.groups, count * len(chosen), -1)
+
+
+@torch.no_grad()
+def layers_of(model: nn.Module, example: Tensor | None) -> list[Layer]:
+    """The layers that run once in a forward pass of ``example``, in that order.
+
+    Raises:
+        CalibrationError: there are none, one has no weight range yet, or there is no example.
+    """
+    if example is None:
+        raise CalibrationError("the loader gave no images; pass calibration images")
+    modules = dict(model.named_modules())
+    order: list[Any] = []
+    made: dict[int, nn.Module] = {}
+    norms: dict[nn.Module, _BatchNorm] = {}
+    keep: list[Tensor] = []  # a freed tensor's id could be another's
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, _BatchNorm):
+            if id(args[0]) in made and module.running_mean is not None:
+                norms[made[id(args[0])]] = module
+        else:
+            order.append(module)
+            made[id(output)] = module
+            keep.append(output)
+
+    kinds = (QuantConv2d, QuantLinear, _BatchNorm)
+    handles = [m.register_forward_hook(hook) for m in modules.values() if isinstance(m, kinds)]
+    try:
+        with evaluating(model), quantizers_off(model):
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {module: name for name, module in modules.items()}
+    found = [Layer(names[m], m, norms.get(m)) for m in order if order.count(m) == 1]
+    if not found:
+        raise CalibrationError(
+            f"{type(model).__name__} runs no quantized layers; build it with quantize='w8a8'"
+        )
+    for layer in found:
+        _ = layer.amax  # raises where there is none
+    return found

@@ -1,0 +1,100 @@
+"""Bias correction: means that must match, and fidelity on other images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import sqnr
+from torch import Tensor, nn
+
+from qzoo.calibrate import calibrate
+from qzoo.errors import CalibrationError
+from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.ptq import adaround, correct_bias
+from qzoo.quant.nn import QuantLinear
+
+Pair = tuple[CifarResNet, CifarResNet]
+Batch = tuple[Tensor, Tensor]
+
+
+def test_one_layer_ends_with_the_mean_of_the_float_layer() -> None:
+    """For a single layer both ways are exact, quantized input included."""
+    for method in ("analytic", "empirical"):
+        torch.manual_seed(0)
+        model = QuantLinear(20, 6)
+        exact = nn.Linear(20, 6)
+        exact.load_state_dict(model.state_dict())
+        batches = [torch.rand(50, 20) + 0.5, torch.rand(30, 20)]
+        x = torch.cat(batches)
+        model._input_quantizer.num_bits = model._weight_quantizer.num_bits = 3
+        calibrate(model, batches, progress=False)
+        with torch.no_grad():
+            expected, before = exact(x).mean(0), model(x).mean(0)
+            shifts = correct_bias(model, batches, method=method, progress=False)
+            after = model(x).mean(0)
+        assert (before - expected).abs().max() > 1e-2
+        torch.testing.assert_close(after, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(shifts[""].float(), before - expected, rtol=0, atol=1e-5)
+
+
+def test_empirical_matches_the_mean_of_every_layer(w3a8: Pair, batches: list[Batch]) -> None:
+    exact, model = w3a8
+    correct_bias(model, batches, method="empirical", progress=False)
+    x = torch.cat([images for images, _ in batches])
+    means: dict[str, list[Tensor]] = {}
+    for net in (exact, model):
+        for name, module in net.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_hook(
+                    lambda _, args, out, name=name: means.setdefault(name, []).append(out.mean((0, 2, 3)))
+                )
+    with torch.no_grad():
+        logits = [net(x) for net in (exact, model)]
+    assert len(means) == 9
+    for name, (float_mean, mean) in means.items():
+        torch.testing.assert_close(mean, float_mean, rtol=0, atol=1e-4, msg=name)
+    # What the quantizer of the logits does comes after the last layer.
+    step = model.output_quantizer.amax.item() / 127
+    assert (logits[0].mean(0) - logits[1].mean(0)).abs().max() < step
+
+
+@pytest.mark.parametrize("method", ["analytic", "empirical"])
+def test_fidelity_on_other_images_rises(
+    w3a8: Pair, batches: list[Batch], others: Tensor, method: str
+) -> None:
+    exact, model = w3a8
+    before = sqnr(exact, model, others)
+    correct_bias(model, batches, method=method, progress=False)
+    assert sqnr(exact, model, others) > before + 1
+
+
+def test_the_reference_counts_once_weights_are_rounded(
+    w3a8: Pair, batches: list[Batch], others: Tensor
+) -> None:
+    exact, model = w3a8
+    adaround(model, batches, progress=False)
+    correct_bias(model, batches, method="empirical", reference=exact, progress=False)
+    x = torch.cat([images for images, _ in batches])
+    with torch.no_grad():
+        difference = (exact(x) - model(x)).mean(0)
+    assert difference.abs().max() < model.output_quantizer.amax.item() / 127
+
+
+def test_ranges_and_weights_stay(w8a8: Pair, batches: list[Batch]) -> None:
+    _, model = w8a8
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    correct_bias(model, batches, progress=False)
+    assert model.training
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed == {name for name in before if name.endswith("running_mean") or name == "fc.bias"}
+
+
+def test_refusals(w8a8: Pair, batches: list[Batch]) -> None:
+    _, model = w8a8
+    with pytest.raises(ValueError, match="'empirical' or 'analytic', not 'magic'"):
+        correct_bias(model, batches, method="magic", progress=False)
+    with pytest.raises(CalibrationError, match="no images"):
+        correct_bias(model, [], progress=False)
+    with pytest.raises(CalibrationError, match="no layer 'conv1'"):
+        correct_bias(model, batches, method="empirical", reference=nn.Identity(), progress=False)
