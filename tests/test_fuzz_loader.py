@@ -1,0 +1,250 @@
+"""Checkpoint folders from strangers: whatever is in them, the loader loads or says CheckpointError.
+
+Ten thousand cases with ``-m slow``; some hundreds, and the corpus of cases that were once interesting, always.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import qzoo
+from qzoo import hub, registry
+from qzoo.config import WEIGHTS, Config
+from qzoo.errors import CheckpointError
+from qzoo.models._layers import conv2d
+from qzoo.registry import ModelEntry
+from qzoo.state import quantizers
+
+FEW = settings(
+    max_examples=300,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+MANY = settings(FEW, max_examples=5000, derandomize=False)
+
+numbers = st.one_of(
+    st.integers(-(2**70), 2**70), st.floats(), st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64 - 1, 1e308])
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def tiny(*, num_classes: int = 2, in_channels: int = 3, quantize=None) -> nn.Module:
+    """A model that loads in a millisecond: with two quantized layers, so with all kinds of tensors."""
+    return nn.Sequential(
+        conv2d(in_channels, 4, 1, quantize=quantize),
+        nn.BatchNorm2d(4),
+        conv2d(4, num_classes, 1, bias=True, quantize=quantize),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    registry.list_architectures()
+    monkeypatch.setitem(registry._entries, "tiny", ModelEntry("tiny", tiny, {}))
+    torch.manual_seed(0)
+    model = qzoo.create_model("tiny-w8a8")
+    qzoo.calibrate(model, [torch.randn(2, 3, 4, 4)], progress=False)
+    return qzoo.save_pretrained(model, tmp_path / "tiny")
+
+
+def paths(value, prefix=()):
+    """Every place inside nested JSON."""
+    yield prefix
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from paths(item, (*prefix, key))
+
+
+def replaced(value, path, change):
+    """A copy with the item at ``path`` replaced by ``change``, or removed where that is ``...``."""
+    if not path:
+        return None if change is ... else change
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if len(path) == 1 and change is ...:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = replaced(value[path[0]], path[1:], change)
+    return copy
+
+
+def config_case(folder: Path, data) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    for _ in range(data.draw(st.integers(1, 2))):
+        if not isinstance(values, (dict, list)):
+            break
+        place = data.draw(st.sampled_from(list(paths(values))))
+        values = replaced(values, place, data.draw(st.just(...) | json_values))
+    text = json.dumps(values)
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + data.draw(st.text(max_size=3)) + text[at + data.draw(st.integers(0, 3)) :]
+    try:
+        config = Config.from_json(text)
+    except CheckpointError:
+        return
+    assert Config.from_json(config.to_json()) == config
+
+
+def split(content: bytes) -> tuple[dict, bytes]:
+    (size,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def joined(header: object, body: bytes, text: str | None = None, size: int | None = None) -> bytes:
+    text_bytes = (json.dumps(header) if text is None else text).encode("utf-8", "surrogatepass")
+    return struct.pack("<Q", len(text_bytes) if size is None else size) + text_bytes + body
+
+
+def load(folder: Path, content: bytes) -> None:
+    """The loader on these weights, with a config.json that vouches for them."""
+    (folder / WEIGHTS).write_bytes(content)
+    values = json.loads((folder / "config.json").read_text())
+    values["files"][WEIGHTS] = hub.sha256_of(folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(values))
+    try:
+        model = qzoo.load_pretrained(folder)
+    except CheckpointError:
+        return
+    for tensor in model.state_dict().values():
+        assert not tensor.is_meta
+    for quantizer in quantizers(model).values():
+        assert torch.isfinite(quantizer.amax).all()
+    assert model(torch.ones(1, 3, 4, 4)).shape == (1, 2, 4, 4)
+
+
+def weights_case(folder: Path, original: bytes, data) -> None:
+    header, body = split(original)
+    kind = data.draw(st.sampled_from(["value", "key", "bytes", "size", "text", "numbers"]))
+    if kind == "value":
+        place = data.draw(st.sampled_from(list(paths(header))))
+        header = replaced(header, place, data.draw(st.just(...) | json_values | st.sampled_from(DTYPES)))
+        content = joined(header, body)
+    elif kind == "key":
+        old, new = (data.draw(st.sampled_from(sorted(header))) for _ in range(2))
+        header[new] = header.pop(old)
+        content = joined(header, body)
+    elif kind == "size":
+        content = joined(header, body, size=data.draw(st.integers(0, 2**64 - 1) | st.integers(0, 5000)))
+    elif kind == "text":
+        text = json.dumps(header)
+        at = data.draw(st.integers(0, len(text)))
+        content = joined(header, body, text[:at] + data.draw(st.text(max_size=4)) + text[at:])
+    elif kind == "numbers":  # NaN, infinity, negative and denormal values among the tensors
+        at = data.draw(st.integers(0, len(body) // 4 - 1)) * 4
+        content = joined(
+            header, body[:at] + struct.pack("<f", data.draw(st.floats(width=32))) + body[at + 4 :]
+        )
+    else:
+        at = data.draw(st.integers(0, len(original)))
+        content = (
+            original[:at] + data.draw(st.binary(max_size=9)) + original[at + data.draw(st.integers(0, 9)) :]
+        )
+    load(folder, content)
+
+
+DTYPES = [
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "F8_E4M3",
+    "I64",
+    "I32",
+    "I16",
+    "I8",
+    "U8",
+    "BOOL",
+    "U64",
+    "F4",
+    "C64",
+    "",
+]
+
+# Headers that a loader may stumble over; each once made one stumble, here or elsewhere.
+CORPUS = (
+    b"",
+    b"\0" * 8,
+    b"\xff" * 8,
+    struct.pack("<Q", 2) + b"{}",
+    struct.pack("<Q", 2**40) + b"{}",
+    struct.pack("<Q", 100_000_001) + b"{" + b" " * 100,
+    joined({"0.weight": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, bytes(4)),
+    joined({"0.weight": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}, b""),
+    joined({"0.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, b""),
+    joined({"0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
+    joined({"0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**63]}}, bytes(4)),
+    joined({"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+    joined({"__metadata__": {"a": 1}}, b""),
+    joined(None, b"", text='{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],'
+           '"data_offsets":[0,1]}}'),
+    joined(None, b"", text='{"\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'),
+    joined(None, b"", text="[" * 50_000),
+    b"PK\x03\x04" + bytes(100),
+    b"\x80\x02}q\x00." + bytes(20),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CORPUS, ids=range(len(CORPUS)))
+def test_corpus(folder: Path, content: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(content)
+    values = json.loads((folder / "config.json").read_text())
+    values["files"][WEIGHTS] = hub.sha256_of(folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError):
+        qzoo.load_pretrained(folder)
+
+
+@FEW
+@given(data=st.data())
+def test_config(folder: Path, data) -> None:
+    config_case(folder, data)
+
+
+@FEW
+@given(data=st.data())
+def test_weights(folder: Path, data) -> None:
+    original = folder / "original"
+    if not original.exists():
+        original.write_bytes((folder / WEIGHTS).read_bytes())
+    weights_case(folder, original.read_bytes(), data)
+
+
+@pytest.mark.slow
+@MANY
+@given(data=st.data())
+def test_config_many(folder: Path, data) -> None:
+    config_case(folder, data)
+
+
+@pytest.mark.slow
+@MANY
+@given(data=st.data())
+def test_weights_many(folder: Path, data) -> None:
+    original = folder / "original"
+    if not original.exists():
+        original.write_bytes((folder / WEIGHTS).read_bytes())
+    weights_case(folder, original.read_bytes(), data)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(text=st.text(max_size=200))
+@example("\ud800")
+@example('{"format_version": 1e999}')
+@example('{"format_version": ' + "9" * 5000 + "}")
+def test_any_text_is_no_config(text: str) -> None:
+    with pytest.raises(CheckpointError):
+        Config.from_json(text)
