@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qzoo.checkpoint import load_pretrained, save_pretrained
     from qzoo.evaluate import evaluate
     from qzoo.export.onnx import export_onnx
+    from qzoo.legacy import load_calibrated
     from qzoo.publish import publish
     from qzoo.scheme import Scheme, set_target
     from qzoo.train import train
@@ -31,6 +32,7 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "save_pretrained",
+    "load_calibrated",
     "calibrate",
     "evaluate",
     "train",
@@ -49,6 +51,7 @@ _MODULE_OF = {
     "list_models": "qzoo.zoo",
     "load_pretrained": "qzoo.checkpoint",
     "save_pretrained": "qzoo.checkpoint",
+    "load_calibrated": "qzoo.legacy",
     "calibrate": "qzoo.calibrate",
     "evaluate": "qzoo.evaluate",
     "train": "qzoo.train",

@@ -34,19 +34,23 @@ def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantiz
     }
 
 
-def check_ranges(model: nn.Module) -> None:
+def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
     """Every quantizer that a target may switch on has a finite, non-negative range.
+
+    Args:
+        enabled_only: demand one only of the quantizers that are on.
 
     Raises:
         CheckpointError: names those that do not.
     """
-    demanding = {name: q for name, q in quantizers(model).items() if q.role or not q._disabled}
-    missing = [name for name, q in demanding.items() if q.amax is None]
+    found = quantizers(model)
+    wanted = [n for n, q in found.items() if not q._disabled or (q.role and not enabled_only)]
+    missing = [name for name in wanted if found[name].amax is None]
     if missing:
         raise CheckpointError(
             f"no range (amax) in {_listed(missing)}; run qzoo.calibrate(model, loader) first"
         )
-    ranges = {name: q.amax for name, q in demanding.items() if q.amax is not None}
+    ranges = {name: q.amax for name, q in found.items() if q.amax is not None}
     if not ranges:
         return
     # One reduction over all ranges: a look at each would dominate the loading time.
