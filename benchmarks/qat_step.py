@@ -2,7 +2,8 @@
 
     python -m benchmarks.qat_step --out benchmarks/results/qat_step.json
 
-Eager mode, SGD with momentum, batch 16 at 224 px, 2 threads, scheme w8a8 with fixed ranges.
+Eager mode, SGD with momentum, batch 16 at 224 px, scheme w8a8 with fixed ranges. Time is elapsed time with 2 threads
+and CPU time with `--threads 1`, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def in_process(environment: dict[str, str], *arguments: str) -> dict[str, float 
     """The answer of this module run with `arguments` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.qat_step", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "2", **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -91,10 +92,12 @@ def main() -> None:
     parser.add_argument(
         "--format", choices=["contiguous_format", "channels_last"], default="contiguous_format"
     )
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
+    common = ("--threads", str(args.threads), "--rounds", str(args.rounds))
     memory_format = getattr(torch, args.format)
     if args.part == "time":
         steps = {name: trainer(name == "quantized", memory_format) for name in ("float", "quantized")}
@@ -106,17 +109,16 @@ def main() -> None:
     head, results = machine(), []
     for layout in ("contiguous_format", "channels_last"):
         memory = {
-            part: float(in_process({}, "--part", part, "--format", layout)["MiB"])
+            part: float(in_process({}, "--part", part, "--format", layout, *common)["MiB"])
             for part in ("float", "quantized")
         }
         for environment in ({}, REUSE):
-            seconds = in_process(
-                environment, "--part", "time", "--format", layout, "--rounds", str(args.rounds)
-            )
+            seconds = in_process(environment, "--part", "time", "--format", layout, *common)
             ratio = float(seconds["quantized"]) / float(seconds["float"])
             results.append(
                 {
                     "layout": layout,
+                    "threads": args.threads,
                     "malloc": seconds["malloc"],
                     "float_s": round(float(seconds["float"]), 3),
                     "quantized_s": round(float(seconds["quantized"]), 3),
