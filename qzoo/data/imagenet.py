@@ -8,6 +8,7 @@ folders it finds).
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class ImageNetFolder(Dataset):
         return self.transform(open_image(path, self.mode)), label
 
 
-def open_image(path: str | Path, mode: str = "RGB") -> Any:
+def open_image(path: str | os.PathLike[str], mode: str = "RGB") -> Any:
     """Decode one image file into a PIL image.
 
     Raises:

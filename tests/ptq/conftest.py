@@ -70,10 +70,3 @@ def w8a8(_w8a8: tuple[CifarResNet, CifarResNet]) -> tuple[CifarResNet, CifarResN
 @pytest.fixture
 def w3a8(_w3a8: tuple[CifarResNet, CifarResNet]) -> tuple[CifarResNet, CifarResNet]:
     return copy.deepcopy(_w3a8)
-
-
-def sqnr(exact: nn.Module, model: nn.Module, images: Tensor) -> float:
-    """Of the logits, in dB."""
-    with torch.no_grad():
-        expected, logits = exact(images).double(), model(images).double()
-    return float(10 * torch.log10(expected.square().sum() / (logits - expected).square().sum()))

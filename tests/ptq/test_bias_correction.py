@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import sqnr
+from fidelity import sqnr
 from torch import Tensor, nn
 
 from qzoo.calibrate import calibrate
