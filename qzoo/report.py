@@ -50,7 +50,7 @@ def _table(report: Report) -> Any:
     from rich.table import Table
 
     batches = report.settings["batches"]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("model / runtime, precision", no_wrap=True)
     for title in ("top-1 %", "agree %"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -69,7 +69,7 @@ def _table(report: Report) -> Any:
 
 def _cells(row: Row, batches: list[int]) -> list[str]:
     low, high = row.top1_interval
-    latency = [f"{_digits(row.latency[b].wall)} / {_digits(row.latency[b].wall_p90)}" for b in batches]
+    latency = [f"{_digits(row.latency[b].wall)}/{_digits(row.latency[b].wall_p90)}" for b in batches]
     return [
         f"  {row.runtime} {row.precision}",
         f"{row.top1:.2f} \\[{low:.1f}, {high:.1f}]",

@@ -1,0 +1,96 @@
+"""Every runtime gives the same logits behind one interface; what is missing or wrong is named."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qzoo import runtimes
+from qzoo.errors import ExportError, MissingDependencyError
+from qzoo.export import export_onnx
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return nn.Sequential(*layers, nn.Linear(8, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def path(model: nn.Module, tmp_path_factory) -> Path:
+    return export_onnx(model, tmp_path_factory.mktemp("m") / "model.onnx", example=torch.zeros(1, 3, 8, 8))
+
+
+@pytest.fixture(params=runtimes.installed())
+def runner(request, model: nn.Module, path: Path) -> runtimes.Runner:
+    return runtimes.load(model if request.param == "pytorch" else path, request.param)
+
+
+def test_same_logits_at_any_batch_size(runner: runtimes.Runner, model: nn.Module) -> None:
+    for batch in (1, 3, 8):
+        images = torch.randn(batch, 3, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(runner(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_strided_input(runner: runtimes.Runner, model: nn.Module) -> None:
+    images = torch.randn(4, 8, 8, 3).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(runner(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_results_are_kept_and_threads_do_not_mix(runner: runtimes.Runner) -> None:
+    """A later or a concurrent call must not write into an earlier call's result."""
+    batches = [torch.randn(2, 3, 8, 8) for _ in range(24)]
+    expected = [runner(images).clone() for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(runner, batches))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_module_is_exported_on_the_way(model: nn.Module) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    run = runtimes.load(model, "onnxruntime", threads=2, example=images)
+    assert run.threads == 2
+    with torch.no_grad():
+        torch.testing.assert_close(run(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_pytorch_takes_a_copy_and_gives_threads_back(model: nn.Module) -> None:
+    before = torch.get_num_threads()
+    run = runtimes.load(model.train(), "pytorch", threads=before + 1)
+    assert model.training
+    run(torch.zeros(1, 3, 8, 8))
+    assert torch.get_num_threads() == before
+    model.eval()
+
+
+def test_missing_package_names_the_install_line(monkeypatch, path: Path) -> None:
+    monkeypatch.setattr("qzoo.runtimes.base.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'qzoo\[onnx\]'"):
+        runtimes.load(path, "onnxruntime")
+    with pytest.raises(MissingDependencyError, match=r"pip install 'qzoo\[onnx,openvino\]'"):
+        runtimes.load(path, "openvino")
+
+
+def test_refusals(path: Path, model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pytorch, onnxruntime, openvino"):
+        runtimes.load(path, "tflite")
+    with pytest.raises(ExportError, match="modules"):
+        runtimes.load(path, "pytorch")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.onnx"):
+        runtimes.load(tmp_path / "nothing.onnx")
+    with pytest.raises(ValueError, match="threads"):
+        runtimes.load(model, "pytorch", threads=0)

@@ -1,0 +1,110 @@
+"""The report's forms: the table fits, JSON and CSV hold the figures, the plot is a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from qzoo.report import footnotes, print_table, write_report
+from qzoo.results import Report, Row
+from qzoo.timing import Timing
+
+MACHINE = {
+    "processor": "Some CPU",
+    "qzoo": "0.1.0",
+    "torch": "2.14.1",
+    "onnxruntime": "1.32",
+    "openvino": "not installed",
+}
+
+
+def row(runtime: str, precision: str, wall: float, cpu: float, **changes) -> Row:
+    timing = {
+        1: Timing(wall, 2 * wall, cpu, 2 * cpu, 30),
+        8: Timing(8 * wall, 9 * wall, 8 * cpu, 9 * cpu, 30),
+    }
+    values = {
+        "model": "tf_efficientnet_lite0.in1k-w8a8",
+        "runtime": runtime,
+        "precision": precision,
+        "images": 372,
+        "top1": 86.8,
+        "top1_interval": (83.0, 89.9),
+        "agreement": 98.4,
+        "sqnr_db": 19.25,
+        "latency": timing,
+        "speedup": {1: (2.0, 1.9, 2.1), 8: (2.5, 2.4, 2.6)},
+        "wall_speedup": {1: (2.1, 1.8, 2.3), 8: (2.6, 2.2, 2.9)},
+        "file_bytes": 4_952_105,
+        "load_seconds": 0.1,
+        "first_ms": 12.0,
+    }
+    return Row(**{**values, **changes})
+
+
+@pytest.fixture
+def report() -> Report:
+    rows = (
+        row("pytorch", "float32", 25.0, 25.0, sqnr_db=math.inf, agreement=100.0),
+        row("pytorch", "fake-quant int8", 1234.5, 1234.5, file_bytes=None),
+        row("onnxruntime", "int8", 4.7, 4.6),
+    )
+    settings = {"threads": 1, "batches": [1, 8], "seconds": 2.0}
+    return Report(rows, "2026-01-02T03:04:05+00:00", settings, MACHINE)
+
+
+def test_table_fits_and_holds_the_figures(report: Report, capsys) -> None:
+    print_table(report)
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 120
+    for part in ("86.80 [83.0, 89.9]", "98.40", "4.70/9.40", "2.00 / 2.50", "4.95", "213", "372 images"):
+        assert part in text
+    assert "…" not in text, "nothing may be cut off"
+
+
+def test_json_and_csv(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    values = json.loads((tmp_path / "benchmark.json").read_text())
+    assert values["schema"] == 1
+    assert values["machine"] == MACHINE
+    first, fake, int8 = values["rows"]
+    assert first["sqnr_db"] is None
+    assert fake["file_bytes"] is None
+    assert int8["batches"][1]["speedup_cpu"] == {"ratio": 2.5, "low": 2.4, "high": 2.6}
+    with (tmp_path / "benchmark.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 6
+    assert (lines[5]["runtime"], lines[5]["batch"], float(lines[5]["cpu_ms"])) == (
+        "onnxruntime",
+        "8",
+        8 * 4.6,
+    )
+    assert (lines[5]["top1_low"], lines[5]["processor"]) == ("83.0", "Some CPU")
+
+
+def test_plot_is_a_picture(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    paths = write_report(report, tmp_path)
+    assert [p.name for p in paths] == ["benchmark.json", "benchmark.csv", "benchmark.png"]
+    picture = Image.open(paths[2]).convert("RGB")
+    assert picture.width > 800
+    assert len(picture.getcolors(10**6)) > 50, "blank"
+
+
+def test_without_matplotlib(report: Report, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("qzoo.report.find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match=r"pip install 'qzoo\[plot\]'"):
+        paths = write_report(report, tmp_path)
+    assert len(paths) == 2
+
+
+def test_a_busy_machine_is_said(report: Report) -> None:
+    assert report.warnings() == []
+    busy = Report((row("onnxruntime", "int8", 9.0, 3.0),), report.date, report.settings, MACHINE)
+    assert "3.0 times" in footnotes(busy)[-1]
