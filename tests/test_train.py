@@ -1,0 +1,250 @@
+"""``train``: it learns, it resumes to the bit, and it leaves whole files behind."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qzoo.calibrate import calibrate
+from qzoo.data.fashion_mnist import fashion_mnist
+from qzoo.data.tensors import TensorLoader, crop_flip_erase
+from qzoo.errors import QzooError
+from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.preprocessing import Preprocessing
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import Scheme
+from qzoo.train import TrainOptions, train
+
+PREPROCESSING = Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,))
+
+
+def loader(images: int = 128, **options: object) -> TensorLoader:
+    pixels, labels = fashion_mnist("test")
+    arguments: dict = {"batch_size": 32, "shuffle": True, "augment": crop_flip_erase, **options}
+    return TensorLoader(pixels[:images], labels[:images], PREPROCESSING, **arguments)
+
+
+def model(quantize: Scheme | None = None) -> CifarResNet:
+    torch.manual_seed(0)
+    return CifarResNet(1, in_channels=1, quantize=quantize)
+
+
+def assert_equal_state(first: nn.Module, second: nn.Module) -> None:
+    a, b = first.state_dict(), second.state_dict()
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+class Stopped(TensorLoader):
+    """Stops in the middle of an epoch, as a kill would."""
+
+    stop_at = 2
+
+    def __iter__(self):
+        for i, batch in enumerate(super().__iter__()):
+            if self.epoch == self.stop_at and i == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    net = model()
+    test = loader(256, shuffle=False, augment=None, batch_size=128)
+    log = train(
+        net, loader(256, augment=None), TrainOptions(epochs=5), out=tmp_path, eval_loader=test, progress=False
+    )
+    assert [row["epoch"] for row in log] == [0, 1, 2, 3, 4]
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+    assert log[-1]["top1"] > 60  # of the very images it learned
+    assert not net.training
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path) -> None:
+    options = TrainOptions(epochs=4, lr=0.05, seed=3)
+    whole = model()
+    expected = train(whole, loader(), options, out=tmp_path / "whole", progress=False)
+
+    pixels, labels = fashion_mnist("test")
+    broken = Stopped(
+        pixels[:128], labels[:128], PREPROCESSING, batch_size=32, shuffle=True, augment=crop_flip_erase
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(model(), broken, options, out=tmp_path / "parts", progress=False)
+    torch.manual_seed(77)  # what the process drew before must not matter
+    resumed = CifarResNet(1, in_channels=1)
+    log = train(resumed, loader(), options, out=tmp_path / "parts", progress=False)
+    assert_equal_state(resumed, whole)
+    assert [row["loss"] for row in log] == [row["loss"] for row in expected]
+    assert [row["lr"] for row in log] == [row["lr"] for row in expected]
+
+
+_SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_train import loader, model
+from qzoo.train import TrainOptions, train
+torch.set_num_threads(1)
+train(model(), loader(), TrainOptions(epochs=6, seed=1), out=sys.argv[1], progress=False)
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    """SIGKILL after some epoch has been saved, then the same command again."""
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT.format(tests=str(Path(__file__).parent)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
+    state = tmp_path / "killed" / "state.pt"
+    end = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert 1 <= len(torch.load(state)["log"]) <= 6
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment)
+    first, second = (torch.load(tmp_path / name / "state.pt")["model"] for name in ("whole", "killed"))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    options = TrainOptions(epochs=1)
+    first = model()
+    train(first, loader(), options, out=tmp_path, progress=False)
+    again = CifarResNet(1, in_channels=1)
+    log = train(again, loader(), options, out=tmp_path, progress=False)
+    assert len(log) == 1
+    assert_equal_state(first, again)
+
+
+def test_a_run_with_other_options_is_refused(tmp_path: Path) -> None:
+    train(model(), loader(64), TrainOptions(epochs=1), out=tmp_path, progress=False)
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(QzooError, match="other options"):
+        train(model(), loader(64), TrainOptions(epochs=2), out=tmp_path, progress=False)
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_log_file_and_no_leftovers(tmp_path: Path) -> None:
+    log = train(
+        model(),
+        loader(64),
+        TrainOptions(epochs=2),
+        out=tmp_path / "deep" / "folder",
+        eval_loader=loader(64, shuffle=False, augment=None),
+        progress=False,
+    )
+    folder = tmp_path / "deep" / "folder"
+    assert {path.name for path in folder.iterdir()} == {"state.pt", "log.csv"}
+    with (folder / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{k: float(v) for k, v in row.items()} for row in rows] == log
+
+
+def test_a_failing_write_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(model(), loader(64), TrainOptions(epochs=1), out=tmp_path, progress=False)
+    before = (tmp_path / "state.pt").read_bytes()
+    saved = torch.load(tmp_path / "state.pt")
+    saved["options"]["epochs"] = 2
+    torch.save(saved, tmp_path / "state.pt")
+
+    def half_written(state: object, path: Path) -> None:
+        path.write_bytes(before[:1000])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        train(model(), loader(64), TrainOptions(epochs=2), out=tmp_path, progress=False)
+    assert len(torch.load(tmp_path / "state.pt")["log"]) == 1
+
+
+def test_the_schedule() -> None:
+    options = TrainOptions(lr=0.4, warmup=0.1)
+    rates = [options.rate(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.04 * (i + 1) for i in range(10)])
+    for step in range(10, 100):
+        expected = 0.2 * (1 + math.cos(math.pi * (step - 10) / 90))
+        assert rates[step] == pytest.approx(expected)
+    assert max(rates) == pytest.approx(0.4)
+    assert rates[-1] < 0.001
+    assert TrainOptions(lr=1.0, warmup=0.0).rate(0, 10) == 1.0
+
+
+class Recorder(nn.Module):
+    """Keeps what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(28 * 28, 10)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.clone())
+        return self.fc(x.flatten(1))
+
+
+def test_the_optimizer_is_sgd_with_nesterov_without_decay_of_biases(tmp_path: Path) -> None:
+    """Two steps by hand on a linear model."""
+    torch.manual_seed(0)
+    net = Recorder()
+    data = loader(64)
+    options = TrainOptions(epochs=1, lr=0.1, momentum=0.9, weight_decay=0.01, warmup=0.0)
+    weight, bias = net.fc.weight.detach().double().clone(), net.fc.bias.detach().double().clone()
+    train(net, data, options, out=tmp_path, progress=False)
+    data.set_epoch(0)
+    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for step, (images, labels) in enumerate(data):
+        x = images.flatten(1).double()
+        error = torch.softmax(x @ weight.T + bias, 1) - torch.nn.functional.one_hot(labels, 10)
+        gradients = [error.T @ x / len(x) + 0.01 * weight, error.mean(0)]
+        for i, parameter in enumerate((weight, bias)):
+            velocity[i] = 0.9 * velocity[i] + gradients[i]
+            parameter -= options.rate(step, 2) * (gradients[i] + 0.9 * velocity[i])
+    torch.testing.assert_close(net.fc.weight.double(), weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(net.fc.bias.double(), bias, rtol=1e-4, atol=1e-6)
+
+
+def test_quantized_training_keeps_ranges_and_moves_weights(tmp_path: Path) -> None:
+    net = model(Scheme(4, 4))
+    calibrate(net, [next(iter(loader()))], progress=False)
+    ranges = {n: m.amax.clone() for n, m in net.named_modules() if isinstance(m, TensorQuantizer)}
+    weight = net.layer1[0].conv1.weight.detach().clone()
+    log = train(net, loader(), TrainOptions(epochs=3, lr=0.02), out=tmp_path, progress=False)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert not torch.equal(net.layer1[0].conv1.weight, weight)
+    for name, module in net.named_modules():
+        if isinstance(module, TensorQuantizer):
+            assert torch.equal(module.amax, ranges[name]), name
+
+
+def test_frozen_parameters_stay(tmp_path: Path) -> None:
+    net = model()
+    net.conv1.weight.requires_grad_(False)
+    before = net.conv1.weight.clone()
+    train(net, loader(64), TrainOptions(epochs=1), out=tmp_path, progress=False)
+    assert torch.equal(net.conv1.weight, before)
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(QzooError, match=r"loss of epoch 1 is .*lower lr"):
+        train(model(), loader(64), TrainOptions(epochs=1, lr=1e30), out=tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    net = model()
+    log = train(net, loader(64), TrainOptions(epochs=2, bf16=True), out=tmp_path, progress=False)
+    assert math.isfinite(log[-1]["loss"])
+    assert all(p.dtype == torch.float32 for p in net.parameters())
