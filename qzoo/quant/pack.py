@@ -47,7 +47,11 @@ def unpack_int4(packed: Tensor, shape: Sequence[int], unsigned: bool = False) ->
             f"unpack_int4 to shape {tuple(shape)} needs uint8 [{(count + 1) // 2}], "
             f"not {packed.dtype} {tuple(packed.shape)}"
         )
-    values = torch.stack([packed & 0x0F, packed >> 4], dim=1).reshape(-1)[:count].reshape(tuple(shape))
-    if unsigned:
-        return values
-    return ((values ^ 8).view(torch.int8)) - 8  # sign-extend: 8 ... 15 stand for -8 ... -1
+    # A shift up and down again sign-extends. Each half is written in place: loading a large model would keep
+    # every intermediate tensor's memory.
+    halves = packed if unsigned else packed.view(torch.int8)
+    values = halves.new_empty(2 * halves.numel())
+    low = halves & 0x0F if unsigned else (halves << 4).bitwise_right_shift_(4)
+    values[0::2] = low
+    values[1::2] = halves >> 4
+    return values[:count].reshape(tuple(shape))
