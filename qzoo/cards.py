@@ -196,7 +196,8 @@ def _recipe(config: Config) -> str:
 def _data_flag(config: Config) -> str:
     assert config.calibration is not None
     data = "" if config.labels == "fashion-mnist" else " --data DIR"
-    return f"{data} --calibration-subset {config.calibration.subset}"
+    method = "" if config.calibration.candidates else f" --method {config.calibration.method}"
+    return f"{data} --calibration-subset {config.calibration.subset}{method}"
 
 
 def _measured(config: Config) -> str:
