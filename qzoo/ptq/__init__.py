@@ -1,9 +1,11 @@
 """Post-training methods that lower the error of a quantized model without training it, one a file.
 
-All take a model that ``qzoo.calibrate`` has given its ranges, and change it in place.
+The order is ``equalize``, ``qzoo.calibrate``, then ``adaround`` or, where float weights must stay,
+``correct_bias``. All change the model in place.
 """
 
 from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
+from qzoo.ptq.equalize import equalize
 
-__all__ = ["adaround", "correct_bias"]
+__all__ = ["adaround", "correct_bias", "equalize"]

@@ -1,0 +1,198 @@
+"""Cross-layer equalization: small channels of an activation are scaled up, the weights that read them down.
+
+Paper: "Data-Free Quantization Through Weight Equalization and Bias Correction" (Nagel et al., 2019,
+arXiv:1906.04721), section 4.1: relu(s x) = s relu(x), so a factor per channel can move from the weights of
+one layer into those before it without changing the network. Here each weight has a range per output channel
+already, so only the reading layer and the activation between, which has one range for all channels, have
+something to gain. A channel c is scaled by the factor that makes the noise of its rounded activation (step
+d_a) and of the weights that read it (steps d_w) least, s^4 = d_a^2 mean(w_c^2) / (mean(d_w^2) E[x_c^2]);
+for a depthwise reader, whose step shrinks with its weight, by all that the range allows.
+
+ReLU6 clips at 6 whatever the scale, so a channel grows only as far as it stays below 6 on the data seen,
+with a margin; nothing is replaced by a plain ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qzoo.collect import images_of, quantizers_off
+from qzoo.errors import QuantizationError
+from qzoo.evaluate import evaluating
+from qzoo.progress import track
+from qzoo.ptq.layers import Layer, layers_of
+from qzoo.quant.nn import TensorQuantizer
+
+_TOLERANCE = 1e-3  # of the largest output, on the first batch
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """The factors [channels] that went from the layer ``reader`` into the BatchNorm of ``layer``."""
+
+    layer: str
+    reader: str
+    factors: Tensor
+
+
+@dataclass
+class _Channels:
+    """What the data say about one activation, per channel: largest value, sum of squares, count."""
+
+    largest: Tensor
+    squares: Tensor
+    count: int
+
+    def add(self, x: Tensor) -> None:
+        axes = [d for d in range(x.dim()) if d != 1]
+        self.largest = torch.maximum(self.largest, x.amax(axes))
+        self.squares += x.double().square().sum(axes)
+        self.count += x.numel() // x.shape[1]
+
+
+@torch.no_grad()
+def equalize(
+    model: nn.Module, loader: Iterable[Any], *, margin: float = 1.1, progress: bool = True
+) -> list[Equalized]:
+    """Equalize every pair of quantized layers with BatchNorm and ReLU or ReLU6 between, in place.
+
+    Call it on float weights, before ``calibrate``: ranges change. The float function stays the same, except
+    where an unseen image drives a scaled channel ``margin`` times beyond what was seen, into ReLU6's
+    clipping.
+
+    Args:
+        model: quantized layers; ranges are not needed.
+        loader: batches of images, as for ``calibrate``.
+        margin: room below 6 that is left to images not seen.
+
+    Returns:
+        The pairs; empty where the model has none.
+
+    Raises:
+        CalibrationError: no quantized layers or images.
+        QuantizationError: the function would change (an activation is read by something that is no quantized
+            layer); the model is as before then.
+    """
+    batches = [images_of(batch) for batch in loader]
+    layers = layers_of(model, batches[0][:1] if batches else None, calibrated=False)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with evaluating(model), quantizers_off(model):
+        expected = model(batches[0])
+        pairs = _pairs(model, layers, batches[0][:1])
+        channels = _measure(model, pairs, batches, progress)
+        done = [_equalize(a, b, limit, channels[b.name], margin) for a, b, limit in pairs]
+        change = (model(batches[0]) - expected).abs().max().item()
+    if not change <= _TOLERANCE * expected.abs().max().item():
+        model.load_state_dict(state)
+        raise QuantizationError(
+            f"equalization would change the model's output by {change:.3g}: an activation between two of its "
+            "layers is read elsewhere too"
+        )
+    return done
+
+
+def _pairs(model: nn.Module, layers: list[Layer], example: Tensor) -> list[tuple[Layer, Layer, float]]:
+    """Layers a, b where b alone reads relu(norm(a)), and where the activation clips (6 or infinity)."""
+    of_norm = {layer.norm: layer for layer in layers if layer.norm is not None}
+    of_module = {layer.module: layer for layer in layers}
+    source: dict[int, tuple[Layer, float]] = {}
+    readers: dict[int, list[nn.Module]] = {}
+    keep: list[Tensor] = []
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> None:
+        keep.extend((args[0], output))
+        if isinstance(module, _BatchNorm) and module in of_norm:
+            source[id(output)] = (of_norm[module], -1.0)  # not rectified yet
+        elif id(args[0]) in source:
+            limit = 6.0 if isinstance(module, nn.ReLU6) else float("inf")
+            source[id(output)] = (source[id(args[0])][0], limit)
+
+    def before(module: nn.Module, args: Any) -> None:
+        readers.setdefault(id(args[0]), []).append(module)
+
+    handles = [
+        m.register_forward_hook(after)
+        for m in model.modules()
+        if isinstance(m, _BatchNorm | nn.ReLU | nn.ReLU6)
+    ]
+    inner = {q for m in of_module for q in (m._input_quantizer, m._weight_quantizer)}
+    for module in model.modules():
+        if module in of_module or (isinstance(module, TensorQuantizer) and module not in inner):
+            handles.append(module.register_forward_pre_hook(before))
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = []
+    for key, (layer, limit) in source.items():
+        if limit > 0 and len(readers.get(key, [])) == 1 and readers[key][0] in of_module:
+            reader = of_module[readers[key][0]]  # type: ignore[index]
+            if reader.groups in (1, reader.module.weight.shape[0]):
+                found.append((layer, reader, limit))
+    return found
+
+
+def _measure(
+    model: nn.Module, pairs: list[tuple[Layer, Layer, float]], batches: list[Tensor], progress: bool
+) -> dict[str, _Channels]:
+    found: dict[str, _Channels] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: Any) -> None:
+            x = args[0]
+            if name not in found:
+                zeros = torch.zeros(x.shape[1], device=x.device)
+                found[name] = _Channels(zeros, zeros.double(), 0)
+            found[name].add(x)
+
+        return hook
+
+    handles = [b.module.register_forward_pre_hook(watch(b.name)) for _, b, _ in pairs]
+    try:
+        for batch in track(batches, "channel ranges", show=progress):
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _equalize(a: Layer, b: Layer, limit: float, channels: _Channels, margin: float) -> Equalized:
+    weight = b.module.weight
+    top = channels.largest.max()
+    # A channel that was never active gives no hint of its range, and stays.
+    room = torch.where(channels.largest > 0, top / channels.largest.clamp(min=1e-12), 1.0)
+    if limit < float("inf"):
+        room = torch.minimum(room, limit / (margin * channels.largest.clamp(min=1e-12))).where(
+            channels.largest > 0, 1.0
+        )
+    factors = room.clamp(min=1.0, max=64.0)
+    if b.groups == 1:
+        factors = torch.minimum(factors, _balance(weight, top, channels)).clamp(min=1.0)
+    norm: Any = a.norm
+    norm.weight *= factors
+    norm.bias *= factors
+    shape = [-1] + [1] * (weight.dim() - 1) if b.groups > 1 else [1, -1] + [1] * (weight.dim() - 2)
+    weight /= factors.reshape(shape)
+    return Equalized(a.name, b.name, factors)
+
+
+def _balance(weight: Tensor, top: Tensor, channels: _Channels) -> Tensor:
+    """The factors of least noise for a reader whose channels all share each row's step."""
+    rows = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+    step_w = rows.double().abs().amax((1, 2)) / 127
+    power_w = rows.double().square().sum(2).mean(0)
+    power_x = (channels.squares / channels.count).clamp(min=1e-20)
+    fourth = (
+        (top.double() / 255) ** 2
+        * power_w
+        / (step_w.square().mean() * rows.shape[2] * power_x).clamp(min=1e-30)
+    )
+    return fourth.pow(0.25).float()

@@ -1,0 +1,121 @@
+"""Equalization: the float function stays, small channels grow, ReLU6 is not clipped more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fidelity import sqnr
+from torch import Tensor, nn
+
+from qzoo.calibrate import calibrate
+from qzoo.collect import quantizers_off
+from qzoo.errors import QuantizationError
+from qzoo.ptq import equalize
+from qzoo.quant.nn import QuantConv2d
+
+
+class Chain(nn.Module):
+    """1x1, depthwise 3x3, 1x1 with BatchNorm and an activation after each but the last."""
+
+    def __init__(self, activation: type[nn.Module], leak: bool = False) -> None:
+        super().__init__()
+        self.expand, self.norm1 = QuantConv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.norm2 = QuantConv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.project = QuantConv2d(8, 5, 1)
+        self.act = activation()
+        self.leak = leak
+
+    def forward(self, x: Tensor) -> Tensor:
+        middle = self.act(self.norm1(self.expand(x)))
+        out = self.project(self.act(self.norm2(self.depthwise(middle)))).mean((2, 3))
+        return out + middle.mean() if self.leak else out
+
+
+def chain(activation: type[nn.Module], leak: bool = False) -> Chain:
+    torch.manual_seed(0)
+    model = Chain(activation, leak).eval()
+    for norm in (model.norm1, model.norm2):
+        nn.init.constant_(norm.weight, 1.0)
+        norm.weight.data[:4] *= torch.tensor([0.01, 0.05, 0.2, 5.0])
+        nn.init.uniform_(norm.bias, 0, 0.1)
+        norm.bias.data[:3] *= 0.05
+    return model
+
+
+@pytest.fixture
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(8, 3, 8, 8, generator=generator) * 2 for _ in range(3)]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
+def test_the_float_function_stays(activation: type[nn.Module], batches: list[Tensor]) -> None:
+    model = chain(activation)
+    with torch.no_grad(), quantizers_off(model):
+        before = [model(x) for x in batches]
+        pairs = equalize(model, batches, progress=False)
+        after = [model(x) for x in batches]
+    assert [(pair.layer, pair.reader) for pair in pairs] == [
+        ("expand", "depthwise"),
+        ("depthwise", "project"),
+    ]
+    assert all((pair.factors >= 1).all() and pair.factors.max() > 5 for pair in pairs)
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_relu6_is_not_reached_by_channels_that_grew(batches: list[Tensor]) -> None:
+    model = chain(nn.ReLU6)
+    largest: dict[str, Tensor] = {}
+
+    def watch(name: str, module: nn.Module) -> None:
+        module.register_forward_pre_hook(
+            lambda _, args: largest.__setitem__(
+                name, torch.maximum(largest.get(name, torch.zeros(8)), args[0].amax((0, 2, 3)))
+            )
+        )
+
+    (first, second) = equalize(model, batches, progress=False)
+    watch("depthwise", model.depthwise)
+    watch("project", model.project)
+    with torch.no_grad(), quantizers_off(model):
+        for x in batches:
+            model(x)
+    for pair in (first, second):
+        grown = pair.factors > 1
+        assert largest[pair.reader][grown].max() <= 6 / 1.1 + 1e-4
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
+def test_fidelity_rises(activation: type[nn.Module], batches: list[Tensor]) -> None:
+    plain, equalized = chain(activation), chain(activation)
+    exact = chain(activation)
+    for module in exact.modules():
+        if isinstance(module, QuantConv2d):
+            module._input_quantizer.disable()
+            module._weight_quantizer.disable()
+    equalize(equalized, batches, progress=False)
+    for model in (plain, equalized):
+        for module in model.modules():
+            if isinstance(module, QuantConv2d):
+                module._input_quantizer.num_bits = 5
+        calibrate(model, batches, progress=False)
+    others = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2
+    assert sqnr(exact, equalized, others) > sqnr(exact, plain, others)
+
+
+def test_an_activation_read_elsewhere_is_refused_and_restored(batches: list[Tensor]) -> None:
+    model = chain(nn.ReLU, leak=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(QuantizationError, match="read elsewhere"):
+        equalize(model, batches, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_dead_channel_stays(batches: list[Tensor]) -> None:
+    model = chain(nn.ReLU)
+    with torch.no_grad():
+        model.norm1.weight[5] = model.norm1.bias[5] = 0
+    (first, _) = equalize(model, batches, progress=False)
+    assert first.factors[5] == 1
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
