@@ -7,8 +7,9 @@ out. Two ways:
 
 - analytic: the mean of each layer's own error, E[W_q Q(x) - W x], with x from one pass of the float model;
 - empirical: the means of the layer's output, quantized and float, compared layer after layer, each with all
-  layers before it quantized and corrected. It sees errors from before the layer too, half of which the ReLU
-  after it would have taken away; on EfficientNet-Lite0 the analytic way keeps 1.5 dB more of the logits.
+  layers before it quantized and corrected. It takes errors from before the layer for its own; on
+  EfficientNet-Lite0 the analytic way is 1.5 dB better (23.3 against 21.7 dB, from 19.1 uncorrected; 64 images
+  for calibration, 75 others).
 
 The correction goes into the running mean of the BatchNorm that follows the layer, else into the layer's bias.
 """
