@@ -203,7 +203,9 @@ def _data_flag(config: Config) -> str:
     assert config.calibration is not None
     data = "" if config.labels == "fashion-mnist" else " --data DIR"
     method = "" if config.calibration.candidates else f" --method {config.calibration.method}"
-    rounding = "" if config.calibration.rounding == "nearest" else f" --rounding {config.calibration.rounding}"
+    rounding = (
+        "" if config.calibration.rounding == "nearest" else f" --rounding {config.calibration.rounding}"
+    )
     return f"{data} --calibration-subset {config.calibration.subset}{method}{rounding}"
 
 
