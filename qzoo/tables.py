@@ -18,7 +18,7 @@ def zoo_table(configs: Sequence[Config]) -> str:
     """Markdown: the quantized checkpoints with their figures, and the names that can be built."""
     head = (
         "checkpoint", "size, MB (of float)", "float top-1, %", "quantized top-1, % (95 % interval)",
-        "agreement, %", "SQNR, dB", "images",
+        "agreement, %", "SQNR, dB", "images measured",
     )  # fmt: skip
     rows = [_zoo_row(config) for config in configs if config.scheme is not None and config.metrics]
     listed = table(head, rows) if rows else "No checkpoint has been built yet."
@@ -26,6 +26,7 @@ def zoo_table(configs: Sequence[Config]) -> str:
     text = f"{listed}\n\n"
     if rows:
         text += (
+            f"Measured with qzoo {', '.join(sorted({c.qzoo_version for c in configs}))}. "
             "Quantized figures are of the ONNX file in ONNX Runtime where it was run, else of its "
             "simulation; float "
             "and quantized saw the same images. Cards: `model_cards/`.\n\n"
@@ -62,7 +63,7 @@ def _zoo_row(config: Config) -> tuple[str, ...]:
         f"{best.top1:.2f} ({best.top1_interval[0]:.2f} to {best.top1_interval[1]:.2f})",
         number(best.agreement),
         number(best.sqnr_db),
-        f"{best.images:,}",
+        f"{best.images:,}: {best.data}",
     )
 
 
