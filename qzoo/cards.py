@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -190,7 +191,18 @@ def _recipe(config: Config) -> str:
         rows = [(key.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value))
                 for key, value in config.training.items()]  # fmt: skip
         parts.append(f"{table(('option', 'value'), rows)}")
+        parts.append(f"Trained by `{_train_command(config.name, config.training)}`.")
     return "\n\n".join(parts) or "Not recorded."
+
+
+def _train_command(name: str, options: dict[str, Any]) -> str:
+    """The command that repeats a training; on another machine or number of threads the last bits differ."""
+    flags = [
+        f"--{key.replace('_', '-')} {options[key]:g}"
+        for key in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed", "threads")
+        if key in options
+    ]
+    return " ".join(["qzoo train", name, *flags, *(["--bf16"] if options.get("bf16") else [])])
 
 
 def _weight_rule(config: Config) -> str:

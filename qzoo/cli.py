@@ -227,21 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     _data_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), default="tensorrt")
 
-    sub = add(
-        "build", _build, "Make a calibrated checkpoint: float weights, calibrate, evaluate, save, card."
-    )
-    sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
-    sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
-    sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
-    sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
-    sub.add_argument(
-        "--method",
-        choices=["auto", "max", "percentile", "mse", "entropy"],
-        help="of the ranges (default: auto)",
-    )
-    sub.add_argument("--rounding", choices=["nearest", "learned"], help="of weights (default: nearest)")
-    sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
-
+    _build_arguments(add("build", _build, "Make a calibrated checkpoint and its card from float weights."))
     _train_arguments(add("train", _train, "Train a float model from scratch and save it as a checkpoint."))
 
     sub = add("card", _card, "Write the cards of checkpoint folders anew, from their config.json.")
@@ -282,6 +268,20 @@ def _parser() -> argparse.ArgumentParser:
 def _data_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", type=Path, help="folder of labelled images (not needed for Fashion-MNIST)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the images, in a fixed shuffled order")
+
+
+def _build_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
+    sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
+    sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
+    sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
+    sub.add_argument(
+        "--method",
+        choices=["auto", "max", "percentile", "mse", "entropy"],
+        help="of the ranges (default: auto)",
+    )
+    sub.add_argument("--rounding", choices=["nearest", "learned"], help="of weights (default: nearest)")
+    sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
 
 
 def _train_arguments(sub: argparse.ArgumentParser) -> None:

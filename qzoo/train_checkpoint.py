@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from qzoo.build import Images, measurement
 from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
-from qzoo.config import Measurement, config_of
+from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.data.tensors import TensorLoader, crop_flip_erase
@@ -68,19 +69,8 @@ def train_checkpoint(
     log = train(model, loader, options, out=Path(runs) / name, eval_loader=test, progress=progress)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     result = evaluate(model, test, progress=progress)
-    measured = Measurement(
-        runtime="torch",
-        precision="float",
-        target=None,
-        data="Fashion-MNIST test",
-        subset=f"0:{result.images}",
-        images=result.images,
-        top1=result.top1,
-        top1_interval=result.top1_interval,
-        top5=result.top5,
-        top5_interval=result.top5_interval,
-        loss=result.loss,
-    )
+    images_tested = Images("Fashion-MNIST test", "test", f"0:{result.images}", result.images)
+    measured = measurement(result, images_tested, "torch", "float", None)
     config = dataclasses.replace(
         config, metrics=(measured,), training=_record(options, batch_size, len(images), log)
     )
