@@ -84,4 +84,8 @@ def test_efficientnet_lite0_on_images_that_were_not_used_for_calibration(
     session = load(path, "onnxruntime", threads=torch.get_num_threads())
     ran = qzoo.evaluate(session, batches, reference=quantized, progress=False)
     assert ran.agreement is not None
-    assert ran.agreement >= 98.5  # 98.92 % measured: flipped roundings cascade; the aim is 99 %
+    assert ran.agreement >= 98.5
+    if ran.agreement < 99:  # the bar; four of 372 images differ, because flipped roundings cascade
+        pytest.xfail(
+            f"ONNX Runtime agrees with the simulation on {ran.agreement:.2f} % of the images, not yet 99 %"
+        )
