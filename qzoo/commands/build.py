@@ -1,0 +1,41 @@
+"""``qzoo build``: a calibrated checkpoint from float weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qzoo.commands import Add
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add("build", _run, "Make a calibrated checkpoint and its card from float weights.")
+    sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
+    sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
+    sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
+    sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
+    sub.add_argument(
+        "--method",
+        choices=["auto", "max", "percentile", "mse", "entropy"],
+        help="of the ranges (default: auto)",
+    )
+    sub.add_argument("--rounding", choices=["nearest", "learned"], help="of weights (default: nearest)")
+    sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qzoo.build import build
+
+    folder = build(
+        args.name,
+        data=args.data,
+        calibration_subset=args.calibration_subset,
+        evaluation_subset=args.evaluation_subset,
+        method=args.method,
+        rounding=args.rounding,
+        out=args.out,
+        progress=not args.quiet,
+    )
+    print(folder)
+    return 0

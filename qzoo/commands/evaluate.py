@@ -1,0 +1,44 @@
+"""``qzoo evaluate``: accuracy, and fidelity to the float model."""
+
+from __future__ import annotations
+
+import argparse
+
+from qzoo.commands import Add
+from qzoo.commands.arguments import data_arguments
+from qzoo.scheme import TARGETS
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add("evaluate", _run, "Accuracy of a checkpoint, and fidelity to its float model.")
+    sub.add_argument("name", metavar="NAME")
+    data_arguments(sub)
+    sub.add_argument("--target", choices=list(TARGETS), default="tensorrt")
+
+
+def _run(args: argparse.Namespace) -> int:
+    import qzoo
+    from qzoo.config import config_of
+    from qzoo.data import load_data
+    from qzoo.zoo import float_model
+
+    model = qzoo.create_model(args.name, pretrained=True, target=args.target)
+    config = config_of(model)
+    loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset)
+    reference = float_model(config) if config.scheme is not None else None
+    result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet)
+    low, high = result.top1_interval
+    print(f"{args.name}, {result.images} images, target {args.target}")
+    print(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
+    print(f"top-5      {result.top5:.2f} %")
+    print(f"loss       {result.loss:.4f}")
+    print(f"speed      {result.images_per_second:.0f} images/s")
+    if result.reference is not None:
+        low, high = result.reference.top1_interval
+        print(
+            f"float      {result.reference.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), same images"
+        )
+        print(f"agreement  {result.agreement:.2f} % of images have the float model's top-1")
+        print(f"SQNR       {result.sqnr_db:.2f} dB of the logits")
+    return 0

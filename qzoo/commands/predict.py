@@ -1,0 +1,24 @@
+"""``qzoo predict``: top labels of a photo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qzoo.commands import Add
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add("predict", _run, "Top labels of a photo, int8 in ONNX Runtime.")
+    sub.add_argument("image", type=Path)
+    sub.add_argument("--model", default="tf_efficientnet_lite0", help="default: tf_efficientnet_lite0")
+    sub.add_argument("--top", type=int, default=5, help="labels to print (default: 5)")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qzoo.predict import predict
+
+    for label, probability in predict(args.image, args.model, k=args.top):
+        print(f"{100 * probability:6.2f} %  {label}")
+    return 0

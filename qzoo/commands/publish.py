@@ -1,0 +1,32 @@
+"""``qzoo publish``: upload to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qzoo.commands import Add
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add("publish", _run, "Upload a checkpoint to the Hub: weights, ONNX, card; one commit, pinned.")
+    sub.add_argument("folder", type=Path, metavar="FOLDER")
+    sub.add_argument(
+        "--to", metavar="ORG/NAME", help="default: the checkpoint's name in $QZOO_HUB_ORG or qzoo"
+    )
+    sub.add_argument("--private", action="store_true")
+    sub.add_argument("--revision", default="main", help="branch (default: main)")
+    sub.add_argument("--dry-run", action="store_true", help="everything but the upload")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qzoo.publish import publish
+
+    done = publish(args.folder, args.to, private=args.private, revision=args.revision, dry_run=args.dry_run)
+    for path, size in done.files.items():
+        print(f"{size:12,}  {path}")
+    print(
+        f"{done.repo}: {'dry run, nothing sent' if args.dry_run else f'commit {done.commit}, tag {done.tag}'}"
+    )
+    return 0
