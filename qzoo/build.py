@@ -21,7 +21,7 @@ from qzoo.data import load_data, parse_subset
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.export.onnx import export_onnx
-from qzoo.ptq import adaround
+from qzoo.ptq import adaround, round_biases
 from qzoo.registry import parse_name
 from qzoo.scheme import set_target
 from qzoo.zoo import create_model, float_model
@@ -102,6 +102,7 @@ def build(
     rounding = rounding or recipe.rounding
     if rounding == "learned":
         adaround(model, loader(images), progress=progress)
+    round_biases(model, next(iter(loader(images)))[0])
     metrics = _measure(model, float_model(config), lambda: loader(checks), checks, progress)
     config = dataclasses.replace(config, calibration=_record(found, images, rounding), metrics=metrics)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
