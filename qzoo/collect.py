@@ -74,7 +74,7 @@ class Statistics:
 
 def _calibrator(quantizer: TensorQuantizer, histograms: bool) -> Any:
     if histograms and quantizer.axis is None and quantizer.block is None:
-        return HistogramCalibrator(quantizer.num_bits, None, quantizer.unsigned)
+        return HistogramCalibrator(quantizer.num_bits, None, quantizer.unsigned, any_order=True)
     return MaxCalibrator(quantizer.num_bits, quantizer.axis, quantizer.unsigned)
 
 

@@ -94,7 +94,7 @@ def test_histogram_methods_equal_a_calibrator_fed_alone(batches: list[Batch], me
     assert result.percentile == (99.0 if method == "percentile" else None)
     inputs = float_inputs(model, batches)
     for name in ("conv1._input_quantizer", "layer2.0.residual_quantizer", "output_quantizer"):
-        alone = HistogramCalibrator(8, None, False)
+        alone = HistogramCalibrator(8, None, False, any_order=True)
         for part in np.split(inputs[name], 3):
             alone.collect(torch.from_numpy(part))
         assert torch.equal(quantizers(model)[name].amax, alone.compute_amax(method, percentile=99.0)), name

@@ -209,6 +209,44 @@ def test_merged_histograms_of_one_width_equal_one():
         assert int(left._calib_hist.sum()) == total + extra
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_and_any_split_give_the_same_histogram(seed):
+    """Values on every last edge that occurs, growth beyond the largest number of bins, batches of zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.rand(200, generator=generator)
+    scales = [1.0, 3.0, 1.0, 0.2, 2.5, 7.0 if seed % 2 else 90.0]
+    batches = [scale * torch.rand(200, generator=generator) for scale in scales] + [torch.zeros(5)]
+    edges = [float(batch.max()) for batch in (first, *batches)]
+    width = float(first.max()) / 2048
+    edges += [math.ceil(edge / width) * width for edge in edges[:-1]]
+    batches = [
+        torch.cat([batch, torch.tensor(edges)[torch.tensor(edges) <= batch.max()]]) for batch in batches
+    ]
+    one = histogram([first, *batches], any_order=True)
+    counted = torch.cat([first, *batches])
+    assert int(one._calib_hist.sum()) == len(counted)
+    factor = 2 ** round(math.log2(one._width / width))
+    expected = np.bincount(np.floor(counted.numpy() / np.float32(width * factor)).astype(int))
+    expected = np.pad(expected, (0, max(0, len(one._calib_hist) - len(expected))))
+    if len(expected) > len(one._calib_hist):
+        expected = np.append(expected[:-2], expected[-2:].sum())
+    np.testing.assert_array_equal(one._calib_hist.numpy(), expected)
+
+    order = torch.randperm(len(batches), generator=generator).tolist()
+    start = histogram([first], any_order=True)
+    parts = [start, start.empty_like_this(), start.empty_like_this()]
+    for i, k in enumerate(order):
+        parts[i % 3].collect(batches[k])
+    whole = calib.HistogramCalibrator(8, None, False, any_order=True)
+    for k in (1, 0, 2):
+        whole.merge(parts[k])
+    for other in (histogram([first, *(batches[k] for k in order)], any_order=True), whole):
+        assert torch.equal(other._calib_hist, one._calib_hist)
+        assert torch.equal(other._calib_bin_edges, one._calib_bin_edges)
+        for method in ("percentile", "mse", "entropy", "max"):
+            assert torch.equal(other.compute_amax(method), one.compute_amax(method)), method
+
+
 def test_merged_histograms_of_two_widths_keep_all_counts():
     left, right = histogram(rand(500)), histogram(rand(500, seed=1) * 7)
     left.merge(right)

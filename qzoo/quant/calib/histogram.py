@@ -6,7 +6,6 @@ import logging
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from qzoo.errors import NonFiniteError
@@ -34,6 +33,11 @@ class HistogramCalibrator(_Calibrator):
 
     Batches of zeros before the first other value are remembered as zeros. Empty batches change nothing.
 
+    What lay on the last edge when bins are appended stays in the bin it was counted in; with ``any_order`` it
+    moves into the bin that starts there. Then the width alone depends on the first batch; the counts depend
+    neither on the order of the batches nor on which of several calibrators of one width counted them before a
+    :meth:`merge` (exactly so where ``num_bins`` is a power of two).
+
     Args:
         num_bits, unsigned: see :class:`_Calibrator`.
         axis: must be None.
@@ -41,6 +45,7 @@ class HistogramCalibrator(_Calibrator):
         grow_method: accepted and ignored (with a warning).
         skip_zeros: leave exact zeros out.
         torch_hist: keep tensors, where the data is; False keeps numpy arrays.
+        any_order: see above.
 
     Raises:
         NotImplementedError: an axis.
@@ -55,6 +60,7 @@ class HistogramCalibrator(_Calibrator):
         grow_method: str | None = None,
         skip_zeros: bool = False,
         torch_hist: bool = True,
+        any_order: bool = False,
     ) -> None:
         super().__init__(num_bits, axis, unsigned)
         if axis is not None:
@@ -69,15 +75,23 @@ class HistogramCalibrator(_Calibrator):
         self._num_bins = num_bins
         self._skip_zeros = skip_zeros
         self._torch_hist = torch_hist
+        self._any_order = any_order
         self.reset()
 
     def reset(self) -> None:
         """Forget everything collected."""
-        self._calib_hist: Any = None
+        self._raw: torch.Tensor | None = None  # the bins, and as one more what lies on the last edge
         self._calib_bin_edges: Any = None
         self._width = 0.0
         self._limit = 0.0
         self._largest = 0.0
+
+    @property
+    def _calib_hist(self) -> Any:
+        """The counts, int64 [bins], a copy: a tensor, or a numpy array as asked for; None before data."""
+        if self._raw is None:
+            return None
+        return self._counts() if self._torch_hist else self._counts().numpy()
 
     @torch.no_grad()
     def collect(self, x: torch.Tensor) -> None:
@@ -91,20 +105,20 @@ class HistogramCalibrator(_Calibrator):
             x = x.cpu()
         if not x.numel():
             return
-        if self._width == 0.0:
+        if self._raw is None or self._width == 0.0:
             self._first(x)
             return
-        counts = self._counts()
-        x = x.to(counts.device)
+        raw = self._raw
+        x = x.to(raw.device)
         largest, overflow = ops.histogram_(
-            counts, x, self._width, limit=self._limit, skip_zeros=self._skip_zeros
+            raw, x, self._width, limit=self._limit, skip_zeros=self._skip_zeros
         )
         self._require_finite(largest, x)
         self._largest = max(self._largest, largest)
         if overflow:
             before = self._limit
-            self._grow(largest)
-            ops.histogram_(self._counts(), x, self._width, limit=self._limit, above=before)
+            raw = self._grow(raw, largest)
+            ops.histogram_(raw, x, self._width, limit=self._limit, above=before)
 
     def compute_amax(
         self,
@@ -134,7 +148,7 @@ class HistogramCalibrator(_Calibrator):
             raise ValueError(f"percentile must be in the range 0 to 100, not {percentile}")
         if method == "entropy" and isinstance(self._num_bits, tuple):
             raise TypeError("entropy counts equal integer steps and has none for floating point; use mse")
-        if self._calib_hist is None:
+        if self._raw is None:
             return None
         counts = self._counts()
         if method == "max" or self._width == 0.0:
@@ -158,79 +172,102 @@ class HistogramCalibrator(_Calibrator):
     def merge(self, other: HistogramCalibrator) -> None:
         """Take in another calibrator's counts (another process's, say).
 
-        Exact where the widths are equal; otherwise the finer histogram is counted into the coarser one by its
-        bin centres. The maximum is exact always.
+        Exact where one width is the other times a power of two; otherwise the finer histogram is counted into
+        the coarser one by its bin centres. The maximum is exact always.
         """
-        if other._calib_hist is None:
+        if other._raw is None:
             return
-        if self._calib_hist is None or (self._width == 0.0 and other._width > 0.0):
-            zeros = 0 if self._calib_hist is None else int(self._counts()[0])
-            self._store(torch.as_tensor(other._calib_hist).clone(), other._width, other._limit)
-            self._largest = other._largest
-            self._counts()[0] += zeros
+        if self._raw is None or (self._width == 0.0 and other._width > 0.0):
+            raw = other._raw.clone() if self._raw is None else other._raw.to(self._raw.device, copy=True)
+            raw[0] += 0 if self._raw is None else self._raw[0]
+            self._store(raw, other._width, other._limit)
+            self._largest = max(self._largest, other._largest)
             return
-        mine, theirs = self._counts(), torch.as_tensor(other._calib_hist).to(self._counts().device)
+        mine, theirs = self._raw, other._raw.to(self._raw.device)
+        self._largest = max(self._largest, other._largest)
         if other._width == 0.0:
             mine[0] += theirs[0]
             return
         width = max(self._width, other._width)
         limit = max(self._limit, other._limit)
         bins = max(math.ceil(limit / width), 1)
-        total = torch.zeros(bins, dtype=torch.int64, device=mine.device)
-        for counts, w in ((mine, self._width), (theirs, other._width)):
+        total = torch.zeros(bins + 1, dtype=torch.int64, device=mine.device)
+        for counts, w in ((self._settled(mine), self._width), (self._settled(theirs), other._width)):
             index = torch.arange(len(counts), device=mine.device)
             if w != width:
                 index = ((index + 0.5) * (w / width)).long()
-            total.scatter_add_(0, index.clamp_(max=bins - 1), counts)
+            total.scatter_add_(0, index.clamp_(max=bins), counts)
         self._store(total, width, limit)
-        self._largest = max(self._largest, other._largest)
+
+    def empty_like_this(self) -> HistogramCalibrator:
+        """A calibrator with the same bins and nothing in them: what it counts merges exactly into this one."""
+        empty = HistogramCalibrator(
+            self._num_bits,
+            None,
+            self._unsigned,
+            num_bins=self._num_bins,
+            skip_zeros=self._skip_zeros,
+            torch_hist=self._torch_hist,
+            any_order=self._any_order,
+        )
+        if self._raw is not None and self._width > 0.0:
+            empty._store(torch.zeros_like(self._raw), self._width, self._limit)
+        return empty
 
     def _first(self, x: torch.Tensor) -> None:
         """The first batch with a magnitude above zero fixes the width of the bins."""
         largest = ops.reduce_amax_op(x).item()
         self._require_finite(largest, x)
-        zeros = int(self._counts()[0]) if self._calib_hist is not None else 0
+        zeros = int(self._raw[0]) if self._raw is not None else 0
         self._largest = max(self._largest, largest)
+        raw = torch.zeros(self._num_bins + 1, dtype=torch.int64, device=x.device)
         if largest < SMALLEST_RANGE:
             if not (self._skip_zeros and largest == 0.0):
-                counts = torch.zeros(self._num_bins, dtype=torch.int64, device=x.device)
-                counts[0] = zeros + x.numel()
-                self._store(counts, 0.0, 0.0)
+                raw[0] = zeros + x.numel()
+                self._store(raw, 0.0, 0.0)
             return
-        counts = torch.zeros(self._num_bins, dtype=torch.int64, device=x.device)
-        counts[0] = zeros
-        self._store(counts, largest / self._num_bins, largest)
-        ops.histogram_(self._counts(), x, self._width, limit=largest, skip_zeros=self._skip_zeros)
+        raw[0] = zeros
+        self._store(raw, largest / self._num_bins, largest)
+        ops.histogram_(raw, x, self._width, limit=largest, skip_zeros=self._skip_zeros)
 
-    def _grow(self, largest: float) -> None:
+    def _grow(self, raw: torch.Tensor, largest: float) -> torch.Tensor:
         """Append bins of the same width until ``largest`` is covered; merge neighbours if too many."""
-        counts, width = self._counts(), self._width
+        raw, width = self._settled(raw), self._width
         bins = math.ceil(largest / width)
         ceiling = max(MAX_BINS, 2 * self._num_bins)
         factor = 1
         while math.ceil(bins / factor) > ceiling:
             factor *= 2
         if factor > 1:
-            counts = torch.nn.functional.pad(counts, (0, -len(counts) % factor)).reshape(-1, factor).sum(1)
+            raw = torch.nn.functional.pad(raw, (0, -len(raw) % factor)).reshape(-1, factor).sum(1)
             width *= factor
             bins = math.ceil(largest / width)
-        bins = max(bins, len(counts))
-        counts = torch.nn.functional.pad(counts, (0, bins - len(counts)))
-        self._store(counts, width, max(width * bins, largest))
+        bins = max(bins, len(raw) - 1)
+        raw = torch.nn.functional.pad(raw, (0, bins + 1 - len(raw)))
+        self._store(raw, width, max(width * bins, largest))
+        return raw
 
-    def _store(self, counts: torch.Tensor, width: float, limit: float) -> None:
-        edges = (torch.arange(len(counts) + 1, dtype=torch.float64) * width).to(torch.float32)
+    def _store(self, raw: torch.Tensor, width: float, limit: float) -> None:
+        edges = (torch.arange(len(raw), dtype=torch.float64) * width).to(torch.float32)
         edges[-1] = limit
-        self._width, self._limit = width, limit
-        if self._torch_hist:
-            self._calib_hist, self._calib_bin_edges = counts, edges.to(counts.device)
-        else:
-            self._calib_hist, self._calib_bin_edges = counts.cpu().numpy(), edges.numpy()
+        self._width, self._limit, self._raw = width, limit, raw
+        self._calib_bin_edges = edges.to(raw.device) if self._torch_hist else edges.numpy()
+
+    def _settled(self, raw: torch.Tensor) -> torch.Tensor:
+        """The bins that stay when others are appended: what lies on the last edge has the place of the bin that
+        starts there, or goes into the last bin for good."""
+        if self._any_order:
+            return raw
+        raw = raw.clone()
+        raw[-2:] = torch.stack((raw[-2] + raw[-1], torch.zeros_like(raw[-1])))
+        return raw
 
     def _counts(self) -> torch.Tensor:
-        """The counts as a tensor that shares memory with ``_calib_hist``."""
-        hist = self._calib_hist
-        return torch.from_numpy(hist) if isinstance(hist, np.ndarray) else hist
+        """The counts, with those of the last edge in the last bin."""
+        assert self._raw is not None
+        counts = self._raw[:-1].clone()
+        counts[-1] += self._raw[-1]
+        return counts
 
     @staticmethod
     def _require_finite(largest: float, x: torch.Tensor) -> None:
