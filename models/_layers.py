@@ -50,7 +50,7 @@ def conv2d(
         groups=groups,
         bias=bias,
         quant_desc_input=quantize.activation_descriptor(),
-        quant_desc_weight=quantize.weight_descriptor(),
+        quant_desc_weight=quantize.weight_descriptor(in_channels // groups),
     )
     quantize.adopt(layer.input_quantizer, "input", nonnegative)
     quantize.adopt(layer.weight_quantizer, "weight")
@@ -67,7 +67,7 @@ def linear(
         in_features,
         out_features,
         quant_desc_input=quantize.activation_descriptor(),
-        quant_desc_weight=quantize.weight_descriptor(),
+        quant_desc_weight=quantize.weight_descriptor(in_features),
     )
     quantize.adopt(layer.input_quantizer, "input", nonnegative)
     quantize.adopt(layer.weight_quantizer, "weight")

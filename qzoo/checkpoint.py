@@ -1,9 +1,9 @@
 """Checkpoint folders: ``config.json`` and ``model.safetensors``, written atomically, loaded strictly.
 
 Two forms. *Master*: the float weights as trained, to go on from. *Packed*: each quantized weight as its
-integers (int8; two 4-bit values a byte up to 4 bits) and everything else in float. Weights that were
-quantized and come back are a fixed point of the quantizer, so a packed model's quantized outputs equal the
-master's to the last bit.
+integers or 8-bit floats, everything else in columns (:mod:`qzoo.packing`). Weights that were quantized and come
+back are a fixed point of the quantizer, so a packed model's quantized outputs equal the master's to the last
+bit.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qzoo import __version__, hub
+from qzoo import __version__, hub, packing
 from qzoo.config import WEIGHTS, Config, config_of, read_config
 from qzoo.errors import CheckpointError
-from qzoo.quant import ops
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.registry import architecture
 from qzoo.scheme import TARGETS, Scheme, with_target
-from qzoo.state import assign_state, check_ranges, name_quantizers, weight_quantizers
+from qzoo.state import (
+    assign_state,
+    check_ranges,
+    name_quantizers,
+    quantizers,
+    range_fits,
+    weight_quantizers,
+)
 
 
 def save_pretrained(
@@ -52,8 +58,9 @@ def save_pretrained(
         raise CheckpointError(f"form is {form!r}; expected 'master', or 'packed' for a quantized model")
     check_ranges(model)
     if config.scheme is not None:
-        _check_switches(model, config.scheme)
-    tensors = _packed_state(model) if form == "packed" else _state(model)
+        _check_quantizers(model, config)
+    state = _state(model)
+    tensors = packing.packed_state(model, state) if form == "packed" else state
     config = dataclasses.replace(config, form=form, qzoo_version=__version__)
     return _write(Path(folder), tensors, config)
 
@@ -90,37 +97,6 @@ def empty_model(config: Config, scheme: Scheme | None) -> nn.Module:
     return model
 
 
-# ---- packing ----
-
-
-def pack_weight(weight: Tensor, quantizer: TensorQuantizer) -> Tensor:
-    """The integers of a weight: int8 in its shape, or uint8 [(numel + 1) // 2] up to 4 bits."""
-    assert quantizer.amax is not None  # check_ranges has passed
-    assert isinstance(quantizer.num_bits, int)  # a Scheme has no others
-    q = ops.quantize(weight, quantizer.amax, quantizer.num_bits, narrow_range=quantizer.narrow_range)
-    return ops.pack_int4(q) if quantizer.num_bits <= 4 else q
-
-
-def unpack_weight(packed: Tensor, shape: torch.Size, amax: Tensor, num_bits: int) -> Tensor:
-    """The inverse of :func:`pack_weight`, up to rounding: float32 values that the quantizer does not change.
-
-    Raises:
-        CheckpointError: another type or size than ``pack_weight`` gives, or integers that it never gives.
-    """
-    count = shape.numel()
-    wanted = (torch.uint8, ((count + 1) // 2,)) if num_bits <= 4 else (torch.int8, tuple(shape))
-    if (packed.dtype, tuple(packed.shape)) != wanted:
-        raise CheckpointError(
-            f"holds {packed.dtype} {list(packed.shape)}; {num_bits} bits of shape {list(shape)} need "
-            f"{wanted[0]} {list(wanted[1])}"
-        )
-    q = ops.unpack_int4(packed, shape) if num_bits <= 4 else packed
-    bound = 2 ** (num_bits - 1) - 1
-    if count and not -bound <= int(q.amin()) <= int(q.amax()) <= bound:
-        raise CheckpointError(f"holds integers beyond -{bound} to {bound}, the range of {num_bits} bits")
-    return ops.dequantize(q, amax, num_bits)
-
-
 def _state(model: nn.Module) -> dict[str, Tensor]:
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     wrong = [
@@ -133,59 +109,63 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _packed_state(model: nn.Module) -> dict[str, Tensor]:
-    state = _state(model)
-    for name, (_, quantizer) in weight_quantizers(model).items():
-        if not torch.isfinite(state[name]).all():
-            raise CheckpointError(f"{name} holds NaN or infinity; it can't be packed")
-        state[name] = pack_weight(state[name], quantizer)
-    return state
-
-
 def _read_tensors(path: Path, model: nn.Module, config: Config) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the file one by one, mapped from it, weights unpacked."""
+    """Tensors of the file one by one, mapped from it: columns taken apart, weights unpacked."""
     from safetensors import SafetensorError, safe_open
 
     packed = weight_quantizers(model) if config.form == "packed" else {}
+    wide = packing.columns(model) if config.form == "packed" else {}
+    ranges: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-            for key in sorted(keys):
+            keys = sorted(file.keys())
+            for key in (k for k in keys if k in wide):
+                for name, tensor in packing.expand(key, file.get_tensor(key), wide[key]):
+                    ranges[name] = tensor
+                    yield name, tensor
+            for key in (k for k in keys if k not in wide):
                 tensor = file.get_tensor(key)
                 if key in packed:
                     weight, quantizer = packed[key]
                     amax_key = f"{quantizer.name}._amax"
-                    if amax_key not in keys:
-                        raise CheckpointError(f"{path}: {key} is packed, but its scale {amax_key} is missing")
-                    amax = file.get_tensor(amax_key)
-                    if amax.dtype != torch.float32 or not _fits(amax, weight):
-                        raise CheckpointError(f"{path}: {amax_key} does not fit the weight it scales")
-                    try:
-                        assert isinstance(quantizer.num_bits, int)
-                        tensor = unpack_weight(tensor, weight.shape, amax, quantizer.num_bits)
-                    except CheckpointError as error:
-                        raise CheckpointError(f"{path}: {key} {error}") from error
+                    amax = file.get_tensor(amax_key) if amax_key in keys else ranges.get(amax_key)
+                    tensor = _unpacked(key, tensor, weight, quantizer, amax)
                 yield key, tensor
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file ({error})") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
-def _fits(amax: Tensor, weight: Tensor) -> bool:
-    sizes = zip(amax.shape, weight.shape, strict=False)
-    return amax.dim() in (0, weight.dim()) and all(a in (1, n) for a, n in sizes)
+def _unpacked(
+    key: str, tensor: Tensor, weight: Tensor, quantizer: TensorQuantizer, amax: Tensor | None
+) -> Tensor:
+    if amax is None:
+        raise CheckpointError(f"{key} is packed, but its scale {quantizer.name}._amax is missing")
+    if amax.dtype != torch.float32 or not range_fits(amax, weight, quantizer):
+        raise CheckpointError(f"{quantizer.name}._amax does not fit the weight it scales")
+    try:
+        return packing.unpack_weight(tensor, weight.shape, amax, quantizer.num_bits, quantizer.block)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key} {error}") from error
 
 
-def _check_switches(model: nn.Module, scheme: Scheme) -> None:
-    """Refuse what the config can't record: other bits than the scheme's, quantizers switched by hand."""
-    quantizers = {
-        q.name or name: q for name, q in model.named_modules() if isinstance(q, TensorQuantizer) and q.role
-    }
-    for name, q in quantizers.items():
-        bits = scheme.weight_bits if q.role == "weight" else scheme.activation_bits
-        if q.num_bits != bits:
-            raise CheckpointError(f"{name} has {q.num_bits} bits, but the scheme {scheme} says {bits}")
+def _check_quantizers(model: nn.Module, config: Config) -> None:
+    """Refuse what the config can't record: quantizers that it doesn't build, or that were switched by hand."""
+    found, built = quantizers(model), quantizers(empty_model(config, config.scheme))
+    if found.keys() != built.keys():
+        other = sorted(found.keys() ^ built.keys())
+        raise CheckpointError(
+            f"{config.architecture} as {config.scheme} has no quantizer {other[0]}, or lacks it"
+        )
+    for name, quantizer in found.items():
+        mine, theirs = _settings(quantizer), _settings(built[name])
+        for what, value in mine.items():
+            if value != theirs[what]:
+                text = f"has {value} {what}" if what == "bits" else f"has {what} {value}"
+                raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {theirs[what]}")
     odd: dict[str, list[str]] = {
-        target.name: [name for name, q in quantizers.items() if q._disabled == (q.role in target.roles)]
+        target.name: [n for n, q in found.items() if q.role and q._disabled == (q.role in target.roles)]
         for target in TARGETS.values()
     }
     if all(odd.values()):
@@ -194,6 +174,15 @@ def _check_switches(model: nn.Module, scheme: Scheme) -> None:
             f"{', '.join(nearest[:5])} {'is' if len(nearest) == 1 else 'are'} switched on or off by hand, "
             "which a checkpoint can't record; qzoo.set_target(model, ...) puts the switches back"
         )
+
+
+def _settings(quantizer: TensorQuantizer) -> dict[str, object]:
+    return {
+        "bits": quantizer.num_bits,
+        "axis": quantizer.axis,
+        "blocks": quantizer.block,
+        "narrow_range": quantizer.narrow_range,
+    }
 
 
 # ---- files ----

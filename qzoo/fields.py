@@ -1,7 +1,8 @@
 """JSON to dataclasses and back: a field that does not fit its annotation is an error that names it.
 
 Known annotations: dataclasses, ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``tuple[...]``,
-``dict[str, X]``, ``Any``.
+``dict[str, X]``, ``Any``. A field whose metadata says "optional" is written only where it differs from its
+default, and may be missing.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def encode(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as what JSON has. A Scheme is its bits, without the target."""
-    if isinstance(value, Scheme):
-        return {"weight_bits": value.weight_bits, "activation_bits": value.activation_bits}
+    """Dataclasses, tuples and mappings as what JSON has."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: encode(getattr(value, f.name))
+            for f in _fields(type(value))
+            if not (f.metadata.get("optional") and getattr(value, f.name) == f.default)
+        }
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -90,19 +93,25 @@ def decode(kind: Any, value: Any, path: str) -> Any:
 
 def _decode_fields(kind: Any, values: dict[str, Any], path: str) -> Any:
     hints = get_type_hints(kind)
-    known = [f for f in dataclasses.fields(kind) if not (kind is Scheme and f.name == "target")]
+    known = _fields(kind)
     prefix = f"{path}." if path else ""
     for key in values:
         if key not in {f.name for f in known}:
             raise CheckpointError(f"config.json: unknown field {prefix}{key}")
     for f in known:
-        if f.name not in values:
+        if f.name not in values and not f.metadata.get("optional"):
             raise CheckpointError(f"config.json: field {prefix}{f.name} is missing")
-    decoded = {f.name: decode(hints[f.name], values[f.name], prefix + f.name) for f in known}
+    given = [f.name for f in known if f.name in values]
+    decoded = {name: decode(hints[name], values[name], prefix + name) for name in given}
     try:
         return kind(**decoded)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {path}: {error}") from error
+
+
+def _fields(kind: Any) -> list[dataclasses.Field[Any]]:
+    """A Scheme's target is no part of a file: one checkpoint serves all."""
+    return [f for f in dataclasses.fields(kind) if not (kind is Scheme and f.name == "target")]
 
 
 def _decode_items(arguments: tuple[Any, ...], items: list[Any], path: str) -> tuple[Any, ...]:

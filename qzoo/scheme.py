@@ -17,7 +17,7 @@ whatever the target, so one checkpoint serves all runtimes.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qzoo.quant.nn import TensorQuantizer
@@ -26,8 +26,10 @@ from qzoo.quant.tensor_quant import QuantDescriptor
 if TYPE_CHECKING:
     from torch import nn
 
+# Of a dataclass field: config.json leaves it out where it has its default.
+OPTIONAL = {"optional": True}
 ROLES = ("input", "weight", "residual", "branch", "pool", "output")
-_SCHEME = re.compile(r"w(\d+)a(\d+)")
+_SCHEME = re.compile(r"w(\d+)(e4m3|e5m2)?(?:g(\d+))?a(\d+)")
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,29 @@ class Scheme:
 
     Weights have one symmetric narrow range (-127..127 at 8 bits) per output channel, so that BatchNorm folds
     exactly; activations one range per tensor. ``str(Scheme(8, 8)) == "w8a8"``.
+
+    Attributes:
+        weight_format: "int", or "e4m3" or "e5m2": 8-bit floats, ``"w8e4m3a8"``.
+        group: weights have a range for every so many input channels, ``"w4g32a8"``; 0 is one range for all. A
+            layer whose input channels don't divide into groups has one range per output channel.
     """
 
     weight_bits: int = 8
     activation_bits: int = 8
     target: str = "tensorrt"
+    weight_format: str = field(default="int", metadata=OPTIONAL)
+    group: int = field(default=0, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
-        for field, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+        for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             if not 2 <= bits <= 8:
-                raise ValueError(f"Scheme.{field} must be 2 to 8, not {bits}")
+                raise ValueError(f"Scheme.{name} must be 2 to 8, not {bits}")
+        if self.weight_format not in ("int", "e4m3", "e5m2"):
+            raise ValueError(f"Scheme.weight_format must be int, e4m3 or e5m2, not {self.weight_format!r}")
+        if self.weight_format != "int" and self.weight_bits != 8:
+            raise ValueError(f"Scheme.weight_bits must be 8 for {self.weight_format}, not {self.weight_bits}")
+        if not 0 <= self.group <= 1 << 16:
+            raise ValueError(f"Scheme.group must be 0 to 65536, not {self.group}")
         target_named(self.target)
 
     @classmethod
@@ -79,14 +94,20 @@ class Scheme:
         match = _SCHEME.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not a scheme; expected w<bits>a<bits>, such as 'w8a8' or 'w4a8'")
-        return cls(int(match[1]), int(match[2]), target)
+        return cls(int(match[1]), int(match[4]), target, match[2] or "int", int(match[3] or 0))
 
     def __str__(self) -> str:
-        return f"w{self.weight_bits}a{self.activation_bits}"
+        weights = self.weight_format if self.weight_format != "int" else ""
+        group = f"g{self.group}" if self.group else ""
+        return f"w{self.weight_bits}{weights}{group}a{self.activation_bits}"
 
-    def weight_descriptor(self) -> QuantDescriptor:
-        """Per output channel (axis 0), narrow range."""
-        return QuantDescriptor(self.weight_bits, axis=0, narrow_range=True)
+    def weight_descriptor(self, inputs: int = 0) -> QuantDescriptor:
+        """Per output channel (axis 0), narrow range; with ``group`` also per group where ``inputs``, the weight's
+        size along axis 1, divides into groups."""
+        block = (1, self.group) if self.group and inputs and inputs % self.group == 0 else None
+        if self.weight_format != "int":
+            return QuantDescriptor(8, axis=0, narrow_range=True, block=block, float_format=self.weight_format)
+        return QuantDescriptor(self.weight_bits, axis=0, narrow_range=True, block=block)
 
     def activation_descriptor(self) -> QuantDescriptor:
         """Per tensor, full range, histogram statistics (one pass serves every method)."""

@@ -73,27 +73,23 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
     Raises:
         CheckpointError: lists keys that are missing, unexpected, misshaped, or of another type.
     """
-    expected = dict(model.state_dict())
+    expected, required = expected_tensors(model), model.state_dict().keys()
     ranges = {f"{name}._amax": q for name, q in quantizers(model).items()}
-    shapes = {f"{q.name}._amax": _range_shape(weight, q) for weight, q in weight_quantizers(model).values()}
     state: dict[str, Tensor] = {}
     unexpected, misshaped = [], []
     for key, tensor in tensors:
         # Some files hold transposed views; another layout would give other rounding errors, and be slower.
         state[key] = tensor.contiguous()
-        if key in expected:
-            wanted, dtype = tuple(expected[key].shape), expected[key].dtype
-        elif key in ranges:
-            wanted, dtype = shapes.get(key, ()), torch.float32
-        else:
+        if key not in expected:
             unexpected.append(key)
             continue
+        wanted, dtype = expected[key]
         if key in ranges and wanted.count(1) == len(wanted) and tensor.numel() == 1:
             wanted = tuple(tensor.shape)  # one range in all: the number of ones in its shape does not matter
         if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
             misshaped.append(f"{key} {_describe(tensor)} (the model has {list(wanted)} {dtype})")
     missing = []
-    for key in expected.keys() - state.keys():
+    for key in required - state.keys():
         if key.endswith("num_batches_tracked"):
             state[key] = torch.zeros((), dtype=torch.int64)
         else:
@@ -112,13 +108,30 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
         raise CheckpointError(f"{where} gave no content for {_listed(left)}")
 
 
+def expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of everything that a checkpoint of the model may hold: its state, and all ranges."""
+    found = {key: (tuple(value.shape), value.dtype) for key, value in model.state_dict().items()}
+    named = {q: f"{name}._amax" for name, q in quantizers(model).items()}
+    found.update(dict.fromkeys(named.values(), ((), torch.float32)))
+    for weight, quantizer in weight_quantizers(model).values():
+        found[named[quantizer]] = (_range_shape(weight, quantizer), torch.float32)
+    return found
+
+
 def _range_shape(weight: Tensor, quantizer: TensorQuantizer) -> tuple[int, ...]:
-    """Shape of a weight's range: the sizes of the kept axes, ones elsewhere; () per tensor."""
-    axis = quantizer.axis
-    if axis is None:
-        return ()
-    kept = {a % weight.dim() for a in ((axis,) if isinstance(axis, int) else axis)}
-    return tuple(n if i in kept else 1 for i, n in enumerate(weight.shape))
+    """Shape of a weight's range: the sizes of the kept axes, groups of the blocked one, ones elsewhere."""
+    axis, rank = quantizer.axis, weight.dim()
+    kept = set() if axis is None else {a % rank for a in ((axis,) if isinstance(axis, int) else axis)}
+    shape = [n if i in kept else 1 for i, n in enumerate(weight.shape)]
+    if quantizer.block is not None:
+        blocked, size = quantizer.block[0] % rank, quantizer.block[1]
+        shape[blocked] = weight.shape[blocked] // size
+    return tuple(shape) if kept or quantizer.block is not None else ()
+
+
+def range_fits(amax: Tensor, weight: Tensor, quantizer: TensorQuantizer) -> bool:
+    """Whether a range is one for all, or has the shape that the quantizer gives it."""
+    return amax.numel() == 1 or tuple(amax.shape) == _range_shape(weight, quantizer)
 
 
 def _describe(tensor: Tensor) -> str:

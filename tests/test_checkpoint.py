@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import qzoo
-from qzoo import checkpoint, hub
+from qzoo import checkpoint, hub, packing
 from qzoo.config import WEIGHTS, Config, config_of, is_plain_path, read_config
 from qzoo.errors import CheckpointError
 from qzoo.scheme import TARGETS
@@ -54,9 +54,19 @@ def folder(model: nn.Module, tmp_path: Path) -> Path:
     return qzoo.save_pretrained(model, tmp_path / "checkpoint")
 
 
-def rewrite(folder: Path, change) -> None:
-    """Change the tensors of a checkpoint, and its hash with them."""
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name, its columns taken apart."""
+    config = read_config(folder)
+    columns = packing.columns(checkpoint.empty_model(config, config.scheme))
     tensors = load_file(folder / WEIGHTS)
+    for column in columns.keys() & tensors.keys():
+        tensors.update(packing.expand(column, tensors.pop(column), columns[column]))
+    return tensors
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the tensors of a checkpoint, which then has no columns, and its hash with them."""
+    tensors = read(folder)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
     rehash(folder)
@@ -72,7 +82,9 @@ def rehash(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["packed", "master"])
-@pytest.mark.parametrize("scheme", ["w8a8", "w6a8", "w4a8", "w2a4"])
+@pytest.mark.parametrize(
+    "scheme", ["w8a8", "w6a8", "w4a8", "w2a4", "w8e4m3a8", "w8e5m2a8", "w4g8a8", "w8e4m3g16a8"]
+)
 def test_outputs_come_back_to_the_bit_for_every_target(scheme: str, form: str, tmp_path: Path) -> None:
     model = calibrated(scheme)
     folder = qzoo.save_pretrained(model, tmp_path / "c", form=form)
@@ -85,7 +97,7 @@ def test_outputs_come_back_to_the_bit_for_every_target(scheme: str, form: str, t
     assert not loaded.training
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8e4m3a8", "w8e5m2a8", "w4g8a8"])
 def test_packed_to_model_to_packed_is_the_identity(scheme: str, tmp_path: Path) -> None:
     first = qzoo.save_pretrained(calibrated(scheme), tmp_path / "a")
     second = qzoo.save_pretrained(qzoo.load_pretrained(first), tmp_path / "b")
@@ -96,7 +108,7 @@ def test_packed_to_model_to_packed_is_the_identity(scheme: str, tmp_path: Path) 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_packed_integers_are_those_of_the_number_scheme(bits: int, tmp_path: Path) -> None:
     model = calibrated(f"w{bits}a8")
-    tensors = load_file(qzoo.save_pretrained(model, tmp_path / "c") / WEIGHTS)
+    tensors = read(qzoo.save_pretrained(model, tmp_path / "c"))
     bound = np.float32(2 ** (bits - 1) - 1)
     for key, (weight, quantizer) in weight_quantizers(model).items():
         w, amax = weight.detach().numpy(), quantizer.amax.numpy()
@@ -371,4 +383,4 @@ def test_loading_builds_no_random_weights(folder: Path, monkeypatch: pytest.Monk
 
 def test_unpack_refuses_another_size() -> None:
     with pytest.raises(CheckpointError, match=r"need torch.uint8"):
-        checkpoint.unpack_weight(torch.zeros(4, dtype=torch.uint8), torch.Size([3, 3]), torch.ones(()), 4)
+        packing.unpack_weight(torch.zeros(4, dtype=torch.uint8), torch.Size([3, 3]), torch.ones(()), 4)
