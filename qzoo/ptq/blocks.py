@@ -1,0 +1,93 @@
+"""Blocks with a skip: which layer is the last before the add, and what the skip brings in that layer's units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.collect import quantizers_off
+from qzoo.evaluate import evaluating
+from qzoo.ptq.layers import Layer
+from qzoo.quant.nn import TensorQuantizer
+
+_SMALLEST_GAIN = (
+    0.01  # of the block's median; a channel that the BatchNorm all but removes can't make up anything
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module that returns ``norm(layer(..)) + x``, x being its own input.
+
+    Attributes:
+        module: the block, with a ``residual_quantizer`` on x.
+        layer: the last layer before the add.
+    """
+
+    module: nn.Module
+    layer: Layer
+
+    def scaled_skip(self, x: Tensor, quantized: bool) -> Tensor:
+        """The skip [N, C, ...] over the gain of the BatchNorm, as if it were part of the layer's output.
+
+        Zero in channels whose gain is too small to matter.
+
+        Args:
+            x: the block's input.
+            quantized: as the block's quantizer of the skip makes it.
+        """
+        if quantized:
+            x = self.module.residual_quantizer(x)  # type: ignore[operator]
+        norm = self.layer.norm
+        if norm is None or norm.running_var is None:
+            return x
+        gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        usable = gain.abs() > _SMALLEST_GAIN * gain.abs().median()
+        factor = torch.where(usable, 1 / gain, torch.zeros_like(gain))
+        return x * factor.reshape([1, -1] + [1] * (x.dim() - 2))
+
+
+@torch.no_grad()
+def tails_of(model: nn.Module, layers: list[Layer], example: Tensor) -> dict[str, Block]:
+    """The blocks whose skip is their input as it is, by the name of their last layer."""
+    made: dict[int, Layer] = {}
+    inputs: dict[nn.Module, int] = {}
+    reads: dict[nn.Module, int] = {}
+    keep: list[Tensor] = []  # a freed tensor's id could be another's
+    ends: dict[nn.Module, Layer] = {layer.norm or layer.module: layer for layer in layers}
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "residual_quantizer", None), TensorQuantizer)
+        and isinstance(getattr(module, "branch_quantizer", None), TensorQuantizer)
+    ]
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> None:
+        made[id(output)] = ends[module]
+        keep.append(output)
+
+    def before(module: nn.Module, args: Any) -> None:
+        (inputs if module in found else reads)[module] = id(args[0])
+        keep.append(args[0])
+
+    handles = [module.register_forward_hook(after) for module in ends]
+    for module in found:
+        for watched in (module, module.residual_quantizer, module.branch_quantizer):
+            handles.append(watched.register_forward_pre_hook(before))  # type: ignore[operator, union-attr]
+    try:
+        with evaluating(model), quantizers_off(model):
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    blocks = {}
+    for module in found:
+        residual: Any = module.residual_quantizer
+        branch: Any = module.branch_quantizer
+        layer = made.get(reads.get(branch, 0))
+        if layer is not None and residual in reads and reads[residual] == inputs[module]:
+            blocks[layer.name] = Block(module, layer)
+    return blocks
