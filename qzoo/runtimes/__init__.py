@@ -1,40 +1,55 @@
-"""One interface over the runtimes: ``load(model_or_path, runtime)`` gives a callable from images to logits."""
+"""One interface over the runtimes: ``load(model_or_path, runtime)`` gives a callable from images to logits.
+
+Importing this package imports neither torch nor a runtime: the processes that a benchmark measures in start from it.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from qzoo.errors import ExportError
-from qzoo.runtimes.base import Runner, require
+from qzoo.runtimes.base import Runner, Runtime
 
-__all__ = ["RUNTIMES", "Runner", "check", "installed", "load"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-# For each runtime the packages it needs, and the extra of qzoo that brings them. Files are written by onnxscript.
-_NEEDS = {
-    "pytorch": ((), ""),
-    "onnxruntime": (("onnxruntime", "onnxscript"), "onnx"),
-    "openvino": (("openvino", "onnxscript"), "onnx,openvino"),
+__all__ = ["RUNTIMES", "Runner", "Runtime", "check", "installed", "load", "runtime_named"]
+
+_ORT = ("onnxruntime", "onnxscript")  # onnxscript writes the files
+_GPU = "pip install 'qzoo[onnx]' && pip uninstall onnxruntime && pip install onnxruntime-gpu"
+_ALL = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime("pytorch"),
+        Runtime("torch.compile", default=False),
+        Runtime("onnxruntime", _ORT, "pip install 'qzoo[onnx]'", provider="CPUExecutionProvider"),
+        Runtime("onnxruntime-cuda", _ORT, _GPU, provider="CUDAExecutionProvider"),
+        Runtime("onnxruntime-tensorrt", _ORT, _GPU, "tensorrt", "TensorrtExecutionProvider"),
+        Runtime("openvino", ("openvino", "onnxscript"), "pip install 'qzoo[onnx,openvino]'", "openvino"),
+        Runtime("tensorrt", ("tensorrt", "onnxscript"), "pip install 'qzoo[onnx]' tensorrt", "tensorrt"),
+    )
 }
-RUNTIMES = tuple(_NEEDS)
+RUNTIMES = tuple(_ALL)
+
+
+def runtime_named(name: str) -> Runtime:
+    """The runtime of that name. Raises ValueError that lists the known ones."""
+    if name not in _ALL:
+        raise ValueError(f"no runtime {name!r}; expected one of {', '.join(RUNTIMES)}")
+    return _ALL[name]
 
 
 def installed() -> list[str]:
     """Names of the runtimes that can be loaded here."""
-    return [name for name, (packages, _) in _NEEDS.items() if all(find_spec(p) is not None for p in packages)]
+    return [name for name, runtime in _ALL.items() if not runtime.missing()]
 
 
 def check(runtime: str) -> None:
     """Raise ValueError for an unknown runtime, MissingDependencyError for one that is not installed."""
-    if runtime not in RUNTIMES:
-        raise ValueError(f"no runtime {runtime!r}; expected one of {', '.join(RUNTIMES)}")
-    packages, extra = _NEEDS[runtime]
-    for package in packages:
-        require(package, extra)
+    runtime_named(runtime).require()
 
 
 def load(
@@ -47,9 +62,9 @@ def load(
     """Make a model ready to run.
 
     Args:
-        source: a module, or the path of an ONNX file. A module for another runtime than PyTorch is exported for it.
+        source: a module, or the path of an ONNX file. A module for a runtime that runs files is exported for it.
         runtime: one of :data:`RUNTIMES`.
-        threads: how many threads one call may use.
+        threads: how many threads one call may use (on the CPU).
         example: for a module, an input batch of the size to export for; not needed for zoo checkpoints.
 
     Raises:
@@ -58,24 +73,29 @@ def load(
         ValueError: an unknown runtime.
     """
     check(runtime)
-    if runtime == "pytorch":
-        from qzoo.runtimes.pytorch import TorchRunner
+    chosen = runtime_named(runtime)
+    if not isinstance(source, (str, os.PathLike)):
+        if not chosen.runs_files:
+            from qzoo.runtimes.pytorch import CompiledRunner, TorchRunner
 
-        if not isinstance(source, nn.Module):
-            raise ExportError(
-                f"PyTorch runs modules, not ONNX files: {str(source)!r}; use runtime='onnxruntime'"
-            )
-        return TorchRunner(source, threads)
-    if isinstance(source, nn.Module):
+            return (TorchRunner if runtime == "pytorch" else CompiledRunner)(source, threads)
         from qzoo.export import export_onnx
 
         with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
-            path = export_onnx(source, Path(folder) / "model.onnx", target=runtime, example=example)
+            path = export_onnx(source, Path(folder) / "model.onnx", target=chosen.target, example=example)
             return load(path, runtime, threads)
-    if runtime == "onnxruntime":
+    if not chosen.runs_files:
+        raise ExportError(
+            f"{runtime} runs modules, not ONNX files: {str(source)!r}; use runtime='onnxruntime'"
+        )
+    if chosen.provider:
         from qzoo.runtimes.ort import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(source, threads)
-    from qzoo.runtimes.ov import OpenVinoRunner
+        return OnnxRuntimeRunner(source, threads, provider=chosen.provider, runtime=runtime)
+    if runtime == "openvino":
+        from qzoo.runtimes.ov import OpenVinoRunner
 
-    return OpenVinoRunner(source, threads)
+        return OpenVinoRunner(source, threads)
+    from qzoo.runtimes.trt import TensorRtRunner
+
+    return TensorRtRunner(source, threads)

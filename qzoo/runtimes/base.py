@@ -3,19 +3,73 @@
 from __future__ import annotations
 
 import os
+import shutil
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from qzoo.errors import MissingDependencyError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a runtime needs, and what it wants of a file.
+
+    Attributes:
+        packages: modules that must be importable.
+        install: the line that brings them.
+        target: whose placement of Q/DQ its files (or its simulation) have, see :mod:`qzoo.scheme`.
+        provider: the execution provider, of ONNX Runtime only.
+        default: measured when nothing else is asked for.
+    """
+
+    name: str
+    packages: tuple[str, ...] = ()
+    install: str = ""
+    target: str = "onnxruntime"
+    provider: str = ""
+    default: bool = True
+
+    @property
+    def runs_files(self) -> bool:
+        """Whether it takes ONNX files, and not modules."""
+        return bool(self.packages)
+
+    def missing(self) -> str:
+        """Why it can't run here, and what to do; empty when it can."""
+        for package in self.packages:
+            if find_spec(package) is None:
+                return f"the package {package!r} is not installed: {self.install}"
+        if self.name == "torch.compile" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            return "torch.compile needs a C++ compiler, such as of `apt-get install g++`"
+        if self.provider not in ("", "CPUExecutionProvider"):
+            import onnxruntime
+
+            if self.provider not in onnxruntime.get_available_providers():
+                return f"this onnxruntime has no {self.provider}: {self.install}"
+        if self.name == "tensorrt":
+            import torch
+
+            if not torch.cuda.is_available():
+                return "TensorRT needs an NVIDIA GPU that torch can use; torch.cuda.is_available() is False"
+        return ""
+
+    def require(self) -> None:
+        """Raise MissingDependencyError with the line that installs what is missing."""
+        problem = self.missing()
+        if problem:
+            raise MissingDependencyError(problem)
+
 
 class Runner(ABC):
-    """A model ready to run: ``runner(images)`` with float32 images [B, C, H, W] gives float32 logits [B, classes].
+    """A model ready to run: ``runner(images)`` with images [B, C, H, W] gives logits [B, classes], no gradient.
 
-    Usable in place of the module for inference; may be called from several threads at once.
+    The result is on the device of the images. May be called from several threads at once.
 
     Attributes:
         runtime: the runtime's name, such as ``"onnxruntime"``.
@@ -35,12 +89,6 @@ class Runner(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(runtime={self.runtime!r}, threads={self.threads})"
-
-
-def require(package: str, extra: str) -> None:
-    """Raise MissingDependencyError with the line that installs it, unless the package is there."""
-    if find_spec(package) is None:
-        raise MissingDependencyError(f"the package {package!r} is not installed: pip install 'qzoo[{extra}]'")
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""PyTorch eager: float models, and the fake-quantized simulation."""
+"""PyTorch: float models and the fake-quantized simulation, eager or compiled."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from qzoo.runtimes.base import Runner
 
 
 class TorchRunner(Runner):
-    """A copy of a module in eval mode, on the CPU, channels last (PyTorch's faster layout for convolutions)."""
+    """A copy of a module in eval mode, channels last (PyTorch's faster layout for convolutions), on its device."""
 
     runtime = "pytorch"
 
     def __init__(self, module: nn.Module, threads: int = 1) -> None:
         super().__init__(threads)
-        self.module = copy.deepcopy(module).cpu().eval().to(memory_format=torch.channels_last)
+        self.module = copy.deepcopy(module).eval().to(memory_format=torch.channels_last)
+        parameter = next(self.module.parameters(), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
 
     def __call__(self, images: Tensor) -> Tensor:
         before = torch.get_num_threads()
@@ -25,10 +27,28 @@ class TorchRunner(Runner):
             torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
-                return self.module(images.to(memory_format=_layout(images)))
+                x = images.detach().to(self._device, memory_format=_layout(images))
+                return self._run(x).to(images.device)
         finally:
             if before != self.threads:
                 torch.set_num_threads(before)
+
+    def _run(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
+class CompiledRunner(TorchRunner):
+    """The same through ``torch.compile``; the first call of each kind of shape compiles, which takes a while."""
+
+    runtime = "torch.compile"
+
+    def __init__(self, module: nn.Module, threads: int = 1) -> None:
+        super().__init__(module, threads)
+        self._compiled = torch.compile(self.module)
+
+    def _run(self, images: Tensor) -> Tensor:
+        result: Tensor = self._compiled(images)
+        return result
 
 
 def _layout(images: Tensor) -> torch.memory_format:

@@ -1,0 +1,34 @@
+"""``qzoo inspect``: the quantizers of a checkpoint as a tree."""
+
+from __future__ import annotations
+
+import argparse
+
+from qzoo.commands import Add
+from qzoo.commands.arguments import data_arguments
+from qzoo.scheme import TARGETS
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add("inspect", _run, "Quantizers of a checkpoint: bits, ranges, saturation, dead levels.")
+    sub.add_argument("name", metavar="NAME")
+    data_arguments(sub)
+    sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
+    sub.add_argument(
+        "--images", type=int, default=64, help="images to count activations on; 0: none (default: 64)"
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    import qzoo
+    from qzoo.config import config_of
+    from qzoo.data import load_data
+
+    model = qzoo.create_model(args.name, pretrained=True, target=args.target)
+    config = config_of(model)
+    loader = None
+    if args.images and (args.data is not None or config.labels == "fashion-mnist"):
+        loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset, batch_size=32)
+    print(qzoo.inspect(model, loader, images=args.images))
+    return 0

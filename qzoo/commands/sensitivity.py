@@ -1,0 +1,38 @@
+"""``qzoo sensitivity``: which layers lose most by quantization."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from qzoo.commands import Add
+from qzoo.commands.arguments import data_arguments
+from qzoo.scheme import TARGETS
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add("sensitivity", _run, "Layers of a checkpoint, ranked by what their quantization costs.")
+    sub.add_argument("name", metavar="NAME")
+    data_arguments(sub)
+    sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
+    sub.add_argument("--images", type=int, default=64, help="number of images (default: 64)")
+    sub.add_argument("--out", type=Path, help="JSON file to write as well")
+
+
+def _run(args: argparse.Namespace) -> int:
+    import qzoo
+    from qzoo.config import config_of
+    from qzoo.data import load_data
+
+    model = qzoo.create_model(args.name, pretrained=True, target=args.target)
+    config = config_of(model)
+    loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset, batch_size=32)
+    found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
+    print(f"{args.name}, target {args.target}, {found}")
+    if args.out is not None:
+        args.out.write_text(
+            json.dumps({"model": args.name, "target": args.target, **found.to_dict()}, indent=2) + "\n"
+        )
+    return 0

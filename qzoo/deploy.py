@@ -1,0 +1,79 @@
+"""``qzoo.deploy``: a model in a runtime, usable in place of the module."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo import runtimes
+from qzoo.errors import ExportError
+from qzoo.runtimes.base import Runner
+
+
+class Deployed(nn.Module):
+    """A module without parameters whose forward is a runtime's. For inference: eval mode, no gradients.
+
+    Images and logits are torch tensors; the runtime reads and writes their memory where it can. May be called from
+    several threads at once.
+
+    Attributes:
+        runner: the runtime behind it.
+        qzoo_config: of the zoo model it was made from (preprocessing, labels), where there is one.
+    """
+
+    def __init__(self, runner: Runner, config: Any = None) -> None:
+        super().__init__()
+        self.runner = runner
+        self.training = False
+        if config is not None:
+            self.qzoo_config = config
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to logits [B, classes], on the device of the images."""
+        return self.runner(images)
+
+    def train(self, mode: bool = True) -> Deployed:
+        """Stay in eval mode.
+
+        Raises:
+            ExportError: training was asked for; a runtime only infers.
+        """
+        if mode:
+            raise ExportError(
+                f"a model deployed to {self.runner.runtime} can't be trained; train the module itself"
+            )
+        return self
+
+    def extra_repr(self) -> str:
+        return f"runtime={self.runner.runtime!r}, threads={self.runner.threads}"
+
+
+def deploy(
+    source: nn.Module | str | os.PathLike[str],
+    runtime: str = "onnxruntime",
+    *,
+    threads: int | None = None,
+    example: Tensor | None = None,
+) -> Deployed:
+    """Put a model into a runtime: ``fast = qzoo.deploy(model)``, then ``logits = fast(images)``.
+
+    Args:
+        source: a module, which stays as it is (the runtime gets a copy in eval mode), or the path of an ONNX file.
+        runtime: ``"onnxruntime"``, ``"onnxruntime-cuda"``, ``"onnxruntime-tensorrt"``, ``"openvino"``,
+            ``"tensorrt"``, ``"torch.compile"`` or ``"pytorch"``. A quantized model gets the Q/DQ that the runtime
+            wants. In the two of PyTorch it stays the simulation of the model's own target.
+        threads: that one call may use on the CPU; torch's own number by default.
+        example: a batch of the size to export for; not needed for zoo models.
+
+    Raises:
+        MissingDependencyError: the runtime is not installed; the message has the line that installs it.
+        ExportError: the model can't be exported for it.
+        ValueError: an unknown runtime, or no threads.
+    """
+    chosen = torch.get_num_threads() if threads is None else threads
+    return Deployed(
+        runtimes.load(source, runtime, chosen, example=example), getattr(source, "qzoo_config", None)
+    )
