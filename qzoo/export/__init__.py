@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qzoo.export.lint import Finding, lint
 from qzoo.export.onnx import export_onnx
 
-__all__ = ["export_onnx"]
+__all__ = ["Finding", "export_onnx", "lint"]

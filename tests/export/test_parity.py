@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from qzoo.export import export_onnx
+from qzoo.export import export_onnx, lint
 from qzoo.export.parity import make_exact_
 from qzoo.runtimes.ort import OnnxRuntimeRunner
 
@@ -49,6 +49,7 @@ def test_exact_at_every_level_and_all_int8(
         expected = model(images)
     assert len(expected.unique()) > 5, "a constant output would agree with anything"
     path = export_onnx(model, tmp_path / "model.onnx", example=images)
+    assert [str(finding) for finding in lint(path, "onnxruntime")] == []
     for level in LEVELS:
         got = OnnxRuntimeRunner(path, level=level, optimized=tmp_path / "optimized.onnx")(images)
         assert (got - expected).abs().max().item() == 0.0, level

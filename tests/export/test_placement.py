@@ -8,13 +8,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from qzoo.export import export_onnx
+from qzoo.export import export_onnx, lint
 
 
 class Graph:
     """Producers and readers by tensor name."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         graph = onnx.load(path).graph
         self.nodes = list(graph.node)
         self.producer = {name: n for n in graph.node for name in n.output}
@@ -44,6 +45,11 @@ def test_every_convolution_reads_quantized_operands(case) -> None:
         assert [graph.producer[name].op_type for name in conv.input[:2]] == ["DequantizeLinear"] * 2
     assert not graph.of_type("BatchNormalization")
     assert not graph.of_type("Pad"), "the lopsided padding of TensorFlow must be the convolution's own"
+
+
+def test_nothing_for_lint(case) -> None:
+    target, graph = case
+    assert [str(finding) for finding in lint(graph.path, target)] == []
 
 
 def test_adds(case) -> None:

@@ -1,0 +1,55 @@
+"""``qzoo lint``: what of a Q/DQ file will not run in int8."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import groupby
+from pathlib import Path
+
+from qzoo.commands import Add
+from qzoo.scheme import TARGETS
+
+_SHOWN = 5
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    text = "Say what of a Q/DQ ONNX file will run slowly or in float, in which runtime, and why."
+    sub = add("lint", _run, text)
+    sub.add_argument("files", nargs="+", metavar="FILE", type=Path, help="ONNX files, of qzoo or not")
+    sub.add_argument(
+        "--target",
+        choices=list(TARGETS),
+        help="this runtime only (default: what the file was exported for, else all)",
+    )
+    sub.add_argument("--json", action="store_true", help="findings as JSON, all nodes listed")
+    sub.epilog = "Exit status: 0 no findings, 1 findings, 2 the file can't be read."
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qzoo.export.lint import lint, written_for
+
+    found = {}
+    for file in args.files:
+        target = args.target or written_for(file)
+        found[file] = lint(file, target)
+        if not args.json:
+            _print(file, target, found[file])
+    if args.json:
+        print(json.dumps({str(file): [f.to_dict() for f in rows] for file, rows in found.items()}, indent=2))
+    return 1 if any(found.values()) else 0
+
+
+def _print(file: Path, target: str | None, findings: list) -> None:
+    print(
+        f"{file}: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} for {target or 'all targets'}"
+    )
+    for rule, group in groupby(findings, key=lambda finding: finding.rule):
+        rows = list(group)
+        print(f"\n{rule}: {len(rows)} x, hits {', '.join(rows[0].targets)}")
+        print(f"  why: {rows[0].why}\n  fix: {rows[0].fix}")
+        for row in rows[:_SHOWN]:
+            print(f"  at   {' > '.join(row.nodes) or 'the whole graph'}")
+        if len(rows) > _SHOWN:
+            print(f"  and {len(rows) - _SHOWN} more places (--json lists all)")

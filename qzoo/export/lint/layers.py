@@ -1,0 +1,243 @@
+"""Rules about convolutions and linear layers: operands, bias, output, BatchNorm."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from qzoo.export.lint.graph import CONVOLUTIONS, WEIGHTED, Graph, attribute
+from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
+
+_TOLERANCE = 1e-3
+
+
+def _not_quantized(graph: Graph) -> Hits:
+    kinds = {node.op_type for node in graph.nodes}
+    if not kinds & {"QuantizeLinear", "DequantizeLinear"} and not any("QLinear" in kind for kind in kinds):
+        yield ()
+
+
+def _integer_operators(graph: Graph) -> Hits:
+    for node in graph.nodes:
+        if node.op_type.startswith("QLinear") or node.op_type in ("ConvInteger", "MatMulInteger", "QGemm"):
+            yield (node,)
+
+
+def _float_input(graph: Graph) -> Hits:
+    if any(graph.of("QuantizeLinear", "DequantizeLinear")):
+        for node in graph.of(*WEIGHTED):
+            operands = node.input[:1] if graph.has_weight(node) else node.input[:2]
+            if not all(graph.is_dequantized(x) for x in operands):
+                yield (node,)
+
+
+def _float_weight(graph: Graph) -> Hits:
+    for node in graph.of(*WEIGHTED):
+        if graph.is_constant(node.input[1]) and graph.is_dequantized(node.input[0]):
+            yield (node,)
+
+
+def _quantized_at_load(graph: Graph) -> Hits:
+    for node in graph.of("QuantizeLinear"):
+        if graph.is_constant(node.input[0]):
+            yield (node,)
+
+
+def _no_kernel(graph: Graph) -> Hits:
+    for node in graph.of("ConvTranspose"):
+        if graph.runs_quantized(node):
+            yield (node,)
+
+
+def _channel_axis(graph: Graph) -> Hits:
+    for node in graph.of(*WEIGHTED):
+        dq = graph.producer(node.input[1])
+        scale = graph.scale(dq) if dq is not None and dq.op_type == "DequantizeLinear" else None
+        if dq is None or scale is None or scale.size == 1 or attribute(dq, "block_size", 0):
+            continue
+        rank = len(graph.shape(dq.input[0]))
+        if rank and attribute(dq, "axis", 1) % rank != _output_axis(node, rank):
+            yield (dq, node)
+
+
+def _output_axis(node: NodeProto, rank: int) -> int:
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}[node.op_type]
+
+
+def _output_float(graph: Graph) -> Hits:
+    for node in graph.of("Conv", "Gemm"):
+        if (
+            graph.runs_quantized(node)
+            and not _has_own_rule(graph, node)
+            and not graph.is_quantized_once(node)
+        ):
+            yield (node,)
+
+
+def _has_own_rule(graph: Graph, node: NodeProto) -> bool:
+    return any(reader.op_type in ("BatchNormalization", "Add") for reader in graph.readers(node))
+
+
+def _loose_bias(graph: Graph) -> Hits:
+    for add in graph.of("Add"):
+        for x, other in (add.input, reversed(add.input)):
+            layer = graph.producer(x)
+            if layer is not None and layer.op_type in CONVOLUTIONS and graph.is_constant(other):
+                yield (layer, add)
+
+
+def _bias_scale(graph: Graph) -> Hits:
+    for node in graph.of("Conv", "Gemm"):
+        operands = [graph.source(name) for name in node.input[:3]]
+        if len(operands) < 3 or any(n is None or n.op_type != "DequantizeLinear" for n in operands):
+            continue
+        x, w, bias = (graph.scale(n) for n in operands if n is not None)
+        if x is None or w is None or bias is None or x.size != 1:
+            continue
+        if not np.allclose(bias.reshape(-1), (x * w).reshape(-1), rtol=_TOLERANCE, atol=0.0):
+            yield tuple(n for n in (operands[2], node) if n is not None)
+
+
+def _int32_bias(graph: Graph) -> Hits:
+    for node in graph.of("DequantizeLinear"):
+        if graph.int_type(node) == "int32":
+            yield (node,)
+
+
+def _bias_too_large(graph: Graph) -> Hits:
+    """A float bias beyond 2**31 of its unit: a channel of nearly zero weights, as a rule."""
+    for node in graph.of("Conv", "Gemm"):
+        bias = graph.array(node.input[2]) if len(node.input) > 2 and graph.runs_quantized(node) else None
+        x, w = (graph.source(name) for name in node.input[:2])
+        if bias is None or x is None or w is None:
+            continue
+        steps = (graph.scale(x), graph.scale(w))
+        if steps[0] is None or steps[1] is None or steps[0].size != 1:
+            continue
+        unit = (steps[0].astype(np.float64) * steps[1]).reshape(-1)
+        if len(unit) in (1, bias.size) and (np.abs(bias.reshape(-1)) >= 2.0**31 * unit).any():
+            yield (node,)
+
+
+def _norm_after_layer(graph: Graph) -> Hits:
+    for norm in graph.of("BatchNormalization"):
+        layer = graph.producer(norm.input[0])
+        if layer is not None and graph.runs_quantized(layer):
+            yield (layer, norm)
+
+
+def _norm_after_pair(graph: Graph) -> Hits:
+    for norm in graph.of("BatchNormalization"):
+        dq = graph.source(norm.input[0])
+        if dq is not None and graph.is_dequantized(norm.input[0]):
+            yield (dq, norm)
+
+
+RULES = (
+    Rule(
+        "not-quantized",
+        EVERY,
+        "The file has no QuantizeLinear: everything runs in floating point.",
+        "Quantize and calibrate the model, then export it.",
+        _not_quantized,
+    ),
+    Rule(
+        "integer-operators",
+        (TRT,),
+        "TensorRT reads Q/DQ pairs; it has no operators of the QLinear and Integer kind.",
+        "Write the Q/DQ format (QuantFormat.QDQ in onnxruntime.quantization).",
+        _integer_operators,
+    ),
+    Rule(
+        "float-input",
+        EVERY,
+        "The layer's input is not quantized, so the layer runs in floating point.",
+        "Quantize every input of a weighted layer.",
+        _float_input,
+    ),
+    Rule(
+        "float-weight",
+        (OV, TRT),
+        "The input is quantized and the weight is not: the layer runs in floating point.",
+        "Store the weight as int8 with a DequantizeLinear, one scale per output channel.",
+        _float_weight,
+    ),
+    Rule(
+        "weight-quantized-at-load",
+        (ORT, OV),
+        "The weight is stored in floating point behind a QuantizeLinear: the file is four times as large, and the "
+        "weight is quantized again at each load.",
+        "Store the integers (weights='int8' in qzoo.export_onnx).",
+        _quantized_at_load,
+    ),
+    Rule(
+        "no-int8-kernel",
+        (ORT, OV),
+        "There is no int8 kernel for a transposed convolution.",
+        "Leave it in float without Q/DQ, or upsample by Resize and a convolution.",
+        _no_kernel,
+    ),
+    Rule(
+        "channel-axis",
+        EVERY,
+        "The weight has one scale per input channel; an int8 kernel can only rescale output channels.",
+        "Quantize per output channel: axis 0 of Conv, the last axis of MatMul's right operand.",
+        _channel_axis,
+    ),
+    Rule(
+        "output-float",
+        (ORT,),
+        "ONNX Runtime makes an int8 kernel only of a layer whose output goes into one QuantizeLinear and nowhere "
+        "else; this one runs in float.",
+        "Quantize the output (after the ReLU where there is one), once for all its readers.",
+        _output_float,
+    ),
+    Rule(
+        "loose-bias",
+        (ORT,),
+        "The bias is an Add of its own between the convolution and the next QuantizeLinear, which keeps the "
+        "convolution in float.",
+        "Make it the convolution's third input.",
+        _loose_bias,
+    ),
+    Rule(
+        "bias-scale",
+        (ORT,),
+        "The scale of the int32 bias is not input scale x weight scale, so that it can't be added to the int32 sums; "
+        "the layer runs in float.",
+        "Quantize the bias with that scale, or keep it in float: the runtime converts it.",
+        _bias_scale,
+    ),
+    Rule(
+        "int32-bias",
+        (TRT,),
+        "TensorRT's DequantizeLinear takes no int32.",
+        "Keep the bias in float (QuantizeBias=False in onnxruntime.quantization).",
+        _int32_bias,
+    ),
+    Rule(
+        "bias-overflow",
+        (ORT, OV),
+        "The bias does not fit an int32 in units of input scale x weight scale: it saturates, and its channel is "
+        "wrong.",
+        "Give the channel, whose weights are nearly zero, a wider weight range.",
+        _bias_too_large,
+    ),
+    Rule(
+        "bn-not-folded",
+        (ORT,),
+        "A BatchNormalization between the layer and the next QuantizeLinear keeps the layer in float.",
+        "Fold it into the weights before the export (qzoo.export_onnx does).",
+        _norm_after_layer,
+    ),
+    Rule(
+        "bn-after-dq",
+        EVERY,
+        "Q/DQ between a layer and its BatchNormalization: the two can't be fused, and the BatchNormalization runs in "
+        "float.",
+        "Fold it into the weights before the export, or move the Q/DQ behind it.",
+        _norm_after_pair,
+    ),
+)

@@ -1,0 +1,33 @@
+"""What a rule is: where it looks, whom it hits, why, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from qzoo.export.lint.graph import Graph
+
+ORT, OV, TRT = "onnxruntime", "openvino", "tensorrt"
+EVERY = (ORT, OV, TRT)
+
+Hits = Iterator[tuple[NodeProto, ...]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way in which a Q/DQ graph loses int8 speed, or is refused.
+
+    Attributes:
+        id: short name, such as ``"bn-not-folded"``.
+        targets: the runtimes that it hits.
+        why, fix: one sentence each.
+        find: yields the nodes of each place.
+    """
+
+    id: str
+    targets: tuple[str, ...]
+    why: str
+    fix: str
+    find: Callable[[Graph], Hits]

@@ -1,0 +1,134 @@
+"""Rules about the numbers: types, zero points, scales and their granularity."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from qzoo.export.lint.graph import Graph
+from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
+
+_BYTE = ("int8", "uint8")
+
+
+def _activations(graph: Graph) -> list[NodeProto]:
+    return [q for q in graph.of("QuantizeLinear") if not graph.is_weight(q)]
+
+
+def _weights(graph: Graph) -> list[NodeProto]:
+    """DQ of stored weights, not of biases."""
+    pairs = (dq for dq in graph.of("DequantizeLinear") if graph.is_weight(dq))
+    return [dq for dq in pairs if graph.int_type(dq) != "int32"]
+
+
+def _asymmetric(graph: Graph) -> Hits:
+    for node in (*_activations(graph), *_weights(graph)):
+        zero = graph.zero_point(node)
+        if zero is not None and zero.any():
+            yield (node,)
+
+
+def _unsigned(graph: Graph) -> Hits:
+    for node in (*_activations(graph), *_weights(graph)):
+        if graph.int_type(node).startswith("uint"):
+            yield (node,)
+
+
+def _weight_zero_point(graph: Graph) -> Hits:
+    for node in _weights(graph):
+        zero = graph.zero_point(node)
+        if zero is not None and zero.any():
+            yield (node,)
+
+
+def _per_channel(graph: Graph) -> Hits:
+    for q in _activations(graph):
+        scale = graph.scale(q)
+        if scale is not None and scale.size > 1:
+            yield (q,)
+
+
+def _wide_activation(graph: Graph) -> Hits:
+    for q in _activations(graph):
+        if graph.int_type(q) and graph.int_type(q) not in _BYTE:
+            yield (q,)
+
+
+def _odd_activation(graph: Graph) -> Hits:
+    for q in _activations(graph):
+        if graph.int_type(q) not in ("", *_BYTE, "float8e4m3fn", "float4e2m1"):
+            yield (q,)
+
+
+def _narrow_convolution(graph: Graph) -> Hits:
+    for node in graph.of("Conv", "ConvTranspose"):
+        dq = graph.producer(node.input[1])
+        if dq is not None and dq.op_type == "DequantizeLinear" and graph.int_type(dq) not in ("", *_BYTE):
+            yield (dq, node)
+
+
+def _bad_scale(graph: Graph) -> Hits:
+    for node in graph.of("QuantizeLinear", "DequantizeLinear"):
+        scale = graph.scale(node)
+        if scale is not None and not (np.isfinite(scale.astype(np.float32)) & (scale > 0)).all():
+            yield (node,)
+
+
+RULES = (
+    Rule(
+        "zero-point",
+        (TRT,),
+        "TensorRT quantizes symmetrically: the zero point must be 0.",
+        "Calibrate symmetric ranges (ActivationSymmetric and WeightSymmetric in onnxruntime.quantization).",
+        _asymmetric,
+    ),
+    Rule(
+        "unsigned-type",
+        (TRT,),
+        "TensorRT has no uint8: its quantized integers are signed.",
+        "Use int8 with zero point 0 (target 'tensorrt' of qzoo.export_onnx).",
+        _unsigned,
+    ),
+    Rule(
+        "weight-zero-point",
+        (OV,),
+        "The weight has a zero point, with which OpenVINO runs the layer in float.",
+        "Quantize weights symmetrically: int8 with zero point 0.",
+        _weight_zero_point,
+    ),
+    Rule(
+        "per-channel-activation",
+        (ORT, TRT),
+        "The activation has a scale per channel; int8 kernels sum over channels and take one scale.",
+        "Quantize activations per tensor; equalize the channels' ranges before (qzoo.ptq.equalize).",
+        _per_channel,
+    ),
+    Rule(
+        "activation-type",
+        (ORT, OV),
+        "The CPU kernels take activations of 8-bit integers; in this type the layers run in float.",
+        "Use uint8 or int8.",
+        _wide_activation,
+    ),
+    Rule(
+        "activation-type-tensorrt",
+        (TRT,),
+        "TensorRT quantizes activations to int8, FP8 E4M3 or FP4.",
+        "Use int8 or E4M3.",
+        _odd_activation,
+    ),
+    Rule(
+        "narrow-convolution",
+        EVERY,
+        "No convolution kernel takes weights of this type: they are converted and the layer runs in float.",
+        "Store the weights as int8; narrower ones keep their levels in it.",
+        _narrow_convolution,
+    ),
+    Rule(
+        "scale",
+        EVERY,
+        "A scale is zero, negative or not finite.",
+        "Calibrate again; channels of zeros take the scale 1.",
+        _bad_scale,
+    ),
+)

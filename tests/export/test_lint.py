@@ -1,0 +1,409 @@
+"""Every rule of lint on a graph that breaks it and on the mended one; where a rule is ONNX Runtime's or OpenVINO's,
+the runtime itself is asked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from qdq_graphs import INT8, UINT8, Draft, optimized_ops
+
+from qzoo.cli import main
+from qzoo.export import export_onnx
+from qzoo.export.lint import RULES, lint
+
+MIDDLE = np.uint8(128)
+F32 = np.float32
+Write = Callable[[Draft], str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A broken graph, a mended one, and what a runtime then does.
+
+    ort: an operator of which ONNX Runtime has more in the mended graph; ov: an OpenVINO layer that runs in f32 in the
+    broken graph only; nodes: what the finding must name.
+    """
+
+    bad: Write
+    good: Write
+    nodes: tuple[str, ...]
+    ort: str = ""
+    ov: str = ""
+
+
+def x(d: Draft) -> str:
+    return d.pair("image", MIDDLE)
+
+
+def conv_q(d: Draft, **kw) -> str:
+    return d.pair(d.conv(x(d), **kw), MIDDLE)
+
+
+def conv_relu_q(d: Draft, zero=UINT8) -> str:
+    return d.pair(d.op("Relu", d.conv(x(d))), zero)
+
+
+def norm(d: Draft, tensor: str) -> str:
+    return d.op("BatchNormalization", tensor, *[d.const(np.ones(8, F32)) for _ in range(4)])
+
+
+def clip6(d: Draft, scale: float) -> str:
+    return d.pair(d.op("Clip", d.conv(x(d)), d.const(F32(0)), d.const(F32(6))), UINT8, F32(scale))
+
+
+def residual(d: Draft, branch: bool = True, skip: bool = True, zero=MIDDLE) -> str:
+    start = d.pair("image", zero)
+    side, main_ = d.conv(start), d.conv(start)
+    side = d.pair(side, zero) if skip else side
+    main_ = d.pair(main_, zero) if branch else main_
+    return d.pair(d.op("Add", main_, side), zero)
+
+
+def bias32(d: Draft, scale: float) -> str:
+    q = d.const(np.ones(8, np.int32))
+    return conv_q(d, bias=d.dq(q, np.zeros(8, np.int32), np.full(8, scale, F32), axis=0))
+
+
+def float_weight(d: Draft) -> str:
+    return d.const(d.random.normal(size=(8, 8, 3, 3)).astype(F32))
+
+
+def weight_pair(d: Draft) -> str:
+    return d.pair(float_weight(d), np.zeros(8, np.int8), np.full(8, 0.01, F32), axis=0)
+
+
+def per_channel(d: Draft) -> str:
+    return d.pair("image", np.full(8, 128, np.uint8), np.full(8, 0.05, F32), axis=1)
+
+
+def int4_weight(d: Draft) -> str:
+    q = onnx.helper.make_tensor("w4", onnx.TensorProto.INT4, (8, 8, 3, 3), np.ones(576, int))
+    d.initializers.append(q)
+    return d.op("DequantizeLinear", "w4", d.const(np.full(8, 0.01, F32)), axis=0)
+
+
+def gap(d: Draft, tensor: str) -> str:
+    return d.op("GlobalAveragePool", tensor)
+
+
+def moved(d: Draft, scale: float) -> str:
+    return d.pair(d.op("Transpose", x(d), perm=[0, 2, 3, 1]), MIDDLE, F32(scale))
+
+
+def max_pool(d: Draft, tensor: str) -> str:
+    return d.op("MaxPool", tensor, kernel_shape=[2, 2])
+
+
+def shared(d: Draft, zero) -> str:
+    start = d.pair("image", zero)
+    return d.pair(d.op("Add", d.pair(d.conv(start), zero), start), zero)
+
+
+def q_names(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"quantizelinear{i}" for i in numbers)
+
+
+CASES: dict[str, Case] = {
+    "not-quantized": Case(
+        lambda d: d.conv("image", weight=float_weight(d)), conv_q, (), "QLinearConv", "Convolution"
+    ),
+    "integer-operators": Case(
+        lambda d: d.op("MatMulInteger", d.q(d.op("Flatten", "image")), d.const(np.ones((512, 4), np.int8))),
+        conv_q,
+        ("matmulinteger0",),
+    ),
+    "float-input": Case(lambda d: d.pair(d.conv("image")), conv_q, ("conv0",), "QLinearConv", "Convolution"),
+    "float-weight": Case(lambda d: conv_q(d, weight=float_weight(d)), conv_q, ("conv0",), ov="Convolution"),
+    "weight-quantized-at-load": Case(
+        lambda d: conv_q(d, weight=weight_pair(d)), conv_q, ("quantizelinear0",)
+    ),
+    "no-int8-kernel": Case(
+        lambda d: d.pair(d.op("ConvTranspose", x(d), d.weight(8, 8, 3, 3, axis=1)), MIDDLE),
+        conv_q,
+        ("convtranspose0",),
+        "QLinearConv",
+        "Deconvolution",
+    ),
+    "channel-axis": Case(
+        lambda d: conv_q(d, weight=d.weight(8, 8, 3, 3, axis=1)),
+        conv_q,
+        ("dequantizelinear0", "conv0"),
+        "QLinearConv",
+        "Convolution",
+    ),
+    "output-float": Case(lambda d: d.conv(x(d)), conv_q, ("conv0",), "QLinearConv"),
+    "loose-bias": Case(
+        lambda d: d.pair(d.op("Add", d.conv(x(d), bias=""), d.const(np.ones((1, 8, 1, 1), F32))), MIDDLE),
+        conv_q,
+        ("conv0", "add0"),
+        "QLinearConv",
+    ),
+    "bias-scale": Case(
+        lambda d: bias32(d, 0.1),
+        lambda d: bias32(d, 0.05 * 0.01),
+        ("dequantizelinear0", "conv0"),
+        "QLinearConv",
+    ),
+    "int32-bias": Case(lambda d: bias32(d, 0.05 * 0.01), conv_q, ("dequantizelinear0",)),
+    "bias-overflow": Case(
+        lambda d: conv_q(d, bias=d.const(np.full(8, 2e6, F32))),
+        lambda d: conv_q(d, bias=d.const(np.full(8, 1e6, F32))),
+        ("conv0",),
+    ),
+    "bn-not-folded": Case(
+        lambda d: d.pair(norm(d, d.conv(x(d))), MIDDLE),
+        conv_q,
+        ("conv0", "batchnormalization0"),
+        "QLinearConv",
+    ),
+    "bn-after-dq": Case(
+        lambda d: d.pair(norm(d, conv_q(d)), MIDDLE), conv_q, ("dequantizelinear2", "batchnormalization0")
+    ),
+    "q-before-relu": Case(
+        lambda d: d.pair(d.op("Relu", conv_q(d))), conv_relu_q, ("conv0", "quantizelinear1", "relu0")
+    ),
+    "signed-after-relu": Case(
+        lambda d: conv_relu_q(d, INT8), conv_relu_q, ("relu0", "quantizelinear1"), "QLinearConv"
+    ),
+    "clip-wider-range": Case(
+        lambda d: clip6(d, 7 / 255), lambda d: clip6(d, 6 / 255), ("clip0", "quantizelinear1"), "QLinearConv"
+    ),
+    "add-float-input": Case(lambda d: residual(d, branch=False), residual, ("add0", "conv1"), "QLinearAdd"),
+    "residual-float": Case(
+        lambda d: residual(d, branch=False, skip=False, zero=INT8),
+        lambda d: residual(d, branch=False, zero=INT8),
+        ("add0",),
+    ),
+    "q-on-branch": Case(
+        lambda d: residual(d, zero=INT8),
+        lambda d: residual(d, branch=False, zero=INT8),
+        ("conv1", "quantizelinear2", "add0"),
+    ),
+    "op-output-float": Case(
+        lambda d: d.op("Add", x(d), x(d)),
+        lambda d: d.pair(d.op("Add", x(d), x(d)), MIDDLE),
+        ("add0",),
+        "QLinearAdd",
+    ),
+    "pool-float-input": Case(
+        lambda d: d.pair(gap(d, d.op("Relu", d.conv(x(d))))),
+        lambda d: d.pair(gap(d, conv_relu_q(d))),
+        ("conv0", "globalaveragepool0"),
+        "QLinearGlobalAveragePool",
+        "Reduce",
+    ),
+    "reduce-mean": Case(
+        lambda d: d.pair(d.op("ReduceMean", x(d), d.const(np.array([2, 3])))),
+        lambda d: d.pair(gap(d, x(d)), MIDDLE),
+        ("reducemean0",),
+        "QLinearGlobalAveragePool",
+    ),
+    "max-pool-before-q": Case(
+        lambda d: d.pair(max_pool(d, d.op("Relu", d.conv(x(d))))),
+        lambda d: d.pair(max_pool(d, conv_relu_q(d))),
+        ("conv0", "maxpool0"),
+        ov="Pooling",
+    ),
+    "double-pair": Case(
+        lambda d: d.pair(d.conv(d.pair(x(d), MIDDLE, F32(0.1))), MIDDLE),
+        conv_q,
+        ("dequantizelinear0", "quantizelinear1"),
+    ),
+    "scale-changes": Case(
+        lambda d: moved(d, 0.1),
+        lambda d: moved(d, 0.05),
+        ("dequantizelinear0", "transpose0", "quantizelinear1"),
+    ),
+    "shared-int8": Case(
+        lambda d: shared(d, INT8), lambda d: shared(d, MIDDLE), ("quantizelinear0",), "QLinearConv"
+    ),
+    "float-island": Case(
+        lambda d: d.pair(d.op("HardSwish", conv_q(d)), MIDDLE),
+        lambda d: d.pair(d.op("Sigmoid", conv_q(d))),
+        ("hardswish0",),
+        "QLinearSigmoid",
+    ),
+    "zero-point": Case(
+        lambda d: d.conv(d.pair("image", np.int8(3))),
+        lambda d: d.conv(d.pair("image", INT8)),
+        ("quantizelinear0",),
+    ),
+    "unsigned-type": Case(
+        lambda d: d.conv(d.pair("image", UINT8)),
+        lambda d: d.conv(d.pair("image", INT8)),
+        ("quantizelinear0",),
+    ),
+    "weight-zero-point": Case(
+        lambda d: conv_q(d, weight=d.weight(8, 8, 3, 3, zero=np.int8(3))),
+        conv_q,
+        ("dequantizelinear0",),
+        ov="Convolution",
+    ),
+    "per-channel-activation": Case(
+        lambda d: d.pair(d.conv(per_channel(d)), MIDDLE), conv_q, ("quantizelinear0",), "QLinearConv"
+    ),
+    "activation-type": Case(
+        lambda d: d.pair(d.conv(d.pair("image", np.int16(0))), np.int16(0)),
+        conv_q,
+        ("quantizelinear0",),
+        "QLinearConv",
+        "Convolution",
+    ),
+    "activation-type-tensorrt": Case(
+        lambda d: d.conv(d.pair("image", np.int16(0))),
+        lambda d: d.conv(d.pair("image", INT8)),
+        ("quantizelinear0",),
+    ),
+    "narrow-convolution": Case(
+        lambda d: conv_q(d, weight=int4_weight(d)), conv_q, ("dequantizelinear0", "conv0"), "QLinearConv"
+    ),
+    "scale": Case(
+        lambda d: d.conv(d.pair("image", INT8, F32(0))),
+        lambda d: d.conv(d.pair("image", INT8)),
+        ("quantizelinear0",),
+    ),
+}
+
+
+def test_every_rule_has_a_case() -> None:
+    assert [rule.id for rule in RULES] == list({rule.id: None for rule in RULES}), "an id twice"
+    assert set(CASES) == {rule.id for rule in RULES}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request, tmp_path: Path) -> tuple[str, Case, Path, Path]:
+    name: str = request.param
+    case, files = CASES[name], []
+    for kind, write in (("bad", case.bad), ("good", case.good)):
+        draft = Draft()
+        output = write(draft)
+        files.append(draft.save(tmp_path / f"{kind}.onnx", output))
+    return name, case, files[0], files[1]
+
+
+def test_rule(case) -> None:
+    name, expected, bad, good = case
+    found = [f for f in lint(bad) if f.rule == name]
+    assert found, "the broken graph is not found"
+    assert found[0].nodes == expected.nodes
+    (rule,) = (r for r in RULES if r.id == name)
+    for target in rule.targets:
+        assert name in {f.rule for f in lint(bad, target)}
+        assert name not in {f.rule for f in lint(good, target)}
+    for target in {"onnxruntime", "openvino", "tensorrt"} - set(rule.targets):
+        assert name not in {f.rule for f in lint(bad, target)}
+
+
+def test_onnxruntime_agrees(case) -> None:
+    """The kernel that the rule speaks of is there in the mended graph only."""
+    name, expected, bad, good = case
+    (rule,) = (r for r in RULES if r.id == name)
+    if "onnxruntime" in rule.targets and expected.ort:
+        assert optimized_ops(bad)[expected.ort] < optimized_ops(good)[expected.ort]
+        # What an extra operator costs may hide in a larger graph, but nothing else may be wrong with the mended one.
+        assert {f.rule for f in lint(good, "onnxruntime")} == set()
+
+
+def test_openvino_agrees(case) -> None:
+    pytest.importorskip("openvino")
+    _, expected, bad, good = case
+    if expected.ov:
+        assert expected.ov in openvino_float_layers(bad)
+        assert expected.ov not in openvino_float_layers(good)
+
+
+def openvino_float_layers(path: Path) -> set[str]:
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    return {i["layerType"].astype(str) for i in infos if i["runtimePrecision"].astype(str) == "f32"}
+
+
+# Whole files
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_own_files_are_clean(build, tmp_path: Path, target: str) -> None:
+    """test_placement.py and test_parity.py look at larger networks."""
+    model, images = build("resnet8", 16)
+    path = export_onnx(model, tmp_path / "model.onnx", example=images, target=target)
+    assert [str(f) for f in lint(path, target)] == []
+    others = Counter(f.rule for t in {"onnxruntime", "tensorrt"} - {target} for f in lint(path, t))
+    assert sum(others.values()) > 5, "no file suits both"
+
+
+class Random(CalibrationDataReader):
+    def __init__(self) -> None:
+        self.left = [{"image": np.random.default_rng(0).normal(size=(2, 8, 8, 8)).astype(F32)}]
+
+    def get_next(self):
+        return self.left.pop() if self.left else None
+
+
+def float_net(d: Draft) -> str:
+    def weight() -> str:
+        return d.const(d.random.normal(size=(8, 8, 3, 3)).astype(F32) * 0.1)
+
+    first = d.op("Relu", d.conv("image", weight=weight()))
+    second = d.op("Relu", d.op("Add", d.conv(first, weight=weight()), first))
+    return d.op("Flatten", gap(d, second))
+
+
+def test_files_of_quantize_static(tmp_path: Path) -> None:
+    draft = Draft()
+    source = draft.save(tmp_path / "float.onnx", float_net(draft))
+    assert {f.rule for f in lint(source)} == {"not-quantized"}
+    file = tmp_path / "static.onnx"
+    options = {"per_channel": True, "weight_type": QuantType.QInt8}
+    quantize_static(source, file, Random(), activation_type=QuantType.QUInt8, **options)
+    assert lint(file, "onnxruntime") == []
+    ops = optimized_ops(file)
+    assert (ops["QLinearConv"], ops["QLinearAdd"], ops["QLinearGlobalAveragePool"]) == (2, 1, 1)
+    rules = {f.rule for f in lint(file, "tensorrt")}
+    assert {"zero-point", "unsigned-type", "int32-bias", "q-on-branch"} <= rules
+    # With int8 activations, its default, the skip's two readers keep everything in float.
+    quantize_static(source, file, Random(), activation_type=QuantType.QInt8, **options)
+    assert [f.rule for f in lint(file, "onnxruntime")] == ["shared-int8"]
+    assert (optimized_ops(file)["QLinearConv"], optimized_ops(file)["Conv"]) == (0, 2)
+
+
+def test_command(tmp_path: Path, capsys) -> None:
+    good, bad = Draft(), Draft()
+    clean = good.save(tmp_path / "good.onnx", conv_q(good))
+    broken = bad.save(tmp_path / "bad.onnx", CASES["bn-not-folded"].bad(bad))
+    assert main(["lint", str(clean), "--target", "onnxruntime"]) == 0
+    assert "no findings for onnxruntime" in capsys.readouterr().out
+    assert main(["lint", str(broken), "--target", "onnxruntime"]) == 1
+    text = capsys.readouterr().out
+    assert "conv0 > batchnormalization0" in text
+    assert "Fold it" in text
+    assert main(["lint", str(clean), str(broken), "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert {"unsigned-type", "zero-point"} <= {row["rule"] for row in rows[str(clean)]}
+    assert "bn-not-folded" in {row["rule"] for row in rows[str(broken)]}
+    assert main(["lint", str(tmp_path / "none.onnx")]) == 2
+    (tmp_path / "text.onnx").write_text("no protobuf")
+    assert main(["lint", str(tmp_path / "text.onnx")]) == 2
+    assert "not an ONNX file" in capsys.readouterr().err
+
+
+def test_default_target_is_the_one_exported_for(build, tmp_path: Path) -> None:
+    model, images = build("resnet8", 16)
+    path = export_onnx(model, tmp_path / "model.onnx", example=images, target="tensorrt")
+    assert main(["lint", str(path)]) == 0
+    assert main(["lint", str(path), "--target", "onnxruntime"]) == 1
+
+
+def test_unknown_target(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tensorrt"):
+        lint(tmp_path / "x.onnx", "tflite")
