@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from qzoo.build import build
     from qzoo.calibrate import calibrate
     from qzoo.checkpoint import load_pretrained, save_pretrained
+    from qzoo.deploy import deploy
     from qzoo.evaluate import evaluate
     from qzoo.export.onnx import export_onnx
+    from qzoo.inspection import inspect
     from qzoo.legacy import load_calibrated
     from qzoo.publish import publish
     from qzoo.scheme import Scheme, set_target
+    from qzoo.sensitivity import sensitivity
     from qzoo.train import train
     from qzoo.verify import verify
     from qzoo.zoo import create_model, list_models
@@ -37,7 +40,10 @@ __all__ = [
     "evaluate",
     "train",
     "export_onnx",
+    "deploy",
     "benchmark",
+    "sensitivity",
+    "inspect",
     "build",
     "publish",
     "verify",
@@ -56,7 +62,10 @@ _MODULE_OF = {
     "evaluate": "qzoo.evaluate",
     "train": "qzoo.train",
     "export_onnx": "qzoo.export.onnx",
+    "deploy": "qzoo.deploy",
     "benchmark": "qzoo.benchmark",
+    "sensitivity": "qzoo.sensitivity",
+    "inspect": "qzoo.inspection",
     "build": "qzoo.build",
     "publish": "qzoo.publish",
     "verify": "qzoo.verify",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import os
+import re
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo import peers
 from qzoo import runtimes as rt
+from qzoo.contenders import Contender, contenders
 from qzoo.errors import DataError
 from qzoo.evaluate import Evaluation, evaluate
-from qzoo.export import export_onnx
 from qzoo.progress import track
-from qzoo.results import Report, Row
-from qzoo.scheme import set_target
+from qzoo.results import Against, Report, Row
+from qzoo.runtimes.process import Process
 from qzoo.timing import Samples, measure, ratio
 
 _CACHE_BYTES = 2**30  # a data set up to this size is decoded once, not once for every runtime
@@ -36,6 +37,8 @@ class Options:
         batches: batch sizes of the latencies; the largest one gives the throughput.
         threads: threads a timed call may use. Accuracy is measured with all.
         seconds: about how long each model is timed in each runtime at each batch size.
+        compare: names of :data:`qzoo.peers.PEERS`.
+        details: measure what the page shows of single layers too: sensitivity, histograms, time of every node.
         progress: show progress bars.
     """
 
@@ -43,6 +46,8 @@ class Options:
     batches: tuple[int, ...] = (1, 8)
     threads: int = 1
     seconds: float = 2.0
+    compare: tuple[str, ...] = ()
+    details: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -53,6 +58,7 @@ class Options:
         unknown = [name for name in self.runtimes if name not in rt.RUNTIMES]
         if unknown or not self.runtimes:
             raise ValueError(f"no runtime {', '.join(unknown)!r}; expected some of {', '.join(rt.RUNTIMES)}")
+        peers.check(self.compare, self.runtimes)
 
 
 def benchmark(
@@ -64,6 +70,9 @@ def benchmark(
     batches: Sequence[int] = (1, 8),
     threads: int = 1,
     seconds: float = 2.0,
+    compare: Sequence[str] = (),
+    calibration_images: int = 128,
+    details: bool = False,
     progress: bool = True,
 ) -> Report:
     """Measure checkpoints and the float models they were made from, on the same images and machine.
@@ -72,31 +81,43 @@ def benchmark(
         names: checkpoints such as ``"resnet20.fmnist-w8a8"``; they are loaded, with their float model.
         data: folder of labelled images; the embedded test set where the checkpoint has one.
         subset: part of the images, ``"start:stop"``.
-        runtimes: by default all that are installed.
+        runtimes: by default PyTorch, and of ONNX Runtime and OpenVINO what is installed.
+        compare: other tools' models of the same float weights: ``"quantize_static"``, ``"nncf"``,
+            ``"torchvision"``. They are calibrated on the first ``calibration_images`` of the data, which are then
+            left out of the evaluation of everything.
+        details: measure what the page shows of single layers too.
 
     Raises:
-        QzooError: a name, a checkpoint, data or a runtime that is not there.
+        QzooError: a name, a checkpoint, data, a runtime or a peer that is not there.
         ValueError: options out of range.
     """
     from qzoo.data import load_data
     from qzoo.zoo import create_model, float_model
 
-    chosen = tuple(rt.installed() if runtimes is None else runtimes)
-    options = Options(chosen, tuple(batches), threads, seconds, progress)
+    default = [name for name in rt.installed() if rt.runtime_named(name).default]
+    chosen = tuple(default if runtimes is None else runtimes)
+    options = Options(chosen, tuple(batches), threads, seconds, tuple(compare), details, progress)
+    calibrating = any(peer in peers.RUNS_IN for peer in compare)
+    if calibrating:
+        subset = _beyond(subset, calibration_images)
     rows: list[Row] = []
+    notes: list[str] = []
+    found: list[dict[str, Any]] = []
     for name in [names] if isinstance(names, str) else names:
         quantized: Any = create_model(name, pretrained=True)
         config = quantized.qzoo_config
-        batch_size = 250 if config.labels == "fashion-mnist" else 50
-        loader = load_data(
-            config.preprocessing,
-            config.labels,
-            None if data is None else Path(data),
-            subset=subset,
-            batch_size=batch_size,
-        )
-        rows += benchmark_models(name, quantized, float_model(config), loader, options)
-    return new_report(rows, options)
+        folder = None if data is None else Path(data)
+        size = 250 if config.labels == "fashion-mnist" else 50
+        loader = load_data(config.preprocessing, config.labels, folder, subset=subset, batch_size=size)
+        images = None
+        if calibrating:
+            first = f":{calibration_images}"
+            images = torch.cat(
+                [x for x, _ in load_data(config.preprocessing, config.labels, folder, subset=first)]
+            )
+        mine, said, layers = _measure(name, quantized, float_model(config), loader, options, images)
+        rows, notes, found = [*rows, *mine], [*notes, *said], [*found, *layers]
+    return new_report(rows, options, notes, found)
 
 
 def benchmark_models(
@@ -105,163 +126,184 @@ def benchmark_models(
     reference: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
     options: Options,
-) -> list[Row]:
-    """The rows of one checkpoint: float and int8 in each runtime.
+    calibration: Tensor | None = None,
+) -> Report:
+    """The report of one checkpoint: float, int8 and peers in each runtime, each in a process of its own.
 
     Args:
         name: for the table.
-        quantized: calibrated, any target.
+        quantized: calibrated, any target. Its classes must be importable, from files: the processes load them.
         reference: the float model.
         loader: labelled images; the first batch also is what is timed.
+        calibration: images [N, C, H, W] for peers.
 
     Raises:
         DataError: no images.
+        BenchmarkError: a runtime failed; the message says which, with what it printed.
     """
+    rows, notes, details = _measure(name, quantized, reference, loader, options, calibration)
+    return new_report(rows, options, notes, details)
+
+
+def _measure(
+    name: str,
+    quantized: nn.Module,
+    reference: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    options: Options,
+    calibration: Tensor | None,
+) -> tuple[list[Row], list[str], list[dict[str, Any]]]:
+    """Rows, notes and, if asked for, the details of the layers."""
     for runtime in options.runtimes:
         rt.check(runtime)
     batches = _cached(loader)
-    image = next((images[:1] for images, _ in batches), None)
-    if image is None:
+    images = next((images for images, _ in batches), None)
+    if images is None:
         raise DataError("the loader gave no images; check the folder, the split and the subset")
-    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
-        entries = _entries(quantized, reference, image, options, Path(folder))
-        baseline = _record(rt.load(reference, "pytorch", _all_threads()), batches, options)
-        results = [_accuracy(entry, batches, baseline, options) for entry in entries]
-        timed = [_first_calls(entry, image, options) for entry in entries]
-        samples = _latencies(name, [run for run, _, _ in timed], entries, image, options)
-    rows = []
-    for i, entry in enumerate(entries):
-        result, (_, load_seconds, first_ms) = results[i], timed[i]
-        mine = {batch: samples[batch][i] for batch in options.batches}
-        base = next(
-            j for j, e in enumerate(entries) if e.runtime == entry.runtime and e.precision == "float32"
-        )
-        rows.append(
-            Row(
-                model=name,
-                runtime=entry.runtime,
-                precision=entry.precision,
-                images=result.images,
-                top1=result.top1,
-                top1_interval=result.top1_interval,
-                agreement=_known(result.agreement),
-                sqnr_db=_known(result.sqnr_db),
-                latency={batch: s.summary() for batch, s in mine.items()},
-                speedup={b: ratio(samples[b][base].cpu, s.cpu) for b, s in mine.items()},
-                wall_speedup={b: ratio(samples[b][base].wall, s.wall) for b, s in mine.items()},
-                file_bytes=entry.bytes,
-                load_seconds=load_seconds,
-                first_ms=first_ms,
-            )
-        )
-    return rows
+    image, details = images[:1], []
+    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder, ExitStack() as stack:
+        found, notes = contenders(quantized, reference, image, options, calibration, Path(folder))
+        processes = [stack.enter_context(Process(f"{c.title} of {name}")) for c in found]
+        started = [_start(p, c, image, options) for p, c in zip(processes, found, strict=True)]
+        samples = _latencies(name, processes, image, options)
+        peaks = [process.peak_memory() for process in processes]
+        if options.details:
+            from qzoo.details import model_details
+
+            details.append(model_details(name, quantized, images, found, processes, options))
+        logits = _record(reference, batches, options)
+        results = [_accuracy(p, c, batches, logits, options) for p, c in zip(processes, found, strict=True)]
+    rows = [_row(name, i, found, results[i], samples, started[i], peaks[i]) for i in range(len(found))]
+    return rows, [f"{name}: {note}" for note in notes], details
 
 
-def new_report(rows: Sequence[Row], options: Options) -> Report:
+def new_report(
+    rows: Sequence[Row],
+    options: Options,
+    notes: Sequence[str] = (),
+    details: Sequence[dict[str, Any]] = (),
+) -> Report:
     """Rows with the machine, the versions and the date they were measured with."""
     from qzoo.environment import describe
 
-    settings = {"threads": options.threads, "batches": list(options.batches), "seconds": options.seconds}
+    settings = {
+        "threads": options.threads,
+        "batches": list(options.batches),
+        "seconds": options.seconds,
+        "compare": list(options.compare),
+    }
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(tuple(rows), date, settings, describe())
+    return Report(tuple(rows), date, settings, describe(), tuple(notes), tuple(details))
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One model in one runtime; ``load(threads)`` makes it ready."""
-
-    runtime: str
-    precision: str
-    load: Callable[[int], rt.Runner]
-    bytes: int | None
-
-
-def _entries(
-    quantized: nn.Module, reference: nn.Module, image: Tensor, options: Options, folder: Path
-) -> list[_Entry]:
-    """What is measured: float and int8 in each runtime, float first. PyTorch simulates ONNX Runtime's placement."""
-    entries: list[_Entry] = []
-    for runtime in options.runtimes:
-        if runtime == "pytorch":
-            simulation = set_target(copy.deepcopy(quantized), "onnxruntime")
-            entries += [
-                _Entry(runtime, "float32", _opener(reference, runtime), _state_bytes(reference)),
-                _Entry(runtime, "fake-quant int8", _opener(simulation, runtime), None),
-            ]
-            continue
-        for model, precision in ((reference, "float32"), (quantized, "int8")):
-            path = export_onnx(model, folder / f"{runtime}_{precision}.onnx", target=runtime, example=image)
-            entries.append(_Entry(runtime, precision, _opener(path, runtime), path.stat().st_size))
-    return entries
+def _beyond(subset: str | None, calibration_images: int) -> str:
+    """The subset without the calibration images. Raises DataError where it asks for them."""
+    if subset is None:
+        return f"{calibration_images}:"
+    match = re.match(r"(\d*):", subset)
+    if match is not None and int(match[1] or 0) < calibration_images:
+        raise DataError(
+            f"subset {subset!r} holds images that the peers are calibrated on, the first {calibration_images}; "
+            f"start at {calibration_images}"
+        )
+    return subset
 
 
-def _known(value: float | None) -> float:
-    """A figure that is there because there was a reference."""
-    assert value is not None
-    return value
+def _row(
+    name: str,
+    i: int,
+    found: list[Contender],
+    result: Evaluation,
+    samples: dict[int, list[Samples]],
+    started: tuple[float, float, int | None],
+    peak: int | None,
+) -> Row:
+    mine = found[i]
+    base = next(j for j, c in enumerate(found) if c.runtime == mine.runtime and c.precision == "float32")
+    assert result.agreement is not None
+    assert result.sqnr_db is not None
+    against = [
+        Against(other.source, other.runtime, batch, *ratio(s[j].cpu, s[i].cpu))
+        for j, other in enumerate(found)
+        if mine.source == "qzoo" and mine.precision == "int8" and other.source != "qzoo"
+        for batch, s in samples.items()
+    ]
+    return Row(
+        model=name,
+        runtime=mine.runtime,
+        precision=mine.precision,
+        source=mine.source,
+        images=result.images,
+        top1=result.top1,
+        top1_interval=result.top1_interval,
+        agreement=result.agreement,
+        sqnr_db=result.sqnr_db,
+        latency={batch: s[i].summary() for batch, s in samples.items()},
+        speedup={batch: ratio(s[base].cpu, s[i].cpu) for batch, s in samples.items()},
+        wall_speedup={batch: ratio(s[base].wall, s[i].wall) for batch, s in samples.items()},
+        file_bytes=mine.bytes,
+        load_seconds=started[0],
+        first_ms=started[1],
+        peak_rss_bytes=peak,
+        idle_rss_bytes=started[2],
+        against=tuple(against),
+    )
 
 
-def _opener(source: nn.Module | Path, runtime: str) -> Callable[[int], rt.Runner]:
-    return lambda threads: rt.load(source, runtime, threads)
+def _start(
+    process: Process, contender: Contender, image: Tensor, options: Options
+) -> tuple[float, float, int | None]:
+    """Seconds to load, milliseconds of the first call, and memory before (bytes)."""
+    seconds, memory = process.load(contender.runtime, contender.path, options.threads, contender.modules)
+    process.images(image.numpy())
+    return seconds, 1e3 * process.time()[0], memory
 
 
-def _all_threads() -> int:
-    return os.cpu_count() or 1
+def _latencies(
+    name: str, processes: list[Process], image: Tensor, options: Options
+) -> dict[int, list[Samples]]:
+    """For each batch size the samples of every process, timed in turns."""
+    found: dict[int, list[Samples]] = {}
+    for batch in options.batches:
+        images = image.expand(batch, *image.shape[1:]).contiguous().numpy()
+        for process in processes:
+            process.images(images)
+        calls = {f"{i}": process.time for i, process in enumerate(processes)}
+        title = f"time {name}, batch {batch}, {options.threads} thread(s)"
+        samples = measure(
+            calls, seconds=options.seconds, title=title, progress=options.progress, clock=lambda call: call()
+        )
+        found[batch] = [samples[f"{i}"] for i in range(len(processes))]
+    return found
 
 
-def _state_bytes(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values())
-
-
-def _record(run: rt.Runner, batches: Iterable[tuple[Tensor, Tensor]], options: Options) -> list[Tensor]:
+def _record(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], options: Options) -> list[Tensor]:
     """The float model's logits of every batch: computed once, compared with all the others."""
+    run = rt.load(model, "pytorch", os.cpu_count() or 1)
     return [run(images) for images, _ in track(batches, "evaluate the reference", show=options.progress)]
 
 
 def _accuracy(
-    entry: _Entry, batches: Iterable[tuple[Tensor, Tensor]], baseline: list[Tensor], options: Options
+    process: Process,
+    contender: Contender,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    logits: list[Tensor],
+    options: Options,
 ) -> Evaluation:
-    recorded = iter(baseline)
-    shown = track(batches, f"evaluate {entry.runtime} {entry.precision}", show=options.progress)
-    if (entry.runtime, entry.precision) == ("pytorch", "float32"):  # the reference itself
-        again = iter(baseline)
+    recorded = iter(logits)
+    if (contender.runtime, contender.precision) == ("pytorch", "float32"):  # the reference itself
+        again = iter(logits)
         return evaluate(
             lambda images: next(again), batches, reference=lambda images: next(recorded), progress=False
         )
-    run = entry.load(_all_threads())
+    process.load(contender.runtime, contender.path, os.cpu_count() or 1, contender.modules)
+
+    def run(images: Tensor) -> Tensor:
+        process.images(images.numpy())
+        return torch.from_numpy(process.run())
+
+    shown = track(batches, f"evaluate {contender.title}", show=options.progress)
     return evaluate(run, shown, reference=lambda images: next(recorded), progress=False)
-
-
-def _first_calls(entry: _Entry, image: Tensor, options: Options) -> tuple[rt.Runner, float, float]:
-    """The runner, how long it took to load (seconds), and its first call (milliseconds)."""
-    start = time.perf_counter()
-    run = entry.load(options.threads)
-    loaded = time.perf_counter()
-    run(image)
-    return run, loaded - start, 1e3 * (time.perf_counter() - loaded)
-
-
-def _latencies(
-    name: str, runners: list[rt.Runner], entries: list[_Entry], image: Tensor, options: Options
-) -> dict[int, list[Samples]]:
-    """For each batch size the samples of every entry, timed in turns."""
-    found: dict[int, list[Samples]] = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
-        for batch in options.batches:
-            images = image.expand(batch, *image.shape[1:]).contiguous()
-            calls = {f"{i}": _call(run, images) for i, run in enumerate(runners)}
-            title = f"time {name}, batch {batch}, {options.threads} thread(s)"
-            samples = measure(calls, seconds=options.seconds, title=title, progress=options.progress)
-            found[batch] = [samples[f"{i}"] for i in range(len(entries))]
-    finally:
-        torch.set_num_threads(before)
-    return found
-
-
-def _call(run: rt.Runner, images: Tensor) -> Callable[[], Tensor]:
-    return lambda: run(images)
 
 
 def _cached(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 
@@ -33,11 +34,21 @@ def describe() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "not installed"
     facts.update(processor())
+    facts["processors for this process"] = str(_processors())
+    if hasattr(os, "getloadavg"):
+        facts["load average"] = f"{os.getloadavg()[0]:.1f}"
     facts["torch threads"] = str(torch.get_num_threads())
     facts["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "not available"
     for library, state in native.describe().items():
         facts[f"kernels ({library})"] = "native" if state["loaded"] else f"reference ({state['reason']})"
     return facts
+
+
+def _processors() -> int:
+    """How many this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> dict[str, str]:

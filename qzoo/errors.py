@@ -46,5 +46,13 @@ class DataError(QzooError, ValueError):
     """A data set that is not there, or not laid out as expected."""
 
 
+class DistributedError(QzooError, RuntimeError):
+    """Processes of one job that can't reach each other, or data that can't be dealt out to them."""
+
+
+class BenchmarkError(QzooError, RuntimeError):
+    """A model that failed in the process that measures it."""
+
+
 class MissingDependencyError(QzooError, ImportError):
     """An optional package is not installed; the message has the ``pip install`` that brings it."""

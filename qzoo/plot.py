@@ -43,10 +43,12 @@ def _panel(axes, rows: list[Row], batch: int, labelled: bool) -> None:  # type: 
         places,
         medians,
         xerr=([0.0] * len(rows), tails),
-        color=[_COLOURS.get(row.precision, "#009E73") for row in rows],
+        color=[
+            _COLOURS.get(row.precision if row.source == "qzoo" else row.source, "#009E73") for row in rows
+        ],
         error_kw={"linewidth": 1, "ecolor": "#444444"},
     )
-    names = [f"{row.runtime} {row.precision}\n{row.top1:.2f} % top-1" for row in rows]
+    names = [f"{row.label}\n{row.top1:.2f} % top-1" for row in rows]
     axes.set_yticks(places, names if labelled else [""] * len(rows), fontsize=8)
     axes.bar_label(bars, [f" {row.speedup[batch][0]:.2f}x" for row in rows], fontsize=8, padding=4)
     axes.invert_yaxis()

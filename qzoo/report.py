@@ -1,4 +1,4 @@
-"""A benchmark's report as a terminal table, JSON, CSV and a plot."""
+"""A benchmark's report as terminal tables, JSON, CSV, a page and a plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qzoo.results import Report, Row
 
 
 def print_table(report: Report, width: int | None = None) -> None:
-    """Print one table of all rows to standard output.
+    """Print all rows to standard output: accuracy and latency, then what the models cost besides.
 
     Args:
         width: columns of the terminal; by default its own, and 120 where there is none.
@@ -24,6 +24,7 @@ def print_table(report: Report, width: int | None = None) -> None:
     if width is None and not console.is_terminal:
         console = Console(width=120)
     console.print(_table(report))
+    console.print(_costs(report))
     for line in footnotes(report):
         console.print(line, highlight=False, markup=False)
 
@@ -40,9 +41,27 @@ def footnotes(report: Report) -> list[str]:
     return [
         f"{machine['processor']}, {threads}, {report.date}; qzoo {machine['qzoo']}, {', '.join(versions)}",
         "ms: wall time a call, median / 90th percentile. x: times as fast as float32 in the same runtime, by CPU time.",
-        "[ ]: 95 % interval. agree: share of images with the float PyTorch model's top-1.",
+        "[ ]: 95 % interval. agree: share of images with the float PyTorch model's top-1. peak MB: memory of a process "
+        "that runs this model alone.",
+        *_comparisons(report),
+        *report.notes,
         *report.warnings(),
     ]
+
+
+def _comparisons(report: Report) -> list[str]:
+    """A line for each int8 model and peer: how many times as fast as the peer."""
+    lines = []
+    for row in report.rows:
+        for peer, runtime in dict.fromkeys((a.peer, a.runtime) for a in row.against):
+            ratios = [
+                f"{a.ratio:.2f} [{a.low:.2f}, {a.high:.2f}] at batch {a.batch}"
+                for a in row.against
+                if (a.peer, a.runtime) == (peer, runtime)
+            ]
+            where = "" if runtime == row.runtime else f" in {runtime}"
+            lines.append(f"{row.model} in {row.runtime}, times as fast as {peer}{where}: {', '.join(ratios)}")
+    return lines
 
 
 def _table(report: Report) -> Any:
@@ -67,11 +86,32 @@ def _table(report: Report) -> Any:
     return table
 
 
+def _costs(report: Report) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    batches = report.settings["batches"]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("model / runtime, precision", no_wrap=True)
+    titles = ("load s", "first ms", "idle MB", "peak MB", *(f"CPU ms, batch {b}" for b in batches), "SQNR dB")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for model in report.models:
+        table.add_row(f"[bold]{model}[/bold]")
+        for row in (row for row in report.rows if row.model == model):
+            memory = ["" if m is None else _digits(m / 1e6) for m in (row.idle_rss_bytes, row.peak_rss_bytes)]
+            cpu = [f"{_digits(row.latency[b].cpu)}/{_digits(row.latency[b].cpu_p90)}" for b in batches]
+            head = (f"  {row.label}", f"{row.load_seconds:.2f}", _digits(row.first_ms))
+            table.add_row(*head, *memory, *cpu, f"{row.sqnr_db:.2f}")
+        table.add_section()
+    return table
+
+
 def _cells(row: Row, batches: list[int]) -> list[str]:
     low, high = row.top1_interval
     latency = [f"{_digits(row.latency[b].wall)}/{_digits(row.latency[b].wall_p90)}" for b in batches]
     return [
-        f"  {row.runtime} {row.precision}",
+        f"  {row.label}",
         f"{row.top1:.2f} \\[{low:.1f}, {high:.1f}]",
         f"{row.agreement:.2f}",
         *latency,
@@ -87,18 +127,21 @@ def _digits(value: float) -> str:
 
 
 def write_report(report: Report, folder: str | Path) -> list[Path]:
-    """Write ``benchmark.json``, ``benchmark.csv`` and, with matplotlib, ``benchmark.png``.
+    """Write ``benchmark.json``, ``benchmark.csv``, ``benchmark.html`` and, with matplotlib, ``benchmark.png``.
 
     Returns:
-        The files written. Without matplotlib the plot is left out, with a warning that says what to install.
+        The files written. Without matplotlib the picture is left out, with a warning that says what to install.
     """
+    from qzoo.page import write_page
+
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "benchmark.json", out / "benchmark.csv"]
-    paths[0].write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+    paths = [out / f"benchmark.{kind}" for kind in ("json", "csv", "html")]
+    paths[0].write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
     write_csv(report, paths[1])
+    write_page(report, paths[2])
     if find_spec("matplotlib") is None:
-        warnings.warn("no plot without matplotlib: pip install 'qzoo[plot]'", stacklevel=2)
+        warnings.warn("no picture without matplotlib: pip install 'qzoo[plot]'", stacklevel=2)
         return paths
     from qzoo.plot import plot
 
@@ -111,6 +154,7 @@ def write_csv(report: Report, path: Path) -> None:
     for row in report.rows:
         values = row.to_dict()
         low, high = values.pop("top1_interval")
+        del values["against"]
         for batch in values.pop("batches"):
             speedups = {
                 f"{key}_{k}": v for key in ("speedup_cpu", "speedup_wall") for k, v in batch.pop(key).items()

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qzoo.timing import Timing
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON form; it rises when a field changes its meaning."""
 
 _BUSY = 1.25  # wall time over CPU time of a single thread, beyond which the machine did something else too
+_SPREAD = 1.5  # 90th percentile over median of the CPU time, beyond which calls of one kind differ
+
+
+@dataclass(frozen=True)
+class Against:
+    """How many times as fast as a peer's int8 model of the same weights, by CPU time, with its 95 % interval.
+
+    Attributes:
+        peer, runtime: whose model, and where it ran.
+    """
+
+    peer: str
+    runtime: str
+    batch: int
+    ratio: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,7 @@ class Row:
 
     Attributes:
         runtime, precision: such as ``"onnxruntime"``, ``"int8"``.
+        source: who quantized it: ``"qzoo"``, or a peer such as ``"quantize_static"``.
         images: number of labelled images behind the accuracy.
         top1, top1_interval: percent, with the 95 % Wilson interval.
         agreement: percent of images with the float PyTorch model's top-1.
@@ -30,6 +48,10 @@ class Row:
         wall_speedup: the same by wall time.
         file_bytes: the ONNX file, the state dict for float PyTorch; None for the simulation, which has no file.
         load_seconds, first_ms: loading the model, and its first call.
+        peak_rss_bytes: the most memory that the process of this model alone had while it was loaded and timed; None
+            where the system does not tell.
+        idle_rss_bytes: the process's memory before, with the runtime imported.
+        against: of an int8 model of qzoo, its speed against each peer.
     """
 
     model: str
@@ -46,6 +68,15 @@ class Row:
     file_bytes: int | None
     load_seconds: float
     first_ms: float
+    peak_rss_bytes: int | None = None
+    idle_rss_bytes: int | None = None
+    source: str = "qzoo"
+    against: tuple[Against, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Runtime and precision, or runtime and peer."""
+        return f"{self.runtime} {self.precision if self.source == 'qzoo' else self.source}"
 
     @property
     def images_per_second(self) -> float:
@@ -58,6 +89,7 @@ class Row:
         values = {k: v for k, v in vars(self).items() if k not in ("latency", "speedup", "wall_speedup")}
         values["sqnr_db"] = self.sqnr_db if math.isfinite(self.sqnr_db) else None
         values["images_per_second"] = self.images_per_second
+        values["against"] = [asdict(entry) for entry in self.against]
         values["batches"] = [
             {
                 "batch": batch,
@@ -82,12 +114,16 @@ class Report:
         date: when, ISO 8601, UTC.
         settings: threads, batch sizes, seconds a measurement.
         machine: processor and versions (:func:`qzoo.environment.describe`).
+        notes: what was asked for and not measured, and why.
+        details: of each model, what is known of its layers (:func:`qzoo.details.model_details`); empty if not asked.
     """
 
     rows: tuple[Row, ...]
     date: str
     settings: dict[str, Any]
     machine: dict[str, str]
+    notes: tuple[str, ...] = ()
+    details: tuple[dict[str, Any], ...] = ()
 
     @property
     def models(self) -> list[str]:
@@ -96,25 +132,38 @@ class Report:
 
     def warnings(self) -> list[str]:
         """What makes the figures doubtful, in sentences; empty on a quiet machine."""
-        if self.settings["threads"] != 1:
+        timings = [t for row in self.rows for t in row.latency.values() if t.cpu > 0]
+        if not timings:
             return []
-        worst = max(
-            (t.wall / t.cpu for row in self.rows for t in row.latency.values() if t.cpu > 0), default=1.0
-        )
-        if worst <= _BUSY:
-            return []
-        return [
-            f"The machine was busy: up to {worst:.1f} times as much wall time as CPU time passed. The speed-ups are by "
-            "CPU time; measure again on a quiet machine for latencies."
-        ]
+        found = []
+        busy = max(t.wall / t.cpu for t in timings)
+        if self.settings["threads"] == 1 and busy > _BUSY:
+            found.append(
+                f"The machine was busy: up to {busy:.1f} times as much wall time as CPU time passed. The speed-ups are "
+                "by CPU time; measure again on a quiet machine for latencies."
+            )
+        spread = max(t.cpu_p90 / t.cpu for t in timings)
+        if spread > _SPREAD:
+            found.append(
+                f"The calls differed: the slowest tenth took at least {spread:.1f} times the median's CPU time. Look "
+                "at the intervals; other work on the machine, or a changing clock, does this."
+            )
+        governor = self.machine.get("frequency governor", "unknown")
+        if governor not in ("performance", "unknown"):
+            found.append(
+                f"The frequency governor is {governor!r}: the clock follows the load; set 'performance'."
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary: schema, date, settings, machine, warnings, rows."""
+        """A JSON-ready dictionary, documented in docs/benchmark.md."""
         return {
             "schema": SCHEMA,
             "date": self.date,
             "settings": self.settings,
             "machine": self.machine,
             "warnings": self.warnings(),
+            "notes": list(self.notes),
             "rows": [row.to_dict() for row in self.rows],
+            "details": list(self.details),
         }

@@ -196,8 +196,8 @@ def _units(model: nn.Module) -> list[_Unit]:
     units: list[_Unit] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        kinds: tuple[type, ...] = (QuantInputMixin, TensorQuantizer)
-        if module not in inside and isinstance(module, kinds):
+        found = isinstance(module, QuantInputMixin) or isinstance(module, TensorQuantizer)  # noqa: SIM101 - mypy
+        if found and module not in inside:
             units.append(_Unit(name, module))
             inside.update(module.modules())
     units = [unit for unit in units if unit.active]

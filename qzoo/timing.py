@@ -15,6 +15,8 @@ import numpy as np
 
 from qzoo.progress import track
 
+Clock = Callable[[Callable[[], Any]], tuple[float, float]]
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -58,6 +60,7 @@ def measure(
     rounds: tuple[int, int] = (15, 300),
     title: str = "time",
     progress: bool = True,
+    clock: Clock | None = None,
 ) -> dict[str, Samples]:
     """Time the calls in turns.
 
@@ -66,16 +69,18 @@ def measure(
         seconds: about how long each candidate is timed, after a warm-up of three calls.
         rounds: the least and the largest number of rounds; one call of each candidate makes a round.
         title: for the progress bar.
+        clock: makes a call and says how long it took, wall and CPU seconds; by default in this process.
 
     Returns:
         The samples of each candidate, in the order of the rounds.
     """
-    slowest = max(_warm_up(call) for call in calls.values())
+    take = clock or _time
+    slowest = max(_warm_up(call, take) for call in calls.values())
     count = int(np.clip(seconds / max(slowest, 1e-6), *rounds))
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in track(range(count), title, show=progress):
         for name, call in calls.items():
-            times[name].append(_time(call))
+            times[name].append(take(call))
     return {name: Samples(*np.array(values).T) for name, values in times.items()}
 
 
@@ -92,10 +97,10 @@ def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 1000) -> tuple[float,
     return float(np.median(slow) / np.median(fast)), float(low), float(high)
 
 
-def _warm_up(call: Callable[[], Any]) -> float:
+def _warm_up(call: Callable[[], Any], take: Clock) -> float:
     for _ in range(2):
-        call()
-    return _time(call)[0]
+        take(call)
+    return take(call)[0]
 
 
 def _time(call: Callable[[], Any]) -> tuple[float, float]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import sys
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+import qzoo
 from qzoo import runtimes
-from qzoo.benchmark import Options, benchmark_models, new_report
+from qzoo.benchmark import Options, benchmark_models
 from qzoo.calibrate import calibrate
-from qzoo.errors import DataError
+from qzoo.errors import BenchmarkError, DataError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.results import Report
+from qzoo.runtimes.process import Process
 from qzoo.scheme import Scheme, set_target
 
 Batches = list[tuple[Tensor, Tensor]]
+NAMES = [name for name in runtimes.installed() if runtimes.runtime_named(name).default]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +41,20 @@ def setting() -> tuple[nn.Module, nn.Module, Batches]:
 
 @pytest.fixture(scope="module")
 def report(setting) -> Report:
-    options = Options(tuple(runtimes.installed()), (1, 2), 1, seconds=0.01, progress=False)
-    return new_report(benchmark_models("small-w8a8", *setting, options), options)
+    compare = ("float", "quantize_static", "torchvision")
+    options = Options(tuple(NAMES), (1, 2), 1, 0.01, compare, details=True, progress=False)
+    return benchmark_models("small-w8a8", *setting, options, torch.randn(16, 1, 12, 12))
 
 
 def test_one_row_for_each_runtime_and_precision(report: Report) -> None:
     found = [(row.runtime, row.precision) for row in report.rows]
     expected = [("pytorch", "float32"), ("pytorch", "fake-quant int8")]
-    for name in runtimes.installed()[1:]:
+    for name in NAMES[1:]:
         expected += [(name, "float32"), (name, "int8")]
+    expected.append(("onnxruntime", "int8"))
     assert found == expected
+    assert [row.source for row in report.rows] == ["qzoo"] * (len(expected) - 1) + ["quantize_static"]
+    assert report.notes == ("small-w8a8: torchvision has no quantized model of this kind: not compared",)
 
 
 def test_accuracy_and_agreement(setting, report: Report) -> None:
@@ -60,7 +70,7 @@ def test_accuracy_and_agreement(setting, report: Report) -> None:
             assert row.sqnr_db > 80
             assert [round(edge, 1) for edge in row.top1_interval] == [59.8, 85.8]  # Wilson, 30 of 40
         else:
-            assert 10 < row.sqnr_db < 60
+            assert 10 < row.sqnr_db < 60, row.label
     fake = report.rows[1]
     assert fake.top1 == 100 * (simulated == labels).float().mean().item()
     assert fake.agreement == pytest.approx(100 * (simulated == expected).float().mean().item())
@@ -77,6 +87,8 @@ def test_latency_and_size(report: Report) -> None:
         assert row.first_ms > 0
         if row.precision == "float32":
             assert all(value == (1.0, 1.0, 1.0) for value in row.speedup.values())
+        if sys.platform == "linux":
+            assert 10e6 < row.idle_rss_bytes < row.peak_rss_bytes < 2e9
     sizes = {(row.runtime, row.precision): row.file_bytes for row in report.rows}
     assert sizes["pytorch", "fake-quant int8"] is None
     assert sizes["onnxruntime", "int8"] < 0.5 * sizes["onnxruntime", "float32"]
@@ -84,7 +96,8 @@ def test_latency_and_size(report: Report) -> None:
 
 def test_report_says_what_the_figures_depend_on(report: Report) -> None:
     values = report.to_dict()
-    assert values["settings"] == {"threads": 1, "batches": [1, 2], "seconds": 0.01}
+    assert values["settings"]["batches"] == [1, 2]
+    assert values["settings"]["compare"] == ["float", "quantize_static", "torchvision"]
     assert {"torch", "processor", "qzoo"} <= set(values["machine"])
     assert values["date"].endswith("+00:00")
 
@@ -93,6 +106,12 @@ def test_refusals(setting) -> None:
     quantized, reference, _ = setting
     with pytest.raises(DataError, match="no images"):
         benchmark_models("x", quantized, reference, [], Options(progress=False))
+    with pytest.raises(ValueError, match="add it to the runtimes"):
+        Options(("pytorch",), compare=("quantize_static",))
+    with pytest.raises(ValueError, match="no peer 'tflite'"):
+        Options(compare=("tflite",))
+    with pytest.raises(DataError, match="start at 128"):
+        qzoo.benchmark("resnet20.fmnist-w8a8", compare=["quantize_static"], subset="100:")
     for bad in (
         {"runtimes": ("tflite",)},
         {"batches": ()},
@@ -102,3 +121,84 @@ def test_refusals(setting) -> None:
     ):
         with pytest.raises(ValueError):
             Options(**bad)
+
+
+def test_speed_against_the_peer(report: Report) -> None:
+    ours = next(row for row in report.rows if row.label == "onnxruntime int8")
+    theirs = report.rows[-1]
+    assert [(a.peer, a.runtime, a.batch) for a in ours.against] == [
+        ("quantize_static", "onnxruntime", 1),
+        ("quantize_static", "onnxruntime", 2),
+    ]
+    for entry in ours.against:
+        assert entry.ratio == pytest.approx(theirs.latency[entry.batch].cpu / ours.latency[entry.batch].cpu)
+        assert 0 < entry.low <= entry.ratio <= entry.high
+
+
+def test_details(setting, report: Report) -> None:
+    (details,) = report.details
+    layers = {layer["name"] for layer in details["sensitivity"]["layers"]}
+    assert {"conv1", "fc", "layer1.0.conv1"} < layers
+    weight = next(h for h in details["histograms"] if h["name"] == "conv1._weight_quantizer")
+    values = setting[0].conv1.weight.detach().numpy()
+    counts, _ = np.histogram(values, 64, (values.min(), values.max()))
+    assert sum(weight["counts"]) == values.size
+    assert np.abs(np.array(weight["counts"]) - counts).sum() <= 4, "an edge may fall either way"
+    assert weight["amax"][1] == pytest.approx(np.abs(values).max(), rel=1e-4)
+    for profile in details["profiles"]:
+        total = sum(node["micros"] for node in profile["nodes"])
+        assert total > 0
+        kinds = {node["precision"] for node in profile["nodes"]}
+        assert ("int8" in kinds) == (profile["precision"] == "int8"), profile
+    first = next(p for p in details["profiles"] if (p["runtime"], p["precision"]) == ("onnxruntime", "int8"))
+    assert any(node["op"] == "QLinearConv" for node in first["nodes"])
+
+
+def test_peer_that_is_not_installed() -> None:
+    pytest.importorskip("openvino")
+    try:
+        import nncf  # noqa: F401
+    except ImportError:
+        with pytest.raises(MissingDependencyError, match="pip install nncf"):
+            Options(("openvino",), compare=("nncf",))
+
+
+def test_torchvision_as_a_peer(tmp_path) -> None:
+    """The same weights in torchvision's quantized definition: int8 kernels of torch, near the float logits."""
+    from qzoo import peers
+
+    torch.manual_seed(0)
+    reference = qzoo.create_model("resnet18", num_classes=5).eval()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        reference.train()(images)  # BatchNorm statistics that belong to the weights
+        expected = reference.eval()(images)
+    made = peers.make("torchvision", reference, None, images, tmp_path)
+    torch.save(made.model, tmp_path / "peer.pt")
+    loaded = torch.load(tmp_path / "peer.pt", weights_only=False)
+    logits = runtimes.load(loaded, "pytorch")(images)
+    assert 10 * torch.log10(expected.square().sum() / (expected - logits).square().sum()) > 15
+    assert any("quantized" in type(m).__module__ for m in loaded.modules())
+
+
+def test_quantize_static_has_its_best_settings(setting, tmp_path) -> None:
+    from qzoo import peers
+
+    path = qzoo.export_onnx(setting[1], tmp_path / "float.onnx", example=torch.zeros(1, 1, 12, 12))
+    made = peers.make("quantize_static", setting[1], path, torch.randn(8, 1, 12, 12), tmp_path)
+    graph = onnx.load(made.model).graph
+    scales = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    conv = next(node for node in graph.node if node.op_type == "Conv")
+    pair = next(node for node in graph.node if conv.input[1] in node.output)
+    assert scales[pair.input[1]].shape == (16,), "a scale a channel"
+    assert made.bytes == made.model.stat().st_size
+
+
+def test_a_process_that_fails_says_why(tmp_path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    with Process("broken") as process:
+        with pytest.raises(BenchmarkError, match=r"broken: .*(protobuf|INVALID)"):
+            process.load("onnxruntime", tmp_path / "broken.onnx", 1, [])
+        process._child.kill()
+        with pytest.raises(BenchmarkError, match="ended with status -9"):
+            process.run()

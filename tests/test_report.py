@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qzoo.report import footnotes, print_table, write_report
-from qzoo.results import Report, Row
+from qzoo.results import Against, Report, Row
 from qzoo.timing import Timing
 
 MACHINE = {
@@ -24,7 +24,7 @@ MACHINE = {
 
 def row(runtime: str, precision: str, wall: float, cpu: float, **changes) -> Row:
     timing = {
-        1: Timing(wall, 2 * wall, cpu, 2 * cpu, 30),
+        1: Timing(wall, 1.2 * wall, cpu, 1.2 * cpu, 30),
         8: Timing(8 * wall, 9 * wall, 8 * cpu, 9 * cpu, 30),
     }
     values = {
@@ -61,7 +61,7 @@ def test_table_fits_and_holds_the_figures(report: Report, capsys) -> None:
     print_table(report)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 120
-    for part in ("86.80 [83.0, 89.9]", "98.40", "4.70/9.40", "2.00 / 2.50", "4.95", "213", "372 images"):
+    for part in ("86.80 [83.0, 89.9]", "98.40", "4.70/5.64", "2.00 / 2.50", "4.95", "213", "372 images"):
         assert part in text
     assert "…" not in text, "nothing may be cut off"
 
@@ -69,7 +69,7 @@ def test_table_fits_and_holds_the_figures(report: Report, capsys) -> None:
 def test_json_and_csv(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
     values = json.loads((tmp_path / "benchmark.json").read_text())
-    assert values["schema"] == 1
+    assert values["schema"] == 2
     assert values["machine"] == MACHINE
     first, fake, int8 = values["rows"]
     assert first["sqnr_db"] is None
@@ -91,8 +91,8 @@ def test_plot_is_a_picture(report: Report, tmp_path: Path) -> None:
     from PIL import Image
 
     paths = write_report(report, tmp_path)
-    assert [p.name for p in paths] == ["benchmark.json", "benchmark.csv", "benchmark.png"]
-    picture = Image.open(paths[2]).convert("RGB")
+    assert [p.suffix for p in paths] == [".json", ".csv", ".html", ".png"]
+    picture = Image.open(paths[3]).convert("RGB")
     assert picture.width > 800
     assert len(picture.getcolors(10**6)) > 50, "blank"
 
@@ -101,10 +101,36 @@ def test_without_matplotlib(report: Report, tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr("qzoo.report.find_spec", lambda name: None)
     with pytest.warns(UserWarning, match=r"pip install 'qzoo\[plot\]'"):
         paths = write_report(report, tmp_path)
-    assert len(paths) == 2
+    assert len(paths) == 3
 
 
 def test_a_busy_machine_is_said(report: Report) -> None:
     assert report.warnings() == []
     busy = Report((row("onnxruntime", "int8", 9.0, 3.0),), report.date, report.settings, MACHINE)
     assert "3.0 times" in footnotes(busy)[-1]
+
+
+def test_an_uneven_machine_is_said(report: Report) -> None:
+    uneven = row("onnxruntime", "int8", 9.0, 9.0, latency={1: Timing(9.0, 20.0, 9.0, 18.0, 30)})
+    (warning,) = Report((uneven,), report.date, report.settings, MACHINE).warnings()
+    assert "at least 2.0 times the median" in warning
+    slow_clock = Report(
+        report.rows, report.date, report.settings, {**MACHINE, "frequency governor": "powersave"}
+    )
+    assert "'powersave'" in slow_clock.warnings()[0]
+
+
+def test_speed_against_peers_and_notes_are_said(report: Report) -> None:
+    ours = row(
+        "onnxruntime",
+        "int8",
+        4.7,
+        4.6,
+        against=(Against("quantize_static", "onnxruntime", 8, 1.07, 1.05, 1.1),),
+    )
+    peer = row("onnxruntime", "int8", 4.9, 4.9, source="quantize_static")
+    full = Report((ours, peer), report.date, report.settings, MACHINE, ("torchvision has none",))
+    lines = footnotes(full)
+    assert lines[-1] == "torchvision has none"
+    assert lines[-2].endswith("times as fast as quantize_static: 1.07 [1.05, 1.10] at batch 8")
+    assert full.to_dict()["rows"][0]["against"][0]["ratio"] == 1.07

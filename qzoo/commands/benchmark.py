@@ -13,13 +13,31 @@ def register(add: Add) -> None:
     """Declare the command."""
     sub = add("benchmark", _run, "Accuracy and latency of checkpoints, in one table.")
     sub.add_argument("names", nargs="+", metavar="NAME", help="checkpoints, such as resnet20.fmnist-w8a8")
+    sub.epilog = (
+        "--threads is the number that a timed call may use (default: 1); accuracy is measured with all."
+    )
     data_arguments(sub)
     sub.add_argument(
-        "--runtimes", nargs="+", help="default: pytorch, and onnxruntime and openvino if installed"
+        "--runtimes",
+        nargs="+",
+        metavar="NAME",
+        help="default: pytorch, and onnxruntime and openvino if installed",
     )
     sub.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default: 1 8)")
-    sub.add_argument("--latency-threads", type=int, default=1, help="threads of the timed runs (default: 1)")
-    sub.add_argument("--out", type=Path, help="folder for benchmark.json, .csv and .png")
+    sub.add_argument(
+        "--seconds", type=float, default=2.0, help="of timing, a model, runtime and batch (default: 2)"
+    )
+    peers = "float, quantize_static, nncf, torchvision"
+    sub.add_argument("--compare", nargs="+", default=[], metavar="PEER", help=f"other tools' models: {peers}")
+    sub.add_argument(
+        "--calibration-images",
+        type=int,
+        default=128,
+        help="the first ones of the data, for peers (default: 128)",
+    )
+    sub.add_argument(
+        "--out", type=Path, help="folder for benchmark.json, .csv, .html and .png; measures layers too"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -32,7 +50,11 @@ def _run(args: argparse.Namespace) -> int:
         subset=args.subset,
         runtimes=args.runtimes,
         batches=args.batch,
-        threads=args.latency_threads,
+        threads=args.threads or 1,
+        seconds=args.seconds,
+        compare=args.compare,
+        calibration_images=args.calibration_images,
+        details=args.out is not None,
         progress=not args.quiet,
     )
     print_table(report)

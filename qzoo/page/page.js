@@ -1,0 +1,229 @@
+"use strict";
+// Draws the report that the page carries. No library: elements, SVG, and a scale or two.
+const statusLine = document.getElementById("status");
+window.addEventListener("error", (event) => {
+  statusLine.dataset.state = "error";
+  statusLine.textContent = "Script error: " + event.message;
+});
+const report = JSON.parse(document.getElementById("data").textContent);
+const drawings = []; // functions that draw for a width: called again when it changes
+
+function make(space, tag, attributes, children) {
+  const node = space ? document.createElementNS(space, tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes || {})) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+const el = (tag, attributes, ...children) => make(null, tag, attributes, children);
+const svg = (tag, attributes, ...children) => make("http://www.w3.org/2000/svg", tag, attributes, children);
+const text = (x, y, value, attributes) => svg("text", { x, y, ...attributes }, String(value));
+const line = (x1, y1, x2, y2, attributes) => svg("line", { x1, y1, x2, y2, stroke: "var(--line)", ...attributes });
+const digits = (v) => (v === null ? "" : v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v.toFixed(2));
+const label = (row) => row.runtime + " " + (row.source === "qzoo" ? row.precision : row.source);
+const tip = (value) => svg("title", {}, value);
+
+function colour(row) {
+  if (row.source !== "qzoo") return "var(--peer)";
+  return { float32: "var(--float)", int8: "var(--int8)" }[row.precision] || "var(--fake)";
+}
+
+function chart(title, note, draw, options) {
+  const box = el("div", { class: options && options.scroll ? "scroll" : "" });
+  drawings.push(() => box.replaceChildren(draw(Math.max(box.clientWidth, 200))));
+  return el("section", { class: "card chart" }, el("h3", {}, title), el("p", { class: "soft" }, note), box);
+}
+
+// A chart with a choice: `items` have a `label`; the chosen one is drawn.
+function chosen(title, note, items, draw, scroll) {
+  const select = el("select", { "aria-label": title }, ...items.map((item, i) => el("option", { value: i }, item.label)));
+  const card = chart(title, note, (width) => draw(items[select.value || 0], width), { scroll });
+  select.addEventListener("change", redraw);
+  card.insertBefore(select, card.lastChild);
+  return card;
+}
+
+function ticks(low, high, count) {
+  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const found = [];
+  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) found.push(+v.toPrecision(10));
+  return found;
+}
+
+// Accuracy against latency, both with their uncertainty; the Pareto line joins what nothing beats in both.
+function scatter(rows, batch, width) {
+  const height = 280, left = 44, right = 16, top = 10, bottom = 36;
+  const points = rows.map((row, i) => ({ row, i, x: row.batches.find((b) => b.batch === batch), y: row.top1 }));
+  const xs = points.flatMap((p) => [p.x.wall_ms, p.x.wall_p90_ms]);
+  const ys = points.flatMap((p) => p.row.top1_interval);
+  const [x0, x1] = [Math.log10(Math.min(...xs)) - 0.08, Math.log10(Math.max(...xs)) + 0.08];
+  const [y0, y1] = [Math.min(...ys), Math.max(...ys) + 0.01];
+  const px = (v) => left + ((Math.log10(v) - x0) / (x1 - x0)) * (width - left - right);
+  const py = (v) => height - bottom - ((v - y0) / (y1 - y0)) * (height - top - bottom);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
+  for (const v of ticks(y0, y1, 5)) {
+    picture.append(line(left, py(v), width - right, py(v)), text(left - 4, py(v) + 4, +v.toFixed(2), { "text-anchor": "end", class: "soft" }));
+  }
+  for (let e = Math.floor(x0); e <= x1; e++)
+    for (const m of [1, 2, 5]) {
+      const v = m * 10 ** e;
+      if (Math.log10(v) < x0 || Math.log10(v) > x1) continue;
+      picture.append(line(px(v), top, px(v), height - bottom), text(px(v), height - 20, v, { "text-anchor": "middle", class: "soft" }));
+    }
+  picture.append(text(width - right, height - 5, "ms a call (logarithmic)", { "text-anchor": "end", class: "soft" }));
+  const order = [...points].sort((a, b) => a.x.wall_ms - b.x.wall_ms || b.y - a.y);
+  const front = order.filter((p, i) => order.slice(0, i).every((q) => q.y < p.y));
+  const path = front.map((p) => `${px(p.x.wall_ms)},${py(p.y)}`).join(" ");
+  picture.append(svg("polyline", { class: "pareto", points: path, fill: "none", stroke: "var(--mark)", "stroke-dasharray": "4 3" }));
+  for (const { row, i, x, y } of points) {
+    const ink = { stroke: colour(row) };
+    picture.append(line(px(x.wall_ms), py(row.top1_interval[0]), px(x.wall_ms), py(row.top1_interval[1]), { ...ink, opacity: 0.35 }));
+    picture.append(line(px(x.wall_ms), py(y), px(x.wall_p90_ms), py(y), ink));
+    const dot = svg("circle", { class: "point", cx: px(x.wall_ms), cy: py(y), r: 8, fill: colour(row) });
+    dot.append(tip(`${label(row)}: ${digits(x.wall_ms)} ms, ${y.toFixed(2)} %`));
+    picture.append(dot, text(px(x.wall_ms), py(y) + 4, i + 1, { "text-anchor": "middle", style: "fill:var(--paper);font-weight:bold" }));
+  }
+  return picture;
+}
+
+// Horizontal bars, one a line: {name, value, note, fill}.
+function bars(items, width, unit) {
+  const row = 26, height = items.length * row + 6, most = Math.max(...items.map((item) => item.value), 1e-9);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
+  const fits = Math.floor((width - 90) / 6);
+  items.forEach((item, i) => {
+    const y = i * row, name = item.name.length > fits ? "…" + item.name.slice(1 - fits) : item.name;
+    const bar = svg("rect", { class: "bar", x: 0, y: y + 15, height: 8, width: Math.max(1, (item.value / most) * width), fill: item.fill });
+    bar.append(tip(`${item.name}: ${item.note}`));
+    picture.append(text(0, y + 12, name), text(width, y + 12, `${digits(item.value)} ${unit}`, { "text-anchor": "end", class: "soft" }), bar);
+  });
+  return picture;
+}
+
+const kinds = { int8: "var(--int8)", float32: "var(--float)" };
+function profileChart(details) {
+  const items = details.profiles.map((p) => ({ ...p, label: label(p) }));
+  const ours = items.findIndex((p) => p.precision === "int8");
+  if (ours > 0) items.unshift(...items.splice(ours, 1));
+  const draw = (item, width) => {
+    const total = item.nodes.reduce((sum, n) => sum + n.micros, 0) || 1;
+    const share = {};
+    for (const n of item.nodes) share[n.precision] = (share[n.precision] || 0) + n.micros / total;
+    const words = Object.entries(share).sort((a, b) => b[1] - a[1]).map(([k, v]) => `${k || "?"} ${(100 * v).toFixed(1)} %`);
+    const list = item.nodes.map((n) => ({
+      name: `${n.name} (${n.op})`, value: n.micros, fill: kinds[n.precision] || "var(--fake)",
+      note: `${n.precision}, ${(100 * n.micros / total).toFixed(1)} % of the time`,
+    }));
+    return el("div", {}, el("p", { class: "soft" }, `${(total / 1000).toFixed(2)} ms: ${words.join(", ")}`), bars(list, width, "µs"));
+  };
+  return chosen("Time and precision of every node", "Batch 1, in the order of execution; blue: int8, grey: float32, yellow: conversions and others.", items, draw, true);
+}
+
+function sensitivityChart(details) {
+  const found = details.sensitivity, top = 70;
+  const loss = (db) => (db === null ? 0 : Math.max(0, top - db));
+  const views = [
+    { label: "only this layer quantized", pick: (l) => l.sqnr_db, agree: (l) => l.agreement },
+    { label: "every layer but this one", pick: (l) => l.sqnr_without_db, agree: (l) => l.agreement_without },
+  ];
+  const draw = (view, width) => {
+    const list = found.layers.map((l) => ({ l, db: view.pick(l) }));
+    list.sort((a, b) => (view === views[0] ? 1 : -1) * ((a.db === null ? 1e9 : a.db) - (b.db === null ? 1e9 : b.db)));
+    return bars(
+      list.map(({ l, db }) => ({
+        name: `${l.name}: ${db === null ? "exact" : db.toFixed(1) + " dB"}, agreement ${view.agree(l).toFixed(1)} %`,
+        value: loss(db), fill: "var(--int8)", note: l.quantizers.join(", "),
+      })), width, "");
+  };
+  const all = found.sqnr_db === null ? "exact" : found.sqnr_db.toFixed(2) + " dB";
+  return chosen("What each layer costs", `SQNR of the logits on ${found.images} images; all quantized: ${all}. A bar is the distance to ${top} dB.`, views, draw, true);
+}
+
+function histogramChart(details) {
+  const items = details.histograms.map((hist) => ({ ...hist, label: hist.name }));
+  const draw = (item, width) => {
+    const height = 220, bottom = 30, most = Math.log10(1 + Math.max(...item.counts));
+    const limit = item.amax[1], low = Math.min(item.low, item.low < 0 ? -limit : 0), high = Math.max(item.high, limit);
+    const px = (v) => ((v - low) / (high - low)) * width, step = (item.high - item.low) / item.counts.length;
+    const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
+    item.counts.forEach((count, i) => {
+      const size = (Math.log10(1 + count) / most) * (height - bottom - 14), x = item.low + i * step;
+      const bar = svg("rect", { class: "bin", x: px(x), width: Math.max(0.5, px(x + step) - px(x) - 0.5), y: height - bottom - size, height: size, fill: item.role === "weight" ? "var(--peer)" : "var(--int8)" });
+      bar.append(tip(`${x.toPrecision(3)} to ${(x + step).toPrecision(3)}: ${count}`));
+      picture.append(bar);
+    });
+    for (const v of [...new Set([limit, item.amax[0]])].flatMap((a) => (item.low < 0 ? [a, -a] : [a]))) {
+      const edge = Math.min(Math.max(px(v), 1), width - 1);
+      picture.append(line(edge, 0, edge, height - bottom, { class: "amax", stroke: "var(--mark)", "stroke-width": 2, "stroke-dasharray": Math.abs(v) === limit ? "none" : "2 4" }));
+    }
+    for (const v of ticks(low, high, 5)) picture.append(text(px(v), height - 14, v, { "text-anchor": px(v) < 20 ? "start" : px(v) > width - 20 ? "end" : "middle", class: "soft" }));
+    picture.append(text(width, height - 2, `range ${item.amax[0] === limit ? limit : item.amax.join(" to ")}`, { "text-anchor": "end" }));
+    return picture;
+  };
+  return chosen("What is quantized, and the range chosen for it", `Counts (logarithmic) on ${details.images} images; orange: the range, of weights the largest and (dotted) the smallest of all channels.`, items, draw);
+}
+
+function table(head, lines, attributes) {
+  const rowOf = (cells, tag) => el("tr", {}, ...cells.map((cell) => el(tag, {}, cell)));
+  return el("div", { class: "wide" }, el("table", attributes, el("thead", {}, rowOf(head, "th")), el("tbody", {}, ...lines.map((cells) => rowOf(cells, "td")))));
+}
+
+function rowsTable(rows, batches) {
+  const head = ["#, runtime, precision", "top-1 %", "95 %", "agree %", "SQNR dB", ...batches.flatMap((b) => [`ms, batch ${b}`, "p90", "CPU ms", "× float [95 %]"]), "images/s", "file MB", "peak MB", "load s", "first ms"];
+  const mega = (v) => (v === null ? "" : digits(v / 1e6));
+  return table(head, rows.map((row, i) => [
+    `${i + 1}. ${label(row)}`, row.top1.toFixed(2), row.top1_interval.map((v) => v.toFixed(1)).join(" to "), row.agreement.toFixed(2),
+    row.sqnr_db === null ? "exact" : row.sqnr_db.toFixed(2),
+    ...row.batches.flatMap((b) => [digits(b.wall_ms), digits(b.wall_p90_ms), digits(b.cpu_ms), `${b.speedup_cpu.ratio.toFixed(2)} [${b.speedup_cpu.low.toFixed(2)}, ${b.speedup_cpu.high.toFixed(2)}]`]),
+    row.images_per_second.toFixed(0), mega(row.file_bytes), mega(row.peak_rss_bytes), row.load_seconds.toFixed(2), digits(row.first_ms),
+  ]), { class: "rows" });
+}
+
+function rangesTable(details) {
+  const cell = (v, places) => (v === null ? "" : v.toFixed(places));
+  const span = (q) => (q.amax_low === null ? "none" : q.ranges === 1 ? q.amax_high.toPrecision(4) : `${q.amax_low.toPrecision(4)} to ${q.amax_high.toPrecision(4)}`);
+  const lines = details.inspection.map((q) => [q.name, q.on ? q.format : "off", q.ranges, span(q), q.largest === null ? "" : q.largest.toPrecision(4), cell(q.saturated, 3), cell(q.dead, 1)].map(String));
+  return el("details", { class: "card" }, el("summary", {}, `All ${lines.length} quantizers`), table(["quantizer", "format", "ranges", "range", "largest", "saturated %", "dead levels %"], lines, { class: "ranges" }));
+}
+
+function modelSection(name) {
+  const rows = report.rows.filter((row) => row.model === name), batches = report.settings.batches;
+  const details = report.details.find((d) => d.model === name);
+  const key = el("ol", { class: "key" }, ...rows.map((row, i) => el("li", {}, el("b", { style: `color:${colour(row)}` }, String(i + 1)), " " + label(row))));
+  const plots = batches.map((b) => {
+    const card = chart(`Accuracy against latency, batch ${b}`, "Top-1 in percent with its 95 % interval; the tail is the 90th percentile; dashed: the Pareto line.", (width) => scatter(rows, b, width));
+    card.append(key.cloneNode(true));
+    return card;
+  });
+  const against = rows.flatMap((row) => row.against.map((a) => el("p", {}, `${label(row)}: ${a.ratio.toFixed(2)} [${a.low.toFixed(2)}, ${a.high.toFixed(2)}] times as fast as ${a.peer} in ${a.runtime}, batch ${a.batch} (CPU time)`)));
+  const deep = details ? [...(details.profiles.length ? [profileChart(details)] : []), sensitivityChart(details), histogramChart(details)] : [];
+  return el("section", {}, el("h2", {}, name), el("p", { class: "soft" }, `${rows[0].images} images`), rowsTable(rows, batches), ...against, el("div", { class: "grid" }, ...plots, ...deep), ...(details ? [rangesTable(details)] : []));
+}
+
+function redraw() {
+  for (const draw of drawings) draw();
+}
+
+function start() {
+  const models = [...new Set(report.rows.map((row) => row.model))], machine = report.machine;
+  const threads = report.settings.threads;
+  document.getElementById("main").append(
+    el("h1", {}, "Benchmark"),
+    el("p", {}, `${machine.processor}, ${threads === 1 ? "1 thread" : threads + " threads"}, ${report.date}`),
+    ...report.warnings.map((w) => el("p", { class: "warn" }, w)),
+    ...report.notes.map((n) => el("p", { class: "soft" }, n)),
+    ...models.map(modelSection),
+    el("h2", {}, "Machine and versions"),
+    table(["what", "value"], Object.entries(machine).map(([k, v]) => [k, v]), { class: "machine" }),
+    el("p", { class: "soft" }, "Times are wall time a call, calls of all models interleaved; × is by CPU time against float32 in the same runtime, with a 95 % bootstrap interval; peak MB is the memory of a process that runs this model alone."),
+  );
+  redraw();
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth !== width) redraw();
+    width = window.innerWidth;
+  });
+  statusLine.dataset.state = "ready";
+  statusLine.textContent = `${document.querySelectorAll(".chart").length} charts of ${models.length} models, ${report.rows.length} rows`;
+}
+start();

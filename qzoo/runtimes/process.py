@@ -1,0 +1,123 @@
+"""A model in a runtime in a process of its own: clean figures of memory and load time, and no runtime disturbs another.
+
+What several runtimes in one process do to each other (thread pools, allocators, at worst a crash) is no figure of any.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qzoo.errors import BenchmarkError
+
+_WARM_BELOW = 0.02  # seconds; a shorter call is timed after one that is not, for its caches to be its own
+
+
+class Process:
+    """Starts the process; use it in a ``with`` block, or :meth:`close` it.
+
+    Args:
+        title: of the model and the runtime, for error messages.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._folder = tempfile.TemporaryDirectory(prefix="qzoo-")
+        self._log = Path(self._folder.name) / "log"
+        self._warm = False
+        paths = [path or os.getcwd() for path in sys.path]
+        with self._log.open("wb") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "qzoo.runtimes.worker", self._folder.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            )
+
+    def load(
+        self, runtime: str, source: str | os.PathLike[str], threads: int, modules: list[str]
+    ) -> tuple[float, int | None]:
+        """Open the model. Returns seconds, and the memory of the process before (bytes, None if not known)."""
+        answer = self._ask(
+            "load", runtime=runtime, source=os.fspath(source), threads=threads, modules=modules
+        )
+        return answer["seconds"], answer["rss"]
+
+    def images(self, images: np.ndarray) -> None:
+        """Set the float32 images [B, C, H, W] of the calls to come."""
+        np.ascontiguousarray(images, np.float32).tofile(Path(self._folder.name) / "images")
+        self._ask("images", shape=list(images.shape))
+        self._warm = False
+
+    def time(self) -> tuple[float, float]:
+        """Seconds of one call: wall time, and CPU time of the process."""
+        answer = self._ask("time", warm=self._warm)
+        self._warm = answer["wall"] < _WARM_BELOW
+        return answer["wall"], answer["cpu"]
+
+    def run(self) -> np.ndarray:
+        """The logits [B, classes] of the images."""
+        shape = self._ask("run")["shape"]
+        return np.fromfile(Path(self._folder.name) / "logits", np.float32).reshape(shape)
+
+    def peak_memory(self) -> int | None:
+        """The most memory (resident set, bytes) since the model was loaded; None where it is not known."""
+        peak: int | None = self._ask("memory")["peak"]
+        return peak
+
+    def profile(
+        self, runtime: str, source: str | os.PathLike[str], threads: int, runs: int
+    ) -> list[dict[str, Any]]:
+        """See :func:`qzoo.runtimes.profile.node_times`."""
+        nodes: list[dict[str, Any]] = self._ask(
+            "profile", runtime=runtime, source=os.fspath(source), threads=threads, runs=runs
+        )["nodes"]
+        return nodes
+
+    def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        try:
+            self._child.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._child.stdin.flush()
+            line = self._child.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._child.wait()
+            said = " ".join(self._log.read_text(errors="replace").split()[-60:])
+            raise BenchmarkError(
+                f"{self.title}: its process ended with status {status}; it said: {said or 'nothing'}"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchmarkError(f"{self.title}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+        try:
+            self._child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        if self._child.stdout is not None:
+            self._child.stdout.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
