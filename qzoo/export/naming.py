@@ -13,35 +13,51 @@ from torch import nn
 import qzoo
 from qzoo.export.passes import constant
 
+_STORED = "_quantized"  # what store_integer_weights appends to the name of a weight
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def name_by_module(model: ir.Model) -> None:
-    """Name each node ``module.path/OpType`` and its outputs alike, in place.
+    """Name each node ``module.path/OpType`` and its output alike, in place; a DQ's output has its quantizer's name.
 
     Scales and zero points are named after their quantizer. The exporter's notes (stack traces with the paths of the
     machine that exported) are removed.
     """
-    taken: Counter[str] = Counter(str(value.name) for value in model.graph.inputs)
+    taken: Counter[str] = Counter()
+    names = Counter(str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values()))
     fixed = {id(value) for value in model.graph.outputs}
     for node in model.graph:
         scope = _module_path(node)
         node.name = _unique(f"{scope}/{node.op_type}" if scope else node.op_type, taken)
         for i, value in enumerate(node.outputs):
             if id(value) not in fixed:
-                value.name = node.name if i == 0 else f"{node.name}.{i}"
+                value.name = _unique(_tensor_name(node, i), names)
             value.metadata_props.clear()
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and scope:
-            _name_constants(model, node, scope, taken)
+            _name_constants(node, scope, names)
         node.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
 
 
-def describe(model: ir.Model, source: nn.Module, target: str | None) -> None:
-    """Write qzoo's version, and what the model's config says about name, input and labels, into the file."""
+def drop_shapes(model: ir.Model) -> None:
+    """Leave shapes to the reader's own inference, but those of inputs and outputs: 4 % of a small file."""
+    outside = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for value in (*model.graph.initializers.values(), *(v for node in model.graph for v in node.outputs)):
+        if id(value) not in outside:
+            value.shape = value.type = None
+
+
+def describe(model: ir.Model, source: nn.Module, target: str) -> None:
+    """Write qzoo's version, and what the model's config says about name, input and labels, into the file.
+
+    The target is written only where something is quantized: a float file is the same for all.
+    """
     model.producer_name, model.producer_version = "qzoo", qzoo.__version__
     model.metadata_props.clear()
     facts: dict[str, Any] = {"qzoo_version": qzoo.__version__}
-    if target is not None:
+    if any(node.op_type == "DequantizeLinear" for node in model.graph):
         facts["target"] = target
     config = getattr(source, "qzoo_config", None)
     if config is not None:
@@ -65,12 +81,21 @@ def _module_path(node: ir.Node) -> str:
     return scopes[-2] if len(scopes) >= 2 else ""
 
 
+def _tensor_name(node: ir.Node, output: int) -> str:
+    """The node's own name, but shorter for a DQ: the name of its quantizer, or of the weight that it stands for."""
+    if node.op_type != "DequantizeLinear":
+        return str(node.name) if output == 0 else f"{node.name}.{output}"
+    source = node.inputs[0]
+    stored = source is not None and constant(source) is not None
+    return str(source.name).removesuffix(_STORED) if stored and source else str(node.name).rpartition("/")[0]
+
+
 def _unique(name: str, taken: Counter[str]) -> str:
     taken[name] += 1
     return name if taken[name] == 1 else _unique(f"{name}_{taken[name]}", taken)
 
 
-def _name_constants(model: ir.Model, node: ir.Node, scope: str, taken: Counter[str]) -> None:
+def _name_constants(node: ir.Node, scope: str, taken: Counter[str]) -> None:
     for value, role in zip(node.inputs[1:3], ("scale", "zero_point"), strict=False):
         # The exporter numbers them val_7; a name given already (of a merged pair, say) stays.
         if value is not None and constant(value) is not None and str(value.name).startswith("val_"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError, MissingDependencyError
-from qzoo.export.prepare import is_quantized, prepare
+from qzoo.export.formats import choose_opset
+from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized
+from qzoo.export.write import write
 from qzoo.scheme import target_named
 
-DEFAULT_OPSET = 18
-"""The lowest that the exporter writes, and enough for int8: the widest choice of runtimes."""
-
-_PROTOBUF_LIMIT = 2**31 - 2**24  # one protobuf message holds less than 2 GiB
+WEIGHTS = ("int8", "int4", "float")
 
 
 def export_onnx(
@@ -31,18 +29,22 @@ def export_onnx(
     weights: str = "int8",
     example: Tensor | None = None,
 ) -> Path:
-    """Write ``model`` for a runtime; the model itself stays as it is (mode, device, weights, target).
+    """Write ``model`` for a runtime; the model itself stays as it is (mode, device, weights, hooks, target).
 
-    BatchNorm is folded (integers unchanged), Q/DQ stand where the target wants them, weights are int8 initializers
-    with a DequantizeLinear. A float model is written as float. The input is named ``image`` ([batch, C, H, W]), the
-    output ``logits`` ([batch, classes]); nodes are named by module path.
+    BatchNorm is folded (integers unchanged), Q/DQ stand where the target wants them, weights are integer initializers
+    with a DequantizeLinear. Other formats than int8 are in :mod:`qzoo.export.formats`. A float model is written as
+    float, in its own precision. A quantized float16 or bfloat16 model takes and gives its own type, and is float32
+    and int8 between. The input is named ``image`` ([batch, C, H, W]), the output ``logits`` ([batch, classes]); nodes
+    are named by module path. The file's metadata has qzoo's version, the checkpoint, its preprocessing and labels.
 
     Args:
-        path: the file to write; it appears complete or not at all.
+        path: the file to write; it appears complete or not at all. Beyond 2 GiB the weights go into a second file
+            beside it, ``<name>.<hash>.data``.
         target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"`` (see :mod:`qzoo.scheme`).
-        opset: ONNX operator set, 18 by default.
+        opset: ONNX operator set; by default the lowest that has the model's formats: 18 for int8.
         batch: ``"dynamic"`` or a fixed batch size.
-        weights: ``"int8"``, or ``"float"`` to keep float weights with a QuantizeLinear each.
+        weights: ``"int8"``; ``"int4"`` to store weights of at most 4 bits as such, the others as int8; ``"float"`` to
+            keep float weights with a QuantizeLinear each.
         example: an input batch of the size to export for; by default two images of the size in the model's config.
 
     Returns:
@@ -55,27 +57,44 @@ def export_onnx(
         ValueError: an unknown target, batch or weights.
     """
     target_named(target)
-    if weights not in ("int8", "float"):
-        raise ValueError(f"weights must be 'int8' or 'float', not {weights!r}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
     if batch != "dynamic" and not (isinstance(batch, int) and batch > 0):
         raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
     image = _example(model, example, 2 if batch == "dynamic" else int(batch))
-    ready = prepare(model, target, image)
-    graph = to_graph(ready, image, opset or DEFAULT_OPSET, dynamic=batch == "dynamic")
-
     from qzoo.export import naming, passes
+
+    ready = copy_for(model, target)
+    opset = choose_opset(ready, target, opset, weights)
+    inner = image.float() if is_quantized(ready) else image
+    graph = to_graph(fold_and_store_(ready, inner), inner, opset, dynamic=batch == "dynamic")
+    _rewrite(graph, target, weights)
+    if inner.dtype != image.dtype:
+        passes.widen(graph, image.dtype)
+    naming.name_by_module(graph)
+    naming.drop_shapes(graph)
+    naming.describe(graph, model, target)
+    return write(graph, Path(path))
+
+
+def _rewrite(graph: Any, target: str, weights: str) -> None:
+    """The passes, in an order in which each finds what the one before has made."""
+    from qzoo.export import passes
 
     passes.use_global_pooling(graph)
     passes.merge_padding(graph)
     passes.merge_pairs(graph)
-    if weights == "int8":
+    if weights != "float":
         passes.store_integer_weights(graph)
+    if weights == "int4":
+        passes.store_4_bits(graph)
     if target == "onnxruntime":
         passes.use_unsigned_activations(graph)
+    if target == "openvino":
+        passes.quantize_before_max_pool(graph)
+    passes.share_zero_points(graph)
+    passes.drop_defaults(graph)
     passes.drop_unused(graph)
-    naming.name_by_module(graph)
-    naming.describe(graph, model, target if is_quantized(ready) else None)
-    return _write(graph, Path(path))
 
 
 def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True) -> Any:
@@ -137,24 +156,3 @@ def _example(model: nn.Module, example: Tensor | None, batch: int) -> Tensor:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     one = example[:1].detach().cpu().to(dtype)
     return one.expand(batch, *one.shape[1:]).contiguous()
-
-
-def _write(graph: Any, path: Path) -> Path:
-    """Check the model and write it beside its place, then move it there."""
-    import onnx
-    import onnx_ir as ir
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
-    external = f"{path.name}.data" if size > _PROTOBUF_LIMIT else None
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
-        ir.save(graph, draft, format="protobuf", external_data=external)
-        try:
-            onnx.checker.check_model(str(draft), full_check=True)
-        except Exception as error:
-            raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-        if external is not None:
-            os.replace(Path(folder) / external, path.parent / external)
-        os.replace(draft, path)
-    return path

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
-from qzoo.export.prepare import check_ranges, is_on
+from qzoo.export.formats import is_on
+from qzoo.export.prepare import check_ranges
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import TensorQuantizer

@@ -8,10 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
+import torch
 
-_INT8_LIMIT = {np.dtype(np.int8): (-127, 127), np.dtype(np.uint8): (0, 255)}
+from qzoo.errors import ExportError
+
+_LIMITS = {
+    "int8": 127,
+    "uint8": 255,
+    "int16": 32767,
+    "uint16": 65535,
+    "float8_e4m3fn": 448,
+    "float8_e5m2": 57344,
+}
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -22,7 +34,7 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 
 def store_integer_weights(model: ir.Model) -> None:
-    """QuantizeLinear of a constant becomes an int8 initializer; its DequantizeLinear stays.
+    """QuantizeLinear of a constant becomes an integer (or float8) initializer; its DequantizeLinear stays.
 
     The weights are on their levels already, so rounding is exact; without this the file stays as large as float.
     """
@@ -34,11 +46,34 @@ def store_integer_weights(model: ir.Model) -> None:
         if scale.size > 1:
             axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
             shape[axis] = -1
-        low, high = _INT8_LIMIT[zero.dtype]
-        q = np.clip(np.rint(weight / scale.reshape(shape)), low, high).astype(zero.dtype)
+        high = _LIMITS[zero.dtype.name]
+        q = np.clip(weight / scale.reshape(shape), 0 if zero.dtype.kind == "u" else -high, high)
+        q = (np.rint(q) if zero.dtype.kind in "iu" else q).astype(zero.dtype)
         source = node.inputs[0]
         assert source is not None
         _replace(model, node, initializer(model, f"{source.name}_quantized", q))
+
+
+def store_4_bits(model: ir.Model) -> None:
+    """int8 weights that use the levels -8 to 7 only become int4, two to a byte.
+
+    Raises:
+        ExportError: there are none.
+    """
+    found = False
+    for node in _nodes(model, "DequantizeLinear"):
+        q, source = constant(node.inputs[0]), node.inputs[0]
+        if q is None or source is None or q.dtype != np.int8 or q.min() < -8 or q.max() > 7:
+            continue
+        found = True
+        name, source.name = str(source.name), f"{source.name}_8"
+        node.replace_input_with(0, initializer(model, name, q.astype(ml_dtypes.int4)))
+        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if zero is not None:
+            zeros = initializer(model, f"{name}_zero_point", zero.astype(ml_dtypes.int4))
+            node.replace_input_with(2, zeros)
+    if not found:
+        raise ExportError("weights='int4' was asked for, but no layer has weights of at most 4 bits")
 
 
 def use_global_pooling(model: ir.Model) -> None:
@@ -172,6 +207,80 @@ def use_unsigned_activations(model: ir.Model) -> None:
         for pair_node in [node, *readers]:
             pair_node.replace_input_with(2, shifted)
         q.type = ir.TensorType(ir.DataType.UINT8)
+
+
+def quantize_before_max_pool(model: ir.Model) -> None:
+    """MaxPool, Q, DQ become Q, DQ, MaxPool: the same values, since Q is monotone, and the pooling runs in int8.
+
+    OpenVINO leaves a max pooling before a Q in float; ONNX Runtime moves the Q itself.
+    """
+    for pool in _nodes(model, "MaxPool"):
+        out = pool.outputs[0]
+        readers = [use.node for use in out.uses()]
+        if len(pool.outputs) > 1 or out.is_graph_output() or len(readers) != 1:
+            continue
+        q = readers[0]
+        pairs = [use.node for use in q.outputs[0].uses()]
+        if q.op_type != "QuantizeLinear" or {node.op_type for node in pairs} != {"DequantizeLinear"}:
+            continue
+        if any(node.outputs[0].is_graph_output() for node in pairs):
+            continue
+        for node in pairs:
+            node.outputs[0].replace_all_uses_with(out)
+        q.replace_input_with(0, pool.inputs[0])
+        pool.replace_input_with(0, pairs[0].outputs[0])
+        for node in (q, *pairs):
+            source = node.inputs[0]
+            assert source is not None
+            node.outputs[0].shape = source.shape
+    model.graph.sort()
+
+
+def widen(model: ir.Model, dtype: torch.dtype) -> None:
+    """The float32 model takes and gives ``dtype`` (float16, bfloat16): a Cast at each end."""
+    kind = ir.DataType[{"torch.float16": "FLOAT16", "torch.bfloat16": "BFLOAT16"}.get(str(dtype), "DOUBLE")]
+    for value in model.graph.inputs:
+        cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", ir.DataType.FLOAT)], num_outputs=1)
+        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        value.type = ir.TensorType(kind)
+        model.graph.insert_before(model.graph[0], cast)
+    for i, value in enumerate(list(model.graph.outputs)):
+        cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", kind)], num_outputs=1)
+        result = cast.outputs[0]
+        result.name, value.name = value.name, f"{value.name}_float"
+        result.shape, result.type = value.shape, ir.TensorType(kind)
+        model.graph.append(cast)
+        model.graph.outputs[i] = result
+
+
+def share_zero_points(model: ir.Model) -> None:
+    """One tensor of zeros for all Q and DQ that want the same type and shape."""
+    shared: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
+    for node in (*_nodes(model, "QuantizeLinear"), *_nodes(model, "DequantizeLinear")):
+        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if zero is None or zero.any():
+            continue
+        key = (zero.dtype.name, zero.shape)
+        if key not in shared:
+            shared[key] = initializer(model, "_".join(["zero", key[0], *map(str, key[1])]), zero)
+        node.replace_input_with(2, shared[key])
+
+
+def drop_defaults(model: ir.Model) -> None:
+    """Remove attributes that say what holds without them; they make a fifth of a small file's nodes."""
+    opset = model.opset_imports[""]
+    for node in model.graph:
+        if node.domain != "":
+            continue
+        known = onnx.defs.get_schema(node.op_type, opset, "").attributes
+        for name, attribute in list(node.attributes.items()):
+            default = known[name].default_value if name in known else None
+            same = default is not None and default.name and ir.to_proto(attribute) == default
+            ones = name == "dilations" and set(attribute.as_ints()) == {1}
+            if same or ones:
+                del node.attributes[name]
 
 
 def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
+from qzoo.export.blocks import store_blocks_
+from qzoo.export.formats import is_on
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import TensorQuantizer
@@ -17,7 +19,6 @@ from qzoo.scheme import set_target
 _INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
 
 
-@torch.no_grad()
 def prepare(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     """A copy on the CPU, in eval mode, that computes what the exported file will.
 
@@ -27,24 +28,36 @@ def prepare(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     Raises:
         ExportError: quantizers that have no range, are still calibrating, or can't be written.
     """
+    return fold_and_store_(copy_for(model, target), example)
+
+
+def copy_for(model: nn.Module, target: str) -> nn.Module:
+    """A copy on the CPU, in eval mode, with the target's quantizers on; float32 where anything is quantized.
+
+    Scales are float32, and int8 kernels make float32 of their sums, so a half-precision model is widened.
+    """
     ready = copy.deepcopy(model).cpu().eval()
     set_target(ready, target)
     check_ranges(ready)
-    fold_batchnorm_(ready, example[:1])
+    return ready.float() if is_quantized(ready) else ready
+
+
+@torch.no_grad()
+def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
+    """Fold BatchNorm and put weights on their levels, in place. Returns the model."""
+    dtype = example.dtype if not is_quantized(ready) else torch.float32
+    fold_batchnorm_(ready, example[:1].to(dtype))
     for module in ready.modules():
         quantizer = getattr(module, "_weight_quantizer", None)
-        if (
-            isinstance(quantizer, TensorQuantizer)
-            and is_on(quantizer)
-            and isinstance(quantizer.num_bits, int)
-        ):
-            _put_on_levels(module, quantizer)
+        if isinstance(quantizer, TensorQuantizer) and is_on(quantizer):
+            if quantizer.block is not None:
+                store_blocks_(module, quantizer)
+            elif isinstance(quantizer.num_bits, int):
+                _put_on_levels(module, quantizer)
+            else:
+                weight: Any = module.weight
+                weight.copy_(quantizer(weight))
     return ready
-
-
-def is_on(quantizer: TensorQuantizer) -> bool:
-    """Whether the quantizer quantizes, as far as its switches say."""
-    return not quantizer._disabled and quantizer._if_quant
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -86,7 +99,7 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
     ONNX divides by ``amax / bound`` where the simulation multiplies by ``bound / amax``, and its int8 reaches -128.
     """
     amax = quantizer.amax
-    if amax is None or quantizer.block is not None:
+    if amax is None:
         raise ExportError(
             f"{quantizer.name or 'a weight quantizer'} needs one fixed range per channel or tensor"
         )
@@ -96,8 +109,8 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
     wide = torch.maximum(amax, _smallest_range(layer, quantizer, amax))
     if not torch.equal(wide, amax):
         weight.copy_(ops.fake_quantize(weight, wide, bits, quantizer.unsigned, narrow))
-    # The file's weights are int8 whatever the bits: the same step, of which only the inner levels occur.
-    quantizer._num_bits = 8
+    # The file's weights are int8 (int16) whatever the bits: the same step, of which only the inner levels occur.
+    quantizer._num_bits = 8 if bits <= 8 else 16
     quantizer.reset_amax()
     quantizer.amax = (wide * (quantizer.maxbound / ops.bounds(bits, quantizer.unsigned)[1])).numpy()
 

@@ -108,10 +108,14 @@ class _Fp8Pair(torch.autograd.Function):
 def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For ``torch.onnx.export(..., custom_translation_table=...)``: what quantizers leave in a program.
 
-    A narrow range is written as ONNX's full one: clamp weights to ``+-amax`` before the export, or the lowest
-    integer may appear. Needs onnxscript.
+    Integers of fewer than 8 bits are clipped to their range and written as int8; 9 to 16 bits need opset 21, 8-bit
+    floating point opset 19. A narrow range of 8 bits is written as ONNX's full one: clamp weights to ``+-amax``
+    before the export, or the lowest integer may appear. Needs onnxscript.
     """
-    return {torch.ops.qzoo.fake_quantize.default: _translate_fake_quantize}
+    return {
+        torch.ops.qzoo.fake_quantize.default: _translate_fake_quantize,
+        torch.ops.qzoo.fake_quantize_fp8.default: _translate_fake_quantize_fp8,
+    }
 
 
 def _translate_fake_quantize(
@@ -120,21 +124,57 @@ def _translate_fake_quantize(
     from onnxscript import ir, opset18
 
     op: Any = opset18
+    if not 2 <= num_bits <= 16:
+        raise ExportError(f"ONNX has integers of 2 to 16 bits, not {num_bits}")
+    kind = ("U" if unsigned else "") + ("INT8" if num_bits <= 8 else "INT16")
+    low, high = bounds(num_bits, unsigned, narrow_range)
+    wide = _widened(op, x)
+    if num_bits not in (8, 16):
+        # The type has levels beyond the format's. A range per channel is no scalar, as Clip wants it.
+        lowest = op.Mul(amax, op.Constant(value_float=low / high))
+        if any(n != 1 for n in amax.shape):
+            wide = op.Max(op.Min(wide, amax), lowest)
+        else:
+            wide = op.Clip(wide, op.Squeeze(lowest), op.Squeeze(amax))
+    return _pair(op, x, wide, amax, float(high), ir.DataType[kind])
 
-    if num_bits != 8:
-        raise ExportError(f"Only INT8 ONNX export is supported, not {num_bits} bits")
+
+def _translate_fake_quantize_fp8(x: Any, amax: Any = None, e5m2: bool = False) -> Any:
+    from onnxscript import ir, opset18
+
+    op: Any = opset18
+    limit = FP8_LIMIT["e5m2" if e5m2 else "e4m3"]
+    if amax is None:
+        amax = op.Constant(value_float=limit)
+        amax.shape = ir.Shape([])
+    kind = ir.DataType.FLOAT8E5M2 if e5m2 else ir.DataType.FLOAT8E4M3FN
+    return _pair(op, x, _widened(op, x), amax, limit, kind)
+
+
+def _widened(op: Any, x: Any) -> Any:
+    from onnxscript import ir
+
+    return op.Cast(x, to=ir.DataType.FLOAT) if _is_narrow(x) else x
+
+
+def _pair(op: Any, x: Any, wide: Any, amax: Any, high: float, kind: Any) -> Any:
+    """Q and DQ of ``wide``, which is ``x`` in float32; the result has the type of ``x``."""
     shape = [d if isinstance(d, int) else 0 for d in amax.shape]
     axes = [i for i, n in enumerate(shape) if n != 1]
     if len(axes) > 1:
         raise ExportError(f"a range of shape {shape} has several axes; ONNX has one axis per pair")
     # The range lines up with the last dimensions of x.
     attrs = {"axis": axes[0] + len(x.shape) - len(shape)} if axes else {}
-    dtype = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
     flat = op.Reshape(amax, op.Constant(value_ints=[-1])) if axes else op.Squeeze(amax) if shape else amax
-    scale = op.Div(flat, op.Constant(value_float=float(bounds(8, unsigned)[1])))
+    scale = op.Div(flat, op.Constant(value_float=high))
     one = op.Constant(value_float=1.0)
     scale = op.Where(op.Equal(scale, op.Constant(value_float=0.0)), one, scale)
-    zero = op.Cast(op.Mul(scale, op.Constant(value_float=0.0)), to=dtype)
-    wide = x if x.dtype in (None, ir.DataType.FLOAT) else op.Cast(x, to=ir.DataType.FLOAT)
+    zero = op.Cast(op.Mul(scale, op.Constant(value_float=0.0)), to=kind)
     y = op.DequantizeLinear(op.QuantizeLinear(wide, scale, zero, **attrs), scale, zero, **attrs)
-    return y if wide is x else op.Cast(y, to=x.dtype)
+    return op.Cast(y, to=x.dtype) if _is_narrow(x) else y
+
+
+def _is_narrow(x: Any) -> bool:
+    from onnxscript import ir
+
+    return x.dtype not in (None, ir.DataType.FLOAT)

@@ -1,0 +1,55 @@
+"""Writing an ONNX model so that a reader finds the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qzoo.errors import ExportError
+
+PROTOBUF_LIMIT = 2**31 - 2**24
+"""One protobuf message holds less than 2 GiB; weights beyond go into a file of their own."""
+
+
+def write(graph: Any, path: Path, limit: int = PROTOBUF_LIMIT) -> Path:
+    """Check an ``onnx_ir`` model, write it beside its place, then move it there.
+
+    Weights of more than ``limit`` bytes go into ``<name>.<hash>.data``, which is in place before the model that
+    refers to it. The hash is of the content, so that the data of a model that is there already stay as they are until
+    the new model has taken its place; then they are removed.
+
+    Raises:
+        ExportError: the model is not valid ONNX; nothing is written.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = list(graph.graph.initializers.values())
+    large = sum(value.const_value.nbytes for value in values) > limit
+    data = f"{path.name}.{_digest(values)}.data" if large else None
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder) / path.name
+        ir.save(graph, draft, format="protobuf", external_data=data)
+        try:
+            onnx.checker.check_model(str(draft), full_check=True)
+        except Exception as error:  # onnx has several types for it
+            raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+        if data is not None:
+            os.replace(Path(folder) / data, path.parent / data)
+        os.replace(draft, path)
+    for old in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 12}.data"):
+        if old.name != data:
+            old.unlink()
+    return path
+
+
+def _digest(values: list[Any]) -> str:
+    found = hashlib.sha256()
+    for value in values:
+        found.update(value.name.encode())
+        found.update(value.const_value.numpy().tobytes())
+    return found.hexdigest()[:12]
