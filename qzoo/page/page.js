@@ -86,16 +86,16 @@ function scatter(rows, batch, width) {
   return picture;
 }
 
-// Horizontal bars, one a line: {name, value, note, fill}.
-function bars(items, width, unit) {
+// Horizontal bars, one a line: {name, value, shown, note, fill}.
+function bars(items, width) {
   const row = 26, height = items.length * row + 6, most = Math.max(...items.map((item) => item.value), 1e-9);
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
-  const fits = Math.floor((width - 90) / 6);
+  const fits = Math.floor((width - 14 - 6.5 * Math.max(...items.map((item) => item.shown.length))) / 6.2);
   items.forEach((item, i) => {
     const y = i * row, name = item.name.length > fits ? "…" + item.name.slice(1 - fits) : item.name;
     const bar = svg("rect", { class: "bar", x: 0, y: y + 15, height: 8, width: Math.max(1, (item.value / most) * width), fill: item.fill });
     bar.append(tip(`${item.name}: ${item.note}`));
-    picture.append(text(0, y + 12, name), text(width, y + 12, `${digits(item.value)} ${unit}`, { "text-anchor": "end", class: "soft" }), bar);
+    picture.append(text(0, y + 12, name), text(width, y + 12, item.shown, { "text-anchor": "end", class: "soft" }), bar);
   });
   return picture;
 }
@@ -111,10 +111,10 @@ function profileChart(details) {
     for (const n of item.nodes) share[n.precision] = (share[n.precision] || 0) + n.micros / total;
     const words = Object.entries(share).sort((a, b) => b[1] - a[1]).map(([k, v]) => `${k || "?"} ${(100 * v).toFixed(1)} %`);
     const list = item.nodes.map((n) => ({
-      name: `${n.name} (${n.op})`, value: n.micros, fill: kinds[n.precision] || "var(--fake)",
+      name: `${n.name} (${n.op})`, value: n.micros, shown: `${digits(n.micros)} µs`, fill: kinds[n.precision] || "var(--fake)",
       note: `${n.precision}, ${(100 * n.micros / total).toFixed(1)} % of the time`,
     }));
-    return el("div", {}, el("p", { class: "soft" }, `${(total / 1000).toFixed(2)} ms: ${words.join(", ")}`), bars(list, width, "µs"));
+    return el("div", {}, el("p", { class: "soft" }, `${(total / 1000).toFixed(2)} ms: ${words.join(", ")}`), bars(list, width));
   };
   return chosen("Time and precision of every node", "Batch 1, in the order of execution; blue: int8, grey: float32, yellow: conversions and others.", items, draw, true);
 }
@@ -131,9 +131,9 @@ function sensitivityChart(details) {
     list.sort((a, b) => (view === views[0] ? 1 : -1) * ((a.db === null ? 1e9 : a.db) - (b.db === null ? 1e9 : b.db)));
     return bars(
       list.map(({ l, db }) => ({
-        name: `${l.name}: ${db === null ? "exact" : db.toFixed(1) + " dB"}, agreement ${view.agree(l).toFixed(1)} %`,
-        value: loss(db), fill: "var(--int8)", note: l.quantizers.join(", "),
-      })), width, "");
+        name: l.name, value: loss(db),
+        shown: `${db === null ? "exact" : db.toFixed(1) + " dB"}, ${view.agree(l).toFixed(0)} % agree`, fill: "var(--int8)", note: l.quantizers.join(", "),
+      })), width);
   };
   const all = found.sqnr_db === null ? "exact" : found.sqnr_db.toFixed(2) + " dB";
   return chosen("What each layer costs", `SQNR of the logits on ${found.images} images; all quantized: ${all}. A bar is the distance to ${top} dB.`, views, draw, true);

@@ -1,0 +1,116 @@
+"""int8 against float in ONNX Runtime and OpenVINO, and against `quantize_static`, for whole networks.
+
+    taskset -c 1 python -m benchmarks.runtimes --out benchmarks/results/runtimes.json
+
+Weights are random (the speed of a network does not depend on them), BatchNorm statistics and ranges are those of noise.
+One thread, CPU time, processes that take turns; a ratio is of medians, with its 95 % bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import qzoo
+from benchmarks.measure import machine
+from qzoo import runtimes
+from qzoo.benchmark import Options, _latencies
+from qzoo.contenders import Contender, contenders
+from qzoo.runtimes.process import Process
+from qzoo.timing import ratio
+
+# The least ratio of float's CPU time to int8's, by runtime and batch; on a processor with VNNI.
+BARS = {
+    "resnet18": {"onnxruntime": {1: 3.3, 8: 3.3}},
+    "resnet50": {"onnxruntime": {1: 3.3, 8: 3.3}, "openvino": {1: 3.5, 8: 3.9}},
+    "tf_efficientnet_lite0": {"onnxruntime": {1: 2.1, 8: 2.4}, "openvino": {1: 2.25, 8: 3.0}},
+    "mobilenet_v2": {"onnxruntime": {1: 1.8, 8: 1.8}},
+}
+
+
+def network(name: str) -> tuple[nn.Module, nn.Module]:
+    """Float, and quantized with the same weights; both in eval mode."""
+    torch.manual_seed(0)
+    reference: Any = qzoo.create_model(name)
+    size = reference.qzoo_config.preprocessing.input_size
+    with torch.no_grad():
+        reference.train()(torch.randn(8, *size))
+    quantized = qzoo.create_model(name, quantize=True)
+    quantized.load_state_dict(reference.eval().state_dict())
+    qzoo.calibrate(quantized.eval(), [torch.randn(4, *size)], progress=False)
+    return reference, quantized
+
+
+def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
+    """One entry for each runtime and batch size."""
+    reference, quantized = network(name)
+    size = reference.qzoo_config.preprocessing.input_size
+    image = torch.randn(1, *size)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        found, _ = contenders(quantized, reference, image, options, torch.randn(8, *size), Path(folder))
+        processes = [stack.enter_context(Process(c.title)) for c in found]
+        for process, contender in zip(processes, found, strict=True):
+            process.load(contender.runtime, contender.path, options.threads, contender.modules)
+        samples = _latencies(name, processes, image, options)
+
+    def place(runtime: str, precision: str, source: str) -> int:
+        key = (runtime, precision, source)
+        return next(i for i, c in enumerate(found) if _key(c) == key)
+
+    entries = []
+    for runtime in options.runtimes:
+        for batch, timed in samples.items():
+            int8 = timed[place(runtime, "int8", "qzoo")].cpu
+            entry: dict[str, Any] = {"model": name, "runtime": runtime, "batch": batch}
+            entry["int8_cpu_ms"] = round(1e3 * float(torch.tensor(int8).median()), 3)
+            entry["rounds"] = len(int8)
+            others = {"float": place(runtime, "float32", "qzoo")}
+            if runtime == "onnxruntime":
+                others["quantize_static"] = place(runtime, "int8", "quantize_static")
+            for other, index in others.items():
+                entry[f"times_as_fast_as_{other}"] = [round(v, 3) for v in ratio(timed[index].cpu, int8)]
+            bar = BARS[name].get(runtime, {}).get(batch)
+            entry["bar"] = bar
+            entry["met"] = None if bar is None else entry["times_as_fast_as_float"][0] >= bar
+            entries.append(entry)
+            print(json.dumps(entry), flush=True)
+    return entries
+
+
+def _key(contender: Contender) -> tuple[str, str, str]:
+    return contender.runtime, contender.precision, contender.source
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", default=list(BARS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = tuple(name for name in ("onnxruntime", "openvino") if name in runtimes.installed())
+    options = Options(chosen, (1, 8), 1, args.seconds, ("quantize_static",), progress=False)
+    head = {**machine(), "threads": 1, "seconds": args.seconds, **qzoo_versions()}
+    entries = [entry for name in args.names for entry in measure_network(name, options)]
+    if args.out:
+        args.out.write_text(json.dumps({**head, "results": entries}, indent=1) + "\n")
+
+
+def qzoo_versions() -> dict[str, str]:
+    """Versions of the runtimes."""
+    from qzoo.environment import describe
+
+    facts = describe()
+    return {package: facts[package] for package in ("onnxruntime", "openvino")}
+
+
+if __name__ == "__main__":
+    main()
