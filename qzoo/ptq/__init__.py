@@ -1,13 +1,22 @@
 """Post-training methods that lower the error of a quantized model without training it, one a file.
 
 The order is ``equalize``, ``qzoo.calibrate``, then ``adaround_sequential`` or ``adaround`` or, where float
-weights must stay, ``correct_bias``, and last ``round_biases``. All change the model in place.
+weights must stay, ``correct_bias``, and last ``round_biases``. Without data,
+``calibrate_data_free`` stands for all of them. All change the model in place.
 """
 
 from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.bias_grid import round_biases
+from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import equalize
 from qzoo.ptq.sequential import adaround_sequential
 
-__all__ = ["adaround", "adaround_sequential", "correct_bias", "equalize", "round_biases"]
+__all__ = [
+    "adaround",
+    "adaround_sequential",
+    "calibrate_data_free",
+    "correct_bias",
+    "equalize",
+    "round_biases",
+]

@@ -1,0 +1,72 @@
+"""Ranges and bias correction without data, from the statistics that BatchNorm layers hold.
+
+Paper: "Data-Free Quantization Through Weight Equalization and Bias Correction" (Nagel et al., 2019,
+arXiv:1906.04721): the range of an activation is the largest of mean + n sigma over its channels, cut at what the
+activation function lets through (6 for ReLU6); the images themselves have the range that the preprocessing leaves
+them. Section 4.2: the mean of each layer's error, (W_q - W) E[x], goes out of its bias.
+
+For a model whose data can't be had. With images, :func:`qzoo.calibrate` is better.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.calibrate import Calibration
+from qzoo.collect import quantizers_of, set_range, weight_ranges
+from qzoo.preprocessing import Preprocessing
+from qzoo.ptq.layers import layers_of
+from qzoo.ptq.statistics import Channels, batchnorm_statistics
+
+METHOD = "batchnorm"
+"""What a calibration record calls ranges that come from no image."""
+
+
+def calibrate_data_free(
+    model: nn.Module, preprocessing: Preprocessing, *, sigmas: float = 6.0, correct: bool = True
+) -> Calibration:
+    """Set the range of every quantizer, in place, from the weights alone.
+
+    Args:
+        model: with quantizers and trained weights; a BatchNorm stands behind its convolutions.
+        preprocessing: of its images.
+        sigmas: the paper's n.
+        correct: take the mean error of each layer's rounded weights out of its bias (or the BatchNorm behind it).
+
+    Returns:
+        The record: method ``"batchnorm"``, no images.
+
+    Raises:
+        CalibrationError: no quantizers, or an activation whose statistics don't follow from BatchNorms.
+        NonFiniteError: NaN or infinity in a weight.
+        ValueError: sigmas is not positive.
+    """
+    if not sigmas > 0:
+        raise ValueError(f"sigmas must be above 0, not {sigmas}")
+    quantizers, weights = quantizers_of(model), weight_ranges(model)
+    image = torch.zeros(1, *preprocessing.input_size, device=next(model.parameters()).device)
+    known = batchnorm_statistics(model, of_images(preprocessing), image, sigmas)
+    ranges = {name: known[name].amax() for name in quantizers if name in known}
+    for name, amax in {**ranges, **weights}.items():
+        set_range(quantizers[name], amax)
+    if correct:
+        for layer in layers_of(model, image):
+            layer.shift(_mean_error(layer.module, layer.groups, known[layer.name]))
+    return Calibration(METHOD, 0)
+
+
+def of_images(preprocessing: Preprocessing) -> Channels:
+    """What is known of preprocessed images: black and white are the limits; the rest as if it were even between."""
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (preprocessing.mean, preprocessing.std))
+    low, high = -mean / std, (1 - mean) / std
+    return Channels((low + high) / 2, (high - low).square() / 12, low, high)
+
+
+@torch.no_grad()
+def _mean_error(module: nn.Module, groups: int, inputs: Channels) -> Tensor:
+    """``(W_q - W) E[x]`` of each output channel, [out]."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    error = (module._weight_quantizer(weight) - weight).double()  # type: ignore[operator]
+    rows = error.reshape(groups, -1, weight.shape[1], max(weight[0, 0].numel(), 1)).sum(3)
+    return torch.einsum("grn,gn->gr", rows, inputs.mean.reshape(groups, -1)).flatten()
