@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -152,6 +153,18 @@ def test_details(setting, report: Report) -> None:
         assert ("int8" in kinds) == (profile["precision"] == "int8"), profile
     first = next(p for p in details["profiles"] if (p["runtime"], p["precision"]) == ("onnxruntime", "int8"))
     assert any(node["op"] == "QLinearConv" for node in first["nodes"])
+
+
+def test_runs_the_same_kernels_as_quantize_static(report: Report) -> None:
+    """Never slower, without a clock: operator by operator the graph that ONNX Runtime makes of the peer's file."""
+    (details,) = report.details
+    kernels = [
+        Counter((node["op"], node["precision"]) for node in profile["nodes"])
+        for profile in details["profiles"]
+        if (profile["runtime"], profile["precision"]) == ("onnxruntime", "int8")
+    ]
+    assert len(kernels) == 2
+    assert kernels[0] == kernels[1]
 
 
 def test_peer_that_is_not_installed() -> None:
