@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qzoo.calibrate import Calibration, calibrate
+from qzoo.calibrate import Calibration, Candidate
 from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
 from qzoo.config import CalibrationRecord, Config, Measurement, config_of, read_config
@@ -21,13 +22,12 @@ from qzoo.data import load_data, parse_subset
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.export.onnx import export_onnx
-from qzoo.ptq import adaround, round_biases
+from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, round_biases
 from qzoo.registry import parse_name
 from qzoo.scheme import set_target
 from qzoo.zoo import create_model, float_model
 
 TARGETS = ("onnxruntime", "tensorrt")
-ROUNDINGS = ("nearest", "learned")
 BATCH = 32
 
 
@@ -49,13 +49,16 @@ def build(
     evaluation_subset: str | None = None,
     method: str | None = None,
     rounding: str | None = None,
+    equalize: bool | None = None,
+    bias_correction: str | None = None,
+    recipe: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Path:
     """Make the quantized checkpoint ``name``; the same call makes the same files.
 
-    Where ``out`` holds a config already (a recipe, or an older checkpoint), its subsets, method and rounding
-    are the defaults: ``build(name)`` on a checkpoint makes it again.
+    Where ``out`` holds a config already (a recipe, or an older checkpoint), its subsets and methods are the
+    defaults: ``build(name)`` on a checkpoint makes it again.
 
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
@@ -64,9 +67,10 @@ def build(
             first 128 of an ImageNet folder.
         evaluation_subset: by default all test images of Fashion-MNIST, and the images of the folder that
             follow the calibration's.
-        method: of :func:`qzoo.calibrate`, ``"auto"`` by default.
-        rounding: of the weights: ``"nearest"`` (the default), or ``"learned"`` on the calibration images, see
-            :func:`qzoo.ptq.adaround`.
+        method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
+        rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
+        equalize, bias_correction: see :class:`qzoo.ptq.Recipe`; by default neither.
+        recipe: ``"best"`` tries :data:`qzoo.ptq.RECIPES` on the calibration images and takes the best.
         out: the folder, ``model_cards/<name>`` by default.
         progress: show progress bars.
 
@@ -74,13 +78,22 @@ def build(
         The folder: config.json, packed weights, card.
 
     Raises:
-        ValueError: an unknown method or rounding.
+        ValueError: an unknown or contradictory method.
         UnknownModelError: not the name of a quantized model that can be calibrated.
         DataError: the data are not there, or the two subsets have images in common.
         HubError: the float weights can't be had.
     """
-    if rounding not in (None, *ROUNDINGS):
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
+    options = {
+        "method": method,
+        "rounding": rounding,
+        "equalize": equalize,
+        "bias_correction": bias_correction,
+    }
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    if recipe not in (None, "best"):
+        raise ValueError(f"recipe must be 'best', not {recipe!r}")
+    if recipe and given:
+        raise ValueError(f"recipe={recipe!r} chooses {', '.join(given)} itself; leave them out")
     parsed = parse_name(name)
     if parsed.scheme is None or parsed.qat:
         how = "qzoo train tunes weights" if parsed.qat else "give a scheme, such as -w8a8"
@@ -88,50 +101,55 @@ def build(
     model = create_model(name, pretrained="float", target=TARGETS[0])
     config = config_of(model)
     folder = Path(out) if out is not None else Path("model_cards") / config.name
-    recipe = _recipe(folder, config)
+    made = _made(folder, config)
     images, checks = _parts(
-        config, data, calibration_subset or recipe.calibration, evaluation_subset or recipe.evaluation
+        config, data, calibration_subset or made.calibration, evaluation_subset or made.evaluation
     )
+    chosen = dataclasses.replace(made.recipe, **given)
+    best = recipe or (made.best and not given)
 
     def loader(part: Images) -> Iterable[tuple[Tensor, Tensor]]:
         return load_data(
             config.preprocessing, config.labels, data, split=part.split, subset=part.subset, batch_size=BATCH
         )
 
-    found = calibrate(model, loader(images), method=method or recipe.method, progress=progress)
-    rounding = rounding or recipe.rounding
-    if rounding == "learned":
-        adaround(model, loader(images), progress=progress)
+    choice = None
+    if best:
+        choice = best_recipe(model, loader(images), progress=progress)
+        chosen = choice.recipe
+    found = apply_recipe(model, loader(images), chosen, preprocessing=config.preprocessing, progress=progress)
     round_biases(model, next(iter(loader(images)))[0])
     metrics = _measure(model, float_model(config), lambda: loader(checks), checks, progress)
-    config = dataclasses.replace(config, calibration=_record(found, images, rounding), metrics=metrics)
+    config = dataclasses.replace(config, calibration=record(found, images, chosen, choice), metrics=metrics)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
     write_card(folder)
     return folder
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Method, rounding and subsets, None where nothing is said."""
+class Made:
+    """How a folder's checkpoint is made; subsets are None where nothing is said."""
 
-    method: str = "auto"
-    rounding: str = "nearest"
+    recipe: Recipe = Recipe()  # noqa: RUF009 - immutable
+    best: bool = False
     calibration: str | None = None
     evaluation: str | None = None
 
 
-def _recipe(folder: Path, config: Config) -> Recipe:
+def _made(folder: Path, config: Config) -> Made:
     """How the folder's checkpoint was, or is to be, made."""
     if not (folder / "config.json").is_file():
-        return Recipe()
+        return Made()
     old = read_config(folder)
     if old.name != config.name:
         raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {config.name}")
     if old.calibration is None:
-        return Recipe()
+        return Made()
     made = old.calibration
-    method = "auto" if made.candidates else made.method
-    return Recipe(method, made.rounding, made.subset, old.metrics[0].subset if old.metrics else None)
+    method = "auto" if made.candidates and not made.recipe else made.method
+    recipe = Recipe(made.equalize, method, made.rounding, made.bias_correction)
+    evaluation = old.metrics[0].subset if old.metrics else None
+    return Made(recipe, bool(made.recipe), made.subset or None, evaluation)
 
 
 def _parts(
@@ -141,19 +159,11 @@ def _parts(
     evaluation: str | None,
 ) -> tuple[Images, Images]:
     """The images to calibrate on, and others to evaluate on."""
+    images = calibration_images(config, data, calibration)
     if config.labels == "fashion-mnist":
-        images = _part("Fashion-MNIST train", "train", calibration or "0:512", 60_000)
         return images, _part("Fashion-MNIST test", "test", evaluation or ":", 10_000)
-    if config.labels != "imagenet-1k":
-        raise DataError(f"no data set is known for the labels {config.labels!r} of {config.name}")
-    if data is None:
-        raise DataError(f"{config.name} is calibrated on ImageNet images: pass data=FOLDER (--data FOLDER)")
-    from qzoo.data.imagenet import ImageNetFolder
-
-    count = len(ImageNetFolder(data, config.preprocessing))
-    text = f"ImageNet-1k, {Path(data).name} ({count} images)"
-    images = _part(text, "test", calibration or f"0:{min(128, count // 4)}", count)
-    checks = _part(text, "test", evaluation or f"{images.subset.partition(':')[2]}:", count)
+    count = _imagenet_count(config, data)
+    checks = _part(images.text, "test", evaluation or f"{images.subset.partition(':')[2]}:", count)
     first, second = parse_subset(images.subset, count), parse_subset(checks.subset, count)
     if max(first[0], second[0]) < min(first[1], second[1]):
         raise DataError(
@@ -163,18 +173,47 @@ def _parts(
     return images, checks
 
 
+def calibration_images(config: Config, data: str | Path | None, subset: str | None) -> Images:
+    """The images to calibrate a model on, by default the first ones."""
+    if config.labels == "fashion-mnist":
+        return _part("Fashion-MNIST train", "train", subset or "0:512", 60_000)
+    count = _imagenet_count(config, data)
+    text = f"ImageNet-1k, {Path(data or '').name} ({count} images)"
+    return _part(text, "test", subset or f"0:{min(128, count // 4)}", count)
+
+
+def _imagenet_count(config: Config, data: str | Path | None) -> int:
+    if config.labels != "imagenet-1k":
+        raise DataError(f"no data set is known for the labels {config.labels!r} of {config.name}")
+    if data is None:
+        raise DataError(f"{config.name} is calibrated on ImageNet images: pass data=FOLDER (--data FOLDER)")
+    from qzoo.data.imagenet import ImageNetFolder
+
+    return len(ImageNetFolder(data, config.preprocessing))
+
+
 def _part(text: str, split: str, subset: str, count: int) -> Images:
     start, stop = parse_subset(subset, count)
     return Images(text, split, f"{start}:{stop}", stop - start)
 
 
-def _record(found: Calibration, images: Images, rounding: str) -> CalibrationRecord:
-    candidates = tuple(
-        {"method": c.method, "sqnr_db": _finite(c.sqnr_db), "agreement": c.agreement}
-        for c in found.candidates
-    )
+def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | None) -> CalibrationRecord:
+    """What the config says of a calibration."""
+    tried: tuple[Candidate, ...] = choice.candidates if choice else found.candidates
     return CalibrationRecord(
-        found.method, images.text, images.subset, found.images, found.percentile, candidates, rounding
+        method=found.method,
+        data=images.text if found.images else "none",
+        subset=images.subset if found.images else "",
+        images=found.images,
+        percentile=found.percentile,
+        candidates=tuple(
+            {"method": c.method, "sqnr_db": _finite(c.sqnr_db), "agreement": c.agreement} for c in tried
+        ),
+        rounding=recipe.rounding,
+        equalize=recipe.equalize,
+        bias_correction=recipe.bias_correction,
+        recipe="best" if choice else "",
+        held_back=choice.held_back if choice else 0,
     )
 
 

@@ -178,14 +178,21 @@ def _recipe(config: Config) -> str:
     if config.calibration is not None:
         c = config.calibration
         percentile = f" {c.percentile:g}" if c.percentile is not None else ""
-        parts.append(
-            f"Ranges of activations: method *{c.method}{percentile}*, from {c.images} images "
-            f"({c.data}, images {c.subset})."
-        )
+        if c.images:
+            images = f"from {c.images} images ({c.data}, images {c.subset})"
+        else:
+            images = "without data: from the statistics in the BatchNorm layers"
+        parts.append(f"Ranges of activations: method *{c.method}{percentile}*, {images}.{_steps(config)}")
         if c.candidates:
             tried = [(str(r["method"]), number(r["sqnr_db"]), number(r["agreement"])) for r in c.candidates]
             head = ("method", "SQNR of the logits, dB", "agreement with float, %")
-            parts.append(f"Methods compared on the calibration images:\n\n{table(head, tried)}")
+            what = "Methods compared on the calibration images"
+            if c.recipe:
+                what = (
+                    f"Recipes applied with {c.images - c.held_back} of the calibration images and compared on the "
+                    f"other {c.held_back}; the best was then applied with all of them"
+                )
+            parts.append(f"{what}:\n\n{table(head, tried)}")
         parts.append(f"Built by `qzoo build {config.name}{_data_flag(config)}`, qzoo {config.qzoo_version}.")
     if config.training is not None:
         rows = [(key.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value))
@@ -208,17 +215,37 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
 def _weight_rule(config: Config) -> str:
     if config.calibration is not None and config.calibration.rounding == "learned":
         return "range and rounding learned on the calibration images, as AdaRound does"
+    if config.calibration is not None and config.calibration.rounding == "sequential":
+        return (
+            "range and rounding learned on the calibration images, layer after layer, each making up for the errors "
+            "of those before it"
+        )
     return "its maximum"
 
 
 def _data_flag(config: Config) -> str:
     assert config.calibration is not None
     data = "" if config.labels == "fashion-mnist" else " --data DIR"
+    if config.calibration.recipe:
+        return f"{data} --calibration-subset {config.calibration.subset} --recipe {config.calibration.recipe}"
     method = "" if config.calibration.candidates else f" --method {config.calibration.method}"
     rounding = (
         "" if config.calibration.rounding == "nearest" else f" --rounding {config.calibration.rounding}"
     )
-    return f"{data} --calibration-subset {config.calibration.subset}{method}{rounding}"
+    equalize = " --equalize" if config.calibration.equalize else ""
+    correction = config.calibration.bias_correction
+    bias = "" if correction == "none" else f" --bias-correction {correction}"
+    subset = f" --calibration-subset {config.calibration.subset}" if config.calibration.images else ""
+    return f"{data}{subset}{method}{equalize}{rounding}{bias}"
+
+
+def _steps(config: Config) -> str:
+    """What else was done to the model, a sentence, or nothing."""
+    assert config.calibration is not None
+    steps = ["cross-layer equalization"] if config.calibration.equalize else []
+    if config.calibration.bias_correction != "none":
+        steps.append(f"{config.calibration.bias_correction} bias correction")
+    return f" Also: {', '.join(steps)}." if steps else ""
 
 
 def _measured(config: Config) -> str:

@@ -18,6 +18,7 @@ COMMANDS = (
     "inspect",
     "sensitivity",
     "build",
+    "calibrate",
     "train",
     "export",
     "lint",

@@ -16,7 +16,7 @@ from qzoo.errors import CheckpointError, QzooError
 from qzoo.fields import decode, encode, parse
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
-from qzoo.scheme import Scheme
+from qzoo.scheme import OPTIONAL, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,13 +57,19 @@ class CalibrationRecord:
     """How the ranges were found.
 
     Attributes:
-        method: the method of activations that was used ("max", "percentile", "mse", "entropy").
+        method: the method of activations that was used ("max", "percentile", "mse", "entropy"), or "batchnorm":
+            no images, the statistics of the BatchNorms.
         data: the images, in words.
         subset: ``"start:stop"`` in the data set's fixed order.
         images: their number.
         percentile: of the method "percentile", None for others.
-        candidates: with method "auto", what each method reached on the selection images.
-        rounding: of the weights: "nearest", or "learned" (:func:`qzoo.ptq.adaround` on the same images).
+        candidates: with method "auto" or a chosen recipe, what each candidate reached on the selection images.
+        rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround` on the same images) or
+            "sequential" (:func:`qzoo.ptq.adaround_sequential`).
+        equalize: cross-layer equalization came first.
+        bias_correction: "none", "analytic" or "empirical".
+        recipe: "best" where :func:`qzoo.ptq.best_recipe` chose all this.
+        held_back: number of calibration images that it compared recipes on.
     """
 
     method: str
@@ -73,6 +79,10 @@ class CalibrationRecord:
     percentile: float | None = None
     candidates: tuple[dict[str, Any], ...] = ()
     rounding: str = "nearest"
+    equalize: bool = field(default=False, metadata=OPTIONAL)
+    bias_correction: str = field(default="none", metadata=OPTIONAL)
+    recipe: str = field(default="", metadata=OPTIONAL)
+    held_back: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

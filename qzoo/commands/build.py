@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
+from qzoo.commands.recipe_arguments import recipe_arguments
 
 
 def register(add: Add) -> None:
@@ -15,12 +16,7 @@ def register(add: Add) -> None:
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
     sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
-    sub.add_argument(
-        "--method",
-        choices=["auto", "max", "percentile", "mse", "entropy"],
-        help="of the ranges (default: auto)",
-    )
-    sub.add_argument("--rounding", choices=["nearest", "learned"], help="of weights (default: nearest)")
+    recipe_arguments(sub)
     sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
 
 
@@ -34,6 +30,9 @@ def _run(args: argparse.Namespace) -> int:
         evaluation_subset=args.evaluation_subset,
         method=args.method,
         rounding=args.rounding,
+        equalize=args.equalize,
+        bias_correction=args.bias_correction,
+        recipe=args.recipe,
         out=args.out,
         progress=not args.quiet,
     )

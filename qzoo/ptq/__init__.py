@@ -10,9 +10,15 @@ from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.bias_grid import round_biases
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import equalize
+from qzoo.ptq.recipe import RECIPES, Choice, Recipe, apply_recipe, best_recipe
 from qzoo.ptq.sequential import adaround_sequential
 
 __all__ = [
+    "RECIPES",
+    "Choice",
+    "Recipe",
+    "apply_recipe",
+    "best_recipe",
     "adaround",
     "adaround_sequential",
     "calibrate_data_free",

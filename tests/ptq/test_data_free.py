@@ -104,7 +104,9 @@ def test_near_the_model_calibrated_on_images(w8a8: Pair, others: Tensor) -> None
     assert (record.method, record.images, record.candidates) == ("batchnorm", 0, ())
     ranges = {n: m.amax for n, m in model.named_modules() if isinstance(m, TensorQuantizer)}
     assert all(amax is not None and amax.isfinite().all() for amax in ranges.values())
-    assert sqnr(exact, model, others) > with_images - 15  # 27.8 of 39.6 dB: the classes' logits are not 6 sigma apart
+    assert (
+        sqnr(exact, model, others) > with_images - 15
+    )  # 27.8 of 39.6 dB: the classes' logits are not 6 sigma apart
     block = model.layer1[0]
     assert torch.equal(block.residual_quantizer.amax, block.conv1._input_quantizer.amax)
 

@@ -1,0 +1,84 @@
+"""``calibrate_checkpoint``: float weights to a quantized checkpoint folder, by a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from qzoo.build import Images, calibration_images, record
+from qzoo.calibrate import Candidate
+from qzoo.checkpoint import save_pretrained
+from qzoo.config import config_of
+from qzoo.data import load_data
+from qzoo.errors import UnknownModelError
+from qzoo.ptq import Recipe, apply_recipe, best_recipe, round_biases
+from qzoo.registry import parse_name
+from qzoo.scheme import set_target
+from qzoo.zoo import create_model
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was done.
+
+    Attributes:
+        recipe: the recipe.
+        candidates: what it was chosen from, best first; empty when it was given.
+        images: number of images that the checkpoint was calibrated on.
+        held_back: how many of these the candidates were compared on, none of them having seen these.
+    """
+
+    recipe: Recipe
+    candidates: tuple[Candidate, ...]
+    images: int
+    held_back: int
+
+
+def calibrate_checkpoint(
+    name: str,
+    *,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    data: str | Path | None = None,
+    subset: str | None = None,
+    target: str = "onnxruntime",
+    progress: bool = True,
+) -> Calibrated:
+    """Make a quantized checkpoint from float weights; ``qzoo.build`` also measures it and writes a card.
+
+    Args:
+        name: ``arch.tag-scheme``.
+        out: the folder; config.json and packed weights are put there.
+        recipe: None chooses the best one on part of the images, see :func:`qzoo.ptq.best_recipe`.
+        data: the images, see :func:`qzoo.data.load_data`; not needed by a recipe without data.
+        subset: ``"start:stop"``; by default what ``qzoo.build`` calibrates on.
+        target: the runtime whose quantizers the recipe sees.
+
+    Raises:
+        UnknownModelError: not the name of a quantized model that can be calibrated.
+        DataError: the data are not there.
+        HubError: the float weights can't be had.
+    """
+    parsed = parse_name(name)
+    if parsed.scheme is None or parsed.qat:
+        raise UnknownModelError(f"{name!r} is not made by calibration; give a scheme, such as -w8a8")
+    model = create_model(name, pretrained="float", target=target)
+    config = config_of(model)
+    batches, images = [], Images("none", "", "", 0)
+    if recipe is None or not recipe.data_free:
+        images = calibration_images(config, data, subset)
+        loader = load_data(
+            config.preprocessing, config.labels, data, split=images.split, subset=images.subset
+        )
+        batches = [batch for batch, _ in loader]
+    choice = None if recipe is not None else best_recipe(model, batches, progress=progress)
+    chosen = recipe if choice is None else choice.recipe
+    assert chosen is not None
+    found = apply_recipe(model, batches, chosen, preprocessing=config.preprocessing, progress=progress)
+    if batches:
+        round_biases(model, batches[0][:1])
+    config = dataclasses.replace(config, calibration=record(found, images, chosen, choice))
+    save_pretrained(set_target(model, "tensorrt"), out, form="packed", config=config)
+    candidates = choice.candidates if choice else found.candidates
+    return Calibrated(chosen, candidates, found.images, choice.held_back if choice else found.select_images)

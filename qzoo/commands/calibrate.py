@@ -1,0 +1,51 @@
+"""``qzoo calibrate``: a quantized checkpoint from float weights, without measuring it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qzoo.commands import Add
+from qzoo.commands.recipe_arguments import recipe_arguments
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add(
+        "calibrate", _run, "Quantize float weights by a post-training recipe; qzoo build also measures."
+    )
+    sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
+    sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
+    sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
+    sub.add_argument("--target", help="runtime that the recipe is for (default: onnxruntime)")
+    recipe_arguments(sub)
+    sub.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qzoo.calibrate_checkpoint import calibrate_checkpoint
+    from qzoo.ptq import Recipe
+
+    given = {
+        key: getattr(args, key)
+        for key in ("method", "rounding", "equalize", "bias_correction")
+        if getattr(args, key) is not None
+    }
+    if args.recipe and given:
+        raise ValueError(f"--recipe {args.recipe} chooses {', '.join(given)} itself; leave them out")
+    done = calibrate_checkpoint(
+        args.name,
+        out=args.out,
+        recipe=None if args.recipe else Recipe(**given),
+        data=args.data,
+        subset=args.subset,
+        target=args.target or "onnxruntime",
+        progress=not args.quiet,
+    )
+    for candidate in done.candidates:
+        agreement = f"agreement {candidate.agreement:6.2f} %"
+        print(f"{candidate.sqnr_db:7.2f} dB  {agreement}  {candidate.method}")
+    if done.held_back:
+        print(f"compared on {done.held_back} images that no recipe had seen; applied with {done.images}")
+    print(f"{done.recipe}: {args.out}")
+    return 0

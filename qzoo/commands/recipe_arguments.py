@@ -1,0 +1,30 @@
+"""Arguments of the post-training methods, of ``build`` and ``calibrate``."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def recipe_arguments(sub: argparse.ArgumentParser) -> None:
+    """``--recipe`` and the methods one by one; all None when not given."""
+    sub.add_argument(
+        "--recipe",
+        choices=["best"],
+        help="try all recipes on the calibration images, part of them held back, and take the best",
+    )
+    sub.add_argument(
+        "--method",
+        choices=["auto", "max", "percentile", "mse", "entropy", "batchnorm"],
+        help="of the ranges (default: auto); batchnorm needs no images",
+    )
+    sub.add_argument(
+        "--equalize", action="store_const", const=True, help="cross-layer equalization before the ranges"
+    )
+    sub.add_argument(
+        "--rounding", choices=["nearest", "learned", "sequential"], help="of weights (default: nearest)"
+    )
+    sub.add_argument(
+        "--bias-correction",
+        choices=["none", "analytic", "empirical"],
+        help="of what rounding to nearest shifts (default: none)",
+    )

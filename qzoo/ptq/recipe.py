@@ -1,0 +1,221 @@
+"""Recipes: which post-training methods in which order, and the choice of the best one.
+
+``best_recipe`` chooses as :func:`qzoo.calibrate` does with "auto", but among whole recipes: each is applied to a copy
+of the model with most of the calibration images and compared on the rest, so that none is judged by images that it
+has seen, and no image of the test set is looked at.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.calibrate import Calibration, Candidate, calibrate
+from qzoo.collect import METHODS, images_of, quantizers_off
+from qzoo.errors import CalibrationError, QuantizationError
+from qzoo.evaluate import evaluating
+from qzoo.preprocessing import Preprocessing
+from qzoo.progress import track
+from qzoo.ptq.adaround import adaround
+from qzoo.ptq.bias_correction import correct_bias
+from qzoo.ptq.data_free import METHOD, calibrate_data_free
+from qzoo.ptq.equalize import equalize
+from qzoo.ptq.sequential import adaround_sequential
+
+ROUNDINGS = ("nearest", "learned", "sequential")
+CORRECTIONS = ("none", "analytic", "empirical")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Post-training methods, applied in the order of the attributes. ``str()`` gives ``"equalize + mse + learned"``.
+
+    Attributes:
+        equalize: cross-layer equalization first.
+        method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or "batchnorm", without images.
+        rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround`) or "sequential"
+            (:func:`qzoo.ptq.adaround_sequential`).
+        bias_correction: "none", "analytic" or "empirical". Learned rounding corrects the biases already.
+
+    Raises:
+        ValueError: an unknown value, or images needed by one method and refused by another.
+    """
+
+    equalize: bool = False
+    method: str = "auto"
+    rounding: str = "nearest"
+    bias_correction: str = "none"
+
+    def __post_init__(self) -> None:
+        known = {
+            "method": (*METHODS, "auto", METHOD),
+            "rounding": ROUNDINGS,
+            "bias_correction": CORRECTIONS,
+        }
+        for field, values in known.items():
+            if getattr(self, field) not in values:
+                raise ValueError(f"{field} must be one of {', '.join(values)}, not {getattr(self, field)!r}")
+        if self.rounding != "nearest" and self.bias_correction == "analytic":
+            raise ValueError(
+                f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
+            )
+        if self.data_free and (
+            self.equalize or self.rounding != "nearest" or self.bias_correction == "empirical"
+        ):
+            raise ValueError(f"method {METHOD!r} uses no images; {self} would need some")
+
+    @property
+    def data_free(self) -> bool:
+        """Whether no image is needed."""
+        return self.method == METHOD
+
+    def __str__(self) -> str:
+        parts = [
+            "equalize" if self.equalize else "",
+            self.method,
+            "" if self.rounding == "nearest" else self.rounding,
+            "" if self.bias_correction == "none" else f"{self.bias_correction} bias correction",
+        ]
+        return " + ".join(part for part in parts if part)
+
+
+RECIPES = (
+    Recipe(method="max"),
+    Recipe(method="mse"),
+    Recipe(method="mse", bias_correction="analytic"),
+    Recipe(method="mse", rounding="learned"),
+    Recipe(method="max", rounding="sequential"),
+    Recipe(method="percentile", rounding="sequential"),
+    Recipe(method="mse", rounding="sequential"),
+)
+"""What ``best_recipe`` tries; the cheap ones first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``best_recipe`` found.
+
+    Attributes:
+        recipe: the one with the highest SQNR on images that it had not seen.
+        candidates: all of them, best first.
+        images, held_back: number of images that they were applied with, and compared on.
+    """
+
+    recipe: Recipe
+    candidates: tuple[Candidate, ...]
+    images: int
+    held_back: int
+
+
+def apply_recipe(
+    model: nn.Module,
+    loader: Iterable[Any],
+    recipe: Recipe,
+    *,
+    preprocessing: Preprocessing | None = None,
+    progress: bool = True,
+) -> Calibration:
+    """Quantize a model with float weights, in place, for the target that is switched on.
+
+    Args:
+        model: with quantizers and trained weights.
+        loader: batches of images; not touched by a recipe without data.
+        recipe: what to do.
+        preprocessing: of the images; needed by a recipe without data.
+        progress: show progress bars.
+
+    Raises:
+        CalibrationError: no quantizers or images; see the methods.
+        ValueError: a recipe without data, but no preprocessing.
+    """
+    if recipe.data_free:
+        if preprocessing is None:
+            raise ValueError(
+                f"method {METHOD!r} takes the range of the images from their preprocessing; pass it"
+            )
+        return calibrate_data_free(model, preprocessing, correct=recipe.bias_correction == "analytic")
+    batches = [images_of(batch) for batch in loader]
+    if recipe.equalize:
+        equalize(model, batches, progress=progress)
+    found = calibrate(model, batches, method=recipe.method, progress=progress)
+    exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
+    if recipe.rounding == "learned":
+        adaround(model, batches, progress=progress)
+    elif recipe.rounding == "sequential":
+        adaround_sequential(model, batches, progress=progress)
+    if recipe.bias_correction == "analytic":
+        correct_bias(model, batches, method="analytic", progress=progress)
+    elif exact is not None:
+        with quantizers_off(exact):
+            correct_bias(model, batches, method="empirical", reference=exact, progress=progress)
+    return found
+
+
+def best_recipe(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    recipes: tuple[Recipe, ...] = RECIPES,
+    held_back: float = 0.25,
+    progress: bool = True,
+) -> Choice:
+    """Try recipes on copies of the model; the model stays as it is. Apply the chosen one with all the images.
+
+    Args:
+        model: with quantizers and float weights, at the target that counts.
+        loader: batches of calibration images.
+        recipes: the candidates; each needs images.
+        held_back: share of the images that the recipes are compared on, the last ones.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: fewer than two images, or no recipe could be applied.
+        ValueError: no recipes, or a share outside 0 to 1.
+    """
+    if not recipes or not 0 < held_back < 1:
+        raise ValueError(f"pass recipes, and a share between 0 and 1 to hold back, not {held_back}")
+    batches = [images_of(batch) for batch in loader]
+    images = torch.cat(batches) if batches else torch.zeros(0)
+    count = max(1, round(len(images) * held_back))
+    if len(images) < 2:
+        raise CalibrationError(
+            "recipes are compared on images that they have not seen; pass at least two images"
+        )
+    size = len(batches[0])
+    fit, check = images[:-count].split(size), images[-count:].split(size)
+    with quantizers_off(model):
+        expected = _logits(model, check)
+    tried: list[tuple[Candidate, Recipe]] = []
+    problems: list[str] = []
+    for recipe in track(recipes, "try recipes", show=progress):
+        candidate = copy.deepcopy(model)
+        try:
+            apply_recipe(candidate, fit, recipe, progress=False)
+        except QuantizationError as error:
+            problems.append(f"{recipe}: {error}")
+            continue
+        tried.append((_compared(str(recipe), _logits(candidate, check), expected), recipe))
+    if not tried:
+        raise CalibrationError(f"no recipe could be applied: {'; '.join(problems)}")
+    tried.sort(key=lambda pair: (pair[0].sqnr_db, pair[0].agreement), reverse=True)
+    return Choice(tried[0][1], tuple(candidate for candidate, _ in tried), len(images) - count, count)
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    with evaluating(model):
+        return torch.cat([model(batch) for batch in batches]).double()
+
+
+def _compared(name: str, logits: Tensor, expected: Tensor) -> Candidate:
+    noise = (logits - expected).square().sum().item()
+    signal = expected.square().sum().item()
+    sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    agreement = 100 * (logits.argmax(1) == expected.argmax(1)).double().mean().item()
+    return Candidate(name, sqnr, agreement)

@@ -1,0 +1,108 @@
+"""Recipes: the order of the methods, and the choice on images that no candidate has seen."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from fidelity import sqnr
+from torch import Tensor
+
+from qzoo.calibrate import calibrate
+from qzoo.errors import CalibrationError
+from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.preprocessing import Preprocessing
+from qzoo.ptq import Recipe, adaround, apply_recipe, best_recipe, correct_bias, equalize
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import Scheme
+
+Pair = tuple[CifarResNet, CifarResNet]
+Batch = tuple[Tensor, Tensor]
+FEW = (Recipe(method="max"), Recipe(method="max", rounding="learned"))
+
+
+@pytest.fixture
+def fresh(w3a8: Pair) -> Pair:
+    """The float model, and its quantized form without ranges."""
+    model = CifarResNet(1, in_channels=1, quantize=Scheme.parse("w3a8", "onnxruntime"))
+    model.load_state_dict(w3a8[0].state_dict())
+    return w3a8[0], model.eval()
+
+
+def equal(a: CifarResNet, b: CifarResNet) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_apply_is_the_methods_in_order(fresh: Pair, batches: list[Batch]) -> None:
+    by_hand = copy.deepcopy(fresh[1])
+    equalize(by_hand, batches, progress=False)
+    calibrate(by_hand, batches, method="mse", progress=False)
+    adaround(by_hand, batches, progress=False)
+    found = apply_recipe(fresh[1], batches, Recipe(True, "mse", "learned"), progress=False)
+    assert equal(fresh[1], by_hand)
+    assert (found.method, found.images) == ("mse", 96)
+
+
+@pytest.mark.parametrize("method", ["analytic", "empirical"])
+def test_apply_corrects_biases(fresh: Pair, batches: list[Batch], others: Tensor, method: str) -> None:
+    exact, model = fresh
+    by_hand = copy.deepcopy(model)
+    calibrate(by_hand, batches, method="max", progress=False)
+    before = sqnr(exact, by_hand, others)
+    correct_bias(by_hand, batches, method=method, reference=exact, progress=False)
+    apply_recipe(model, batches, Recipe(method="max", bias_correction=method), progress=False)
+    assert sqnr(exact, model, others) == pytest.approx(sqnr(exact, by_hand, others), abs=0.01)
+    assert sqnr(exact, model, others) > before
+
+
+def test_best_judges_by_the_last_images_only(fresh: Pair, batches: list[Batch]) -> None:
+    exact, model = fresh
+    before = copy.deepcopy(model)
+    choice = best_recipe(model, batches, recipes=FEW, held_back=1 / 3, progress=False)
+    assert equal(model, before)  # only copies were changed
+    assert (choice.images, choice.held_back) == (64, 32)
+    found = {candidate.method: candidate for candidate in choice.candidates}
+    for recipe in FEW:
+        by_hand = copy.deepcopy(model)
+        apply_recipe(by_hand, batches[:2], recipe, progress=False)
+        assert found[str(recipe)].sqnr_db == pytest.approx(sqnr(exact, by_hand, batches[2][0]), abs=0.01)
+    assert choice.candidates[0].sqnr_db == max(c.sqnr_db for c in choice.candidates)
+    assert str(choice.recipe) == choice.candidates[0].method == "max + learned"
+
+
+def test_without_data_no_image_is_looked_at(fresh: Pair) -> None:
+    def refuse():  # type: ignore[no-untyped-def]
+        raise AssertionError("an image was asked for")
+        yield
+
+    recipe = Recipe(method="batchnorm")
+    preprocessing = Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,))
+    found = apply_recipe(fresh[1], refuse(), recipe, preprocessing=preprocessing)
+    assert (found.method, found.images) == ("batchnorm", 0)
+    assert all(m.amax is not None for m in fresh[1].modules() if isinstance(m, TensorQuantizer))
+    with pytest.raises(ValueError, match="preprocessing; pass it"):
+        apply_recipe(fresh[1], [], recipe)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "best"}, "method must be one of max"),
+        ({"rounding": "up"}, "rounding must be one of nearest"),
+        ({"bias_correction": "yes"}, "bias_correction must be one of none"),
+        ({"rounding": "learned", "bias_correction": "analytic"}, "corrects biases itself"),
+        ({"method": "batchnorm", "equalize": True}, "uses no images; equalize \\+ batchnorm"),
+    ],
+)
+def test_recipes_that_make_no_sense(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**values)
+
+
+def test_too_few_images_to_choose(fresh: Pair, batches: list[Batch]) -> None:
+    with pytest.raises(CalibrationError, match="at least two images"):
+        best_recipe(fresh[1], [batches[0][0][:1]], progress=False)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        best_recipe(fresh[1], batches, held_back=1.0)
