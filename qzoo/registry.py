@@ -22,7 +22,7 @@ from qzoo.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES = ("resnet", "resnet_cifar", "mobilenet_v2", "efficientnet_lite")
+FAMILIES = ("resnet", "resnet_cifar", "mobilenet_v2", "efficientnet_lite", "vit")
 _SCHEME = r"w\d+(?:e4m3|e5m2)?(?:g\d+)?a\d+"
 _NAME = re.compile(
     rf"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>{_SCHEME})(?P<qat>_qat)?)?"

@@ -1,0 +1,207 @@
+"""Vision Transformers for ImageNet, with timm's parameter names.
+
+Paper: "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale" (Dosovitskiy et al., 2020,
+arXiv:2010.11929); ``deit_*`` are the same networks as "Training data-efficient image transformers & distillation
+through attention" (Touvron et al., 2020, arXiv:2012.12877) trained them.
+
+Shapes at 224 pixels: patches [N, 196, dim], with the class token [N, 197, dim] through all blocks, logits
+[N, num_classes]; an attention has [N, heads, 197, 197]. The position embedding fixes the size of the image.
+
+Quantization: the inputs and weights of all linear layers and of the patch embedding, both operands of the two
+products in each attention (the softmax is never below zero), both sides of every add, and the logits. LayerNorm,
+softmax and GELU stay in float. Attention is written out, because its operands are quantized; fused kernels differ
+from it in the last bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.models._layers import conv2d, linear
+from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from qzoo.registry import FloatWeights, register_model
+from qzoo.scheme import Scheme
+
+IMAGE, PATCH, DEPTH = 224, 16, 12
+
+
+class PatchEmbed(nn.Module):
+    """[N, C, 224, 224] -> [N, 196, dim]: a convolution whose stride is its size."""
+
+    def __init__(self, in_channels: int, dim: int, quantize: Scheme | None) -> None:
+        super().__init__()
+        self.proj = conv2d(in_channels, dim, PATCH, stride=PATCH, bias=True, quantize=quantize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [N, tokens, dim] -> the same."""
+
+    def __init__(self, dim: int, heads: int, quantize: Scheme | None) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        self.qkv = linear(dim, 3 * dim, quantize=quantize)
+        self.proj = linear(dim, dim, quantize=quantize)
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.query_quantizer = quantize.quantizer("input")
+            self.key_quantizer = quantize.quantizer("input")
+            self.value_quantizer = quantize.quantizer("input")
+            self.softmax_quantizer = quantize.quantizer("input", nonnegative=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        query = query * self.scale
+        if self.quantize:
+            query, key, value = (
+                self.query_quantizer(query),
+                self.key_quantizer(key),
+                self.value_quantizer(value),
+            )
+        weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
+        if self.quantize:
+            weights = self.softmax_quantizer(weights)
+        return self.proj((weights @ value).transpose(1, 2).reshape(n, tokens, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between, [N, tokens, dim] -> the same."""
+
+    def __init__(self, dim: int, quantize: Scheme | None) -> None:
+        super().__init__()
+        self.fc1 = linear(dim, 4 * dim, quantize=quantize)
+        self.act = nn.GELU()
+        self.fc2 = linear(4 * dim, dim, quantize=quantize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a LayerNorm and beside a skip, [N, tokens, dim] -> the same."""
+
+    def __init__(self, dim: int, heads: int, quantize: Scheme | None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, 1e-6)
+        self.attn = Attention(dim, heads, quantize)
+        self.norm2 = nn.LayerNorm(dim, 1e-6)
+        self.mlp = Mlp(dim, quantize)
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.residual_quantizer1 = quantize.quantizer("residual")
+            self.branch_quantizer1 = quantize.quantizer("branch")
+            self.residual_quantizer2 = quantize.quantizer("residual")
+            self.branch_quantizer2 = quantize.quantizer("branch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.attn(self.norm1(x))
+        if self.quantize:
+            x, out = self.residual_quantizer1(x), self.branch_quantizer1(out)
+        x = x + out
+        out = self.mlp(self.norm2(x))
+        if self.quantize:
+            x, out = self.residual_quantizer2(x), self.branch_quantizer2(out)
+        return x + out
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token, 12 blocks, and a linear classifier on the class token."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        depth: int = DEPTH,
+        quantize: Scheme | None = None,
+    ) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (IMAGE // PATCH) ** 2 + 1, dim))
+        self.patch_embed = PatchEmbed(in_channels, dim, quantize)
+        self.blocks = nn.Sequential(*(Block(dim, heads, quantize) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim, 1e-6)
+        self.head = linear(dim, num_classes, quantize=quantize)
+        self.quantize = quantize is not None
+        if quantize is not None:
+            self.output_quantizer = quantize.quantizer("output")
+        _init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = self.norm(self.blocks(x))
+        x = self.head(x[:, 0])
+        if self.quantize:
+            x = self.output_quantizer(x)
+        return x
+
+
+def _init_weights(model: nn.Module) -> None:
+    """The paper's: small normal weights, biases of zero."""
+    for name, parameter in model.named_parameters():
+        if name in ("cls_token", "pos_embed") or (parameter.dim() > 1 and "patch_embed" not in name):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif name.endswith("bias") and "norm" not in name:
+            nn.init.zeros_(parameter)
+
+
+def _deit(file: str) -> dict[str, FloatWeights]:
+    preprocessing = Preprocessing((3, IMAGE, IMAGE), 0.9, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+    source = f"https://dl.fbaipublicfiles.com/deit/{file}.pth"
+    return {"fb_in1k": FloatWeights((source,), (file.rpartition("-")[2],), preprocessing=preprocessing)}
+
+
+@register_model()
+def vit_tiny_patch16_224(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> VisionTransformer:
+    """ViT-Ti/16: 5.7 M parameters, 224 pixels."""
+    return VisionTransformer(192, 3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model()
+def vit_small_patch16_224(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> VisionTransformer:
+    """ViT-S/16: 22.1 M parameters, 224 pixels."""
+    return VisionTransformer(384, 6, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model()
+def vit_base_patch16_224(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> VisionTransformer:
+    """ViT-B/16: 86.6 M parameters, 224 pixels."""
+    return VisionTransformer(768, 12, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model(_deit("deit_tiny_patch16_224-a1311bcf"))
+def deit_tiny_patch16_224(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> VisionTransformer:
+    """DeiT-Ti: 5.7 M parameters, 224 pixels."""
+    return VisionTransformer(192, 3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model(_deit("deit_small_patch16_224-cd65a155"))
+def deit_small_patch16_224(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> VisionTransformer:
+    """DeiT-S: 22.1 M parameters, 224 pixels."""
+    return VisionTransformer(384, 6, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+
+
+@register_model(_deit("deit_base_patch16_224-b5f2ef4d"))
+def deit_base_patch16_224(
+    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
+) -> VisionTransformer:
+    """DeiT-B: 86.6 M parameters, 224 pixels."""
+    return VisionTransformer(768, 12, num_classes=num_classes, in_channels=in_channels, quantize=quantize)

@@ -1,0 +1,110 @@
+"""The Vision Transformers against timm's, and their quantizers by execution."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import timm
+import timm.layers
+import torch
+from references import quantizers, random_state, with_state
+from timm.models.vision_transformer import VisionTransformer as Theirs
+from torch import nn
+
+from qzoo import registry
+from qzoo.models.vit import VisionTransformer
+from qzoo.preprocessing import Preprocessing
+from qzoo.quant.nn import QuantConv2d, QuantLinear
+from qzoo.scheme import Scheme, set_target
+
+ARCHITECTURES = [
+    f"{kind}_{size}_patch16_224" for kind in ("vit", "deit") for size in ("tiny", "small", "base")
+]
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """timm's network with two blocks, its attention written out, and random weights."""
+    timm.layers.set_fused_attn(False)
+    try:
+        theirs = Theirs(embed_dim=192, depth=2, num_heads=3).eval()
+    finally:
+        timm.layers.set_fused_attn(True)
+    state = random_state(theirs)
+    return with_state(theirs, state), state
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
+def test_outputs_equal_timms_bit_for_bit(pair, images) -> None:  # type: ignore[no-untyped-def]
+    theirs, state = pair
+    plain = with_state(VisionTransformer(192, 3, depth=2), state)
+    quantized = with_state(VisionTransformer(192, 3, depth=2, quantize=Scheme()), state)
+    assert not quantizers(plain)
+    for quantizer in quantizers(quantized).values():
+        quantizer.disable()
+    with torch.inference_mode():
+        expected = theirs(images)
+        assert expected.isfinite().all()
+        assert expected.std() > 1e-3
+        assert torch.equal(plain(images), expected)
+        assert torch.equal(quantized(images), expected)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_whole_models_have_timms_parameters(arch: str) -> None:
+    entry = registry.architecture(arch)
+    with torch.device("meta"):
+        theirs, ours, quantized = timm.create_model(arch), entry.build(), entry.build(quantize=Scheme())
+    expected = {name: value.shape for name, value in theirs.state_dict().items()}
+    assert {name: value.shape for name, value in ours.state_dict().items()} == expected
+    assert {name: value.shape for name, value in quantized.state_dict().items()} == expected
+    stated = re.search(r"([\d.]+) M parameters", entry.build.__doc__ or "")
+    assert stated is not None
+    count = sum(parameter.numel() for parameter in theirs.parameters())
+    assert float(stated[1]) == round(count / 1e6, 1)
+    heads = {m.num_heads for m in theirs.modules() if hasattr(m, "num_heads")}
+    assert {m.heads for m in ours.modules() if hasattr(m, "heads")} == heads
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES[3:])
+def test_weights_are_timms(arch: str) -> None:
+    ours, theirs = registry.architecture(arch).weights["fb_in1k"], timm.get_pretrained_cfg(f"{arch}.fb_in1k")
+    assert theirs.url in ours.sources
+    assert ours.preprocessing == Preprocessing(
+        theirs.input_size, theirs.crop_pct, theirs.interpolation, theirs.mean, theirs.std
+    )
+
+
+def test_quantizers_are_where_the_products_are(pair, images) -> None:  # type: ignore[no-untyped-def]
+    model = with_state(VisionTransformer(192, 3, depth=2, quantize=Scheme()), pair[1])
+    roles = {name: (q.role, q.nonnegative) for name, q in quantizers(model).items()}
+    weighted = [m for m in model.modules() if isinstance(m, QuantConv2d | QuantLinear)]
+    assert len(weighted) == 2 * 4 + 2
+    block = {
+        name: role for name, role in roles.items() if name.startswith("blocks.1.") and "_quantizer" in name
+    }
+    assert sum(role == "residual" for role, _ in block.values()) == 2
+    assert sum(role == "branch" for role, _ in block.values()) == 2
+    assert sum(role == "input" for role, _ in block.values()) == 4 + 4
+    assert [name for name, (_, positive) in block.items() if positive] == ["blocks.1.attn.softmax_quantizer"]
+    lowest: dict[str, float] = {}
+    hooks = [
+        q.register_forward_pre_hook(lambda m, args, name=name: lowest.update({name: args[0].min().item()}))
+        for name, q in quantizers(model).items()
+    ]
+    for quantizer in quantizers(model).values():
+        quantizer.dynamic = True
+    with torch.inference_mode():
+        set_target(model, "onnxruntime")
+        error = model(images) - pair[0](images)
+        expected = pair[0](images)
+    for hook in hooks:
+        hook.remove()
+    assert lowest.keys() == roles.keys()
+    assert all(lowest[name] >= 0 for name, (_, positive) in roles.items() if positive)
+    assert 0 < error.square().sum() < 0.1 * expected.square().sum()
