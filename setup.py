@@ -33,7 +33,7 @@ def cpu_extension(torch_root: Path) -> Extension:
     """The CPU library, `qzoo/_C.abi3.so`."""
     return Extension(
         "qzoo._C",
-        sources=["csrc/module.cpp", "csrc/quant_cpu.cpp", "csrc/calib_cpu.cpp"],
+        sources=["csrc/module.cpp", *sorted(str(p) for p in Path("csrc").glob("*_cpu.cpp"))],
         depends=HEADERS,
         include_dirs=["csrc", str(torch_root / "include")],
         library_dirs=[str(torch_root / "lib")],
@@ -65,7 +65,7 @@ def cuda_extension() -> tuple[Extension, Any]:
     defines = [("TORCH_TARGET_VERSION", TORCH_TARGET), ("USE_CUDA", None), ("QZOO_NO_CLONES", None)]
     extension = CUDAExtension(
         "qzoo._C_cuda",
-        sources=["csrc/module.cpp", "csrc/quant_cuda.cu"],
+        sources=["csrc/module.cpp", *sorted(str(p) for p in Path("csrc").glob("*_cuda.cu"))],
         depends=HEADERS,
         include_dirs=[str(Path("csrc").resolve())],
         define_macros=[*defines, ("QZOO_MODULE", "_C_cuda")],

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.measure import REUSE, interleaved, machine, malloc_setting, repeated
 from qzoo.quant import ops
+from qzoo.quant.ops.schema import references
 
 ACTIVATION = (32, 256, 56, 56)
 WEIGHT = (512, 512, 3, 3)
@@ -199,12 +200,49 @@ def searches(threads: int) -> Iterator[Result]:
     yield within("weights 512x512x3x3 per channel by mse", t["weights"], 1000)
 
 
+def packing(threads: int) -> Iterator[Result]:
+    """Two 4-bit values a byte in one pass, against the same in plain torch operations (the reference)."""
+    weight = torch.randn(4096, 4096)
+    rows = weight.abs().amax(1, keepdim=True)
+    grouped = weight.view(4096, 128, 32)
+    groups = grouped.abs().amax(2, keepdim=True)
+    q = ops.quantize(weight, rows, 4)
+    packed = ops.quantize_int4(weight, rows)
+    t = interleaved(
+        {
+            "quantize": lambda: ops.quantize_int4(weight, rows),
+            "quantize blocks": lambda: ops.quantize_int4(grouped, groups),
+            "plain quantize": lambda: references["quantize_int4"](weight, rows, 4, False, True),
+            "dequantize": lambda: ops.dequantize_int4(packed, rows, weight.shape),
+            "dequantize blocks": lambda: ops.dequantize_int4(packed, groups, grouped.shape),
+            "plain dequantize": lambda: references["dequantize_int4"](
+                packed, rows, [4096, 4096], 4, False, torch.float32
+            ),
+            "pack": lambda: ops.pack_int4(q),
+            "plain pack": lambda: references["pack_int4"](q),
+            "unpack": lambda: ops.unpack_int4(packed, weight.shape),
+            "plain unpack": lambda: references["unpack_int4"](packed, False),
+        },
+        rounds=7,
+    )
+    for name, what in (
+        ("quantize", "quantize 4096x4096 to packed int4, per row"),
+        ("quantize blocks", "quantize 4096x4096 to packed int4, blocks of 32"),
+        ("dequantize", "dequantize packed int4, per row"),
+        ("dequantize blocks", "dequantize packed int4, blocks of 32"),
+        ("pack", "pack int8 to int4, values checked"),
+        ("unpack", "unpack int4 to int8"),
+    ):
+        yield faster(what, t[name], "torch operations", t[f"plain {name.split()[0]}"], 1)
+
+
 SUITES = {
     "forward": forward,
     "backward": backward,
     "small": small,
     "collection": collection,
     "searches": searches,
+    "packing": packing,
 }
 
 
@@ -215,12 +253,12 @@ def run_suite(name: str, threads: int) -> list[dict[str, Any]]:
         return [{"malloc": malloc_setting(), **asdict(result)} for result in SUITES[name](threads)]
 
 
-def run_all(threads: list[int]) -> list[dict[str, Any]]:
+def run_all(threads: list[int], names: list[str]) -> list[dict[str, Any]]:
     """Every suite in a fresh process, for each malloc setting and number of threads."""
     results = []
     for environment in ({}, REUSE):
         for count in threads:
-            for name in SUITES:
+            for name in names:
                 command = [
                     sys.executable,
                     "-m",
@@ -249,6 +287,7 @@ def line(r: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--suite", choices=SUITES)
+    parser.add_argument("--only", choices=SUITES, action="append", help="of the suites (default: all)")
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -256,7 +295,7 @@ def main() -> None:
         print(json.dumps(run_suite(args.suite, (args.threads or [1])[0])))
         return
     head = machine()
-    results = run_all(args.threads or [1])
+    results = run_all(args.threads or [1], args.only or list(SUITES))
     if args.out:
         args.out.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
 

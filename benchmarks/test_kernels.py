@@ -100,6 +100,19 @@ def test_search(benchmark: Any, name: str) -> None:
     assert 128 <= benchmark(work[name]) <= 2048
 
 
+@pytest.mark.benchmark(group="int4 1024x1024, packed")
+@pytest.mark.parametrize("name", ["quantize", "dequantize"])
+def test_int4(benchmark: Any, name: str) -> None:
+    weight = torch.randn(1024, 1024)
+    amax = weight.abs().amax(1, keepdim=True)
+    packed = ops.quantize_int4(weight, amax)
+    if name == "quantize":
+        assert torch.equal(benchmark(lambda: ops.quantize_int4(weight, amax)), packed)
+    else:
+        back = benchmark(lambda: ops.dequantize_int4(packed, amax, weight.shape))
+        assert torch.equal(back, ops.fake_quantize(weight, amax, 4))
+
+
 @pytest.mark.benchmark(group="weights 512x512x3x3 by mse")
 def test_weights(benchmark: Any) -> None:
     weight = torch.randn(512, 512, 3, 3)

@@ -1,4 +1,5 @@
-// What the CPU kernels share: tensors through the LibTorch stable ABI, in the order their elements lie in memory.
+// What the kernels of both devices share: tensors through the LibTorch stable ABI, in the order their elements lie
+// in memory.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -169,6 +170,74 @@ void in_parallel(int64_t n, int64_t grain, const F& f) {
   } else {
     torch::stable::parallel_for(0, n, grain, f);
   }
+}
+
+// ---- formats ----
+
+struct Bounds {
+  float low, high;
+};
+
+// Lowest and highest level of an integer format; without a positive level only 0 is left.
+inline Bounds integer_bounds(int64_t num_bits, bool is_unsigned, bool narrow_range) {
+  const int64_t width = num_bits - 1 + is_unsigned;
+  STD_TORCH_CHECK(width < 31, "num_bits=", num_bits, " is more than the kernels handle");
+  const float high = width > 0 ? static_cast<float>((int64_t(1) << width) - 1) : 0.0f;
+  if (is_unsigned || high == 0.0f) return {0.0f, high};
+  return {narrow_range ? -high : -high - 1.0f, high};
+}
+
+inline ScalarType storage_type(int64_t num_bits, bool is_unsigned) {
+  STD_TORCH_CHECK(
+      1 <= num_bits && num_bits <= 16, "num_bits=", num_bits, " cannot be stored: use 1 to 16 bits");
+  if (num_bits <= 8) return is_unsigned ? ScalarType::Byte : ScalarType::Char;
+  return is_unsigned ? ScalarType::UInt16 : ScalarType::Short;
+}
+
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+      dtype == ScalarType::BFloat16;
+}
+
+// ---- two 4-bit values in a byte ----
+
+inline void check_int4(int64_t num_bits) {
+  STD_TORCH_CHECK(1 <= num_bits && num_bits <= 4, "num_bits=", num_bits, " does not fit into 4 bits: use 1 to 4");
+}
+
+// How many values `packed` must hold for `shape`; raises where it does not.
+inline int64_t check_packed(const Tensor& packed, const std::vector<int64_t>& shape) {
+  int64_t n = 1;
+  for (int64_t size : shape) {
+    STD_TORCH_CHECK(size >= 0, "shape has a negative length: ", shape_text(shape.size(), shape.data()));
+    n *= size;
+  }
+  STD_TORCH_CHECK(
+      packed.scalar_type() == ScalarType::Byte && packed.dim() == 1 && packed.numel() == (n + 1) / 2,
+      "4-bit values of shape ", shape_text(shape.size(), shape.data()), " need uint8 [", (n + 1) / 2, "], not ",
+      torch::headeronly::toString(packed.scalar_type()), " ", shape_text(packed.dim(), packed.sizes().data()));
+  return n;
+}
+
+inline void check_one_byte(const Tensor& q) {
+  STD_TORCH_CHECK(
+      q.scalar_type() == ScalarType::Char || q.scalar_type() == ScalarType::Byte,
+      "pack_int4 takes int8 or uint8, not ", torch::headeronly::toString(q.scalar_type()));
+}
+
+// ---- reductions ----
+
+// Shape of the ranges of a reduction: length 1 where an axis is reduced, no dimensions where all are.
+inline std::vector<int64_t> kept_shape(const View& x, const std::vector<int64_t>& keep_axes) {
+  std::vector<int64_t> sizes(keep_axes.empty() ? 0 : x.dim, 1);
+  for (int64_t axis : keep_axes) {
+    STD_TORCH_CHECK(
+        -x.dim <= axis && axis < x.dim, "axis ", axis, " does not exist in an input of shape ",
+        shape_text(x.dim, x.sizes));
+    axis += axis < 0 ? x.dim : 0;
+    sizes[axis] = x.sizes[axis];
+  }
+  return sizes;
 }
 
 }  // namespace qzoo

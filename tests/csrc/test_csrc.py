@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+
+from qzoo.quant.ops.schema import references
 
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -40,13 +43,22 @@ def test_arithmetic_under_the_sanitizers(tmp_path: Path, optimization: str) -> N
 
 
 @pytest.mark.slow
-def test_cuda_source_compiles(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*.cu")), ids=lambda path: path.name)
+def test_cuda_source_compiles(tmp_path: Path, source: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
     include = Path(torch.__file__).parent / "include"
     command = [nvcc, "-std=c++17", "-fmad=false", "-arch=compute_80", "-DUSE_CUDA", "-DQZOO_NO_CLONES"]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{ROOT / 'csrc'}", f"-I{include}"]
-    command += ["-c", str(ROOT / "csrc/quant_cuda.cu"), "-o", str(tmp_path / "quant_cuda.o")]
+    command += ["-c", str(source), "-o", str(tmp_path / "compiled.o")]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
+
+
+def test_every_operator_has_a_kernel_on_both_devices() -> None:
+    searches = {"entropy_costs", "mse_search"}  # on the CPU, wherever the histogram lies
+    for device, without in (("CPU", set()), ("CUDA", searches)):
+        suffix = "_cpu.cpp" if device == "CPU" else "_cuda.cu"
+        text = "".join(path.read_text() for path in (ROOT / "csrc").glob(f"*{suffix}"))
+        assert set(re.findall(r'm\.impl\("(\w+)"', text)) == set(references) - without

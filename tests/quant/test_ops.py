@@ -423,6 +423,12 @@ def opcheck_arguments() -> dict[str, list[tuple[Any, ...]]]:
         "fake_quantize_backward": [(grown, x, amax), (amax.expand(2, 3, 4, 5), last, channels)],
         "quantize": [(x, amax, 8, False, True), (last, channels, 16, True, False)],
         "dequantize": [(q, amax, 4, False, torch.float16)],
+        "pack_int4": [(q,), (q[:, ::2].to(torch.uint8),)],
+        "unpack_int4": [(torch.arange(7, dtype=torch.uint8), False)],
+        "quantize_int4": [(x, channels, 4, False, True), (last[:, :, 1:], amax, 3, True, True)],
+        "dequantize_int4": [
+            (torch.arange(8, dtype=torch.uint8), torch.rand(3, 1), [3, 5], 4, False, torch.float16)
+        ],
         "fake_quantize_fp8": [(grown, None, True), (last, channels, False)],
         "fake_quantize_fp8_forward": [(x, amax, False)],
         "reduce_amax": [(x, []), (last, [1]), (x[..., ::2], [0, -1])],
@@ -472,24 +478,3 @@ def test_operators_check_what_reaches_them_directly() -> None:
 def test_formats_without_a_positive_level_hold_only_zero(bits: int, unsigned: bool, narrow: bool) -> None:
     y = ops.fake_quantize(torch.tensor([-3.0, 0.2, 9.0]), torch.tensor(2.0), bits, unsigned, narrow)
     assert not y.any()
-
-
-# ---- packing ----
-
-
-@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 5), (2, 3, 4)])
-@pytest.mark.parametrize("unsigned", [False, True])
-def test_int4_packing_round_trip(shape: tuple[int, ...], unsigned: bool) -> None:
-    low, high, dtype = (0, 16, torch.uint8) if unsigned else (-8, 8, torch.int8)
-    q = torch.randint(low, high, shape, dtype=dtype)
-    packed = ops.pack_int4(q)
-    assert packed.numel() == (q.numel() + 1) // 2
-    assert torch.equal(ops.unpack_int4(packed, shape, unsigned), q)
-
-
-def test_int4_packing_puts_the_first_value_low() -> None:
-    assert ops.pack_int4(torch.tensor([1, -1, -8], dtype=torch.int8)).tolist() == [0xF1, 0x08]
-    with pytest.raises(QuantizationError, match=r"-8 \.\.\. 7"):
-        ops.pack_int4(torch.tensor([8], dtype=torch.int8))
-    with pytest.raises(QuantizationError, match=r"\[2\]"):
-        ops.unpack_int4(torch.zeros(1, dtype=torch.uint8), (3,))

@@ -6,6 +6,7 @@ where it was built, adds faster kernels for the same arithmetic (see `qzoo.quant
 
 from qzoo.quant import native
 from qzoo.quant.ops.float8 import fake_quantize_fp8
+from qzoo.quant.ops.int4 import dequantize_int4, pack_int4, quantize_int4, unpack_int4
 from qzoo.quant.ops.integer import (
     dequantize,
     fake_quantize,
@@ -17,7 +18,6 @@ from qzoo.quant.ops.integer import (
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY, bounds
 from qzoo.quant.ops.search import entropy_search, mse_search
 from qzoo.quant.ops.statistics import histogram_, histogram_rows, reduce_amax_op
-from qzoo.quant.pack import pack_int4, unpack_int4
 
 native.load()
 
@@ -26,6 +26,7 @@ __all__ = [
     "TINY",
     "bounds",
     "dequantize",
+    "dequantize_int4",
     "entropy_search",
     "fake_quantize",
     "fake_quantize_backward",
@@ -37,6 +38,7 @@ __all__ = [
     "mse_search",
     "pack_int4",
     "quantize",
+    "quantize_int4",
     "reduce_amax_op",
     "unpack_int4",
 ]

@@ -214,13 +214,17 @@ def integer_dtype(num_bits: int, unsigned: bool = False) -> torch.dtype:
     return torch.uint16 if unsigned else torch.int16
 
 
-def _quantize(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
+def quantize_reference(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
+    """`quantize` in plain torch, on any device."""
     scale, low, high = levels(trimmed(x, amax), num_bits, unsigned, narrow_range)
     q = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x))).round_().clamp_(low, high)
     return torch.empty_like(x, dtype=integer_dtype(num_bits, unsigned)).copy_(q.nan_to_num_(0.0))
 
 
-def _dequantize(q: Tensor, amax: Tensor, num_bits: int, unsigned: bool, dtype: torch.dtype) -> Tensor:
+def dequantize_reference(
+    q: Tensor, amax: Tensor, num_bits: int, unsigned: bool, dtype: torch.dtype
+) -> Tensor:
+    """`dequantize` in plain torch, on any device."""
     scale, _, high = levels(trimmed(q, amax), num_bits, unsigned, True)
     out = torch.empty_like(q, dtype=dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -230,7 +234,7 @@ def _dequantize(q: Tensor, amax: Tensor, num_bits: int, unsigned: bool, dtype: t
 _quantize_op = declare(
     "quantize",
     f"(Tensor x, Tensor amax, {_RANGE}) -> Tensor",
-    _quantize,
+    quantize_reference,
     lambda x, amax, num_bits, unsigned, narrow_range: torch.empty_like(
         x, dtype=integer_dtype(num_bits, unsigned)
     ),
@@ -238,7 +242,7 @@ _quantize_op = declare(
 _dequantize_op = declare(
     "dequantize",
     "(Tensor q, Tensor amax, int num_bits, bool unsigned, ScalarType dtype) -> Tensor",
-    _dequantize,
+    dequantize_reference,
     lambda q, amax, num_bits, unsigned, dtype: torch.empty_like(q, dtype=dtype),
 )
 

@@ -1,7 +1,7 @@
 """Searches over a histogram for the range that loses least: relative entropy and mean squared error.
 
 Both are written for whole rows of candidates at once. With prefix sums a candidate of the entropy search
-costs one logarithm per group, not one per bin.
+costs one logarithm per group, not one per bin. They run on the CPU wherever the histogram lies.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from qzoo.quant.ops.schema import declare
 _TIE = 1e-12  # relative entropies closer than this differ only by rounding
 
 
-def _candidates(bins: int, start: int, stride: int, first_beyond: int) -> Tensor:
-    return torch.arange(min(start, bins), bins + first_beyond, stride, dtype=torch.int64)
+def _candidates(counts: Tensor, start: int, stride: int, first_beyond: int) -> Tensor:
+    bins = counts.shape[-1]
+    return torch.arange(min(start, bins), bins + first_beyond, stride, device=counts.device)
 
 
 # ---- entropy ----
@@ -30,16 +31,14 @@ def _xlogx(x: Tensor) -> Tensor:
 
 def _entropy_costs(counts: Tensor, groups: int, start: int, stride: int) -> Tensor:
     """KL(P || Q) per candidate edge i = start, start + stride, ... up to the number of bins."""
-    device = counts.device
-    counts = counts.cpu()
-    i = _candidates(counts.numel(), start, stride, 1)
-    zero = torch.zeros(1, dtype=torch.int64)
+    i = _candidates(counts, start, stride, 1)
+    zero = torch.zeros(1, dtype=torch.int64, device=counts.device)
     mass = torch.cat([zero, counts.cumsum(0)])  # exact: mass[j] = what lies in the first j bins
     filled = torch.cat([zero, (counts > 0).cumsum(0)])
     plogp = torch.cat([zero.double(), _xlogx(counts.double()).cumsum(0)])
     total, inside = mass[-1], mass[i]
     # group g of candidate i holds the bins ceil(g * i / groups) ... ceil((g + 1) * i / groups) - 1
-    edges = (torch.arange(groups + 1)[None, :] * i[:, None] + groups - 1) // groups
+    edges = (torch.arange(groups + 1, device=i.device)[None, :] * i[:, None] + groups - 1) // groups
     group_mass = mass[edges].diff(dim=1).double()
     group_filled = filled[edges].diff(dim=1).double()
     # sum over bins of P log P, where the last bin also carries everything beyond the candidate
@@ -53,7 +52,7 @@ def _entropy_costs(counts: Tensor, groups: int, start: int, stride: int) -> Tens
     t, s = total.double(), inside.double()
     cost = (p_terms - q_terms) / t - t.log() + s.log()
     impossible = ((last == 0) & (beyond > 0)) | (inside == 0)  # P has mass where Q has none
-    return torch.where(impossible, torch.inf, cost).to(device)
+    return torch.where(impossible, torch.inf, cost)
 
 
 _entropy_op = declare(
@@ -80,7 +79,7 @@ def entropy_search(
             `start_bin` is below 1.
     """
     _check(counts, stride, start_bin, 1)
-    counts = counts.detach().clone()
+    counts = _searched(counts).clone()
     if counts.numel() > 1:
         counts[0] = counts[1]
     groups = 2 ** (num_bits - 1 + unsigned)
@@ -99,7 +98,7 @@ def _mse_search(
     counts: Tensor, centers: Tensor, num_bits: int, unsigned: bool, start: int, stride: int
 ) -> Tensor:
     bins = counts.shape[-1]
-    candidates = _candidates(bins, min(start, bins - 1), stride, 0).to(counts.device)
+    candidates = _candidates(counts, min(start, bins - 1), stride, 0)
     chunk = max(1, 2**20 // bins)  # bounds the temporaries
     best = []
     for row_counts, row_centers in zip(counts.reshape(-1, bins), centers.reshape(-1, bins), strict=True):
@@ -156,8 +155,14 @@ def mse_search(
         if num_bits != (4, 3):
             raise QuantizationError(f"num_bits={num_bits} is not a known format: use an int or (4, 3)")
         num_bits = 0
-    result: Tensor = _mse_op(counts.detach(), centers.detach(), num_bits, unsigned, start_bin, stride)
-    return result
+    here: Tensor = _mse_op(_searched(counts), _searched(centers), num_bits, unsigned, start_bin, stride)
+    return here.to(counts.device)
+
+
+def _searched(x: Tensor) -> Tensor:
+    """Where the search runs. A histogram is a few thousand numbers: a GPU's goes to the CPU, which has the kernel,
+    and the index comes back."""
+    return x.detach().cpu() if x.is_cuda else x.detach()
 
 
 def _check(counts: Tensor, stride: int, start_bin: int, rank: int) -> None:

@@ -1,0 +1,148 @@
+// What the CUDA kernels share: which range an element uses, and how a kernel is started.
+//
+// One thread an element, in memory order, with the arithmetic of quant.h. Element numbers are 64-bit; a grid is at
+// most kMaxBlocks wide and its threads stride over what is left.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "quant.h"
+#include "tensor.h"
+
+namespace qzoo {
+
+constexpr int kThreads = 256;
+constexpr int kMaxBlocks = 4096;
+constexpr int kMaxOuter = 6;
+
+// Which range an element uses. Small enough to travel as a kernel argument.
+struct RangeIndex {
+  int64_t length;  // elements that lie together and step through the ranges by `step`
+  int64_t step;
+  int outer;
+  int64_t outer_size[kMaxOuter];
+  int64_t outer_step[kMaxOuter];
+
+  __device__ __forceinline__ int64_t operator()(int64_t element) const {
+    if (step == 0 && outer == 0) return 0;  // one range: no division
+    int64_t run = element / length;
+    int64_t range = (element - run * length) * step;
+    for (int d = outer - 1; d >= 0; --d) {
+      const int64_t next = run / outer_size[d];
+      range += (run - next * outer_size[d]) * outer_step[d];
+      run = next;
+    }
+    return range;
+  }
+};
+
+// Counts in strides of the tensor of ranges itself, so that the kernels read it in place.
+inline RangeIndex make_index(const View& x, const int64_t* kept) {
+  int64_t size[kMaxDims], step[kMaxDims];
+  int n = 0;
+  for (int k = 0; k < x.count; ++k) {
+    const int d = x.order[k];
+    const int64_t s = x.sizes[d];
+    const int64_t stride = kept[d] < 0 ? 0 : kept[d];
+    if (n > 0 && step[n - 1] == stride * s) {
+      size[n - 1] *= s;
+      step[n - 1] = stride;
+    } else {
+      size[n] = s;
+      step[n++] = stride;
+    }
+  }
+  RangeIndex index{1, 0, 0, {}, {}};
+  if (n == 0) return index;
+  STD_TORCH_CHECK(n - 1 <= kMaxOuter, "the ranges alternate over too many axes for the CUDA kernels");
+  index.length = size[n - 1];
+  index.step = step[n - 1];
+  index.outer = n - 1;
+  for (int k = 0; k < n - 1; ++k) {
+    index.outer_size[k] = size[k];
+    index.outer_step[k] = step[k];
+  }
+  return index;
+}
+
+#define QZOO_EACH(I, N)                                                                    \
+  for (int64_t I = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride_ = int64_t(gridDim.x) * blockDim.x; \
+       I < (N); I += stride_)
+
+struct Launch {
+  torch::stable::accelerator::DeviceGuard guard;
+  cudaStream_t stream;
+  int32_t device;
+
+  explicit Launch(const Tensor& x) : guard(checked(x)), device(x.get_device_index()) {
+    void* handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &handle));
+    stream = static_cast<cudaStream_t>(handle);
+  }
+  static int32_t checked(const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cuda(), "the input is not on a GPU but another argument is: move both to one device");
+    return x.get_device_index();
+  }
+  Tensor empty(const View& view, ScalarType dtype) const {
+    return empty_as(view, dtype, aoti_torch_device_type_cuda(), device);
+  }
+};
+
+inline int blocks(int64_t n) { return static_cast<int>(std::min<int64_t>((n + kThreads - 1) / kThreads, kMaxBlocks)); }
+
+inline Tensor new_tensor(const Launch& on, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (int64_t d = static_cast<int64_t>(sizes.size()) - 2; d >= 0; --d)
+    strides[d] = strides[d + 1] * std::max<int64_t>(sizes[d + 1], 1);
+  AtenTensorHandle handle = nullptr;
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.size(), sizes.data(), strides.data(), code, aoti_torch_device_type_cuda(), on.device, &handle));
+  return Tensor(handle);
+}
+
+// The ranges as contiguous float32 on the device of x; a single range may come from the CPU.
+inline Tensor ranges_of(const Launch& on, const Tensor& amax) {
+  const bool here = amax.is_cuda() && amax.get_device_index() == on.device;
+  STD_TORCH_CHECK(here || amax.numel() == 1, "amax is on another device than the input: move both to one");
+  if (here && amax.scalar_type() == ScalarType::Float) return torch::stable::contiguous(amax);
+  const std::vector<int64_t> sizes(amax.sizes().data(), amax.sizes().data() + amax.dim());
+  Tensor copy = new_tensor(on, sizes, ScalarType::Float);
+  torch::stable::copy_(copy, amax);
+  return copy;
+}
+
+#define QZOO_SWITCH(DTYPE, CASE)                                                                      \
+  switch (DTYPE) {                                                                                    \
+    case ScalarType::Float: CASE(float, float); break;                                                \
+    case ScalarType::Double: CASE(double, double); break;                                             \
+    case ScalarType::Half: CASE(Half, float); break;                                                  \
+    case ScalarType::BFloat16: CASE(BFloat16, float); break;                                          \
+    default: STD_TORCH_CHECK(false, "unsupported type ", torch::headeronly::toString(DTYPE));         \
+  }
+
+inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+// y[i] = f(x[i], ranges, number of the range) for functors with the arithmetic.
+template <typename From, typename To, typename W, typename F>
+__global__ void elementwise(const From* x, To* y, int64_t n, const float* amax, RangeIndex index, F f) {
+  QZOO_EACH(i, n) y[i] = static_cast<To>(f(static_cast<W>(x[i]), amax, index(i)));
+}
+
+template <typename From, typename To, typename W, typename F>
+inline void launch(const Launch& on, const Tensor& x, const Tensor& y, const float* amax, RangeIndex index, F f) {
+  const int64_t n = x.numel();
+  if (n == 0) return;
+  elementwise<From, To, W, F><<<blocks(n), kThreads, 0, on.stream>>>(
+      static_cast<const From*>(x.const_data_ptr()), static_cast<To*>(y.mutable_data_ptr()), n, amax, index, f);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace qzoo
