@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qzoo import peers
 from qzoo import runtimes as rt
-from qzoo.contenders import Contender, contenders
+from qzoo.contenders import WRITTEN_ANYWAY, Contender, contenders
 from qzoo.errors import DataError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.progress import track
@@ -81,7 +81,8 @@ def benchmark(
         names: checkpoints such as ``"resnet20.fmnist-w8a8"``; they are loaded, with their float model.
         data: folder of labelled images; the embedded test set where the checkpoint has one.
         subset: part of the images, ``"start:stop"``.
-        runtimes: by default PyTorch, and of ONNX Runtime and OpenVINO what is installed.
+        runtimes: by default PyTorch, and of ONNX Runtime and OpenVINO what is installed. Of TensorRT where it is not
+            at hand the file is written, linted and checked in ONNX Runtime; a note says the result.
         compare: other tools' models of the same float weights: ``"quantize_static"``, ``"nncf"``,
             ``"torchvision"``. They are calibrated on the first ``calibration_images`` of the data, which are then
             left out of the evaluation of everything.
@@ -155,14 +156,15 @@ def _measure(
 ) -> tuple[list[Row], list[str], list[dict[str, Any]]]:
     """Rows, notes and, if asked for, the details of the layers."""
     for runtime in options.runtimes:
-        rt.check(runtime)
+        if runtime not in WRITTEN_ANYWAY or len(options.runtimes) == 1:
+            rt.check(runtime)
     batches = _cached(loader)
     images = next((images for images, _ in batches), None)
     if images is None:
         raise DataError("the loader gave no images; check the folder, the split and the subset")
     image, details = images[:1], []
     with tempfile.TemporaryDirectory(prefix="qzoo-") as folder, ExitStack() as stack:
-        found, notes = contenders(quantized, reference, image, options, calibration, Path(folder))
+        found, notes = contenders(quantized, reference, images, options, calibration, Path(folder))
         processes = [stack.enter_context(Process(f"{c.title} of {name}")) for c in found]
         started = [_start(p, c, image, options) for p, c in zip(processes, found, strict=True)]
         samples = _latencies(name, processes, image, options)

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from qzoo import peers
 from qzoo import runtimes as rt
 from qzoo.errors import DataError
-from qzoo.export import export_onnx
+from qzoo.export import export_onnx, lint
 from qzoo.progress import track
 from qzoo.scheme import set_target
 
 if TYPE_CHECKING:
     from qzoo.benchmark import Options
+
+
+WRITTEN_ANYWAY = ("tensorrt", "onnxruntime-tensorrt")
+"""Runtimes that few machines have: a benchmark that asks for them goes on without, and checks their file."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,28 @@ class Contender:
 def contenders(
     quantized: nn.Module,
     reference: nn.Module,
-    image: Tensor,
+    images: Tensor,
     options: Options,
     calibration: Tensor | None,
     folder: Path,
 ) -> tuple[list[Contender], list[str]]:
     """Write the files. In each runtime float comes first; PyTorch simulates ONNX Runtime's placement.
 
+    Args:
+        images: a batch, whose size the files are written for.
+
     Returns:
-        the contenders, and for each peer that has no model of this network the reason.
+        the contenders, and notes: of each peer that has no model of this network, and of TensorRT where it is not.
     """
+    image = images[:1]
     found: list[Contender] = []
+    notes: list[str] = []
     for runtime in track(options.runtimes, "write the files", show=options.progress):
         chosen = rt.runtime_named(runtime)
+        problem = chosen.missing()
+        if problem and runtime in WRITTEN_ANYWAY:
+            notes.append(_written_only(runtime, problem, quantized, images, folder))
+            continue
         if not chosen.runs_files:
             simulation = set_target(copy.deepcopy(quantized), chosen.target)
             size = sum(t.numel() * t.element_size() for t in reference.state_dict().values())
@@ -72,8 +85,27 @@ def contenders(
             path = folder / f"{runtime}_{precision}.onnx"
             export_onnx(model, path, target=chosen.target, example=image)
             found.append(Contender(runtime, precision, "qzoo", path, path.stat().st_size, []))
-    others, notes = _peers(found, reference, options, calibration, folder)
-    return [*found, *others], notes
+    others, said = _peers(found, reference, options, calibration, folder)
+    return [*found, *others], [*notes, *said]
+
+
+def _written_only(runtime: str, problem: str, quantized: nn.Module, images: Tensor, folder: Path) -> str:
+    """What can be said of a file whose runtime is not here: its lint, and what it computes in ONNX Runtime."""
+    path = export_onnx(quantized, folder / f"{runtime}.onnx", target="tensorrt", example=images[:1])
+    findings = lint(path, "tensorrt")
+    said = f"{runtime} was not run ({problem}). Its file was written; "
+    said += f"TensorRT's rules of explicit quantization: {len(findings) or 'no'} finding(s)"
+    if rt.runtime_named("onnxruntime").missing():
+        return f"{said}; not run anywhere, as ONNX Runtime is not installed"
+    simulation = set_target(copy.deepcopy(quantized).cpu().eval(), "tensorrt")
+    with torch.no_grad():
+        expected = simulation(images).double()
+    noise = rt.load(path, "onnxruntime")(images).double() - expected
+    agree = ((expected + noise).argmax(1) == expected.argmax(1)).double().mean().item()
+    sqnr = 10 * (expected.square().sum() / noise.square().sum()).log10().item()
+    return (
+        f"{said}; in ONNX Runtime {100 * agree:.2f} % top-1 agreement and {sqnr:.1f} dB with its simulation"
+    )
 
 
 def _peers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections import Counter
 
@@ -43,7 +44,7 @@ def setting() -> tuple[nn.Module, nn.Module, Batches]:
 @pytest.fixture(scope="module")
 def report(setting) -> Report:
     compare = ("float", "quantize_static", "torchvision")
-    options = Options(tuple(NAMES), (1, 2), 1, 0.01, compare, details=True, progress=False)
+    options = Options((*NAMES, "tensorrt"), (1, 2), 1, 0.01, compare, details=True, progress=False)
     return benchmark_models("small-w8a8", *setting, options, torch.randn(16, 1, 12, 12))
 
 
@@ -55,7 +56,7 @@ def test_one_row_for_each_runtime_and_precision(report: Report) -> None:
     expected.append(("onnxruntime", "int8"))
     assert found == expected
     assert [row.source for row in report.rows] == ["qzoo"] * (len(expected) - 1) + ["quantize_static"]
-    assert report.notes == ("small-w8a8: torchvision has no quantized model of this kind: not compared",)
+    assert report.notes[-1] == "small-w8a8: torchvision has no quantized model of this kind: not compared"
 
 
 def test_accuracy_and_agreement(setting, report: Report) -> None:
@@ -122,6 +123,16 @@ def test_refusals(setting) -> None:
     ):
         with pytest.raises(ValueError):
             Options(**bad)
+
+
+@pytest.mark.skipif("tensorrt" in runtimes.installed(), reason="TensorRT is here")
+def test_of_tensorrt_the_file_is_checked(report: Report) -> None:
+    note = report.notes[0]
+    assert "was not run (the package 'tensorrt' is not installed: pip install" in note
+    assert "no finding(s)" in note
+    agreement, sqnr = re.search(r"in ONNX Runtime ([\d.]+) % top-1 agreement and ([\d.]+) dB", note).groups()
+    assert float(agreement) >= 90
+    assert float(sqnr) > 30
 
 
 def test_speed_against_the_peer(report: Report) -> None:
@@ -205,6 +216,24 @@ def test_quantize_static_has_its_best_settings(setting, tmp_path) -> None:
     pair = next(node for node in graph.node if conv.input[1] in node.output)
     assert scales[pair.input[1]].shape == (16,), "a scale a channel"
     assert made.bytes == made.model.stat().st_size
+
+
+def test_nncf_as_a_peer(setting, tmp_path) -> None:
+    pytest.importorskip("nncf", reason="the peer nncf is not installed: pip install nncf")
+    from qzoo import peers
+
+    images = setting[2][0][0]
+    path = qzoo.export_onnx(setting[1], tmp_path / "float.onnx", target="openvino", example=images[:1])
+    made = peers.make("nncf", setting[1], path, images, tmp_path)
+    with torch.no_grad():
+        expected = setting[1](images)
+    with Process("nncf") as process:
+        process.load("openvino", made.model, 1, [])
+        process.images(images.numpy())
+        noise = torch.from_numpy(process.run()) - expected
+        kinds = {node["precision"] for node in process.profile("openvino", made.model, 1, 2)}
+    assert 10 < 10 * torch.log10(expected.square().sum() / noise.square().sum()) < 60
+    assert "int8" in kinds
 
 
 def test_a_process_that_fails_says_why(tmp_path) -> None:
