@@ -51,6 +51,7 @@ def build(
     rounding: str | None = None,
     equalize: bool | None = None,
     bias_correction: str | None = None,
+    smooth: bool | None = None,
     recipe: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
@@ -69,7 +70,7 @@ def build(
             follow the calibration's.
         method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
         rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
-        equalize, bias_correction: see :class:`qzoo.ptq.Recipe`; by default neither.
+        equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.
         recipe: ``"best"`` tries :data:`qzoo.ptq.RECIPES` on the calibration images and takes the best.
         out: the folder, ``model_cards/<name>`` by default.
         progress: show progress bars.
@@ -88,6 +89,7 @@ def build(
         "rounding": rounding,
         "equalize": equalize,
         "bias_correction": bias_correction,
+        "smooth": smooth,
     }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if recipe not in (None, "best"):
@@ -119,7 +121,7 @@ def build(
         chosen = choice.recipe
     found = apply_recipe(model, loader(images), chosen, preprocessing=config.preprocessing, progress=progress)
     round_biases(model, next(iter(loader(images)))[0])
-    metrics = _measure(model, float_model(config), lambda: loader(checks), checks, progress)
+    metrics = measure(model, float_model(config), lambda: loader(checks), checks, progress)
     config = dataclasses.replace(config, calibration=record(found, images, chosen, choice), metrics=metrics)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
     write_card(folder)
@@ -147,7 +149,7 @@ def _made(folder: Path, config: Config) -> Made:
         return Made()
     made = old.calibration
     method = "auto" if made.candidates and not made.recipe else made.method
-    recipe = Recipe(made.equalize, method, made.rounding, made.bias_correction)
+    recipe = Recipe(made.equalize, method, made.rounding, made.bias_correction, made.smooth)
     evaluation = old.metrics[0].subset if old.metrics else None
     return Made(recipe, bool(made.recipe), made.subset or None, evaluation)
 
@@ -212,23 +214,25 @@ def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | 
         rounding=recipe.rounding,
         equalize=recipe.equalize,
         bias_correction=recipe.bias_correction,
+        smooth=recipe.smooth,
         recipe="best" if choice else "",
         held_back=choice.held_back if choice else 0,
     )
 
 
-def _measure(
+def measure(
     model: nn.Module,
     reference: nn.Module,
     loader: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     images: Images,
     progress: bool,
+    targets: tuple[str, ...] = TARGETS,
 ) -> tuple[Measurement, ...]:
     """Float and quantized on the same images: simulated for each target, and the ONNX file if it can run."""
     remembered = _Remembered(reference)
     rows: list[Measurement] = []
     scheme = str(config_of(model).scheme)
-    for target in TARGETS:
+    for target in targets:
         set_target(model, target)
         result = evaluate(model, loader(), reference=remembered.again(), progress=progress)
         assert result.reference is not None

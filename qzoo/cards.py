@@ -14,6 +14,7 @@ import yaml
 from qzoo import citations
 from qzoo.config import WEIGHTS, Config, FloatSource, Measurement, read_config
 from qzoo.registry import architecture, parse_name
+from qzoo.training_options import TUNING
 
 _DATASETS = {
     "imagenet-1k": ("ILSVRC/imagenet-1k", "ImageNet-1k"),
@@ -193,6 +194,7 @@ def _recipe(config: Config) -> str:
                     f"other {c.held_back}; the best was then applied with all of them"
                 )
             parts.append(f"{what}:\n\n{table(head, tried)}")
+    if config.calibration is not None and config.training is None:
         parts.append(f"Built by `qzoo build {config.name}{_data_flag(config)}`, qzoo {config.qzoo_version}.")
     if config.training is not None:
         rows = [(key.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value))
@@ -208,6 +210,11 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         f"--{key.replace('_', '-')} {options[key]:g}"
         for key in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed", "threads")
         if key in options
+    ]
+    flags += [
+        f"--{key.replace('_', '-')} {options[key]}"
+        for key, default in TUNING.items()
+        if options.get(key, default) != default
     ]
     return " ".join(["qzoo train", name, *flags, *(["--bf16"] if options.get("bf16") else [])])
 
@@ -232,7 +239,8 @@ def _data_flag(config: Config) -> str:
     rounding = (
         "" if config.calibration.rounding == "nearest" else f" --rounding {config.calibration.rounding}"
     )
-    equalize = " --equalize" if config.calibration.equalize else ""
+    equalize = " --smooth" if config.calibration.smooth else ""
+    equalize += " --equalize" if config.calibration.equalize else ""
     correction = config.calibration.bias_correction
     bias = "" if correction == "none" else f" --bias-correction {correction}"
     subset = f" --calibration-subset {config.calibration.subset}" if config.calibration.images else ""
@@ -242,7 +250,8 @@ def _data_flag(config: Config) -> str:
 def _steps(config: Config) -> str:
     """What else was done to the model, a sentence, or nothing."""
     assert config.calibration is not None
-    steps = ["cross-layer equalization"] if config.calibration.equalize else []
+    steps = ["SmoothQuant"] if config.calibration.smooth else []
+    steps += ["cross-layer equalization"] if config.calibration.equalize else []
     if config.calibration.bias_correction != "none":
         steps.append(f"{config.calibration.bias_correction} bias correction")
     return f" Also: {', '.join(steps)}." if steps else ""

@@ -16,7 +16,7 @@ from qzoo.errors import CheckpointError, QzooError
 from qzoo.fields import decode, encode, parse
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
-from qzoo.scheme import OPTIONAL, Scheme
+from qzoo.scheme import OPTIONAL, TARGETS, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,6 +68,7 @@ class CalibrationRecord:
             "sequential" (:func:`qzoo.ptq.adaround_sequential`).
         equalize: cross-layer equalization came first.
         bias_correction: "none", "analytic" or "empirical".
+        smooth: SmoothQuant came first.
         recipe: "best" where :func:`qzoo.ptq.best_recipe` chose all this.
         held_back: number of calibration images that it compared recipes on.
     """
@@ -81,6 +82,7 @@ class CalibrationRecord:
     rounding: str = "nearest"
     equalize: bool = field(default=False, metadata=OPTIONAL)
     bias_correction: str = field(default="none", metadata=OPTIONAL)
+    smooth: bool = field(default=False, metadata=OPTIONAL)
     recipe: str = field(default="", metadata=OPTIONAL)
     held_back: int = field(default=0, metadata=OPTIONAL)
 
@@ -167,6 +169,12 @@ class Config:
     sizes: dict[str, int] = field(default_factory=dict)
     qzoo_version: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def target(self) -> str:
+        """The target it was tuned for; "tensorrt" where none is recorded."""
+        tuned = (self.training or {}).get("target")
+        return tuned if isinstance(tuned, str) and tuned in TARGETS else "tensorrt"
 
     def to_json(self) -> str:
         """The text of the file, ending in a newline."""

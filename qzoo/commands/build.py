@@ -32,6 +32,7 @@ def _run(args: argparse.Namespace) -> int:
         rounding=args.rounding,
         equalize=args.equalize,
         bias_correction=args.bias_correction,
+        smooth=args.smooth,
         recipe=args.recipe,
         out=args.out,
         progress=not args.quiet,

@@ -28,7 +28,7 @@ def _run(args: argparse.Namespace) -> int:
 
     given = {
         key: getattr(args, key)
-        for key in ("method", "rounding", "equalize", "bias_correction")
+        for key in ("method", "rounding", "equalize", "bias_correction", "smooth")
         if getattr(args, key) is not None
     }
     if args.recipe and given:

@@ -20,6 +20,7 @@ def recipe_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--equalize", action="store_const", const=True, help="cross-layer equalization before the ranges"
     )
+    sub.add_argument("--smooth", action="store_const", const=True, help="SmoothQuant before the ranges")
     sub.add_argument(
         "--rounding", choices=["nearest", "learned", "sequential"], help="of weights (default: nearest)"
     )

@@ -27,6 +27,7 @@ from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.data_free import METHOD, calibrate_data_free
 from qzoo.ptq.equalize import equalize
 from qzoo.ptq.sequential import adaround_sequential
+from qzoo.ptq.smoothquant import smooth
 
 ROUNDINGS = ("nearest", "learned", "sequential")
 CORRECTIONS = ("none", "analytic", "empirical")
@@ -41,6 +42,7 @@ class Recipe:
         method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or "batchnorm", without images.
         rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround`) or "sequential"
             (:func:`qzoo.ptq.adaround_sequential`).
+        smooth: SmoothQuant first (:func:`qzoo.ptq.smooth`), for transformers.
         bias_correction: "none", "analytic" or "empirical". Learned rounding corrects the biases already.
 
     Raises:
@@ -51,6 +53,7 @@ class Recipe:
     method: str = "auto"
     rounding: str = "nearest"
     bias_correction: str = "none"
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         known = {
@@ -66,7 +69,7 @@ class Recipe:
                 f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
             )
         if self.data_free and (
-            self.equalize or self.rounding != "nearest" or self.bias_correction == "empirical"
+            self.equalize or self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
         ):
             raise ValueError(f"method {METHOD!r} uses no images; {self} would need some")
 
@@ -77,6 +80,7 @@ class Recipe:
 
     def __str__(self) -> str:
         parts = [
+            "smooth" if self.smooth else "",
             "equalize" if self.equalize else "",
             self.method,
             "" if self.rounding == "nearest" else self.rounding,
@@ -141,6 +145,8 @@ def apply_recipe(
             )
         return calibrate_data_free(model, preprocessing, correct=recipe.bias_correction == "analytic")
     batches = [images_of(batch) for batch in loader]
+    if recipe.smooth:
+        smooth(model, batches, progress=progress)
     if recipe.equalize:
         equalize(model, batches, progress=progress)
     found = calibrate(model, batches, method=recipe.method, progress=progress)

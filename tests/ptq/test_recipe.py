@@ -12,8 +12,9 @@ from torch import Tensor
 from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.models.vit import VisionTransformer
 from qzoo.preprocessing import Preprocessing
-from qzoo.ptq import Recipe, adaround, apply_recipe, best_recipe, correct_bias, equalize
+from qzoo.ptq import Recipe, adaround, apply_recipe, best_recipe, correct_bias, equalize, smooth
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import Scheme
 
@@ -106,3 +107,14 @@ def test_too_few_images_to_choose(fresh: Pair, batches: list[Batch]) -> None:
         best_recipe(fresh[1], [batches[0][0][:1]], progress=False)
     with pytest.raises(ValueError, match="between 0 and 1"):
         best_recipe(fresh[1], batches, held_back=1.0)
+
+
+def test_smooth_comes_before_the_ranges() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(48, 3, depth=1, num_classes=10, quantize=Scheme()).eval()
+    by_hand, images = copy.deepcopy(model), torch.rand(2, 3, 224, 224)
+    smooth(by_hand, [images], progress=False)
+    calibrate(by_hand, [images], method="max", progress=False)
+    apply_recipe(model, [images], Recipe(method="max", smooth=True), progress=False)
+    assert equal(model, by_hand)  # type: ignore[arg-type]
+    assert str(Recipe(method="max", smooth=True)) == "smooth + max"

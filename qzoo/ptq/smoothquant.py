@@ -1,0 +1,154 @@
+"""SmoothQuant: outlier channels of an activation move into the weights that read them.
+
+Paper: "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (Xiao et al., 2022,
+arXiv:2211.10438). Behind a LayerNorm a few channels are far larger than the others, and one range for all leaves the
+others few levels. Dividing channel j by s_j and multiplying column j of the readers' weights by it changes nothing
+in float; s_j = max|x_j|^alpha / max|w_j|^(1 - alpha) shares the difficulty between both (equation 4). The division
+goes into the LayerNorm's weight and bias, so it costs nothing at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.collect import images_of, quantizers_off
+from qzoo.errors import CalibrationError, QuantizationError
+from qzoo.evaluate import evaluating
+from qzoo.progress import track
+from qzoo.quant.nn import QuantLinear, TensorQuantizer
+
+_TOLERANCE = 1e-3  # of the largest output, on the first batch
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """The factors [channels] by which a LayerNorm's output was divided, and who reads it."""
+
+    norm: str
+    readers: tuple[str, ...]
+    factors: Tensor
+
+
+@torch.no_grad()
+def smooth(
+    model: nn.Module, loader: Iterable[Any], *, alpha: float = 0.5, progress: bool = True
+) -> list[Smoothed]:
+    """Smooth every activation between a LayerNorm and the quantized linear layers that read it, in place.
+
+    Call it on float weights, before ``calibrate``: ranges change, the float function does not.
+
+    Args:
+        model: quantized linear layers behind LayerNorms; ranges are not needed.
+        loader: batches of images, as for ``calibrate``.
+        alpha: share of the difficulty that the weights take over, 0 to 1.
+
+    Returns:
+        What was done, in running order; empty where the model has no such pair.
+
+    Raises:
+        CalibrationError: no quantizers or images.
+        QuantizationError: the function would change, because something else reads a LayerNorm's output; the model is as
+            before then.
+        ValueError: alpha outside 0 to 1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be between 0 and 1, not {alpha}")
+    batches = [images_of(batch) for batch in loader]
+    if not batches:
+        raise CalibrationError("the loader gave no images; pass calibration images")
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with evaluating(model), quantizers_off(model):
+        expected = model(batches[0])
+        readers = _readers(model, batches[0][:1])
+        largest = _largest(model, list(readers), batches, progress)
+        done = [_smooth(model, name, found, largest[name], alpha) for name, found in readers.items()]
+        change = (model(batches[0]) - expected).abs().max().item()
+    if not change <= _TOLERANCE * expected.abs().max().item():
+        model.load_state_dict(state)
+        raise QuantizationError(
+            f"smoothing would change the model's output by {change:.3g}: the output of a LayerNorm is read by "
+            "something that is no quantized linear layer"
+        )
+    return done
+
+
+def _readers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
+    """The quantized linear layers that read the output of each LayerNorm as it is, by its name."""
+    made: dict[int, str] = {}
+    readers: dict[str, list[str]] = {}
+    others: set[str] = set()
+    keep: list[Tensor] = []  # a freed tensor's id could be another's
+
+    def after(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
+            made[id(output)] = name
+            keep.append(output)
+
+        return hook
+
+    def before(name: str, linear: bool) -> Any:
+        def hook(_: nn.Module, args: Any) -> None:
+            source = made.get(id(args[0]))
+            if source is not None and linear:
+                readers.setdefault(source, []).append(name)
+            elif source is not None:
+                others.add(source)
+
+        return hook
+
+    handles = []
+    inner = {m._input_quantizer for m in model.modules() if isinstance(m, QuantLinear)}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm) and module.weight is not None:
+            handles.append(module.register_forward_hook(after(name)))
+        elif isinstance(module, QuantLinear):
+            handles.append(module.register_forward_pre_hook(before(name, True)))
+        elif isinstance(module, TensorQuantizer) and module not in inner:
+            handles.append(module.register_forward_pre_hook(before(name, False)))
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found for name, found in readers.items() if name not in others}
+
+
+def _largest(model: nn.Module, names: list[str], batches: list[Tensor], progress: bool) -> dict[str, Tensor]:
+    """Largest magnitude of each channel of each LayerNorm's output, [channels]."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
+            now = output.abs().flatten(0, -2).amax(0)
+            found[name] = torch.maximum(found[name], now) if name in found else now
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    try:
+        for batch in track(batches, "channel ranges", show=progress):
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _smooth(model: nn.Module, name: str, readers: list[str], largest: Tensor, alpha: float) -> Smoothed:
+    norm: Any = model.get_submodule(name)
+    weights: list[Any] = [model.get_submodule(reader).weight for reader in readers]
+    column = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
+    usable = (largest > 0) & (column > 0)
+    factors = largest.clamp(min=1e-5).pow(alpha) / column.clamp(min=1e-5).pow(1 - alpha)
+    factors = torch.where(usable, factors, torch.ones_like(factors))
+    norm.weight /= factors
+    if norm.bias is not None:
+        norm.bias /= factors
+    for weight in weights:
+        weight *= factors
+    return Smoothed(name, tuple(readers), factors)
