@@ -36,7 +36,7 @@ from qzoo.quant.descriptor import (
     QuantDescriptor,
     ScaledQuantDescriptor,
 )
-from qzoo.quant.ops.numbers import TINY, bounds
+from qzoo.quant.ops.schema import compute_dtype, levels
 
 __all__ = [
     "QUANT_DESC_8BIT_PER_TENSOR",
@@ -130,17 +130,13 @@ class TensorQuantFunction(Function):
         eager = not is_traced()
         if eager:
             check_values(inputs, amax, unsigned)
-        low, high = bounds(num_bits, unsigned, narrow_range)
-        compute = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-        amax = amax.to(torch.float32)
-        dead = amax <= TINY
-        scale = torch.where(dead, 1.0, high / amax)
+        scale, low, high = levels(amax, num_bits, unsigned, narrow_range)
         if eager and inputs.dtype == torch.float16 and not amax.is_meta and (scale > FP16_MAX).any():
             raise ValueError(
                 f"scale is too large for FP16: {scale.max().item():.6g} > {FP16_MAX}; "
                 f"the range {amax.min().item():.6g} is too small, quantize in float32"
             )
-        q = (inputs.to(compute) * scale).round_().clamp_(low, high).masked_fill(dead, 0.0)
+        q = (inputs.to(compute_dtype(inputs)) * scale).round_().clamp_(low, high)
         scale = scale.to(inputs.dtype)
         ctx.mark_non_differentiable(scale)
         return q.to(inputs.dtype), scale

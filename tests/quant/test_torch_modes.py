@@ -61,6 +61,27 @@ def test_compiles_without_a_graph_break(descriptors, calibrated):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("calibrated", [True, False], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize("descriptors", DESCRIPTORS, ids=["int8", "fp8", "block", "learned"])
+def test_inductor_in_one_graph_forward_and_backward(descriptors, calibrated):
+    torch._dynamo.reset()
+    model = net(calibrated, **descriptors)
+    same = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for n in (2, 5, 3):
+        x = image(n).requires_grad_()
+        other = x.detach().clone().requires_grad_()
+        y, expected = compiled(x), same(other)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+        y.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-5)
+    for a, b in zip(model.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
 def test_functions_compile_without_a_graph_break():
     @torch.compile(fullgraph=True, backend="aot_eager")
     def f(x, amax):
@@ -221,6 +242,27 @@ def test_quantizers_of_a_model_quantized_in_place_know_their_names():
     model[4].input_quantizer.dynamic = False
     with pytest.raises(RuntimeError, match=r"4\._input_quantizer"):
         model(image())
+
+
+def _train_on_half(rank, store, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(net())
+        wrapped(image(4)[2 * rank : 2 * rank + 2]).square().mean().backward()
+        torch.save([p.grad for p in wrapped.module.parameters()], f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    torch.multiprocessing.spawn(_train_on_half, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    model = net()
+    model(image(4)).square().mean().backward()
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for a, b, p in zip(first, second, model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, p.grad)
 
 
 def test_distributed_data_parallel(tmp_path):

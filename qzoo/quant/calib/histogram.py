@@ -91,7 +91,8 @@ class HistogramCalibrator(_Calibrator):
         """The counts, int64 [bins], a copy: a tensor, or a numpy array as asked for; None before data."""
         if self._raw is None:
             return None
-        return self._counts() if self._torch_hist else self._counts().numpy()
+        counts = _whole_bins(self._raw)
+        return counts if self._torch_hist else counts.numpy()
 
     @torch.no_grad()
     def collect(self, x: torch.Tensor) -> None:
@@ -150,7 +151,7 @@ class HistogramCalibrator(_Calibrator):
             raise TypeError("entropy counts equal integer steps and has none for floating point; use mse")
         if self._raw is None:
             return None
-        counts = self._counts()
+        counts = _whole_bins(self._raw)
         if method == "max" or self._width == 0.0:
             return torch.tensor(self._largest, dtype=torch.float32, device=counts.device)
         edges = torch.as_tensor(self._calib_bin_edges, device=counts.device)
@@ -262,13 +263,6 @@ class HistogramCalibrator(_Calibrator):
         raw[-2:] = torch.stack((raw[-2] + raw[-1], torch.zeros_like(raw[-1])))
         return raw
 
-    def _counts(self) -> torch.Tensor:
-        """The counts, with those of the last edge in the last bin."""
-        assert self._raw is not None
-        counts = self._raw[:-1].clone()
-        counts[-1] += self._raw[-1]
-        return counts
-
     @staticmethod
     def _require_finite(largest: float, x: torch.Tensor) -> None:
         if not math.isfinite(largest):
@@ -283,6 +277,13 @@ class HistogramCalibrator(_Calibrator):
     def _edges_text(self) -> str:
         edges = self._calib_bin_edges
         return "None" if edges is None else f"[{edges[0]:.3f}, ..., {edges[-1]:.3f}]({len(edges)})"
+
+
+def _whole_bins(raw: torch.Tensor) -> torch.Tensor:
+    """The counts, with those of the last edge in the last bin."""
+    counts = raw[:-1].clone()
+    counts[-1] += raw[-1]
+    return counts
 
 
 def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:

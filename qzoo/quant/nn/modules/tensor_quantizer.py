@@ -48,7 +48,7 @@ class TensorQuantizer(QuantizerState):
         if_quant, if_clip, if_calib: the stages that are on.
 
     Raises:
-        ValueError: ``if_clip`` without ``learn_amax``.
+        ValueError: ``if_clip`` without ``learn_amax``; real quantization to floating point.
     """
 
     _enable_onnx_export = False
@@ -69,6 +69,10 @@ class TensorQuantizer(QuantizerState):
         self.dynamic = True
         self.name = ""
         self._num_bits: Bits = quant_desc.num_bits
+        if isinstance(quant_desc.num_bits, tuple) and not quant_desc.fake_quant:
+            raise ValueError(
+                f"num_bits={quant_desc.num_bits} has no integers for real quantization to give; use fake_quant=True"
+            )
         self._fake_quant = quant_desc.fake_quant
         self._axis: Axis = quant_desc.axis
         self._block = quant_desc.block
@@ -220,6 +224,9 @@ class TensorQuantizer(QuantizerState):
     def _quantize(self, inputs: torch.Tensor) -> torch.Tensor:
         # torch.fx records with a stand-in for the tensor; it has no values to look at either.
         traced = is_traced() or not isinstance(inputs, torch.Tensor)
+        learner = self._modules.get("learner")
+        if learner is not None:  # the range is being trained (qzoo.qat)
+            return learner(inputs, self._num_bits, self._unsigned, self._narrow_range)
         if traced and export.in_onnx_export():
             export.check_calibrated(self)
         if self._learn_amax:
@@ -231,23 +238,23 @@ class TensorQuantizer(QuantizerState):
             self._check(inputs, amax)
         elif (self._enable_onnx_export or self.use_fb_fake_quant) and export.in_onnx_export():
             return export.quantize_dequantize(self, inputs, amax)
-        if not self._fake_quant:
-            quantized, scale = tensor_quant(inputs, amax, self._num_bits, self._unsigned)
-            if not traced:
-                self._scale = scale
-            return quantized
         if self._block is None:
-            return self._fake(inputs, amax)
-        grouped = self._fake(
-            blocks.split(inputs, self._block), blocks.spread(amax, self._block, inputs.dim())
-        )
-        return grouped.reshape(inputs.shape)
+            return self._rounded(inputs, amax, traced)
+        grouped, ranges = blocks.split(inputs, self._block), blocks.spread(amax, self._block, inputs.dim())
+        return self._rounded(grouped, ranges, traced).reshape(inputs.shape)
 
-    def _fake(self, inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
+    def _rounded(self, inputs: torch.Tensor, amax: torch.Tensor, traced: bool) -> torch.Tensor:
         bits = self._num_bits
         if isinstance(bits, tuple):
             return ops.fake_quantize_fp8(inputs, amax, FLOAT_FORMATS[bits])
-        return ops.fake_quantize(inputs, amax, bits, self._unsigned, self._narrow_range)
+        if self._fake_quant:
+            return ops.fake_quantize(inputs, amax, bits, self._unsigned, self._narrow_range)
+        quantized, scale = tensor_quant(inputs, amax, bits, self._unsigned)
+        if not traced:
+            self._scale = (
+                scale if self._block is None else blocks.squeeze(scale, self._block, inputs.dim() - 1)
+            )
+        return quantized
 
     def _check(self, inputs: torch.Tensor, amax: torch.Tensor) -> None:
         stored = self._buffers.get("_amax")
