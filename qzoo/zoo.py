@@ -28,7 +28,7 @@ from qzoo.scheme import Scheme, as_scheme, target_named, with_target
 from qzoo.sources import load_float_weights
 from qzoo.state import assign_state, name_quantizers
 
-CLASSES = {"imagenet-1k": 1000, "fashion-mnist": 10}
+CLASSES = {"imagenet-1k": 1000, "fashion-mnist": 10, "cifar-10": 10, "cifar-100": 100}
 
 Pretrained = bool | Literal["float"]
 Quantize = bool | str | Scheme | None
@@ -51,7 +51,8 @@ def create_model(
         pretrained: False gives random weights. True gives the float weights, or for a quantized model its
             calibrated checkpoint. ``"float"`` puts the float weights into a quantized model, to calibrate.
         quantize: True (W8A8), a text such as ``"w4a8"``, or a Scheme; what the name says by default.
-        target: the runtime that quantizers simulate; the Scheme's by default, and else "tensorrt".
+        target: the runtime that quantizers simulate; the Scheme's by default, else the one that the
+            checkpoint was tuned for, else "tensorrt".
         num_classes, in_channels: of a model with random weights; by default what the tag's data have.
 
     Returns:
@@ -73,7 +74,8 @@ def create_model(
     parsed = dataclasses.replace(parsed, scheme=str(scheme) if scheme else None)
     is_checkpoint = scheme is not None or str(parsed) in hub.checkpoints()
     if pretrained is True and is_checkpoint:
-        model = load_pretrained(_checkpoint_name(parsed), target=scheme.target if scheme else "tensorrt")
+        asked = quantize.target if isinstance(quantize, Scheme) else None
+        model = load_pretrained(_checkpoint_name(parsed), target=target or asked)
         _check_arguments(config_of(model), num_classes, in_channels)
         return model
     config = _new_config(parsed, entry, scheme, num_classes, in_channels)

@@ -10,13 +10,24 @@ from typing import Protocol
 from torch import Tensor
 
 from qzoo.data import fashion_mnist
+from qzoo.data.cifar import cifar as _cifar
+from qzoo.data.image_folder import ImageFolder
 from qzoo.data.imagenet import ImageNetFolder, image_batches
 from qzoo.data.labels import label_names
 from qzoo.data.tensors import TensorLoader
+from qzoo.data.transforms import Augmentation, training_transform
 from qzoo.errors import DataError
 from qzoo.preprocessing import Preprocessing
 
-__all__ = ["Loader", "label_names", "load_data", "parse_subset"]
+__all__ = [
+    "Augmentation",
+    "ImageFolder",
+    "Loader",
+    "label_names",
+    "load_data",
+    "parse_subset",
+    "training_transform",
+]
 
 _SUBSET = re.compile(r"(\d*):(\d*)")
 
@@ -43,12 +54,14 @@ def load_data(
 
     Args:
         preprocessing: the model's.
-        labels: the model's label set, ``"imagenet-1k"`` or ``"fashion-mnist"``.
+        labels: the model's label set: ``"imagenet-1k"``, ``"fashion-mnist"``, ``"cifar-10"``, ``"cifar-100"``, or
+            ``"folders"``: the classes are the folders in ``data``, in alphabetical order.
         data: ImageNet: a folder of folders named by WordNet id. Fashion-MNIST: a folder of idx files; the
-            embedded test set (or the training set where it is found) without.
-        split: ``"train"`` or ``"test"`` of Fashion-MNIST; an ImageNet folder is one split already.
+            embedded test set (or the training set where it is found) without. CIFAR: the folder that torchvision
+            was given. Others: a folder with a folder of images a class.
+        split: ``"train"`` or ``"test"`` of Fashion-MNIST and CIFAR; a folder of images is one split already.
         subset: ``"start:stop"``, images counted from 0 in an order that is always the same: the file's for
-            Fashion-MNIST, by the SHA-256 of the relative path for folders. ``":128"`` and ``"128:"`` are
+            Fashion-MNIST and CIFAR, by the SHA-256 of the relative path for folders. ``":128"`` and ``"128:"`` are
             disjoint.
         batch_size: images a batch; the last one may be smaller.
         workers: processes that decode images; 0 decodes in this one.
@@ -65,6 +78,16 @@ def load_data(
         images, classes = fashion_mnist.fashion_mnist(split, data)
         start, stop = parse_subset(subset, len(images))
         return TensorLoader(images[start:stop], classes[start:stop], preprocessing, batch_size)
+    if labels in ("cifar-10", "cifar-100"):
+        images, classes = _cifar(labels, split, data)
+        start, stop = parse_subset(subset, len(images))
+        return TensorLoader(images[start:stop], classes[start:stop], preprocessing, batch_size)
+    if labels == "folders":
+        if data is None:
+            raise DataError("pass data=FOLDER, with one folder of images a class")
+        folder = ImageFolder(data, preprocessing)
+        start, stop = parse_subset(subset, len(folder))
+        return image_batches(folder, start, stop, batch_size, workers)
     if labels != "imagenet-1k":
         label_names(labels)  # refuses what it does not know
         raise DataError(f"no loader for the label set {labels!r}")

@@ -24,7 +24,7 @@ from qzoo.preprocessing import Preprocessing
 SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".webp"})
 
 
-class ImageNetFolder(Dataset):
+class ImageNetFolder(Dataset[tuple[Tensor, int]]):
     """Images of ``root/WNID/``, in an order fixed by the SHA-256 of each path relative to ``root``.
 
     That order is as good as random, the same on every machine, and keeps its place when it is cut into parts:
@@ -96,15 +96,16 @@ def _scan(root: Path) -> list[tuple[Path, int]]:
 
 
 def image_batches(
-    dataset: ImageNetFolder, start: int, stop: int, batch_size: int, workers: int
+    dataset: Dataset[tuple[Tensor, int]], start: int, stop: int, batch_size: int, workers: int
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of the images ``start`` to ``stop``, in the data set's order; nothing is drawn at random.
 
     Args:
         workers: processes that decode; 0 decodes in this one.
     """
+    part: Any = torch.utils.data.Subset(dataset, range(start, stop))  # collating makes tensors of the labels
     return DataLoader(
-        torch.utils.data.Subset(dataset, range(start, stop)),
+        part,
         batch_size=batch_size,
         num_workers=workers,
         generator=torch.Generator(),  # else every pass would move the global generator

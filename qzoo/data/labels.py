@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from functools import cache
 
-from qzoo.data import fashion_mnist
+from qzoo.data import cifar, fashion_mnist
 from qzoo.errors import DataError
 
 
@@ -14,7 +14,7 @@ def label_names(labels: str) -> list[str]:
     """The names, by class index.
 
     Args:
-        labels: a label set: ``"imagenet-1k"`` or ``"fashion-mnist"``.
+        labels: a label set: ``"imagenet-1k"``, ``"fashion-mnist"``, ``"cifar-10"`` or ``"cifar-100"``.
 
     Raises:
         DataError: an unknown label set.
@@ -45,4 +45,6 @@ def _imagenet_names() -> tuple[str, ...]:
 _NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
     "imagenet-1k": _imagenet_names,
     "fashion-mnist": lambda: fashion_mnist.LABELS,
+    "cifar-10": lambda: cifar.CIFAR10,
+    "cifar-100": lambda: cifar.CIFAR100,
 }

@@ -1,0 +1,61 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009, "Learning Multiple Layers of Features from Tiny Images"), by torchvision.
+
+60,000 colour images of 32x32 pixels in 10 or 100 classes, 50,000 of them for training. torchvision reads the authors'
+files and checks their MD5 sums; :func:`cifar` only unpacks and downloads nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qzoo.errors import DataError
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
+
+
+def cifar(labels: str, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
+    """One split.
+
+    Args:
+        labels: ``"cifar-10"`` or ``"cifar-100"``.
+        split: ``"train"`` (50,000 images) or ``"test"`` (10,000).
+        root: the folder that torchvision's class was given: ``cifar-10-batches-py`` or ``cifar-100-python`` is in it.
+
+    Returns:
+        images, uint8 of shape [N, 3, 32, 32], and labels, int64 of shape [N].
+
+    Raises:
+        DataError: an unknown label set or split; no folder, or files that are not the authors'.
+    """
+    from torchvision import datasets
+
+    classes = {"cifar-10": datasets.CIFAR10, "cifar-100": datasets.CIFAR100}
+    if labels not in classes:
+        raise DataError(f"labels must be one of {', '.join(classes)}, not {labels!r}")
+    if split not in ("train", "test"):
+        raise DataError(f"split must be 'train' or 'test', not {split!r}")
+    name = classes[labels].__name__
+    how = f"torchvision.datasets.{name}(FOLDER, download=True) makes it"
+    if root is None:
+        raise DataError(f"{labels} is not embedded: pass data=FOLDER (--data FOLDER); {how}")
+    try:
+        data = classes[labels](str(root), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise DataError(f"{root} holds no sound {labels} ({error}); {how}") from error
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor(data.targets, dtype=torch.int64)

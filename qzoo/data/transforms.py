@@ -1,0 +1,55 @@
+"""timm's training transforms, with a model's preprocessing: what ImageNet weights were, and can be, trained with.
+
+The evaluation transform is :meth:`qzoo.preprocessing.Preprocessing.transform`, which equals timm's bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qzoo.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images vary; the defaults suit fine-tuning of a trained network (crop and flip).
+
+    Attributes:
+        scale, ratio: share of the image's area and aspect ratio of the random crop.
+        flip: probability of a mirror image.
+        color_jitter: brightness, contrast and saturation vary by up to this share; 0 turns it off.
+        policy: of timm's auto augmentation, such as ``"rand-m9-mstd0.5-inc1"``; "" is none (it replaces the jitter).
+        erase: probability that a rectangle is replaced by noise.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    policy: str = ""
+    erase: float = 0.0
+
+
+def training_transform(
+    preprocessing: Preprocessing, augmentation: Augmentation | None = None
+) -> Callable[[Any], Any]:
+    """A transform: PIL image -> float32 tensor of shape ``input_size``, normalized; drawn by the global generators."""
+    from timm.data import create_transform
+
+    augmentation = augmentation or Augmentation()
+    return create_transform(  # type: ignore[no-any-return]
+        preprocessing.input_size,
+        is_training=True,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        hflip=augmentation.flip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.policy or None,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        re_prob=augmentation.erase,
+        re_mode="pixel",
+    )
