@@ -70,7 +70,8 @@ def test_inductor_in_one_graph_forward_and_backward(descriptors, calibrated):
     same = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for n in (2, 5, 3):
-        x = image(n).requires_grad_()
+        # not at the largest value of the calibration data, where the last bit decides whether a gradient passes
+        x = (0.9 * image(n)).requires_grad_()
         other = x.detach().clone().requires_grad_()
         y, expected = compiled(x), same(other)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
