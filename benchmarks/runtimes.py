@@ -21,7 +21,7 @@ from torch import nn
 import qzoo
 from benchmarks.measure import machine
 from qzoo import runtimes
-from qzoo.benchmark import Options, _latencies
+from qzoo.benchmark import Options, latencies
 from qzoo.contenders import Contender, contenders
 from qzoo.runtimes.process import Process
 from qzoo.timing import ratio
@@ -58,7 +58,7 @@ def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
         processes = [stack.enter_context(Process(c.title)) for c in found]
         for process, contender in zip(processes, found, strict=True):
             process.load(contender.runtime, contender.path, options.threads, contender.modules)
-        samples = _latencies(name, processes, image, options)
+        samples = latencies(name, processes, image, options)
 
     def place(runtime: str, precision: str, source: str) -> int:
         key = (runtime, precision, source)

@@ -167,7 +167,7 @@ def _measure(
         found, notes = contenders(quantized, reference, images, options, calibration, Path(folder))
         processes = [stack.enter_context(Process(f"{c.title} of {name}")) for c in found]
         started = [_start(p, c, image, options) for p, c in zip(processes, found, strict=True)]
-        samples = _latencies(name, processes, image, options)
+        samples = latencies(name, processes, image, options)
         peaks = [process.peak_memory() for process in processes]
         if options.details:
             from qzoo.details import model_details
@@ -261,7 +261,7 @@ def _start(
     return seconds, 1e3 * process.time()[0], memory
 
 
-def _latencies(
+def latencies(
     name: str, processes: list[Process], image: Tensor, options: Options
 ) -> dict[int, list[Samples]]:
     """For each batch size the samples of every process, timed in turns."""

@@ -244,3 +244,19 @@ def test_a_process_that_fails_says_why(tmp_path) -> None:
         process._child.kill()
         with pytest.raises(BenchmarkError, match="ended with status -9"):
             process.run()
+
+
+@pytest.mark.slow
+def test_compiled_in_its_process(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    torch.save(model, tmp_path / "model.pt")
+    images = torch.randn(2, 3, 8, 8)
+    with Process("compiled") as process:
+        process.load("torch.compile", tmp_path / "model.pt", 1, ["torch.nn.modules.container"])
+        process.images(images.numpy())
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(process.run()), model(images), rtol=1e-4, atol=1e-5)
+        wall, cpu = process.time()
+    assert 0 < cpu < 10
+    assert wall > 0
