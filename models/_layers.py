@@ -25,6 +25,7 @@ def conv2d(
     bias: bool = False,
     quantize: Scheme | None = None,
     nonnegative: bool = False,
+    edge: bool = False,
 ) -> nn.Module:
     """A 2-d convolution, [N, in, H, W] -> [N, out, H', W'].
 
@@ -32,7 +33,10 @@ def conv2d(
         padding: zeros on every side, or ``"same"``: TensorFlow's rule, H' = ceil(H / stride)
         (:func:`pad_same`). quantize: quantizes input (per tensor) and weight (per output channel) when given.
         nonnegative: the input is never below zero.
+        edge: the model's first or last layer, which keeps 8 bits where others have few (``Scheme.edge_bits``).
     """
+    if edge and quantize is not None:
+        quantize = quantize.edge
     float_class, quant_class = nn.Conv2d, QuantConv2d
     if padding == "same":
         if stride == 1 and kernel_size % 2 == 1:
@@ -58,11 +62,18 @@ def conv2d(
 
 
 def linear(
-    in_features: int, out_features: int, *, quantize: Scheme | None = None, nonnegative: bool = False
+    in_features: int,
+    out_features: int,
+    *,
+    quantize: Scheme | None = None,
+    nonnegative: bool = False,
+    edge: bool = False,
 ) -> nn.Module:
     """A linear layer with bias, [..., in] -> [..., out]; arguments as in :func:`conv2d`."""
     if quantize is None:
         return nn.Linear(in_features, out_features)
+    if edge:
+        quantize = quantize.edge
     layer = QuantLinear(
         in_features,
         out_features,

@@ -76,14 +76,14 @@ class TinyNet(nn.Module):
     ) -> None:
         super().__init__()
         # The image is signed once its mean is subtracted: no ``nonnegative`` here.
-        self.conv1 = conv2d(in_channels, 16, 3, padding=1, quantize=quantize)
+        self.conv1 = conv2d(in_channels, 16, 3, padding=1, quantize=quantize, edge=True)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = nn.Sequential(Block(16, 16, quantize=quantize))
         self.layer2 = nn.Sequential(Block(16, 32, stride=2, quantize=quantize))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         # Averages of non-negative values are non-negative.
-        self.fc = linear(32, num_classes, quantize=quantize, nonnegative=True)
+        self.fc = linear(32, num_classes, quantize=quantize, nonnegative=True, edge=True)
 
         # The CPU runtimes pool and classify in int8 only between two quantizers.
         self.quantize = quantize is not None

@@ -174,7 +174,9 @@ class EfficientNetLite(nn.Module):
         quantize: Scheme | None = None,
     ) -> None:
         super().__init__()
-        self.conv_stem = conv2d(in_channels, 32, 3, stride=2, padding=style.padding(3), quantize=quantize)
+        self.conv_stem = conv2d(
+            in_channels, 32, 3, stride=2, padding=style.padding(3), quantize=quantize, edge=True
+        )
         self.bn1 = nn.BatchNorm2d(32, style.bn_eps)
 
         channels, stages = 32, []
@@ -199,7 +201,7 @@ class EfficientNetLite(nn.Module):
         self.relu6 = nn.ReLU6(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(size.dropout)
-        self.classifier = linear(1280, num_classes, quantize=quantize, nonnegative=True)
+        self.classifier = linear(1280, num_classes, quantize=quantize, nonnegative=True, edge=True)
         self.quantize = quantize is not None
         if quantize is not None:
             self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)

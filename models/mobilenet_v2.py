@@ -103,7 +103,9 @@ class MobileNetV2(nn.Module):
     ) -> None:
         super().__init__()
         features: list[nn.Module] = [
-            conv_bn_relu6(in_channels, 32, 3, stride=2, quantize=quantize, nonnegative=False)
+            conv_bn_relu6(
+                in_channels, 32, 3, stride=2, quantize=quantize and quantize.edge, nonnegative=False
+            )
         ]
         channels = 32
         for expansion, out_channels, blocks, first_stride in STAGES:
@@ -115,7 +117,7 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(
-            nn.Dropout(0.2), linear(1280, num_classes, quantize=quantize, nonnegative=True)
+            nn.Dropout(0.2), linear(1280, num_classes, quantize=quantize, nonnegative=True, edge=True)
         )
         self.quantize = quantize is not None
         if quantize is not None:

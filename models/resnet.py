@@ -129,7 +129,7 @@ class ResNet(nn.Module):
         quantize: Scheme | None = None,
     ) -> None:
         super().__init__()
-        self.conv1 = conv2d(in_channels, 64, 7, stride=2, padding=3, quantize=quantize)
+        self.conv1 = conv2d(in_channels, 64, 7, stride=2, padding=3, quantize=quantize, edge=True)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -145,7 +145,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = linear(channels, num_classes, quantize=quantize, nonnegative=True)
+        self.fc = linear(channels, num_classes, quantize=quantize, nonnegative=True, edge=True)
         self.quantize = quantize is not None
         if quantize is not None:
             self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)

@@ -27,14 +27,14 @@ class CifarResNet(nn.Module):
         self, blocks: int, *, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None
     ) -> None:
         super().__init__()
-        self.conv1 = conv2d(in_channels, 16, 3, padding=1, quantize=quantize)
+        self.conv1 = conv2d(in_channels, 16, 3, padding=1, quantize=quantize, edge=True)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = _stage(16, 16, blocks, 1, quantize)
         self.layer2 = _stage(16, 32, blocks, 2, quantize)
         self.layer3 = _stage(32, 64, blocks, 2, quantize)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = linear(64, num_classes, quantize=quantize, nonnegative=True)
+        self.fc = linear(64, num_classes, quantize=quantize, nonnegative=True, edge=True)
         self.quantize = quantize is not None
         if quantize is not None:
             self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)

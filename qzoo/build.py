@@ -23,8 +23,8 @@ from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.export.onnx import export_onnx
 from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, round_biases
-from qzoo.registry import parse_name
-from qzoo.scheme import set_target
+from qzoo.registry import ModelName, architecture, parse_name
+from qzoo.scheme import Scheme, set_target
 from qzoo.zoo import create_model, float_model
 
 TARGETS = ("onnxruntime", "tensorrt")
@@ -53,6 +53,7 @@ def build(
     bias_correction: str | None = None,
     smooth: bool | None = None,
     recipe: str | None = None,
+    edge_bits: int | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Path:
@@ -71,6 +72,7 @@ def build(
         method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
         rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
         equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.
+        edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`.
         recipe: ``"best"`` tries :data:`qzoo.ptq.RECIPES` on the calibration images and takes the best.
         out: the folder, ``model_cards/<name>`` by default.
         progress: show progress bars.
@@ -100,10 +102,14 @@ def build(
     if parsed.scheme is None or parsed.qat:
         how = "qzoo train tunes weights" if parsed.qat else "give a scheme, such as -w8a8"
         raise UnknownModelError(f"{name!r} is not made by calibration; {how}")
-    model = create_model(name, pretrained="float", target=TARGETS[0])
+    folder = Path(out) if out is not None else Path("model_cards") / str(_with_tag(parsed))
+    made = _made(folder, str(_with_tag(parsed)))
+    edge_bits = made.edge_bits if edge_bits is None else edge_bits
+    scheme = Scheme.parse(parsed.scheme)
+    if edge_bits:
+        scheme = dataclasses.replace(scheme, edge_bits=edge_bits)
+    model = create_model(name, pretrained="float", quantize=scheme, target=TARGETS[0])
     config = config_of(model)
-    folder = Path(out) if out is not None else Path("model_cards") / config.name
-    made = _made(folder, config)
     images, checks = _parts(
         config, data, calibration_subset or made.calibration, evaluation_subset or made.evaluation
     )
@@ -136,22 +142,29 @@ class Made:
     best: bool = False
     calibration: str | None = None
     evaluation: str | None = None
+    edge_bits: int = 0
 
 
-def _made(folder: Path, config: Config) -> Made:
+def _with_tag(parsed: ModelName) -> ModelName:
+    """The name with its tag, also where the default one is meant."""
+    return dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag)
+
+
+def _made(folder: Path, name: str) -> Made:
     """How the folder's checkpoint was, or is to be, made."""
     if not (folder / "config.json").is_file():
         return Made()
     old = read_config(folder)
-    if old.name != config.name:
-        raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {config.name}")
+    if old.name != name:
+        raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {name}")
     if old.calibration is None:
         return Made()
     made = old.calibration
     method = "auto" if made.candidates and not made.recipe else made.method
     recipe = Recipe(made.equalize, method, made.rounding, made.bias_correction, made.smooth)
     evaluation = old.metrics[0].subset if old.metrics else None
-    return Made(recipe, bool(made.recipe), made.subset or None, evaluation)
+    edge_bits = old.scheme.edge_bits if old.scheme else 0
+    return Made(recipe, bool(made.recipe), made.subset or None, evaluation, edge_bits)
 
 
 def _parts(

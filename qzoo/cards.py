@@ -171,7 +171,7 @@ def _recipe(config: Config) -> str:
     if config.scheme is not None:
         parts.append(
             f"- Weights: {config.scheme.weight_bits} bits, symmetric, one range per output channel "
-            f"({_weight_rule(config)}).\n"
+            f"({_weight_rule(config)}).{_edges(config)}\n"
             f"- Activations: {config.scheme.activation_bits} bits, symmetric or unsigned, one range per "
             "tensor.\n"
             "- Not quantized: biases and BatchNorm, which is folded on export."
@@ -202,6 +202,15 @@ def _recipe(config: Config) -> str:
         parts.append(f"{table(('option', 'value'), rows)}")
         parts.append(f"Trained by `{_train_command(config.name, config.training)}`.")
     return "\n\n".join(parts) or "Not recorded."
+
+
+def _edges(config: Config) -> str:
+    """What the first and the last layer have, where it differs; a sentence, or nothing."""
+    assert config.scheme is not None
+    edge = config.scheme.edge
+    if edge.weight_bits == config.scheme.weight_bits:
+        return ""
+    return f" The first and the last layer have {edge.weight_bits}."
 
 
 def _train_command(name: str, options: dict[str, Any]) -> str:
@@ -244,7 +253,8 @@ def _data_flag(config: Config) -> str:
     correction = config.calibration.bias_correction
     bias = "" if correction == "none" else f" --bias-correction {correction}"
     subset = f" --calibration-subset {config.calibration.subset}" if config.calibration.images else ""
-    return f"{data}{subset}{method}{equalize}{rounding}{bias}"
+    edge = f" --edge-bits {config.scheme.edge_bits}" if config.scheme and config.scheme.edge_bits else ""
+    return f"{data}{subset}{method}{equalize}{rounding}{bias}{edge}"
 
 
 def _steps(config: Config) -> str:

@@ -65,12 +65,12 @@ def save_pretrained(
     return _write(Path(folder), tensors, config)
 
 
-def load_pretrained(where: str | Path, *, target: str = "tensorrt", revision: str | None = None) -> nn.Module:
+def load_pretrained(where: str | Path, *, target: str | None = None, revision: str | None = None) -> nn.Module:
     """Load a checkpoint, in eval mode; ``model.qzoo_config`` is its :class:`~qzoo.config.Config`.
 
     Args:
         where: a folder, the name of a zoo checkpoint, or a Hub repository ``"org/name"``.
-        target: the runtime that the quantizers simulate.
+        target: the runtime that the quantizers simulate; by default the one it was tuned for, or "tensorrt".
         revision: of a Hub repository.
 
     Raises:
@@ -80,7 +80,7 @@ def load_pretrained(where: str | Path, *, target: str = "tensorrt", revision: st
     folder = hub.locate(where, revision)
     config = read_config(folder)
     _check_weights_file(folder, config)
-    scheme = with_target(config.scheme, target) if config.scheme else None
+    scheme = with_target(config.scheme, target or config.target) if config.scheme else None
     model = empty_model(config, scheme)
     assign_state(model, _read_tensors(folder / WEIGHTS, model, config), str(folder))
     check_ranges(model)

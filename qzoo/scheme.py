@@ -68,6 +68,8 @@ class Scheme:
         weight_format: "int", or "e4m3" or "e5m2": 8-bit floats, ``"w8e4m3a8"``.
         group: weights have a range for every so many input channels, ``"w4g32a8"``; 0 is one range for all. A
             layer whose input channels don't divide into groups has one range per output channel.
+        edge_bits: bits of the first and the last layer, and of what only adds or averages (skips, pooling,
+            logits); 0 is 8 where activations have fewer than 8, else the bits of the other layers.
     """
 
     weight_bits: int = 8
@@ -75,6 +77,7 @@ class Scheme:
     target: str = "tensorrt"
     weight_format: str = field(default="int", metadata=OPTIONAL)
     group: int = field(default=0, metadata=OPTIONAL)
+    edge_bits: int = field(default=0, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
@@ -84,6 +87,8 @@ class Scheme:
             raise ValueError(f"Scheme.weight_format must be int, e4m3 or e5m2, not {self.weight_format!r}")
         if self.weight_format != "int" and self.weight_bits != 8:
             raise ValueError(f"Scheme.weight_bits must be 8 for {self.weight_format}, not {self.weight_bits}")
+        if self.edge_bits != 0 and not 2 <= self.edge_bits <= 8:
+            raise ValueError(f"Scheme.edge_bits must be 0 or 2 to 8, not {self.edge_bits}")
         if not 0 <= self.group <= 1 << 16:
             raise ValueError(f"Scheme.group must be 0 to 65536, not {self.group}")
         target_named(self.target)
@@ -109,6 +114,14 @@ class Scheme:
             return QuantDescriptor(8, axis=0, narrow_range=True, block=block, float_format=self.weight_format)
         return QuantDescriptor(self.weight_bits, axis=0, narrow_range=True, block=block)
 
+    @property
+    def edge(self) -> Scheme:
+        """The scheme of the first and the last layer."""
+        bits = self.edge_bits or (8 if self.activation_bits < 8 else 0)
+        if bits == 0:
+            return self
+        return replace(self, weight_bits=8 if self.weight_format != "int" else bits, activation_bits=bits)
+
     def activation_descriptor(self) -> QuantDescriptor:
         """Per tensor, full range, histogram statistics (one pass serves every method)."""
         return QuantDescriptor(self.activation_bits, calib_method="histogram")
@@ -120,7 +133,8 @@ class Scheme:
             role: one of :data:`ROLES`.
             nonnegative: the tensor is never below zero (it follows a ReLU, say).
         """
-        return self.adopt(TensorQuantizer(self.activation_descriptor()), role, nonnegative)
+        scheme = self if role == "input" else self.edge
+        return self.adopt(TensorQuantizer(scheme.activation_descriptor()), role, nonnegative)
 
     def adopt(self, quantizer: TensorQuantizer, role: str, nonnegative: bool = False) -> TensorQuantizer:
         """Give a quantizer its role, demand a calibrated range of it, and switch it as the target wants."""

@@ -7,22 +7,27 @@ number of threads).
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qzoo.errors import QzooError
 from qzoo.evaluate import evaluate
 from qzoo.progress import track
+from qzoo.qat import distillation_loss, freeze_ranges, learn_ranges, learned_parameters
+from qzoo.train_state import load_state, save_state, write_log, write_tensorboard
+from qzoo.training_options import TrainOptions
+
+__all__ = ["EpochLoader", "TrainOptions", "train"]
 
 
 class EpochLoader(Protocol):
@@ -36,38 +41,6 @@ class EpochLoader(Protocol):
     def __iter__(self) -> Any: ...
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """SGD with Nesterov momentum, a linear warm-up and a cosine to zero.
-
-    Attributes:
-        epochs: passes over the data.
-        lr: peak learning rate.
-        momentum: of SGD.
-        weight_decay: on weights of two or more dimensions; biases and BatchNorm have none.
-        warmup: share of all steps in which the rate rises from 0.
-        label_smoothing: of the cross entropy.
-        seed: of torch's global generator at the start; the loader has its own.
-        bf16: forward in bfloat16 autocast (about twice as fast on a CPU with AVX512-BF16).
-    """
-
-    epochs: int = 40
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.05
-    label_smoothing: float = 0.0
-    seed: int = 0
-    bf16: bool = False
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of one of ``steps`` steps, counted from 0."""
-        rise = max(1, round(self.warmup * steps))
-        if step < rise:
-            return self.lr * (step + 1) / rise
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
 def train(
     model: nn.Module,
     loader: EpochLoader,
@@ -75,6 +48,8 @@ def train(
     *,
     out: str | Path,
     eval_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
+    teacher: nn.Module | None = None,
+    tensorboard: bool = False,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place; go on where ``out`` holds an unfinished run of the same options.
@@ -85,6 +60,8 @@ def train(
         options: :class:`TrainOptions`, the defaults if None.
         out: folder for ``state.pt`` (model, optimizer, epoch) and ``log.csv`` (one line an epoch).
         eval_loader: when given, top-1 is measured after every epoch.
+        teacher: the float model of ``options.distill``; it is not changed.
+        tensorboard: write the log for TensorBoard into ``out``, too.
         progress: show a progress bar.
 
     Returns:
@@ -92,93 +69,143 @@ def train(
 
     Raises:
         QzooError: ``out`` holds a run with other options, or the loss is not finite.
+        CalibrationError: ranges are to be trained, and a quantizer has none.
+        ValueError: distillation without a teacher.
     """
     options = options or TrainOptions()
+    if options.distill and teacher is None:
+        raise ValueError(f"distill={options.distill} needs teacher=, the float model")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, options)
-    log = _resume(folder / "state.pt", model, optimizer, options)
+    if options.method != "ste":
+        learn_ranges(model, options.method)
+    run = _Run(model, options, teacher.eval() if teacher is not None else None)
+    log = run.resume(folder / "state.pt")
     for epoch in range(len(log), options.epochs):
         start = time.perf_counter()
         loader.set_epoch(epoch)
-        loss = _epoch(model, loader, optimizer, options, epoch, progress)
-        row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], "loss": loss}
+        row = {"epoch": epoch, "loss": run.epoch(loader, epoch, progress), "lr": run.lr}
         if eval_loader is not None:
-            row["top1"] = evaluate(model, eval_loader, progress=False).top1
+            row["top1"] = evaluate(run.result(), eval_loader, progress=False).top1
         row["seconds"] = round(time.perf_counter() - start, 1)
         log.append(row)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
-        _save(folder / "state.pt", {**state, "options": asdict(options)})
-        _write_log(folder / "log.csv", log)
+        save_state(folder / "state.pt", {**run.state(), "log": log, "options": asdict(options)})
+        write_log(folder / "log.csv", log)
+        if tensorboard:
+            write_tensorboard(folder, log)
+    if run.average is not None:
+        model.load_state_dict(run.average.module.state_dict())
+    freeze_ranges(model)
     model.eval()
     return log
 
 
-def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.SGD:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)
+class _Run:
+    """Model, optimizer and average between epochs."""
 
+    def __init__(self, model: nn.Module, options: TrainOptions, teacher: nn.Module | None) -> None:
+        self.model, self.options, self.teacher = model, options, teacher
+        self.optimizer = _optimizer(model, options)
+        self.average: AveragedModel | None = None
+        if options.ema:
+            # Buffers too: BatchNorm's statistics belong to the weights.
+            self.average = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True
+            )
+        self.loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
+        self.lr = 0.0
 
-def _epoch(
-    model: nn.Module,
-    loader: EpochLoader,
-    optimizer: torch.optim.Optimizer,
-    options: TrainOptions,
-    epoch: int,
-    progress: bool,
-) -> float:
-    """One pass; returns the mean loss."""
-    model.train()
-    criterion = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
-    steps, total = len(loader), 0.0
-    title = f"epoch {epoch + 1}/{options.epochs}"
-    for i, (images, labels) in enumerate(track(loader, title, total=steps, show=progress)):
-        for group in optimizer.param_groups:
-            group["lr"] = options.rate(epoch * steps + i, options.epochs * steps)
+    def result(self) -> nn.Module:
+        """The model to evaluate."""
+        return self.model if self.average is None else self.average.module
+
+    def state(self) -> dict[str, Any]:
+        average = None if self.average is None else self.average.state_dict()
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": average,
+        }
+
+    def resume(self, path: Path) -> list[dict[str, float]]:
+        """Load the last epoch's state, if there is one; returns its log."""
+        state = load_state(path, asdict(self.options))
+        if state is None:
+            return []
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        log: list[dict[str, float]] = state["log"]
+        return log
+
+    def epoch(self, loader: EpochLoader, epoch: int, progress: bool) -> float:
+        """One pass; returns the mean loss."""
+        options, total = self.options, 0.0
+        self.model.train()
+        if epoch >= options.epochs - round(options.freeze_bn * options.epochs):
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        batches = len(loader)
+        steps = math.ceil(batches / options.accumulate)
+        title = f"epoch {epoch + 1}/{options.epochs}"
+        for i, (images, labels) in enumerate(track(loader, title, total=batches, show=progress)):
+            step, part = divmod(i, options.accumulate)
+            if part == 0:
+                self._set_rate(options.rate(epoch * steps + step, options.epochs * steps))
+                self.optimizer.zero_grad(set_to_none=True)
+            last = min(batches, (step + 1) * options.accumulate)
+            loss = self._loss(images, labels)
+            (loss / (last - step * options.accumulate)).backward()
+            if i + 1 == last:
+                self.optimizer.step()
+                if self.average is not None:
+                    self.average.update_parameters(self.model)
+            total += loss.item()
+        mean = total / max(1, batches)
+        if not math.isfinite(mean):
+            raise QzooError(f"the loss of epoch {epoch + 1} is {mean}; lower lr (now {options.lr})")
+        return mean
+
+    def _set_rate(self, rate: float) -> None:
+        self.lr = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["multiple"]
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        options = self.options
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16) if options.bf16 else nullcontext():
-            logits = model(images)
-        loss = criterion(logits.float(), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.item()
-    mean = total / max(1, steps)
-    if not math.isfinite(mean):
-        raise QzooError(f"the loss of epoch {epoch + 1} is {mean}; lower lr (now {options.lr})")
-    return mean
+
+        def logits(model: Callable[[Tensor], Tensor]) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16) if options.bf16 else nullcontext():
+                return model(images).float()
+
+        found = logits(self.model)
+        loss = self.loss(found, labels)
+        if self.teacher is None or options.distill == 0:
+            return loss
+        with torch.no_grad():
+            wanted = logits(self.teacher)
+        return (1 - options.distill) * loss + options.distill * distillation_loss(
+            found, wanted, options.temperature
+        )
 
 
-def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, options: TrainOptions
-) -> list[dict[str, float]]:
-    """Load the last epoch's state, if there is one; returns its log."""
-    if not path.exists():
-        return []
-    state = torch.load(path, weights_only=True)
-    if state["options"] != asdict(options):
-        raise QzooError(f"{path} belongs to a run with other options; choose another folder or remove it")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["log"]
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def _write_log(path: Path, log: list[dict[str, float]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(log[-1]))
-        writer.writeheader()
-        writer.writerows(log)
-    os.replace(temporary, path)
+def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.SGD:
+    ranges = learned_parameters(model)
+    learned = {id(p) for p in ranges}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in learned]
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for p in others if p.ndim > 1],
+            "weight_decay": options.weight_decay,
+            "multiple": 1.0,
+        },
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0, "multiple": 1.0},
+    ]
+    if ranges:
+        groups.append({"params": ranges, "weight_decay": options.range_decay, "multiple": options.range_lr})
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)

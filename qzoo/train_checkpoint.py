@@ -11,13 +11,14 @@ import torch
 from qzoo.build import Images, measurement
 from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
-from qzoo.config import config_of
+from qzoo.config import Config, config_of
 from qzoo.data import load_data
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.data.tensors import TensorLoader, crop_flip_erase
 from qzoo.errors import DataError
 from qzoo.evaluate import evaluate
 from qzoo.train import TrainOptions, train
+from qzoo.train_state import plot_log
 from qzoo.zoo import create_model
 
 
@@ -29,6 +30,8 @@ def train_checkpoint(
     batch_size: int = 128,
     runs: str | Path = "runs",
     out: str | Path | None = None,
+    tensorboard: bool = False,
+    plot: bool = False,
     progress: bool = True,
 ) -> Path:
     """Train ``arch.fmnist`` from random weights; the last epoch's weights are the result, whatever their accuracy.
@@ -42,6 +45,8 @@ def train_checkpoint(
         batch_size: images a step.
         runs: folder whose subfolder ``name`` holds the state to resume from and ``log.csv``.
         out: checkpoint folder; ``model_cards/<name>`` by default.
+        tensorboard: write the log for TensorBoard, too, beside ``log.csv``.
+        plot: draw the learning curve, ``log.png`` beside ``log.csv``.
 
     Returns:
         The checkpoint folder: config.json with options and metrics, master weights, card.
@@ -55,8 +60,34 @@ def train_checkpoint(
     config = config_of(model)
     if config.labels != "fashion-mnist":
         raise DataError(f"{name} is not trained on Fashion-MNIST; give a name such as 'resnet20.fmnist'")
+    loader = training_images(config, data, batch_size, options)
+    test = load_data(config.preprocessing, config.labels, batch_size=500)
+    run = Path(runs) / name
+    log = train(model, loader, options, out=run, eval_loader=test, tensorboard=tensorboard, progress=progress)
+    if plot:
+        plot_log(run / "log.png", log, name)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    result = evaluate(model, test, progress=progress)
+    images_tested = Images("Fashion-MNIST test", "test", f"0:{result.images}", result.images)
+    measured = measurement(result, images_tested, "torch", "float", None)
+    config = dataclasses.replace(
+        config, metrics=(measured,), training=training_record(options, batch_size, len(loader.labels), log)
+    )
+    folder = save_pretrained(model, out or Path("model_cards") / name, form="master", config=config)
+    write_card(folder)
+    return folder
+
+
+def training_images(
+    config: Config, data: str | Path | None, batch_size: int, options: TrainOptions
+) -> TensorLoader:
+    """The 60,000 training images, shuffled and augmented anew in each epoch.
+
+    Raises:
+        DataError: the training set can't be had.
+    """
     images, labels = fashion_mnist("train", data)
-    loader = TensorLoader(
+    return TensorLoader(
         images,
         labels,
         config.preprocessing,
@@ -65,21 +96,9 @@ def train_checkpoint(
         augment=crop_flip_erase,
         seed=options.seed,
     )
-    test = load_data(config.preprocessing, config.labels, batch_size=500)
-    log = train(model, loader, options, out=Path(runs) / name, eval_loader=test, progress=progress)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    result = evaluate(model, test, progress=progress)
-    images_tested = Images("Fashion-MNIST test", "test", f"0:{result.images}", result.images)
-    measured = measurement(result, images_tested, "torch", "float", None)
-    config = dataclasses.replace(
-        config, metrics=(measured,), training=_record(options, batch_size, len(images), log)
-    )
-    folder = save_pretrained(model, out or Path("model_cards") / name, form="master", config=config)
-    write_card(folder)
-    return folder
 
 
-def _record(
+def training_record(
     options: TrainOptions, batch_size: int, images: int, log: list[dict[str, float]]
 ) -> dict[str, Any]:
     """What the training needs to be repeated, and what it cost."""

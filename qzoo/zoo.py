@@ -192,9 +192,9 @@ def _scheme(parsed: ModelName, quantize: Quantize, target: str | None) -> Scheme
     asked = as_scheme(quantize)
     if parsed.scheme is not None:
         named = Scheme.parse(parsed.scheme, asked.target if asked else "tensorrt")
-        if quantize is False or (quantize not in (None, True) and asked != named):
+        if quantize is False or (quantize not in (None, True) and str(asked) != str(named)):
             raise ValueError(f"quantize={quantize!r} contradicts the name {str(parsed)!r}; give one of them")
-        asked = named
+        asked = asked if isinstance(quantize, Scheme) else named  # a Scheme may say more than its name
     if target is not None:
         target_named(target)
         asked = with_target(asked, target) if asked else None

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, set_target, with_target
@@ -78,7 +79,7 @@ def test_roles_and_targets_as_documented() -> None:
 def test_a_quantizer_is_born_as_its_target_wants(target: str, role: str, nonnegative: bool) -> None:
     quantizer = Scheme(8, 6, target).quantizer(role, nonnegative)
     assert (quantizer.role, quantizer.nonnegative, quantizer.dynamic) == (role, nonnegative, False)
-    assert quantizer.num_bits == 6
+    assert quantizer.num_bits == (6 if role == "input" else 8)  # what only adds or averages keeps 8 bits
     assert quantizer._disabled is (role not in TARGETS[target].roles)
     assert quantizer.unsigned is (nonnegative and TARGETS[target].unsigned and role != "weight")
 
@@ -116,3 +117,25 @@ def test_set_target_leaves_foreign_quantizers_alone() -> None:
     set_target(nn.Sequential(foreign), "tensorrt")
     assert foreign._disabled
     assert foreign.unsigned
+
+
+def test_first_and_last_layers_keep_eight_bits_where_activations_have_few() -> None:
+    model = CifarResNet(1, in_channels=1, quantize=Scheme.parse("w3a2"))
+    bits = {
+        name: module.num_bits for name, module in model.named_modules() if isinstance(module, TensorQuantizer)
+    }
+    low = {name for name, count in bits.items() if count != 8}
+    assert {bits[name] for name in low if name.endswith("weight_quantizer")} == {3}
+    assert {bits[name] for name in low if name.endswith("input_quantizer")} == {2}
+    assert len(low) == 2 * (6 + 2)  # six 3x3 convolutions, two projections
+    assert all((name.startswith("layer") and "conv" in name) or "downsample" in name for name in low)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits"), [(Scheme(4, 8), 4), (Scheme(4, 4, edge_bits=6), 6), (Scheme(4, 4), 8)]
+)
+def test_bits_of_the_edge(scheme: Scheme, bits: int) -> None:
+    """Weights alone at few bits: no exception for the edges, whose weights are most of what a file holds."""
+    assert scheme.edge.weight_bits == bits
+    with pytest.raises(ValueError, match="edge_bits"):
+        Scheme(4, 4, edge_bits=9)

@@ -1,0 +1,174 @@
+"""Ranges that are trained with the weights: LSQ and PACT.
+
+While a model trains, a :class:`LearnedRange` sits in each quantizer as its submodule ``learner``.
+:func:`freeze_ranges` writes the values back into the ordinary ranges (``_amax``), with which the quantizer computes
+the same to the bit, and takes the learners away: checkpoints and export see nothing new.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import CalibrationError
+from qzoo.quant import ops
+from qzoo.quant.calib.weights import quantized_weights
+from qzoo.quant.nn import TensorQuantizer
+
+_SMALLEST = 1e-6
+
+
+class LearnedRange(nn.Module):
+    """A quantizer's range as a parameter.
+
+    * ``"lsq"``: Esser et al. 2020, "Learned Step Size Quantization" (arXiv:1902.08153). The parameter is the step
+      s = amax / Qp; its gradient is (q - x/s) inside the range and +-Qp outside (equation 3), scaled by
+      1 / sqrt(N Qp), with N the number of weights that share the step, or of features of one image (section 2.2).
+    * ``"pact"``: Choi et al. 2018, "PACT: Parameterized Clipping Activation" (arXiv:1805.06085). The parameter is
+      the clipping level itself; only what is clipped moves it (equation 3).
+
+    Args:
+        amax: the start, float32, 0-d or broadcastable to the quantizer's input.
+        rule: "lsq" or "pact".
+        bound: Qp, the highest integer.
+    """
+
+    def __init__(self, amax: Tensor, rule: str, bound: float) -> None:
+        super().__init__()
+        self.rule, self.unit = rule, float(bound) if rule == "lsq" else 1.0
+        self.value = nn.Parameter((amax.detach().float() / self.unit).clamp(min=_SMALLEST))
+
+    @property
+    def amax(self) -> Tensor:
+        """The range, in the shape of the parameter; no gradient."""
+        return self.value.detach().clamp(min=_SMALLEST) * self.unit
+
+    def forward(self, x: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
+        """Fake-quantize ``x``, with gradients to it and to the range."""
+        factor = 1.0
+        if self.rule == "lsq":
+            shared = x[0].numel() if self.value.dim() == 0 else x.numel() // self.value.numel()
+            factor = (shared * self.unit) ** -0.5
+        gain = self.unit * factor
+        result: Tensor = _FakeQuantize.apply(
+            x, self.value, self.amax, num_bits, unsigned, narrow_range, gain, self.rule == "lsq"
+        )
+        return result
+
+    def extra_repr(self) -> str:
+        return self.rule
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """With y the result and m the mask |x| <= amax:
+
+    d amax = sum(grad y - m grad x) / amax   (lsq), which is (y - x) / amax inside and y / amax = +-1 outside
+    d amax = sum(grad y - m grad y) / amax   (pact), 0 inside
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        value: Tensor,
+        amax: Tensor,
+        num_bits: int,
+        unsigned: bool,
+        narrow_range: bool,
+        gain: float,
+        rounding: bool,
+    ) -> Tensor:
+        y = ops.fake_quantize(x, amax, num_bits, unsigned, narrow_range)
+        ctx.save_for_backward(x, y, amax)
+        ctx.gain, ctx.rounding = gain, rounding
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, y, amax = ctx.saved_tensors
+        grad_x = ops.fake_quantize_backward(grads[0], x, amax)
+        moved = _inner(grads[0], y, amax) - _inner(grad_x, x if ctx.rounding else y, amax)
+        return grad_x, moved / amax * ctx.gain, None, None, None, None, None, None
+
+
+def _inner(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """Sum of the products in float32, over all dimensions that ``like`` reduces."""
+    if like.dim() == 0:
+        if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+            a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)  # a view, for the flat product
+        return torch.dot(a.reshape(-1).float(), b.reshape(-1).float())
+    product = a.float() * b.float()
+    return product.sum_to_size(like.shape)
+
+
+@torch.no_grad()
+def learn_ranges(model: nn.Module, rule: str) -> list[str]:
+    """Put a :class:`LearnedRange` into the quantizers that are on, in place.
+
+    With "lsq" every range is learned, starting from the calibrated one; weights of fewer than 8 bits start from
+    2 mean(abs(w)) / sqrt(Qp) a step (Esser et al., section 2.1). With "pact" the activations are; weights keep
+    their frozen ranges.
+
+    Args:
+        model: calibrated, every quantizer with one range or one per channel.
+        rule: "lsq" or "pact".
+
+    Returns:
+        Names of the quantizers.
+
+    Raises:
+        ValueError: another rule.
+        CalibrationError: a quantizer that is on has no range.
+    """
+    if rule not in ("lsq", "pact"):
+        raise ValueError(f"rule must be 'lsq' or 'pact', not {rule!r}")
+    weights = {
+        id(quantizer): weight for module in model.modules() for weight, quantizer in quantized_weights(module)
+    }
+    names = []
+    for name, quantizer in model.named_modules():
+        if not isinstance(quantizer, TensorQuantizer) or quantizer._disabled or not quantizer._if_quant:
+            continue
+        weight = weights.get(id(quantizer))
+        if not isinstance(quantizer.num_bits, int) or quantizer.block is not None:
+            continue  # 8-bit floats and groups keep their ranges
+        if rule == "pact" and weight is not None:
+            continue
+        amax = quantizer.amax
+        if amax is None:
+            raise CalibrationError(f"{name} has no range to start from; call qzoo.calibrate() first")
+        if rule == "lsq" and weight is not None and quantizer.num_bits < 8:
+            dims = [d for d in range(weight.dim()) if amax.dim() == 0 or amax.shape[d] == 1]
+            mean = weight.abs().mean(dims, keepdim=amax.dim() > 0)
+            amax = 2 * mean * quantizer.maxbound**0.5
+        quantizer.learner = LearnedRange(amax, rule, quantizer.maxbound)
+        names.append(name)
+    return names
+
+
+@torch.no_grad()
+def freeze_ranges(model: nn.Module) -> list[str]:
+    """Write learned ranges back into ``_amax`` and take the learners away, in place; the outputs stay the same.
+
+    Returns:
+        Names of the quantizers that had one.
+    """
+    names = []
+    for name, quantizer in model.named_modules():
+        if isinstance(quantizer, TensorQuantizer) and "learner" in quantizer._modules:
+            learner, stored = quantizer._modules["learner"], quantizer._buffers.get("_amax")
+            if stored is None or not isinstance(learner, LearnedRange):
+                raise CalibrationError(
+                    f"{name} has lost its range; call learn_ranges() on a calibrated model"
+                )
+            stored.copy_(learner.amax.reshape(stored.shape))
+            del quantizer.learner
+            names.append(name)
+    return names
+
+
+def learned_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of all learners: they have their own learning rate, and no weight decay but PACT's."""
+    return [module.value for module in model.modules() if isinstance(module, LearnedRange)]
