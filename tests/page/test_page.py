@@ -182,7 +182,10 @@ def test_screenshot_and_width(folder: Path, tmp_path: Path, width: int) -> None:
         f'<body style="margin:0"><iframe id="f" src="{page}" style="width:{width}px;height:3000px;border:0"></iframe>'
         '<p id="out"></p><script>f.onload = () => { const d = f.contentDocument; out.textContent = JSON.stringify({'
         "state: d.getElementById('status').dataset.state, inner: f.contentWindow.innerWidth,"
-        "scroll: d.documentElement.scrollWidth, charts: d.querySelectorAll('.chart svg').length}); };</script>"
+        "scroll: d.documentElement.scrollWidth, charts: d.querySelectorAll('.chart svg').length, chosen: choose(d)});};"
+        "function choose(d) { const s = [...d.querySelectorAll('select')].pop(); s.value = 1;"
+        "s.dispatchEvent(new Event('change')); return [s.selectedOptions[0].text, d.querySelectorAll('.amax').length]}"
+        "</script>"
     )
     arguments = ("--allow-file-access-from-files", f"--window-size={max(width, 500)},3000")
     found = json.loads(
@@ -190,6 +193,9 @@ def test_screenshot_and_width(folder: Path, tmp_path: Path, width: int) -> None:
     )
     assert (found["state"], found["inner"], found["charts"]) == ("ready", width, 7)
     assert found["scroll"] <= width, "wider than the screen"
+    assert found["chosen"] == ["conv1._weight_quantizer", 4], (
+        "another histogram: largest and smallest channel"
+    )
     shot = tmp_path / "shot.png"
     chromium(*arguments, f"--screenshot={shot}", wrapper.as_uri())
     pixels = np.asarray(Image.open(shot).convert("RGB"))[:, :width]
