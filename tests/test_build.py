@@ -106,3 +106,23 @@ def test_subsets_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="share images"):
         build_module._parts(config, tmp_path / "data", "4:8", ":")
     assert build_module._parts(config, tmp_path / "data", "4:8", ":4")[1].count == 4
+
+
+def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "measure", lambda *args: ())  # what counts here is not measured
+    name = "resnet20.fmnist-w4a8"
+    folder = build(name, out=small_world / name, method="max", edge_bits=8, **SMALL)
+    config = read_config(folder)
+    assert config.scheme is not None
+    assert config.scheme.edge_bits == 8
+    model = qzoo.create_model(name, pretrained=True)
+    bits = {
+        n: m.weight_quantizer.num_bits for n, m in model.named_modules() if hasattr(m, "weight_quantizer")
+    }
+    assert (bits.pop("conv1"), bits.pop("fc")) == (8, 8)
+    assert set(bits.values()) == {4}
+    assert "The first and the last layer have 8." in card(config)
+    assert "--edge-bits 8" in card(config)
+    before = (folder / "model.safetensors").read_bytes()
+    build(name, out=folder, calibration_subset="0:32", progress=False)
+    assert (folder / "model.safetensors").read_bytes() == before
