@@ -19,6 +19,7 @@ from qzoo.collect import (
     set_range,
     weight_ranges,
 )
+from qzoo.distributed import Group
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
@@ -71,6 +72,7 @@ def calibrate(
     percentile: float = 99.99,
     select_loader: Iterable[Any] | None = None,
     progress: bool = True,
+    group: Group | None = None,
 ) -> Calibration:
     """Set the range (amax) of every quantizer, in place.
 
@@ -88,19 +90,23 @@ def calibrate(
         percentile: share of magnitudes below the range, in percent, of the percentile method.
         select_loader: images to compare the methods on, ``loader`` without. Never the test images.
         progress: show a progress bar.
+        group: the processes that share the batches; each ends with the ranges that one process with as many
+            threads finds in all of them, bit for bit. Every process passes loaders of all images.
 
     Raises:
         CalibrationError: no quantizers, no images, or quantizers that saw none (each is named).
         NonFiniteError: NaN or infinity in a weight or an activation; the message names where.
         ValueError: an unknown method, a percentile outside 0 to 100.
+        DistributedError: another process has ended, or a loader that can't be dealt out.
     """
+    group = group or Group()
     if method not in (*METHODS, "auto"):
         raise ValueError(f"method must be one of {', '.join(METHODS)} or auto, not {method!r}")
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile must be above 0 and at most 100, not {percentile}")
     quantizers = quantizers_of(model)
     weights = weight_ranges(model)
-    statistics = collect(model, loader, histograms=method != "max", progress=progress)
+    statistics = collect(model, loader, histograms=method != "max", progress=progress, group=group)
     methods = METHODS if method == "auto" else (method,)
     ranges = {m: {**statistics.ranges(m, percentile), **weights} for m in methods}
     candidates: tuple[Candidate, ...] = ()
@@ -108,7 +114,7 @@ def calibrate(
     if method == "auto":
         before = {name: quantizer.amax for name, quantizer in quantizers.items()}
         try:
-            compared, candidates = _compare(model, ranges, select_loader or loader, progress)
+            compared, candidates = _compare(model, ranges, select_loader or loader, progress, group)
         except BaseException:
             _apply(model, {name: amax for name, amax in before.items() if amax is not None})
             for name, amax in before.items():
@@ -129,31 +135,40 @@ def _apply(model: nn.Module, ranges: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _compare(
-    model: nn.Module, ranges: dict[str, dict[str, Tensor]], loader: Iterable[Any], progress: bool
+    model: nn.Module,
+    ranges: dict[str, dict[str, Tensor]],
+    loader: Iterable[Any],
+    progress: bool,
+    group: Group,
 ) -> tuple[int, tuple[Candidate, ...]]:
     """Number of images, and the methods with their fidelity on them, best first."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    signal, images = 0.0, 0
-    noise, agree = dict.fromkeys(ranges, 0.0), dict.fromkeys(ranges, 0)
+    mine: list[tuple[int, float, dict[str, tuple[float, int]]]] = []  # images, signal; noise, agreeing images
     with evaluating(model):
-        for batch in track(loader, "compare methods", show=progress):
+        bar = track(group.deal(loader), "compare methods", group.share(loader), progress and group.first)
+        for _, batch in bar:
             x = images_of(batch).to(device)
             with quantizers_off(model):
                 expected = model(x).double()
-            images += len(x)
-            signal += expected.square().sum().item()
+            found = {}
             for name, amax in ranges.items():
                 _apply(model, amax)
                 logits = model(x).double()
-                noise[name] += (logits - expected).square().sum().item()
-                agree[name] += int((logits.argmax(1) == expected.argmax(1)).sum())
+                agree = int((logits.argmax(1) == expected.argmax(1)).sum())
+                found[name] = (logits - expected).square().sum().item(), agree
+            mine.append((len(x), expected.square().sum().item(), found))
+    batches = [batch for part in group.gather(mine) for batch in part]
+    images = sum(count for count, _, _ in batches)
     if images == 0:
         raise CalibrationError(
             "no images to compare the methods on: the loader gives them only once. Pass a list, or images of "
             "their own as select_loader"
         )
-    found = [Candidate(m, _decibel(signal, noise[m]), 100 * agree[m] / images) for m in ranges]
-    return images, tuple(sorted(found, key=lambda c: (c.sqnr_db, c.agreement), reverse=True))
+    signal = math.fsum(of_batch for _, of_batch, _ in batches)
+    noise = {m: math.fsum(found[m][0] for _, _, found in batches) for m in ranges}
+    agreeing = {m: sum(found[m][1] for _, _, found in batches) for m in ranges}
+    candidates = [Candidate(m, _decibel(signal, noise[m]), 100 * agreeing[m] / images) for m in ranges]
+    return images, tuple(sorted(candidates, key=lambda c: (c.sqnr_db, c.agreement), reverse=True))
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qzoo.distributed import Group
 from qzoo.errors import CalibrationError, NonFiniteError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
@@ -31,6 +32,39 @@ class Statistics:
         self._histograms = histograms
         self._calibrators: dict[str, Any] = {}
         self._recent: dict[int, tuple[Any, int, Any]] = {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the bins of every histogram are fixed: each has seen a value above zero."""
+        return all(c._width > 0 for c in self._calibrators.values() if isinstance(c, HistogramCalibrator))
+
+    def emptied(self) -> Statistics:
+        """Histograms of the same bins, nothing in them, shared by the same quantizers."""
+        other = Statistics(self._histograms)
+        made: dict[int, Any] = {}
+        for name, calibrator in self._calibrators.items():
+            if isinstance(calibrator, HistogramCalibrator):
+                key = id(calibrator)
+                made[key] = made[key] if key in made else calibrator.empty_like_this()
+                other._calibrators[name] = made[key]
+        return other
+
+    def to(self, device: torch.device) -> None:
+        """Count on that device."""
+        for calibrator in self._calibrators.values():
+            if isinstance(calibrator, HistogramCalibrator) and calibrator._raw is not None:
+                calibrator._store(calibrator._raw.to(device), calibrator._width, calibrator._limit)
+
+    def merge(self, other: Statistics) -> None:
+        """Take in what another process has counted."""
+        self.images += other.images
+        done: set[tuple[int, int]] = set()
+        for name, theirs in other._calibrators.items():
+            mine = self._calibrators.setdefault(name, theirs)
+            if mine is not theirs and (id(mine), id(theirs)) not in done:
+                done.add((id(mine), id(theirs)))
+                mine._unsigned = mine._unsigned and theirs._unsigned
+                mine.merge(theirs)
 
     def next_batch(self, images: int) -> None:
         """Note that a batch went through; the tensors of different batches are never the same."""
@@ -139,17 +173,29 @@ def images_of(batch: Any) -> Tensor:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, loader: Iterable[Any], histograms: bool, progress: bool = True) -> Statistics:
+def collect(
+    model: nn.Module,
+    loader: Iterable[Any],
+    histograms: bool,
+    progress: bool = True,
+    group: Group | None = None,
+) -> Statistics:
     """Run the float model over the data while its activation quantizers watch, whatever the target.
 
     Weights with a quantizer of their own are left out, see :func:`weight_ranges`; so is a quantizer without
     a role that is disabled. The model's mode and its quantizers' switches are as before afterwards, also
     after an error.
 
+    The processes of a ``group`` share the batches, and all get the statistics of all of them, count for count
+    those of one process. As the first batch fixes the bins of the histograms, rank 0 starts alone: with one
+    batch, or as many as it takes until every tensor had a value above zero. (A quantizer that these batches do
+    not reach, where the path through a model depends on the data, is merged by the centres of its bins.)
+
     Raises:
         CalibrationError: no quantizers, no data, or quantizers that saw none.
         NonFiniteError: NaN or infinity; the message names the quantizer and the batch.
     """
+    group = group or Group()
     statistics, quantizers = Statistics(histograms), quantizers_of(model)
     weights = weight_ranges(model)
     watched = {n: q for n, q in quantizers.items() if n not in weights and (q.role or not q._disabled)}
@@ -158,17 +204,33 @@ def collect(model: nn.Module, loader: Iterable[Any], histograms: bool, progress:
         for quantizer in quantizers.values():
             quantizer.disable_quant()
             quantizer._if_clip = False
-        for name, quantizer in watched.items():
-            quantizer._calibrator = _Tap(statistics, name, quantizer)
-            quantizer.enable()
-            quantizer.enable_calib()
-        for i, batch in enumerate(track(loader, "calibrate", show=progress)):
+        taps = [_Tap(statistics, name, quantizer) for name, quantizer in watched.items()]
+        for tap in taps:
+            tap.quantizer._calibrator = tap
+            tap.quantizer.enable()
+            tap.quantizer.enable_calib()
+
+        def watch(number: int, batch: Any) -> None:
             images = images_of(batch).to(device)
             try:
                 model(images)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error} (batch {i}, counted from 0)") from error
+                raise NonFiniteError(f"{error} (batch {number}, counted from 0)") from error
             statistics.next_batch(len(images))
+
+        start = 0
+        if group.world > 1 and histograms:
+            start, statistics = _started(group, loader, statistics, watch)
+            statistics.to(device)
+            for tap in taps:
+                tap.statistics = statistics
+        total = group.share(loader, start)
+        for i, batch in track(group.deal(loader, start), "calibrate", total, progress and group.first):
+            watch(i, batch)
+    parts = group.gather(statistics) if group.world > 1 else [statistics]
+    statistics = parts[0]
+    for part in parts[1:]:
+        statistics.merge(part)
     if statistics.images == 0:
         raise CalibrationError("the loader gave no images; check the folder, the split and the subset")
     seen = statistics.ranges("max", 100.0)
@@ -179,6 +241,24 @@ def collect(model: nn.Module, loader: Iterable[Any], histograms: bool, progress:
             "them. Disable them, or remove them from the model"
         )
     return statistics
+
+
+def _started(
+    group: Group, loader: Iterable[Any], statistics: Statistics, watch: Callable[[int, Any], None]
+) -> tuple[int, Statistics]:
+    """Rank 0 goes through batches until the bins of all histograms are fixed; the others take them over.
+
+    Returns:
+        the number of batches that are done, and the statistics that this process goes on with.
+    """
+    done = 0
+    if group.first:
+        for done, batch in enumerate(loader, start=1):
+            watch(done - 1, batch)
+            if statistics.settled:
+                break
+    done, emptied = group.broadcast((done, statistics.emptied()))
+    return done, statistics if group.first else emptied
 
 
 def set_range(quantizer: TensorQuantizer, amax: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.distributed import Group
 from qzoo.errors import DataError
 from qzoo.progress import track
 
@@ -64,33 +65,48 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return 100 * max(0.0, (centre - spread) / norm), 100 * min(1.0, (centre + spread) / norm)
 
 
-class _Tally:
-    """Running counts of one model's logits."""
+@dataclass(frozen=True)
+class _Sums:
+    """One model's logits of one batch."""
 
-    def __init__(self) -> None:
-        self.images = self.top1 = self.top5 = 0
-        self.loss = self.seconds = 0.0
+    images: int
+    top1: int
+    top5: int
+    loss: float
+    seconds: float
 
-    def add(self, logits: Tensor, labels: Tensor, seconds: float) -> None:
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor, seconds: float) -> _Sums:
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
-        self.images += len(labels)
-        self.top1 += int(ranked[:, 0].sum())
-        self.top5 += int(ranked.any(1).sum())
-        self.loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        self.seconds += seconds
+        loss = nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
+        return cls(len(labels), int(ranked[:, 0].sum()), int(ranked.any(1).sum()), loss, seconds)
 
-    def result(self, **fidelity: Any) -> Evaluation:
-        n = self.images
-        return Evaluation(
-            images=n,
-            top1=100 * self.top1 / n,
-            top1_interval=wilson_interval(self.top1, n),
-            top5=100 * self.top5 / n,
-            top5_interval=wilson_interval(self.top5, n),
-            loss=self.loss / n,
-            images_per_second=n / self.seconds,
-            **fidelity,
-        )
+
+@dataclass(frozen=True)
+class _Batch:
+    """A model and, where there is one, its reference on one batch."""
+
+    model: _Sums
+    reference: _Sums | None = None
+    agree: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+
+
+def _evaluation(parts: list[list[_Sums]], **fidelity: Any) -> Evaluation:
+    """From the batches of every process; ``fsum`` is exact, so that their order does not matter."""
+    batches = [sums for part in parts for sums in part]
+    n, top1, top5 = (sum(getattr(b, field) for b in batches) for field in ("images", "top1", "top5"))
+    return Evaluation(
+        images=n,
+        top1=100 * top1 / n,
+        top1_interval=wilson_interval(top1, n),
+        top5=100 * top5 / n,
+        top5_interval=wilson_interval(top5, n),
+        loss=math.fsum(b.loss for b in batches) / n,
+        images_per_second=n / max(sum(b.seconds for b in part) for part in parts),
+        **fidelity,
+    )
 
 
 def evaluate(
@@ -99,43 +115,66 @@ def evaluate(
     *,
     reference: Callable[[Tensor], Tensor] | None = None,
     progress: bool = True,
+    group: Group | None = None,
 ) -> Evaluation:
     """Measure accuracy on labelled images, and fidelity to ``reference`` when given.
 
     Args:
         model: a module (put into eval mode for the pass, and back) or any callable, images [B, C, H, W] -> logits
-            [B, classes].
+            [B, classes]. A module gets the images on its device, a callable as the loader gives them.
         loader: batches of images, already preprocessed, and int64 labels [B].
         reference: usually the float model; it is evaluated in the same pass, on the same images.
         progress: show a progress bar.
+        group: the processes that share the batches; each gets the figures of all images, the same to the bit as
+            one process with as many threads. Every process passes a loader of all images.
 
     Raises:
         DataError: the loader is empty.
+        DistributedError: another process has ended, or a loader that can't be dealt out.
     """
-    tally, other = _Tally(), _Tally()
-    agree, signal, noise = 0, 0.0, 0.0
+    group = group or Group()
+    mine: list[_Batch] = []
     with ExitStack() as stack:
         for module in (model, reference):
             if isinstance(module, nn.Module):
                 stack.enter_context(evaluating(module))
-        with torch.inference_mode():
-            for images, labels in track(loader, "evaluate", show=progress):
-                logits, seconds = _timed(model, images)
-                tally.add(logits, labels, seconds)
-                if reference is not None:
-                    expected, seconds = _timed(reference, images)
-                    other.add(expected, labels, seconds)
-                    agree += int((logits.argmax(1) == expected.argmax(1)).sum())
-                    signal += expected.double().square().sum().item()
-                    noise += (expected.double() - logits.double()).square().sum().item()
-    if tally.images == 0:
+        stack.enter_context(torch.inference_mode())
+        total = group.share(loader)
+        for _, (images, labels) in track(group.deal(loader), "evaluate", total, progress and group.first):
+            mine.append(_batch(model, reference, images, labels))
+    parts = group.gather(mine)
+    batches = [batch for part in parts for batch in part]
+    if not batches:
         raise DataError("the loader gave no images; check the folder, the split and the limit")
+    sums = [[batch.model for batch in part] for part in parts]
     if reference is None:
-        return tally.result()
-    return tally.result(
-        agreement=100 * agree / tally.images,
-        sqnr_db=math.inf if noise == 0 else 10 * math.log10(signal / noise),
-        reference=other.result(),
+        return _evaluation(sums)
+    noise = math.fsum(b.noise for b in batches)
+    return _evaluation(
+        sums,
+        agreement=100 * sum(b.agree for b in batches) / sum(b.model.images for b in batches),
+        sqnr_db=math.inf if noise == 0 else 10 * math.log10(math.fsum(b.signal for b in batches) / noise),
+        reference=_evaluation([[b.reference for b in part if b.reference] for part in parts]),
+    )
+
+
+def _batch(
+    model: Callable[[Tensor], Tensor],
+    reference: Callable[[Tensor], Tensor] | None,
+    images: Tensor,
+    labels: Tensor,
+) -> _Batch:
+    logits, seconds = _timed(model, images)
+    found = _Sums.of(logits, labels, seconds)
+    if reference is None:
+        return _Batch(found)
+    expected, seconds = _timed(reference, images)
+    return _Batch(
+        found,
+        _Sums.of(expected, labels, seconds),
+        agree=int((logits.argmax(1) == expected.argmax(1)).sum()),
+        signal=expected.double().square().sum().item(),
+        noise=(expected.double() - logits.double()).square().sum().item(),
     )
 
 
@@ -152,6 +191,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, float]:
+    """Logits, float32 on the CPU, and seconds."""
+    if isinstance(model, nn.Module):
+        images = images.to(next((p.device for p in model.parameters()), torch.device("cpu")))
     start = time.perf_counter()
-    logits = model(images)
-    return logits.float(), time.perf_counter() - start
+    logits = model(images).float().cpu()
+    return logits, time.perf_counter() - start

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import data_arguments
+from qzoo.commands.arguments import data_arguments, process_arguments
 from qzoo.scheme import TARGETS
+
+if TYPE_CHECKING:
+    from qzoo.evaluate import Evaluation
 
 
 def register(add: Add) -> None:
@@ -14,22 +18,32 @@ def register(add: Add) -> None:
     sub = add("evaluate", _run, "Accuracy of a checkpoint, and fidelity to its float model.")
     sub.add_argument("name", metavar="NAME")
     data_arguments(sub)
-    sub.add_argument("--target", choices=list(TARGETS), default="tensorrt")
+    process_arguments(sub)
+    sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
 
 
 def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
     from qzoo.data import load_data
+    from qzoo.distributed import joined
     from qzoo.zoo import float_model
 
-    model = qzoo.create_model(args.name, pretrained=True, target=args.target)
-    config = config_of(model)
-    loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset)
-    reference = float_model(config) if config.scheme is not None else None
-    result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet)
+    with joined(args.timeout, args.device) as group:
+        with group.first_alone():
+            model = qzoo.create_model(args.name, pretrained=True, target=args.target).to(group.device)
+            config = config_of(model)
+            reference = float_model(config).to(group.device) if config.scheme is not None else None
+            loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset)
+        result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
+    if group.first:
+        _print(args.name, args.target or config.target, result)
+    return 0
+
+
+def _print(name: str, target: str, result: Evaluation) -> None:
     low, high = result.top1_interval
-    print(f"{args.name}, {result.images} images, target {args.target}")
+    print(f"{name}, {result.images} images, target {target}")
     print(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
     print(f"top-5      {result.top5:.2f} %")
     print(f"loss       {result.loss:.4f}")
@@ -41,4 +55,3 @@ def _run(args: argparse.Namespace) -> int:
         )
         print(f"agreement  {result.agreement:.2f} % of images have the float model's top-1")
         print(f"SQNR       {result.sqnr_db:.2f} dB of the logits")
-    return 0
