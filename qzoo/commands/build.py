@@ -17,6 +17,9 @@ def register(add: Add) -> None:
     sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
     recipe_arguments(sub)
+    sub.add_argument(
+        "--edge-bits", type=int, help="bits of the first and the last layer (default: the scheme's)"
+    )
     sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
 
 
@@ -34,6 +37,7 @@ def _run(args: argparse.Namespace) -> int:
         bias_correction=args.bias_correction,
         smooth=args.smooth,
         recipe=args.recipe,
+        edge_bits=args.edge_bits,
         out=args.out,
         progress=not args.quiet,
     )
