@@ -67,7 +67,7 @@ Tensor reduce_amax_cuda(Tensor input, std::vector<int64_t> keep_axes) {
       densified(is_floating(input.scalar_type()) ? input : torch::stable::to(input, ScalarType::Float));
   const View view(x);
   Tensor out = new_tensor(on, kept_shape(view, keep_axes), ScalarType::Float);
-  const RangeIndex index = make_index(view, kept_strides(view, out).data());
+  const RangeIndex index = index_of(view, kept_strides(view, out).data());
   if (out.numel() == 0) return out;
   auto* largest = static_cast<unsigned*>(out.mutable_data_ptr());
   STD_CUDA_CHECK(cudaMemsetAsync(largest, 0, out.numel() * sizeof(float), on.stream));

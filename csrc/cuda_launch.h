@@ -1,4 +1,4 @@
-// What the CUDA kernels share: which range an element uses, and how a kernel is started.
+// What the CUDA kernels share: how a kernel is started, and the frame of the element-wise ones.
 //
 // One thread an element, in memory order, with the arithmetic of quant.h. Element numbers are 64-bit; a grid is at
 // most kMaxBlocks wide and its threads stride over what is left.
@@ -20,55 +20,12 @@ namespace qzoo {
 
 constexpr int kThreads = 256;
 constexpr int kMaxBlocks = 4096;
-constexpr int kMaxOuter = 6;
 
-// Which range an element uses. Small enough to travel as a kernel argument.
-struct RangeIndex {
-  int64_t length;  // elements that lie together and step through the ranges by `step`
-  int64_t step;
-  int outer;
-  int64_t outer_size[kMaxOuter];
-  int64_t outer_step[kMaxOuter];
-
-  __device__ __forceinline__ int64_t operator()(int64_t element) const {
-    if (step == 0 && outer == 0) return 0;  // one range: no division
-    int64_t run = element / length;
-    int64_t range = (element - run * length) * step;
-    for (int d = outer - 1; d >= 0; --d) {
-      const int64_t next = run / outer_size[d];
-      range += (run - next * outer_size[d]) * outer_step[d];
-      run = next;
-    }
-    return range;
-  }
-};
-
-// Counts in strides of the tensor of ranges itself, so that the kernels read it in place.
-inline RangeIndex make_index(const View& x, const int64_t* kept) {
-  int64_t size[kMaxDims], step[kMaxDims];
-  int n = 0;
-  for (int k = 0; k < x.count; ++k) {
-    const int d = x.order[k];
-    const int64_t s = x.sizes[d];
-    const int64_t stride = kept[d] < 0 ? 0 : kept[d];
-    if (n > 0 && step[n - 1] == stride * s) {
-      size[n - 1] *= s;
-      step[n - 1] = stride;
-    } else {
-      size[n] = s;
-      step[n++] = stride;
-    }
-  }
-  RangeIndex index{1, 0, 0, {}, {}};
-  if (n == 0) return index;
-  STD_TORCH_CHECK(n - 1 <= kMaxOuter, "the ranges alternate over too many axes for the CUDA kernels");
-  index.length = size[n - 1];
-  index.step = step[n - 1];
-  index.outer = n - 1;
-  for (int k = 0; k < n - 1; ++k) {
-    index.outer_size[k] = size[k];
-    index.outer_step[k] = step[k];
-  }
+inline RangeIndex index_of(const View& x, const int64_t* kept) {
+  RangeIndex index;
+  STD_TORCH_CHECK(
+      make_index(x.sizes, x.order, x.count, kept, &index),
+      "the ranges alternate over too many axes for the CUDA kernels: input of shape ", shape_text(x.dim, x.sizes));
   return index;
 }
 

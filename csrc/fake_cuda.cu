@@ -35,7 +35,7 @@ FakeInteger integer_format(int64_t num_bits, bool is_unsigned, bool narrow_range
 void fake_into(
     const Launch& on, const Tensor& x, const View& view, const Tensor& amax, FakeInteger f, const Tensor& y) {
   const Tensor ranges = ranges_of(on, amax);
-  const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
+  const RangeIndex index = index_of(view, kept_strides(view, ranges).data());
 #define QZOO_CASE(T, W) launch<T, T, W>(on, x, y, floats(ranges), index, f)
   QZOO_SWITCH(x.scalar_type(), QZOO_CASE)
 #undef QZOO_CASE
@@ -74,7 +74,7 @@ Tensor fake_quantize_backward_cuda(Tensor grad, Tensor input, Tensor amax) {
   }
   Tensor y = on.empty(view, x.scalar_type());
   const Tensor ranges = ranges_of(on, amax);
-  const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
+  const RangeIndex index = index_of(view, kept_strides(view, ranges).data());
   const int64_t n = x.numel();
   if (n == 0) return y;
 #define QZOO_CASE(T, W)                                                                      \
@@ -100,7 +100,7 @@ Tensor fake_quantize_fp8_cuda(Tensor input, std::optional<Tensor> amax, bool e5m
     kept = kept_strides(view, *ranges);
   }
   const float* data = ranges ? floats(*ranges) : nullptr;
-  const RangeIndex index = make_index(view, kept.data());
+  const RangeIndex index = index_of(view, kept.data());
 #define QZOO_CASE(T, W)                                                                \
   if (e5m2) {                                                                          \
     launch<T, T, float>(on, x, y, data, index, FakeFloat8<true>{kE5M2.limit});         \

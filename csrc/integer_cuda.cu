@@ -28,7 +28,7 @@ Tensor quantize_cuda(Tensor input, Tensor amax, int64_t num_bits, bool is_unsign
   const Tensor x = densified(input);
   const View view(x);
   const Tensor ranges = ranges_of(on, amax);
-  const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
+  const RangeIndex index = index_of(view, kept_strides(view, ranges).data());
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, narrow_range);
   const ToInteger f{bounds.low, bounds.high};
   const ScalarType dtype = storage_type(num_bits, is_unsigned);
@@ -50,7 +50,7 @@ Tensor dequantize_cuda(Tensor input, Tensor amax, int64_t num_bits, bool is_unsi
   const Tensor x = densified(input);
   const View view(x);
   const Tensor ranges = ranges_of(on, amax);
-  const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
+  const RangeIndex index = index_of(view, kept_strides(view, ranges).data());
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, true);
   const FromInteger f{bounds.low, bounds.high};
   Tensor y = on.empty(view, dtype);
@@ -137,7 +137,7 @@ Tensor quantize_int4_cuda(Tensor input, Tensor amax, int64_t num_bits, bool is_u
   const Tensor x = torch::stable::contiguous(input);
   const View view(x);
   const Tensor ranges = ranges_of(on, amax);
-  const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
+  const RangeIndex index = index_of(view, kept_strides(view, ranges).data());
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, narrow_range);
   const ToInteger f{bounds.low, bounds.high};
   const int64_t n = x.numel();
@@ -162,7 +162,7 @@ Tensor dequantize_int4_cuda(
   Tensor y = new_tensor(on, shape, dtype);
   const View view(y);
   const Tensor ranges = ranges_of(on, amax);
-  const RangeIndex index = make_index(view, kept_strides(view, ranges).data());
+  const RangeIndex index = index_of(view, kept_strides(view, ranges).data());
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, true);
   const FromInteger f{bounds.low, bounds.high};
   if (n == 0) return y;

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "quant.h"
+
 namespace qzoo {
 
 constexpr int kMaxDims = 64;
@@ -135,6 +137,60 @@ inline Walk make_walk(const int64_t* sizes, const int* order, int count, const i
     }
   }
   return w;
+}
+
+// Which range one element uses, for kernels that give an element a thread. Small enough to travel as an argument.
+constexpr int kMaxOuter = 6;
+
+struct RangeIndex {
+  int64_t length = 1;  // elements that lie together and step through the ranges by `step`
+  int64_t step = 0;
+  int outer = 0;
+  int64_t outer_size[kMaxOuter] = {};
+  int64_t outer_step[kMaxOuter] = {};
+
+  // Position in the tensor of ranges for an element, numbered as it lies in memory.
+  QZOO_FN int64_t operator()(int64_t element) const {
+    if (step == 0 && outer == 0) return 0;  // one range: no division
+    int64_t run = element / length;
+    int64_t range = (element - run * length) * step;
+    for (int d = outer - 1; d >= 0; --d) {
+      const int64_t next = run / outer_size[d];
+      range += (run - next * outer_size[d]) * outer_step[d];
+      run = next;
+    }
+    return range;
+  }
+};
+
+// Counts in strides of the tensor of ranges itself, so that it can be read in place; arguments as for make_walk.
+// False where the ranges alternate over more dimensions than fit.
+inline bool make_index(
+    const int64_t* sizes, const int* order, int count, const int64_t* kept_strides, RangeIndex* index) {
+  int64_t size[kMaxDims], step[kMaxDims];
+  int n = 0;
+  for (int k = 0; k < count; ++k) {
+    const int d = order[k];
+    const int64_t stride = kept_strides[d] < 0 ? 0 : kept_strides[d];
+    if (n > 0 && step[n - 1] == stride * sizes[d]) {
+      size[n - 1] *= sizes[d];
+      step[n - 1] = stride;
+    } else {
+      size[n] = sizes[d];
+      step[n++] = stride;
+    }
+  }
+  *index = RangeIndex();
+  if (n == 0) return true;
+  if (n - 1 > kMaxOuter) return false;
+  index->length = size[n - 1];
+  index->step = step[n - 1];
+  index->outer = n - 1;
+  for (int k = 0; k < n - 1; ++k) {
+    index->outer_size[k] = size[k];
+    index->outer_step[k] = step[k];
+  }
+  return true;
 }
 
 }  // namespace qzoo

@@ -123,6 +123,9 @@ void test_walk() {
     walk.each_piece(0, cut, piece);
     walk.each_piece(cut, numel, piece);
 
+    RangeIndex one;
+    CHECK(make_index(sizes, order, count, kept, &one));
+
     std::vector<int64_t> index(dim, 0);
     for (int64_t i = 0; i < numel; ++i) {
       int64_t at = 0, range = 0;
@@ -131,11 +134,21 @@ void test_walk() {
         range += kept[d] < 0 ? 0 : index[d] * kept[d];
       }
       CHECK(seen[at] == range);
+      CHECK(one(at) == range);
       for (int d = dim - 1; d >= 0 && ++index[d] == sizes[d]; --d) index[d] = 0;
     }
   }
   const int64_t gap_sizes[] = {2, 3}, gap_strides[] = {4, 1}, spread_strides[] = {0, 1};
   int order[kMaxDims], count = 0;
+  int64_t many[20], many_strides[20], alternating[20];
+  for (int d = 19; d >= 0; --d) {
+    many[d] = 2;
+    many_strides[d] = d == 19 ? 1 : 2 * many_strides[d + 1];
+    alternating[d] = d % 2 ? 1 << (19 - d) / 2 : -1;
+  }
+  RangeIndex one;
+  CHECK(memory_order(20, many, many_strides, order, &count));
+  CHECK(!make_index(many, order, count, alternating, &one));  // more turns than a thread can follow
   CHECK(!memory_order(2, gap_sizes, gap_strides, order, &count));
   CHECK(!memory_order(2, gap_sizes, spread_strides, order, &count));
 }

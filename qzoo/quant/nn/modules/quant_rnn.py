@@ -7,18 +7,18 @@ direction (``_input_quantizers``, ``_weight_quantizers``, layer-major); the weig
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qzoo.quant import descriptor as d
-from qzoo.quant.nn._functions.quant_rnn import CELLS, RNN, State, Weights
-from qzoo.quant.nn.modules._utils import QuantMixin, pop_quant_desc_in_kwargs
+from qzoo.quant.nn._functions.quant_rnn import CELLS, RNN, State
+from qzoo.quant.nn.modules._recurrent import GATES, Recurrent
+from qzoo.quant.nn.modules._recurrent_cells import QuantGRUCell, QuantLSTMCell, QuantRNNCell
+from qzoo.quant.nn.modules._recurrent_cells import QuantRNNCellBase as QuantRNNCellBase  # a public name
+from qzoo.quant.nn.modules._utils import pop_quant_desc_in_kwargs
 from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
 
 __all__ = [
@@ -32,73 +32,8 @@ __all__ = [
     "QuantRNNCell",
 ]
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
-
-class _Recurrent(nn.Module, QuantMixin):
-    """What layers and cells share: parameters and their concatenations."""
-
-    default_quant_desc_weight = d.QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW
-    hidden_size: int
-
-    def _suffixes(self) -> list[str]:
-        raise NotImplementedError
-
-    def _pairs(self) -> list[tuple[TensorQuantizer, TensorQuantizer]]:
-        raise NotImplementedError
-
-    def _add_parameters(
-        self, suffix: str, inputs: int, gates: int, bias: bool, factory: dict[str, Any]
-    ) -> None:
-        rows = gates * self.hidden_size
-        self.register_parameter(f"weight_ih{suffix}", nn.Parameter(torch.empty(rows, inputs, **factory)))
-        self.register_parameter(
-            f"weight_hh{suffix}", nn.Parameter(torch.empty(rows, self.hidden_size, **factory))
-        )
-        for name in ("bias_ih", "bias_hh"):
-            self.register_parameter(
-                f"{name}{suffix}", nn.Parameter(torch.empty(rows, **factory)) if bias else None
-            )
-
-    def reset_parameters(self) -> None:
-        """Uniform in ``+-1 / sqrt(hidden_size)``, drawn in torch's order."""
-        limit = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0.0
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -limit, limit)
-
-    def _joined(self, suffix: str) -> torch.Tensor:
-        return torch.cat((getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")), dim=1)
-
-    def quantized_weights(self) -> Iterator[tuple[torch.Tensor, TensorQuantizer]]:
-        """Each ``[W_ih, W_hh]`` with its quantizer (what ``calibrate_weights`` asks for)."""
-        for suffix, (_, quantizer) in zip(self._suffixes(), self._pairs(), strict=True):
-            yield self._joined(suffix), quantizer
-
-    @torch.no_grad()
-    def quantize_weights_(self) -> None:
-        """Replace the weights by their quantized values."""
-        for suffix, (weight, quantizer) in zip(self._suffixes(), list(self.quantized_weights()), strict=True):
-            target = getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")
-            for parameter, value in zip(
-                target, quantizer(weight).split([t.shape[1] for t in target], dim=1), strict=True
-            ):
-                parameter.copy_(value)
-
-    def _weights(self) -> list[Weights]:
-        return [
-            Weights(
-                weight_quantizer(self._joined(suffix)),
-                getattr(self, f"bias_ih{suffix}"),
-                getattr(self, f"bias_hh{suffix}"),
-                input_quantizer,
-            )
-            for suffix, (input_quantizer, weight_quantizer) in zip(
-                self._suffixes(), self._pairs(), strict=True
-            )
-        ]
-
-
-class QuantRNNBase(_Recurrent):
+class QuantRNNBase(Recurrent):
     """Base of the layers. Arguments as in torch, then the descriptors by keyword.
 
     Raises:
@@ -142,7 +77,7 @@ class QuantRNNBase(_Recurrent):
         for layer in range(num_layers):
             inputs = input_size if layer == 0 else hidden_size * self._directions
             for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: self._directions]:
-                self._add_parameters(suffix, inputs, _GATES[mode], bias, {"device": device, "dtype": dtype})
+                self._add_parameters(suffix, inputs, GATES[mode], bias, {"device": device, "dtype": dtype})
         self.reset_parameters()
         self.init_quantizer(descriptors[0], descriptors[1], num_layers * self._directions)
 
@@ -256,18 +191,37 @@ class QuantRNNBase(_Recurrent):
         return text + "".join(f", {k}={getattr(self, k)}" for k, v in defaults if getattr(self, k) != v)
 
 
-class QuantLSTM(QuantRNNBase):
+class _GatedLayer(QuantRNNBase):
+    _layer_mode: ClassVar[str]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__(self._layer_mode, input_size, hidden_size, *options, **kwargs)
+
+
+class QuantLSTM(_GatedLayer):
     """Quantized LSTM; parameters are interchangeable with ``nn.LSTM``. See :class:`QuantRNNBase`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
+    _layer_mode = "LSTM"
 
 
-class QuantGRU(QuantRNNBase):
+class QuantGRU(_GatedLayer):
     """Quantized GRU; parameters are interchangeable with ``nn.GRU``. See :class:`QuantRNNBase`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("GRU", *args, **kwargs)
+    _layer_mode = "GRU"
 
 
 class QuantRNN(QuantRNNBase):
@@ -279,101 +233,18 @@ class QuantRNN(QuantRNNBase):
         hidden_size: int,
         num_layers: int = 1,
         nonlinearity: str = "tanh",
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
-        self.nonlinearity = nonlinearity
-
-
-class QuantRNNCellBase(_Recurrent):
-    """Base of the cells: a quantizer for ``[x, h]`` and one for ``[W_ih, W_hh]``."""
-
-    mode: ClassVar[str] = "RNN_TANH"
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
         bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        descriptors = pop_quant_desc_in_kwargs(type(self), **kwargs)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        self._add_parameters("", input_size, _GATES[self.mode], bias, {"device": device, "dtype": dtype})
-        self.reset_parameters()
-        self.init_quantizer(*descriptors)
-
-    def _suffixes(self) -> list[str]:
-        return [""]
-
-    def _pairs(self) -> list[tuple[TensorQuantizer, TensorQuantizer]]:
-        return [(self._input_quantizer, self._weight_quantizer)]
-
-    def _mode(self) -> str:
-        return self.mode
-
-    def forward(self, input: torch.Tensor, hx: Any = None) -> Any:
-        """``[N, in]`` or ``[in]`` and a state to the next state: ``(h, c)`` for LSTM, ``h`` otherwise.
-
-        Raises:
-            RuntimeError: sizes that don't fit.
-        """
-        batched = input.dim() == 2
-        x = input if batched else input.unsqueeze(0)
-        if x.dim() != 2 or x.shape[1] != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {tuple(input.shape)}, expected {self.input_size}"
-            )
-        lstm = self.mode == "LSTM"
-        if hx is None:
-            state: State = (x.new_zeros(x.shape[0], self.hidden_size),) * (2 if lstm else 1)
-        else:
-            state = tuple(part if batched else part.unsqueeze(0) for part in (hx if lstm else (hx,)))
-        for part in state:
-            if tuple(part.shape) != (x.shape[0], self.hidden_size):
-                raise RuntimeError(
-                    f"hidden has inconsistent size: got {tuple(part.shape)}, expected {self.hidden_size}"
-                )
-        state = CELLS[self._mode()](x, state, self._weights()[0])
-        state = state if batched else tuple(part.squeeze(0) for part in state)
-        return state if lstm else state[0]
-
-    def extra_repr(self) -> str:
-        """As torch."""
-        return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
-
-
-class QuantLSTMCell(QuantRNNCellBase):
-    """Quantized LSTM cell; parameters are interchangeable with ``nn.LSTMCell``."""
-
-    mode = "LSTM"
-
-
-class QuantGRUCell(QuantRNNCellBase):
-    """Quantized GRU cell; parameters are interchangeable with ``nn.GRUCell``."""
-
-    mode = "GRU"
-
-
-class QuantRNNCell(QuantRNNCellBase):
-    """Quantized Elman cell; parameters are interchangeable with ``nn.RNNCell``."""
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", **kwargs: Any
-    ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be tanh or relu, not {nonlinearity!r}")
-        super().__init__(input_size, hidden_size, bias, **kwargs)
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, *options, **kwargs)
         self.nonlinearity = nonlinearity
-
-    def _mode(self) -> str:
-        return f"RNN_{self.nonlinearity.upper()}"
 
 
 LSTM = QuantLSTM
