@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qzoo.calibrate import Calibration
 from qzoo.collect import quantizers_of, set_range, weight_ranges
 from qzoo.preprocessing import Preprocessing
+from qzoo.ptq.equalize import equalize
 from qzoo.ptq.layers import layers_of
 from qzoo.ptq.statistics import Channels, batchnorm_statistics
 
@@ -24,7 +25,12 @@ METHOD = "batchnorm"
 
 
 def calibrate_data_free(
-    model: nn.Module, preprocessing: Preprocessing, *, sigmas: float = 6.0, correct: bool = True
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    *,
+    sigmas: float = 6.0,
+    correct: bool = True,
+    equalized: bool = False,
 ) -> Calibration:
     """Set the range of every quantizer, in place, from the weights alone.
 
@@ -33,6 +39,8 @@ def calibrate_data_free(
         preprocessing: of its images.
         sigmas: the paper's n.
         correct: take the mean error of each layer's rounded weights out of its bias (or the BatchNorm behind it).
+
+        equalized: cross-layer equalization first, see :func:`qzoo.ptq.equalize`; pairs with ReLU6 stay.
 
     Returns:
         The record: method ``"batchnorm"``, no images.
@@ -44,9 +52,14 @@ def calibrate_data_free(
     """
     if not sigmas > 0:
         raise ValueError(f"sigmas must be above 0, not {sigmas}")
-    quantizers, weights = quantizers_of(model), weight_ranges(model)
-    image = torch.zeros(1, *preprocessing.input_size, device=next(model.parameters()).device)
-    known = batchnorm_statistics(model, of_images(preprocessing), image, sigmas)
+    quantizers, inputs = quantizers_of(model), of_images(preprocessing)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, *preprocessing.input_size, generator=generator).to(next(model.parameters()).device)
+    known = batchnorm_statistics(model, inputs, image, sigmas)
+    if equalized:
+        equalize(model, [image], statistics=known, progress=False)
+        known = batchnorm_statistics(model, inputs, image, sigmas)
+    weights = weight_ranges(model)
     ranges = {name: known[name].amax() for name in quantizers if name in known}
     for name, amax in {**ranges, **weights}.items():
         set_range(quantizers[name], amax)

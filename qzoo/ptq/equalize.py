@@ -17,7 +17,7 @@ which would be another network. Learned rounding and bias correction do not need
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from qzoo.errors import QuantizationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.layers import Layer, layers_of
+from qzoo.ptq.statistics import Channels
 from qzoo.quant.nn import TensorQuantizer
 
 TAIL = 10.0
@@ -55,6 +56,11 @@ class _Channels:
     squares: Tensor
     count: int
 
+    @classmethod
+    def expected(cls, known: Channels) -> _Channels:
+        """From moments: the largest value that is likely, and the mean square."""
+        return cls(known.high.float(), known.variance + known.mean.square(), 1)
+
     def add(self, x: Tensor) -> None:
         axes = [d for d in range(x.dim()) if d != 1]
         self.largest = torch.maximum(self.largest, x.amax(axes))
@@ -69,6 +75,7 @@ def equalize(
     *,
     relu6: bool = False,
     margin: float = 2.0,
+    statistics: Mapping[str, Channels] | None = None,
     progress: bool = True,
 ) -> list[Equalized]:
     """Equalize every pair of quantized layers with BatchNorm and ReLU or ReLU6 between, in place.
@@ -80,6 +87,8 @@ def equalize(
         model: quantized layers; ranges are not needed.
         loader: batches of images, as for ``calibrate``.
         relu6: take pairs with ReLU6 between too.
+        statistics: of each layer's input, by its name (:func:`qzoo.ptq.statistics.batchnorm_statistics`); then
+            nothing is measured, and the batches only show that the function stays.
         margin: how far beyond what was seen a channel before ReLU6 is expected to reach, at least.
 
     Returns:
@@ -96,7 +105,10 @@ def equalize(
     with evaluating(model), quantizers_off(model):
         expected = model(batches[0])
         pairs = [pair for pair in _pairs(model, layers, batches[0][:1]) if relu6 or pair[2] == float("inf")]
-        channels = _measure(model, pairs, batches, progress)
+        if statistics is None:
+            channels = _measure(model, pairs, batches, progress)
+        else:
+            channels = {b.name: _Channels.expected(statistics[b.name]) for _, b, _ in pairs}
         done = [_equalize(a, b, limit, channels[b.name], margin) for a, b, limit in pairs]
         change = (model(batches[0]) - expected).abs().max().item()
     if not change <= _TOLERANCE * expected.abs().max().item():

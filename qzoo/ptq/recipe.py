@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qzoo.calibrate import Calibration, Candidate, calibrate
 from qzoo.collect import METHODS, images_of, quantizers_off
+from qzoo.distributed import Group
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.evaluate import evaluating
 from qzoo.preprocessing import Preprocessing
@@ -69,7 +70,7 @@ class Recipe:
                 f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
             )
         if self.data_free and (
-            self.equalize or self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
+            self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
         ):
             raise ValueError(f"method {METHOD!r} uses no images; {self} would need some")
 
@@ -124,6 +125,7 @@ def apply_recipe(
     *,
     preprocessing: Preprocessing | None = None,
     progress: bool = True,
+    group: Group | None = None,
 ) -> Calibration:
     """Quantize a model with float weights, in place, for the target that is switched on.
 
@@ -133,6 +135,7 @@ def apply_recipe(
         recipe: what to do.
         preprocessing: of the images; needed by a recipe without data.
         progress: show progress bars.
+        group: processes that share the pass for the ranges, see :func:`qzoo.calibrate`; each does all the rest.
 
     Raises:
         CalibrationError: no quantizers or images; see the methods.
@@ -143,13 +146,14 @@ def apply_recipe(
             raise ValueError(
                 f"method {METHOD!r} takes the range of the images from their preprocessing; pass it"
             )
-        return calibrate_data_free(model, preprocessing, correct=recipe.bias_correction == "analytic")
+        correct = recipe.bias_correction == "analytic"
+        return calibrate_data_free(model, preprocessing, correct=correct, equalized=recipe.equalize)
     batches = [images_of(batch) for batch in loader]
     if recipe.smooth:
         smooth(model, batches, progress=progress)
     if recipe.equalize:
         equalize(model, batches, progress=progress)
-    found = calibrate(model, batches, method=recipe.method, progress=progress)
+    found = calibrate(model, batches, method=recipe.method, progress=progress, group=group)
     exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
     if recipe.rounding == "learned":
         adaround(model, batches, progress=progress)

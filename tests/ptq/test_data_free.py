@@ -140,3 +140,34 @@ def test_refusals(w8a8: Pair) -> None:
     model = nn.Sequential(QuantConv2d(1, 2, 3), nn.Sigmoid(), QuantConv2d(2, 2, 3))
     with pytest.raises(CalibrationError, match=r"'2' comes from sigmoid.*calibrate this model on images"):
         calibrate_data_free(model, PREPROCESSING)
+
+
+def test_equalization_without_data() -> None:
+    """conv1, BatchNorm, ReLU, conv2: factors by the rule of equalize(), from what the BatchNorm says."""
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(QuantConv2d(3, 4, 3, bias=False), norm, nn.ReLU(), QuantConv2d(4, 5, 3)).eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([3.0, 0.1, 1.0, 0.5]))
+        norm.bias.copy_(torch.tensor([0.5, 0.2, -0.3, 0.0]))
+    exact, x = copy.deepcopy(model), torch.randn(8, 3, 16, 16)
+    plain = copy.deepcopy(model)
+    preprocessing = Preprocessing((3, 16, 16))
+    calibrate_data_free(plain, preprocessing)
+    calibrate_data_free(model, preprocessing, equalized=True)
+    factors = norm.weight / torch.tensor([3.0, 0.1, 1.0, 0.5])
+    assert factors[1] == factors.max()  # the channel with the smallest range grows most
+    assert factors[1] > 1.5
+    torch.testing.assert_close(norm.bias, factors * torch.tensor([0.5, 0.2, -0.3, 0.0]))
+    torch.testing.assert_close(model[3].weight * factors.view(1, -1, 1, 1), exact[3].weight)
+    assert torch.equal(
+        model[3]._input_quantizer.amax, plain[3]._input_quantizer.amax
+    )  # the largest channel rules
+    for module in (exact, model):
+        for quantizer in module.modules():
+            if isinstance(quantizer, TensorQuantizer):
+                quantizer.disable()
+    with torch.no_grad():
+        model[1].running_mean.zero_()
+        model[3].bias.copy_(exact[3].bias)
+        torch.testing.assert_close(model(x), exact(x), rtol=1e-4, atol=1e-5)

@@ -94,7 +94,7 @@ def test_without_data_no_image_is_looked_at(fresh: Pair) -> None:
         ({"rounding": "up"}, "rounding must be one of nearest"),
         ({"bias_correction": "yes"}, "bias_correction must be one of none"),
         ({"rounding": "learned", "bias_correction": "analytic"}, "corrects biases itself"),
-        ({"method": "batchnorm", "equalize": True}, "uses no images; equalize \\+ batchnorm"),
+        ({"method": "batchnorm", "smooth": True}, "uses no images; smooth \\+ batchnorm"),
     ],
 )
 def test_recipes_that_make_no_sense(values: dict, message: str) -> None:
