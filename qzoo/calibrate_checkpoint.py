@@ -11,6 +11,7 @@ from qzoo.calibrate import Candidate
 from qzoo.checkpoint import save_pretrained
 from qzoo.config import config_of
 from qzoo.data import load_data
+from qzoo.distributed import Group
 from qzoo.errors import UnknownModelError
 from qzoo.ptq import Recipe, apply_recipe, best_recipe, round_biases
 from qzoo.registry import parse_name
@@ -44,6 +45,7 @@ def calibrate_checkpoint(
     subset: str | None = None,
     target: str = "onnxruntime",
     progress: bool = True,
+    group: Group | None = None,
 ) -> Calibrated:
     """Make a quantized checkpoint from float weights; ``qzoo.build`` also measures it and writes a card.
 
@@ -54,6 +56,7 @@ def calibrate_checkpoint(
         data: the images, see :func:`qzoo.data.load_data`; not needed by a recipe without data.
         subset: ``"start:stop"``; by default what ``qzoo.build`` calibrates on.
         target: the runtime whose quantizers the recipe sees.
+        group: processes that share the pass for the ranges; each does all the rest, and rank 0 writes.
 
     Raises:
         UnknownModelError: not the name of a quantized model that can be calibrated.
@@ -63,22 +66,28 @@ def calibrate_checkpoint(
     parsed = parse_name(name)
     if parsed.scheme is None or parsed.qat:
         raise UnknownModelError(f"{name!r} is not made by calibration; give a scheme, such as -w8a8")
-    model = create_model(name, pretrained="float", target=target)
+    group = group or Group()
+    with group.first_alone():
+        model = create_model(name, pretrained="float", target=target)
     config = config_of(model)
     batches, images = [], Images("none", "", "", 0)
     if recipe is None or not recipe.data_free:
         images = calibration_images(config, data, subset)
-        loader = load_data(
-            config.preprocessing, config.labels, data, split=images.split, subset=images.subset
-        )
+        with group.first_alone():
+            loader = load_data(
+                config.preprocessing, config.labels, data, split=images.split, subset=images.subset
+            )
         batches = [batch for batch, _ in loader]
     choice = None if recipe is not None else best_recipe(model, batches, progress=progress)
     chosen = recipe if choice is None else choice.recipe
     assert chosen is not None
-    found = apply_recipe(model, batches, chosen, preprocessing=config.preprocessing, progress=progress)
+    found = apply_recipe(
+        model, batches, chosen, preprocessing=config.preprocessing, progress=progress, group=group
+    )
     if batches:
         round_biases(model, batches[0][:1])
     config = dataclasses.replace(config, calibration=record(found, images, chosen, choice))
-    save_pretrained(set_target(model, "tensorrt"), out, form="packed", config=config)
+    if group.first:
+        save_pretrained(set_target(model, "tensorrt"), out, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates
     return Calibrated(chosen, candidates, found.images, choice.held_back if choice else found.select_images)

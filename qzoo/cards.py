@@ -225,7 +225,9 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         for key, default in TUNING.items()
         if options.get(key, default) != default
     ]
-    return " ".join(["qzoo train", name, *flags, *(["--bf16"] if options.get("bf16") else [])])
+    processes = options.get("processes", 1)
+    start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes > 1 else "qzoo train"
+    return " ".join([start, name, *flags, *(["--bf16"] if options.get("bf16") else [])])
 
 
 def _weight_rule(config: Config) -> str:

@@ -20,6 +20,8 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, SequentialSampler
 
 from qzoo.errors import DistributedError, QzooError
@@ -108,6 +110,44 @@ class Group:
             return None
         return max(0, -(-(len(loader) - start - self.rank) // self.world))
 
+    def part(self, batch: Tensor) -> Tensor:
+        """This process's images of a batch that all processes have, [B, ...] to [B / world, ...].
+
+        Raises:
+            DistributedError: the images can't be shared out equally.
+        """
+        if self.world == 1:
+            return batch
+        if len(batch) % self.world:
+            raise DistributedError(
+                f"{len(batch)} images can't be shared out equally to {self.world} processes: choose a batch "
+                f"size that is a multiple of {self.world}, and leave out an incomplete last batch"
+            )
+        return batch.chunk(self.world)[self.rank]
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """``model``, wrapped so that gradients are averaged over the processes; they start from rank 0's state.
+
+        Buffers are left to each process: ranges do not change, and BatchNorm's statistics are averaged after
+        each epoch, see :meth:`average_`.
+        """
+        if self.world == 1:
+            return model
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        with self.talking():
+            return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+    def average_(self, tensor: Tensor) -> None:
+        """Replace a floating-point tensor by its mean over the processes.
+
+        Raises:
+            DistributedError: another process has ended, or did not answer in time.
+        """
+        if self.world > 1:
+            with self.talking():
+                torch.distributed.all_reduce(tensor)
+            tensor /= self.world
+
     @contextmanager
     def talking(self) -> Iterator[None]:
         """Explain a lost connection; for blocks in which processes exchange tensors.
@@ -118,7 +158,7 @@ class Group:
         try:
             yield
         except RuntimeError as error:
-            if self.world == 1 or isinstance(error, QzooError | torch.OutOfMemoryError):
+            if self.world == 1 or not _lost(error):
                 raise
             raise DistributedError(
                 f"rank {self.rank} of {self.world} lost the others: one has ended, or did not answer within "
@@ -179,6 +219,15 @@ def _device(wanted: str, local: int, processes: int) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether the error is about the connection; gloo and NCCL raise plain RuntimeErrors, too."""
+    kinds = (torch.distributed.DistError, torch.distributed.QueueEmptyError)
+    words = ("gloo", "NCCL", "Connection ", "Timed out", "Timeout")
+    return isinstance(error, kinds) or (
+        not isinstance(error, QzooError) and any(word in str(error) for word in words)
+    )
 
 
 def _numbers(first: int, step: int) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 Every epoch ends with an atomic checkpoint in ``out``, and batches depend only on seed and epoch, so a run that was
 killed and started again with the same options ends with the weights of an uninterrupted one (same machine, same
-number of threads).
+number of threads and processes).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from qzoo.distributed import Group
 from qzoo.errors import QzooError
 from qzoo.evaluate import evaluate
 from qzoo.progress import track
@@ -51,6 +52,7 @@ def train(
     teacher: nn.Module | None = None,
     tensorboard: bool = False,
     progress: bool = True,
+    group: Group | None = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place; go on where ``out`` holds an unfinished run of the same options.
 
@@ -63,6 +65,9 @@ def train(
         teacher: the float model of ``options.distill``; it is not changed.
         tensorboard: write the log for TensorBoard into ``out``, too.
         progress: show a progress bar.
+        group: the processes that share each batch, equal parts of it; every process passes the same loaders.
+            Gradients are those of the whole batch. BatchNorm normalizes each process's part by itself; its running
+            statistics are averaged after each epoch. Rank 0 writes.
 
     Returns:
         One dictionary an epoch: epoch, lr, loss, seconds, and top1 (in percent) when ``eval_loader`` is given.
@@ -71,26 +76,29 @@ def train(
         QzooError: ``out`` holds a run with other options, or the loss is not finite.
         CalibrationError: ranges are to be trained, and a quantizer has none.
         ValueError: distillation without a teacher.
+        DistributedError: another process has ended, or a batch that can't be shared out equally.
     """
-    options = options or TrainOptions()
+    options, group = options or TrainOptions(), group or Group()
     if options.distill and teacher is None:
         raise ValueError(f"distill={options.distill} needs teacher=, the float model")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.method != "ste":
         learn_ranges(model, options.method)
-    run = _Run(model, options, teacher.eval() if teacher is not None else None)
+    run = _Run(model, options, teacher.eval().to(group.device) if teacher is not None else None, group)
     log = run.resume(folder / "state.pt")
     for epoch in range(len(log), options.epochs):
         start = time.perf_counter()
         loader.set_epoch(epoch)
-        row = {"epoch": epoch, "loss": run.epoch(loader, epoch, progress), "lr": run.lr}
+        row = {"epoch": epoch, "loss": run.epoch(loader, epoch, progress and group.first), "lr": run.lr}
         if eval_loader is not None:
-            row["top1"] = evaluate(run.result(), eval_loader, progress=False).top1
+            row["top1"] = evaluate(run.result(), eval_loader, progress=False, group=group).top1
         row["seconds"] = round(time.perf_counter() - start, 1)
         log.append(row)
+        if not group.first:
+            continue
         save_state(folder / "state.pt", {**run.state(), "log": log, "options": asdict(options)})
         write_log(folder / "log.csv", log)
         if tensorboard:
@@ -105,8 +113,11 @@ def train(
 class _Run:
     """Model, optimizer and average between epochs."""
 
-    def __init__(self, model: nn.Module, options: TrainOptions, teacher: nn.Module | None) -> None:
-        self.model, self.options, self.teacher = model, options, teacher
+    def __init__(
+        self, model: nn.Module, options: TrainOptions, teacher: nn.Module | None, group: Group
+    ) -> None:
+        self.model, self.options, self.teacher, self.group = model, options, teacher, group
+        self.parallel = group.parallel(model)
         self.optimizer = _optimizer(model, options)
         self.average: AveragedModel | None = None
         if options.ema:
@@ -130,8 +141,8 @@ class _Run:
         }
 
     def resume(self, path: Path) -> list[dict[str, float]]:
-        """Load the last epoch's state, if there is one; returns its log."""
-        state = load_state(path, asdict(self.options))
+        """Load the last epoch's state, if rank 0 finds one; returns its log."""
+        state = self.group.broadcast(load_state(path, asdict(self.options)) if self.group.first else None)
         if state is None:
             return []
         self.model.load_state_dict(state["model"])
@@ -158,17 +169,29 @@ class _Run:
                 self._set_rate(options.rate(epoch * steps + step, options.epochs * steps))
                 self.optimizer.zero_grad(set_to_none=True)
             last = min(batches, (step + 1) * options.accumulate)
-            loss = self._loss(images, labels)
-            (loss / (last - step * options.accumulate)).backward()
+            with self.group.talking():
+                loss = self._loss(self.group.part(images), self.group.part(labels))
+                (loss / (last - step * options.accumulate)).backward()
             if i + 1 == last:
                 self.optimizer.step()
                 if self.average is not None:
                     self.average.update_parameters(self.model)
             total += loss.item()
-        mean = total / max(1, batches)
+        self._average_statistics()
+        mean = math.fsum(self.group.gather(total)) / (max(1, batches) * self.group.world)
         if not math.isfinite(mean):
             raise QzooError(f"the loss of epoch {epoch + 1} is {mean}; lower lr (now {options.lr})")
         return mean
+
+    def _average_statistics(self) -> None:
+        """BatchNorm's running statistics come from each process's own images: take their mean."""
+        for name, module in self.model.named_modules():
+            if not isinstance(module, _BatchNorm) or not module.training or module.running_mean is None:
+                continue
+            twin = [] if self.average is None else [self.average.module.get_submodule(name)]
+            for norm in (module, *twin):
+                for buffer in ("running_mean", "running_var"):
+                    self.group.average_(norm.get_buffer(buffer))
 
     def _set_rate(self, rate: float) -> None:
         self.lr = rate
@@ -177,13 +200,15 @@ class _Run:
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         options = self.options
-        images = images.contiguous(memory_format=torch.channels_last)
+        device = self.group.device
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        labels = labels.to(device)
 
         def logits(model: Callable[[Tensor], Tensor]) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16) if options.bf16 else nullcontext():
+            with torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext():
                 return model(images).float()
 
-        found = logits(self.model)
+        found = logits(self.parallel)
         loss = self.loss(found, labels)
         if self.teacher is None or options.distill == 0:
             return loss

@@ -13,6 +13,7 @@ from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
 from qzoo.config import config_of
 from qzoo.data import load_data
+from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
 from qzoo.ptq import Recipe, round_biases
 from qzoo.quant.calib import calibrate_weights
@@ -38,6 +39,7 @@ def tune_checkpoint(
     tensorboard: bool = False,
     plot: bool = False,
     progress: bool = True,
+    group: Group | None = None,
 ) -> Path:
     """Tune ``arch.fmnist-<scheme>_qat`` from the float checkpoint ``arch.fmnist``, its teacher too.
 
@@ -46,7 +48,8 @@ def tune_checkpoint(
 
     Args:
         name: such as ``"resnet20.fmnist-w4a4_qat"``.
-        options, data, batch_size, runs, out, tensorboard, plot: as of :func:`qzoo.train_checkpoint.train_checkpoint`.
+        options, data, batch_size, runs, out, tensorboard, plot, group: as of
+            :func:`qzoo.train_checkpoint.train_checkpoint`.
 
     Returns:
         The checkpoint folder: config.json with options and metrics, packed weights, card.
@@ -55,27 +58,29 @@ def tune_checkpoint(
         UnknownModelError: no name of a tuned checkpoint.
         DataError: the model is not one for Fashion-MNIST, or the training set can't be had.
     """
-    options = options or TrainOptions(epochs=4, lr=0.001)
+    options, group = options or TrainOptions(epochs=4, lr=0.001), group or Group()
     parsed = parse_name(name)
     if parsed.scheme is None or not parsed.qat:
         raise UnknownModelError(
             f"{name!r} is not the name of a tuned checkpoint, such as resnet20.fmnist-w4a4_qat"
         )
-    model = create_model(name, pretrained="float", target=TARGET)
+    with group.first_alone():
+        model = create_model(name, pretrained="float", target=TARGET)
     config = config_of(model)
     if config.labels != "fashion-mnist":
         raise DataError(
             f"{name} is not trained on Fashion-MNIST; give a name such as resnet20.fmnist-w4a4_qat"
         )
     chosen = calibration_images(config, data, CALIBRATION)
+    with group.first_alone():
+        loader = training_images(config, data, batch_size, options)
     images = load_data(
         config.preprocessing, config.labels, data, split="train", subset=chosen.subset, batch_size=256
     )
-    found = calibrate(model, images, method="mse", progress=progress)
+    found = calibrate(model, images, method="mse", progress=progress, group=group)
     if config.scheme is not None and config.scheme.weight_bits < 8:
         calibrate_weights(model, "mse")
     teacher = float_model(config)
-    loader = training_images(config, data, batch_size, options)
     test = load_data(config.preprocessing, config.labels, batch_size=500)
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Path(runs) / name
@@ -88,11 +93,15 @@ def tune_checkpoint(
         teacher=teacher,
         tensorboard=tensorboard,
         progress=progress,
+        group=group,
     )
+    folder = Path(out) if out is not None else Path("model_cards") / name
+    if not group.first:
+        return folder
     if plot:
         plot_log(run / "log.png", log, name)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    teacher.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    teacher.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     round_biases(model, next(iter(test))[0], target=TARGET)
     checks = Images("Fashion-MNIST test", "test", "0:10000", 10_000)
     metrics = measure(model, teacher, lambda: test, checks, progress, (TARGET,))
@@ -100,10 +109,11 @@ def tune_checkpoint(
         config,
         metrics=metrics,
         calibration=record(found, chosen, Recipe(method="mse"), None),
-        training={"target": TARGET, **training_record(options, batch_size, len(loader.labels), log)},
+        training={
+            "target": TARGET,
+            **training_record(options, batch_size, len(loader.labels), log, group.world),
+        },
     )
-    folder = save_pretrained(
-        set_target(model, "tensorrt"), out or Path("model_cards") / name, form="packed", config=config
-    )
+    save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
     write_card(folder)
     return folder

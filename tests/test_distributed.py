@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,98 @@ def test_an_error_in_one_rank_is_reported_and_ends_the_run(tmp_path: Path) -> No
     assert "qzoo: Scheme.weight_bits must be 2 to 8, not 9" in done.stderr
 
 
+_TRAIN = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_train import loader, model
+from qzoo.calibrate import calibrate
+from qzoo.distributed import joined
+from qzoo.scheme import Scheme
+from qzoo.train import TrainOptions, train
+
+out, runs = Path(sys.argv[2]), sys.argv[3].split(",")
+with joined(120) as group:
+    def run(name, net, options):
+        test = loader(40, shuffle=False, augment=None, batch_size=16)
+        log = train(net, loader(96), options, out=out / name, eval_loader=test, progress=False, group=group)
+        torch.save((net.state_dict(), log), out / f"{name}{group.rank}.pt")
+
+    if "frozen" in runs:
+        run("frozen", model(), TrainOptions(epochs=1, freeze_bn=1.0, lr=0.02))
+    if "lsq" in runs:
+        quantized = model(Scheme(4, 4))
+        calibrate(quantized, loader(64, shuffle=False, augment=None), method="mse", progress=False, group=group)
+        options = TrainOptions(epochs=2, lr=0.01, method="lsq", freeze_bn=0.5, ema=0.9, accumulate=2)
+        run("lsq", quantized, options)
+    if "long" in runs:
+        run("long", model(), TrainOptions(epochs=5, lr=0.05))
+"""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of the whole batch: with BatchNorm fixed, the weights of one process up to rounding. Learned ranges,
+    averaged weights and BatchNorm's statistics: the same in both processes, to the bit."""
+    script = tmp_path / "script.py"
+    script.write_text(_TRAIN)
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    monkeypatch.setattr(sys, "argv", ["script.py", str(TESTS), str(one), "frozen"])
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    runpy.run_path(str(script))
+    done = torchrun(script, TESTS, two, "frozen,lsq")
+    assert done.returncode == 0, done.stderr
+
+    for name in ("frozen", "lsq"):
+        first, log = torch.load(two / f"{name}0.pt")
+        second, other = torch.load(two / f"{name}1.pt")
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+        timeless = (
+            [{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (log, other)
+        )
+        assert next(timeless) == next(timeless)
+        assert {path.name for path in (two / name).iterdir()} == {"state.pt", "log.csv"}
+    expected, alone = torch.load(one / "frozen0.pt")
+    found, together = torch.load(two / "frozen0.pt")
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
+    assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
+    assert together[0]["top1"] == alone[0]["top1"]
+
+
+@pytest.mark.slow
+def test_a_training_whose_rank_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_TRAIN)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    assert torchrun(script, TESTS, tmp_path / "whole", "long").returncode == 0
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line = [*launcher, str(script), str(TESTS), str(tmp_path / "parts"), "long"]
+    run = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "parts" / "long" / "state.pt"
+    end = time.monotonic() + 200
+    while not state.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = run.communicate(timeout=200)
+    assert run.returncode != 0
+    assert "SIGKILL" in errors
+    assert not (tmp_path / "parts" / "long1.pt").exists()
+    assert 1 <= len(torch.load(state)["log"]) < 5
+
+    assert torchrun(script, TESTS, tmp_path / "parts", "long").returncode == 0
+    expected, _ = torch.load(tmp_path / "whole" / "long0.pt")
+    found, log = torch.load(tmp_path / "parts" / "long1.pt")
+    assert len(log) == 5
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+
+
 # Without processes: how batches are dealt out
 
 
@@ -229,6 +323,22 @@ def test_a_dataloader_reads_its_own_images_only() -> None:
     assert len(list(Group(1, 2).deal(DataLoader(Counted(torch.arange(10.0)), batch_size=2)))) == 2
     assert Counted.reads == [2, 3, 6, 7]
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_parts_of_a_batch() -> None:
+    batch = torch.arange(12.0)
+    assert torch.equal(torch.cat([Group(rank, 3).part(batch) for rank in range(3)]), batch)
+    assert [len(Group(rank, 4).part(batch)) for rank in range(4)] == [3, 3, 3, 3]
+    with pytest.raises(DistributedError, match="12 images can't be shared out equally to 5 processes"):
+        Group(0, 5).part(batch)
+
+
+def test_only_errors_of_the_connection_are_explained() -> None:
+    with pytest.raises(RuntimeError, match="shapes") as caught, Group(0, 2).talking():
+        raise RuntimeError("shapes do not fit")
+    assert not isinstance(caught.value, DistributedError)
+    with pytest.raises(DistributedError, match="rank 1 of 2 lost the others"), Group(1, 2).talking():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 
 
 def test_what_can_not_be_dealt_out_is_refused() -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
+from qzoo.commands.arguments import process_arguments
 from qzoo.commands.recipe_arguments import recipe_arguments
 
 
@@ -19,11 +20,13 @@ def register(add: Add) -> None:
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
     sub.add_argument("--target", help="runtime that the recipe is for (default: onnxruntime)")
     recipe_arguments(sub)
+    process_arguments(sub)
     sub.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
 
 
 def _run(args: argparse.Namespace) -> int:
     from qzoo.calibrate_checkpoint import calibrate_checkpoint
+    from qzoo.distributed import joined
     from qzoo.ptq import Recipe
 
     given = {
@@ -33,15 +36,19 @@ def _run(args: argparse.Namespace) -> int:
     }
     if args.recipe and given:
         raise ValueError(f"--recipe {args.recipe} chooses {', '.join(given)} itself; leave them out")
-    done = calibrate_checkpoint(
-        args.name,
-        out=args.out,
-        recipe=None if args.recipe else Recipe(**given),
-        data=args.data,
-        subset=args.subset,
-        target=args.target or "onnxruntime",
-        progress=not args.quiet,
-    )
+    with joined(args.timeout, args.device) as group:
+        done = calibrate_checkpoint(
+            args.name,
+            out=args.out,
+            recipe=None if args.recipe else Recipe(**given),
+            data=args.data,
+            subset=args.subset,
+            target=args.target or "onnxruntime",
+            progress=not args.quiet and group.first,
+            group=group,
+        )
+    if not group.first:
+        return 0
     for candidate in done.candidates:
         agreement = f"agreement {candidate.agreement:6.2f} %"
         print(f"{candidate.sqnr_db:7.2f} dB  {agreement}  {candidate.method}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
+from qzoo.commands.arguments import process_arguments
 
 
 def register(add: Add) -> None:
@@ -18,7 +19,7 @@ def register(add: Add) -> None:
     sub.add_argument("name", metavar="NAME", help="resnet20.fmnist or resnet20.fmnist-w4a4_qat")
     sub.add_argument("--data", type=Path, help="folder with the training set (default: found or downloaded)")
     sub.add_argument("--epochs", type=int, default=36)
-    sub.add_argument("--batch-size", type=int, default=128)
+    sub.add_argument("--batch-size", type=int, default=128, help="of all processes together (default: 128)")
     sub.add_argument("--lr", type=float, default=0.1)
     sub.add_argument("--weight-decay", type=float, default=5e-4)
     sub.add_argument("--label-smoothing", type=float, default=0.0)
@@ -35,11 +36,13 @@ def register(add: Add) -> None:
     sub.add_argument("--warmup", type=float, default=0.05, help="share of rising rate (default: 0.05)")
     sub.add_argument("--tensorboard", action="store_true", help="write events beside log.csv")
     sub.add_argument("--plot", action="store_true", help="draw the learning curve beside log.csv")
+    process_arguments(sub)
     sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the state to resume from")
     sub.add_argument("--out", type=Path, help="folder of the checkpoint (default: model_cards/NAME)")
 
 
 def _run(args: argparse.Namespace) -> int:
+    from qzoo.distributed import joined
     from qzoo.registry import parse_name
     from qzoo.train import TrainOptions
     from qzoo.train_checkpoint import train_checkpoint
@@ -63,16 +66,19 @@ def _run(args: argparse.Namespace) -> int:
         accumulate=args.accumulate,
     )
     make = tune_checkpoint if parse_name(args.name).qat else train_checkpoint
-    folder = make(
-        args.name,
-        options,
-        data=args.data,
-        batch_size=args.batch_size,
-        runs=args.runs,
-        out=args.out,
-        tensorboard=args.tensorboard,
-        plot=args.plot,
-        progress=not args.quiet,
-    )
-    print(folder)
+    with joined(args.timeout, args.device) as group:
+        folder = make(
+            args.name,
+            options,
+            data=args.data,
+            batch_size=args.batch_size,
+            runs=args.runs,
+            out=args.out,
+            tensorboard=args.tensorboard,
+            plot=args.plot,
+            progress=not args.quiet,
+            group=group,
+        )
+    if group.first:
+        print(folder)
     return 0
