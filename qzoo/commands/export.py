@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
 from qzoo.scheme import TARGETS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_WORTH_A_LOOK_DB = 10.0  # flipped roundings alone left 17 dB and more wherever it was measured
 
 
 def register(add: Add) -> None:
@@ -15,15 +21,44 @@ def register(add: Add) -> None:
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("path", type=Path, help="the file to write")
     sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
-    sub.add_argument("--opset", type=int)
+    sub.add_argument("--opset", type=int, help="default: the lowest that has the model's formats")
     sub.add_argument("--batch", default="dynamic", help="'dynamic' or a number (default: dynamic)")
+    sub.add_argument("--weights", choices=("int8", "int4", "float"), default="int8")
+    text = "run the file in its runtime and compare with the simulation; exit status 1 below 10 dB"
+    sub.add_argument("--check", action="store_true", help=text)
+    sub.add_argument(
+        "--data", type=Path, help="images for --check (default: Fashion-MNIST's own, else noise)"
+    )
+    sub.add_argument("--images", type=int, default=32, help="how many, for --check")
 
 
 def _run(args: argparse.Namespace) -> int:
     import qzoo
+    from qzoo.export import check, lint
 
     model = qzoo.create_model(args.name, pretrained=True)
     batch = args.batch if args.batch == "dynamic" else int(args.batch)
-    path = qzoo.export_onnx(model, args.path, target=args.target, opset=args.opset, batch=batch)
-    print(f"{path}: {Path(path).stat().st_size / 1e6:.2f} MB")
-    return 0
+    path = qzoo.export_onnx(
+        model, args.path, target=args.target, opset=args.opset, batch=batch, weights=args.weights
+    )
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    quantized = getattr(model, "qzoo_config").scheme is not None  # noqa: B009 - nn.Module hides it from mypy
+    for finding in lint(path, args.target) if quantized else []:
+        print(finding)
+    if not args.check:
+        return 0
+    count = args.images if batch == "dynamic" else batch
+    result = check(path, model, _images(model, args.data, count), target=args.target)
+    print(result)
+    return 1 if result.sqnr_db < _WORTH_A_LOOK_DB else 0
+
+
+def _images(model: nn.Module, data: Path | None, count: int) -> Tensor | None:
+    """The first images of the model's data set; None where there are none."""
+    from qzoo.data import load_data
+
+    config = getattr(model, "qzoo_config")  # noqa: B009
+    if data is None and config.labels != "fashion-mnist":
+        return None
+    loader = load_data(config.preprocessing, config.labels, data, subset=f":{count}", batch_size=count)
+    return next(iter(loader))[0]

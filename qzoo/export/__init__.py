@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from qzoo.export.check import Check, check
 from qzoo.export.lint import Finding, lint
 from qzoo.export.onnx import export_onnx
 
-__all__ = ["Finding", "export_onnx", "lint"]
+__all__ = ["Check", "Finding", "check", "export_onnx", "lint"]

@@ -11,7 +11,9 @@ import torch
 
 from qzoo.export import export_onnx, lint
 from qzoo.export.parity import make_exact_
+from qzoo.quant.nn import TensorQuantizer
 from qzoo.runtimes.ort import OnnxRuntimeRunner
+from qzoo.runtimes.ov import OpenVinoRunner
 
 LEVELS = ("none", "basic", "extended", "all")
 
@@ -85,3 +87,36 @@ def test_fewer_weight_bits(build, tmp_path: Path, scheme: str) -> None:
         expected = model(images)
     path = export_onnx(model, tmp_path / "model.onnx", example=images)
     assert torch.equal(OnnxRuntimeRunner(path)(images), expected)
+
+
+OPENVINO = [
+    ("resnet8", 16),
+    pytest.param("resnet18", 64, marks=pytest.mark.slow),
+    pytest.param("resnet50", 64, marks=pytest.mark.slow),
+    pytest.param("mobilenet_v2", 64, marks=pytest.mark.slow),
+    pytest.param("tf_efficientnet_lite0", 64, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "size"), OPENVINO)
+def test_openvino_is_exact_and_all_int8(build, tmp_path: Path, name: str, size: int) -> None:
+    """On images that lie on the input's levels: OpenVINO rounds the image itself with one multiplication more."""
+    pytest.importorskip("openvino")
+    model, images = build(name, size)
+    make_exact_(model, "openvino", images)
+    first = next(m for m in model.modules() if isinstance(m, TensorQuantizer) and m.role == "input")
+    step = first.step_size.item()
+    images = (images / step).round() * step
+    with torch.no_grad():
+        expected = model(images)
+    path = export_onnx(model, tmp_path / "model.onnx", example=images, target="openvino")
+    assert [str(finding) for finding in lint(path, "openvino")] == []
+    run = OpenVinoRunner(path)
+    assert torch.equal(run(images), expected)
+    layers = [op.get_rt_info() for op in run.compiled.get_runtime_model().get_ordered_ops()]
+    convolutions = [
+        i["runtimePrecision"].astype(str) for i in layers if i["layerType"].astype(str) == "Convolution"
+    ]
+    count = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
+    assert len(convolutions) == count
+    assert set(convolutions) <= {"u8", "i8"}

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 PLACEMENT = {
     "tensorrt": ({"input", "weight", "residual"}, False),
     "onnxruntime": ({"input", "weight", "residual", "branch", "pool", "output"}, True),
-    "openvino": ({"input", "weight", "residual", "branch", "pool", "output"}, True),
+    "openvino": ({"input", "weight", "residual", "pool", "output"}, True),
 }
 
 

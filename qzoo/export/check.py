@@ -1,0 +1,257 @@
+"""Does the file compute what the simulation does? Runs it in its runtime; layer by layer where the two differ."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import ExportError
+from qzoo.export.lint import written_for
+from qzoo.export.lint.graph import Graph
+from qzoo.export.prepare import copy_for
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import target_named
+
+_INTEGERS = ("int8", "uint8", "int16", "uint16")
+_DEFAULT_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """The integers of one quantizer in the file against those of the simulation.
+
+    Attributes:
+        name: module path of the quantizer.
+        differing: share of the integers that differ, in percent.
+        steps: the largest difference, in steps of the quantizer.
+        sqnr_db: 10 log10(sum of squares / sum of squared differences) of the values.
+    """
+
+    name: str
+    differing: float
+    steps: int
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A file in a runtime against the simulation of the same target.
+
+    Attributes:
+        target, runtime: whose placement it is, and what ran it.
+        images: number of images.
+        agreement: share of images with the same highest logit, in percent.
+        sqnr_db: 10 log10(sum of squared logits / sum of squared differences); infinite when equal.
+        max_difference: the largest difference of two logits.
+        layers: quantizer by quantizer in the order of the file; empty where the logits are equal.
+    """
+
+    target: str
+    runtime: str
+    images: int
+    agreement: float
+    sqnr_db: float
+    max_difference: float
+    layers: tuple[LayerDifference, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether all logits are equal to the bit."""
+        return self.max_difference == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.runtime} against the simulation for {self.target}, {self.images} images: top-1 agreement "
+            f"{self.agreement:.2f} %, SQNR {self.sqnr_db:.1f} dB, largest difference {self.max_difference:.4g}"
+        )
+        if self.exact:
+            return f"{head} (equal to the bit)"
+        rows = [
+            f"  {row.differing:8.4f} %  {row.steps:4d}  {row.sqnr_db:6.1f} dB  {row.name}"
+            for row in self.layers
+        ]
+        return "\n".join([head, "  integers that differ, by how many steps at most, SQNR, quantizer:", *rows])
+
+
+def check(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    images: Tensor | None = None,
+    *,
+    target: str | None = None,
+    runtime: str | None = None,
+) -> Check:
+    """Run an exported file, and the model it came from, on the same images.
+
+    Where the logits differ, a copy of the file with every activation's integers as outputs is run too, which shows
+    the layer that they differ from on. Two correct implementations differ a little: a value that lies between two
+    integers is rounded up by one and down by the other, and the flip grows from layer to layer.
+
+    Args:
+        path: from :func:`qzoo.export_onnx`.
+        model: the model that was exported; it is copied.
+        images: [B, C, H, W], preprocessed; by default 8 images of normally distributed noise, on which a trained
+            network's agreement says little.
+        target: whose placement the file has; by default what the file says.
+        runtime: by default the target's own. TensorRT files run in ONNX Runtime where TensorRT is not installed.
+
+    Raises:
+        MissingDependencyError: the runtime is not installed; the message has the line that installs it.
+        ExportError: the model has no range, or gives logits of another shape than the file.
+        ValueError: an unknown target or runtime.
+    """
+    from qzoo import runtimes
+
+    target = target_named(target or written_for(path) or "onnxruntime").name
+    runtime = runtime or _runtime_of(target)
+    run = runtimes.load(path, runtime)
+    graph = Graph(path)
+    x = _noise(graph) if images is None else images.detach().cpu()
+    simulation = copy_for(model, target)
+    found, expected = run(x.to(_input_type(graph))), _simulate(simulation, x)
+    if found.shape != expected.shape:
+        raise ExportError(
+            f"{path}: logits of shape {tuple(found.shape)}, the model's {tuple(expected.shape)}"
+        )
+    a, b = found.double(), expected.double()
+    result = Check(
+        target,
+        runtime,
+        len(x),
+        agreement=100 * (a.flatten(1).argmax(1) == b.flatten(1).argmax(1)).double().mean().item(),
+        sqnr_db=sqnr(b, a),
+        max_difference=(a - b).abs().max().item(),
+    )
+    if result.exact:
+        return result
+    return Check(**{**vars(result), "layers": compare_layers(path, simulation, x, runtime)})
+
+
+def compare_layers(
+    path: str | os.PathLike[str], simulation: nn.Module, images: Tensor, runtime: str = "onnxruntime"
+) -> tuple[LayerDifference, ...]:
+    """The integers of every activation quantizer, in a copy of the file that gives them as outputs.
+
+    Args:
+        simulation: of the file's target, float32, in eval mode.
+        runtime: ``"onnxruntime"`` or ``"openvino"``; for others () is returned.
+    """
+    graph = Graph(path)
+    modules = dict(simulation.named_modules())
+    nodes = {}
+    for node in graph.of("QuantizeLinear"):
+        name = node.name.rpartition("/")[0]
+        known = isinstance(modules.get(name), TensorQuantizer)
+        if known and not graph.is_weight(node) and graph.int_type(node) in _INTEGERS:
+            nodes[name] = node
+    if runtime not in ("onnxruntime", "openvino") or not nodes:
+        return ()
+    with tempfile.TemporaryDirectory(prefix="qzoo-check-") as folder:
+        copy = _with_outputs(path, [(n.output[0], graph.int_type(n)) for n in nodes.values()], Path(folder))
+        integers = _run_all(copy, images.to(_input_type(graph)).numpy(), runtime)
+    values = _record(simulation, list(nodes), images)
+    rows = []
+    for (name, node), q in zip(nodes.items(), integers, strict=True):
+        if q.shape != values[name].shape:
+            continue  # quantized before the max pooling in the file, behind it in the module
+        scale, zero = graph.scale(node), graph.zero_point(node)
+        assert scale is not None
+        assert zero is not None
+        rows.append(_difference(name, q.astype(np.int64) - int(zero), values[name], float(scale)))
+    return tuple(rows)
+
+
+def sqnr(reference: Tensor, other: Tensor) -> float:
+    """10 log10(sum of squares / sum of squared differences), infinite when equal."""
+    noise = (reference - other).square().sum().item()
+    signal = reference.square().sum().item()
+    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+
+
+def _difference(name: str, q: np.ndarray, value: Tensor, scale: float) -> LayerDifference:
+    found = torch.from_numpy(q)
+    expected = (value.double() / scale).round()
+    apart = (found - expected).abs()
+    return LayerDifference(
+        name, 100 * (apart > 0).double().mean().item(), int(apart.max()), sqnr(expected, found.double())
+    )
+
+
+def _runtime_of(target: str) -> str:
+    from qzoo import runtimes
+
+    return "onnxruntime" if target == "tensorrt" and "tensorrt" not in runtimes.installed() else target
+
+
+def _simulate(simulation: nn.Module, images: Tensor) -> Tensor:
+    dtype = next((p.dtype for p in simulation.parameters() if p.is_floating_point()), torch.float32)
+    with torch.inference_mode():
+        result: Tensor = simulation(images.to(dtype))
+    return result
+
+
+def _record(simulation: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """What these quantizers give."""
+    values: dict[str, Tensor] = {}
+    handles = [
+        simulation.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: values.__setitem__(name, output)
+        )
+        for name in names
+    ]
+    try:
+        _simulate(simulation, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return values
+
+
+def _noise(graph: Graph) -> Tensor:
+    dims = graph.model.graph.input[0].type.tensor_type.shape.dim
+    sizes = [d.dim_value or _DEFAULT_IMAGES for d in dims]
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+
+def _input_type(graph: Graph) -> torch.dtype:
+    kind = graph.model.graph.input[0].type.tensor_type.elem_type
+    return {onnx.TensorProto.FLOAT16: torch.float16, onnx.TensorProto.BFLOAT16: torch.bfloat16}.get(
+        kind, torch.float32
+    )
+
+
+def _with_outputs(path: str | os.PathLike[str], tensors: list[tuple[str, str]], folder: Path) -> Path:
+    """A copy of the file whose outputs are these tensors."""
+    proto = onnx.load(path)
+    del proto.graph.output[:]
+    for name, kind in tensors:
+        code = getattr(onnx.TensorProto, kind.upper())
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, code, None))
+    copy = folder / "layers.onnx"
+    onnx.save(proto, copy, save_as_external_data=proto.ByteSize() > 2**30)
+    return copy
+
+
+def _run_all(path: Path, images: np.ndarray, runtime: str) -> list[np.ndarray]:
+    from qzoo.runtimes import sessions
+
+    if runtime == "onnxruntime":
+        session = sessions.onnxruntime_session(path, 1)
+        found: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: images})
+        return found
+    compiled = sessions.openvino_model(path, 1)
+    result = compiled([images])
+    return [result[output] for output in compiled.outputs]

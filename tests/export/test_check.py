@@ -1,0 +1,112 @@
+"""The comparison of a file with its simulation: equal where it must be, and finding what was broken where it is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from qzoo.cli import main
+from qzoo.errors import ExportError
+from qzoo.export import check, export_onnx
+from qzoo.export.check import sqnr
+from qzoo.export.parity import make_exact_
+
+
+@pytest.fixture(scope="module")
+def exact(build, tmp_path_factory):
+    model, images = build("resnet8", 16)
+    make_exact_(model, "onnxruntime", images)
+    path = export_onnx(model, tmp_path_factory.mktemp("check") / "exact.onnx", example=images)
+    return model, images, path
+
+
+def test_exact(exact) -> None:
+    model, images, path = exact
+    found = check(path, model, images)
+    assert found.exact
+    assert (found.agreement, found.sqnr_db, found.max_difference) == (100, math.inf, 0)
+    assert (found.target, found.runtime, found.images) == ("onnxruntime", "onnxruntime", 8)
+    assert found.layers == ()
+    assert "equal to the bit" in str(found)
+    assert check(path, model).exact, "noise of the right size without images"
+
+
+def broken(path: Path, place: Path, name: str, change) -> Path:
+    proto = onnx.load(path)
+    (tensor,) = [i for i in proto.graph.initializer if i.name == name]
+    array = numpy_helper.to_array(tensor).copy()
+    change(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    onnx.save(proto, place)
+    return place
+
+
+def test_finds_the_layer_that_was_changed(exact, tmp_path: Path) -> None:
+    model, images, path = exact
+
+    def change(q: np.ndarray) -> None:
+        q[0, 0, 0, 0] += 3
+
+    found = check(broken(path, tmp_path / "m.onnx", "layer2.0.conv2.weight_quantized", change), model, images)
+    assert not found.exact
+    rows = {row.name: row for row in found.layers}
+    names = list(rows)
+    first = next(name for name in names if rows[name].differing > 0)
+    assert first == "layer2.0.branch_quantizer", "the first quantizer behind the changed weight"
+    before = names[: names.index(first)]
+    assert "layer1.0.conv1._input_quantizer" in before
+    assert all((rows[n].steps, rows[n].sqnr_db) == (0, math.inf) for n in before)
+    assert rows[first].steps >= 1
+    assert f"{rows[first].name}" in str(found)
+    assert found.to_dict()["layers"][0]["name"] == names[0]
+
+
+def test_a_trained_sort_of_network_differs_by_flips_only(build, tmp_path: Path) -> None:
+    model, images = build("resnet8", 16)
+    path = export_onnx(model, tmp_path / "m.onnx", example=images)
+    found = check(path, model, images)
+    assert found.sqnr_db > 17
+    assert found.layers == () or max(row.steps for row in found.layers[:4]) <= 1
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_other_targets(build, tmp_path: Path, target: str) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    model, images = build("resnet8", 16)
+    make_exact_(model, target, images)
+    path = export_onnx(model, tmp_path / "m.onnx", example=images, target=target)
+    found = check(path, model, images)
+    assert (found.target, found.exact) == (target, True)
+    assert found.runtime == ("openvino" if target == "openvino" else "onnxruntime")
+
+
+def test_another_model_is_refused_or_far(exact, build) -> None:
+    _, images, path = exact
+    other, _ = build("resnet8", 16)
+    torch.manual_seed(1)
+    other.fc.weight.data.normal_()
+    assert check(path, other, images).sqnr_db < 10
+    other.fc = torch.nn.Linear(64, 3)
+    with pytest.raises(ExportError, match="shape"):
+        check(path, other, images)
+
+
+def test_sqnr() -> None:
+    x = torch.tensor([3.0, 4.0])
+    assert sqnr(x, x) == math.inf
+    assert sqnr(x, x + torch.tensor([0.3, 0.4])) == pytest.approx(20)
+
+
+def test_command(tmp_path: Path, capsys) -> None:
+    arguments = ["export", "resnet20.fmnist-w8a8", str(tmp_path / "m.onnx"), "--check", "--images", "16"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "16 images: top-1 agreement 100.00 %" in text
+    assert (tmp_path / "m.onnx").is_file()
