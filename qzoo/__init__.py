@@ -72,7 +72,7 @@ _MODULE_OF = {
     "Scheme": "qzoo.scheme",
     "set_target": "qzoo.scheme",
 }
-_SUBPACKAGES = ("models", "quant")
+_SUBPACKAGES = ("models", "quant", "export")
 
 
 class _Package(ModuleType):
