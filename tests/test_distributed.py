@@ -178,6 +178,7 @@ def test_a_rank_that_hangs_ends_the_run_after_the_timeout(tmp_path: Path) -> Non
     assert "did not answer within 5 s" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_error_in_one_rank_is_reported_and_ends_the_run(tmp_path: Path) -> None:
     done = torchrun("-m", "qzoo", "evaluate", "resnet20.fmnist-w9a9", "-q")
     assert done.returncode != 0
