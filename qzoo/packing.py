@@ -1,7 +1,7 @@
 """What a packed checkpoint's file holds: weights as integers or 8-bit floats, everything else in columns.
 
-*Weights* keep their name: int8 in the weight's shape; two values a byte, uint8 ``[(numel + 1) // 2]``, up to
-4 bits; float8_e4m3fn or float8_e5m2 in the weight's shape.
+*Weights* keep their name: int8 in the weight's shape, int16 beyond 8 bits; two values a byte, uint8
+``[(numel + 1) // 2]``, up to 4 bits; float8_e4m3fn or float8_e5m2 in the weight's shape.
 
 *Columns* hold the many small tensors, since a name costs a file more than a range does. Column ``"*.bias"`` is
 1-D: all tensors whose name ends in ``.bias``, in the order of their names. Which they are, and their shapes, the
@@ -25,7 +25,7 @@ from qzoo.quant.ops.schema import divide
 from qzoo.state import expected_tensors, weight_quantizers
 
 _FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
-_CHUNK = 1 << 17  # values unpacked at a time: temporaries stay small beside the model
+_CHUNK = 1 << 15  # values unpacked at a time: temporaries stay small beside the model
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -89,7 +89,8 @@ def unpack_weight(
 def _stored_as(shape: torch.Size, num_bits: Bits) -> tuple[torch.dtype, tuple[int, ...]]:
     if isinstance(num_bits, tuple):
         return _FLOAT8[FLOAT_FORMATS[num_bits]], tuple(shape)
-    return (torch.uint8, ((shape.numel() + 1) // 2,)) if num_bits <= 4 else (torch.int8, tuple(shape))
+    packed = (torch.uint8, ((shape.numel() + 1) // 2,))
+    return packed if num_bits <= 4 else (ops.integer_dtype(num_bits), tuple(shape))
 
 
 def _dequantized(q: Tensor, amax: Tensor, num_bits: Bits, block: tuple[int, int] | None) -> Tensor:
