@@ -197,6 +197,11 @@ def _recipe(config: Config) -> str:
     if config.calibration is not None and config.training is None:
         parts.append(f"Built by `qzoo build {config.name}{_data_flag(config)}`, qzoo {config.qzoo_version}.")
     if config.training is not None:
+        if config.training.get("method") in ("lsq", "pact"):
+            parts.append(
+                f"From there they were trained with the weights ({config.training['method'].upper()}), for the "
+                f"placement of target `{config.target}`."
+            )
         rows = [(key.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value))
                 for key, value in config.training.items()]  # fmt: skip
         parts.append(f"{table(('option', 'value'), rows)}")
@@ -231,6 +236,8 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
 
 
 def _weight_rule(config: Config) -> str:
+    if config.training is not None and config.training.get("method") == "lsq":
+        return "learned in training"
     if config.calibration is not None and config.calibration.rounding == "learned":
         return "range and rounding learned on the calibration images, as AdaRound does"
     if config.calibration is not None and config.calibration.rounding == "sequential":
