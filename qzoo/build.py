@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qzoo.calibrate import Calibration, Candidate
 from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
+from qzoo.compact import compact
 from qzoo.config import CalibrationRecord, Config, Measurement, config_of, read_config
 from qzoo.data import load_data, parse_subset
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
@@ -126,7 +127,9 @@ def build(
         choice = best_recipe(model, loader(images), progress=progress)
         chosen = choice.recipe
     found = apply_recipe(model, loader(images), chosen, preprocessing=config.preprocessing, progress=progress)
-    round_biases(model, next(iter(loader(images)))[0])
+    example = next(iter(loader(images)))[0]
+    compact(model, example)
+    round_biases(model, example)
     metrics = measure(model, float_model(config), lambda: loader(checks), checks, progress)
     config = dataclasses.replace(config, calibration=record(found, images, chosen, choice), metrics=metrics)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
