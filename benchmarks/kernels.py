@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SUITES, action="append", help="of the suites (default: all)")
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--note", default="", help="written into the file: what else ran on the machine, say")
     args = parser.parse_args()
     if args.suite:
         print(json.dumps(run_suite(args.suite, (args.threads or [1])[0])))
@@ -297,7 +298,7 @@ def main() -> None:
     head = machine()
     results = run_all(args.threads or [1], args.only or list(SUITES))
     if args.out:
-        args.out.write_text(json.dumps({**head, "results": results}, indent=1) + "\n")
+        args.out.write_text(json.dumps({**head, "note": args.note, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -85,14 +85,20 @@ QZOO_CLONES double error_integer(const float* x, const double* weight, int64_t n
   return sum;
 }
 
-QZOO_CLONES double error_e4m3(const float* x, const double* weight, int64_t n, Level level) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double e = fake_quantize_fp8<false>(x[i], level.scale, level.high) - x[i];
-    sum += e * e * weight[i];
+#define QZOO_ERROR_FP8(NAME, IS_E5M2)                                                      \
+  QZOO_CLONES double NAME(const float* x, const double* weight, int64_t n, Level level) {  \
+    double sum = 0.0;                                                                      \
+    for (int64_t i = 0; i < n; ++i) {                                                      \
+      const double e = fake_quantize_fp8<IS_E5M2>(x[i], level.scale, level.high) - x[i];   \
+      sum += e * e * weight[i];                                                            \
+    }                                                                                      \
+    return sum;                                                                            \
   }
-  return sum;
-}
+
+QZOO_ERROR_FP8(error_e4m3, false)
+QZOO_ERROR_FP8(error_e5m2, true)
+
+using Error = double (*)(const float*, const double*, int64_t, Level);
 
 struct MseInput {
   std::vector<float> center;
@@ -102,7 +108,7 @@ struct MseInput {
 // The best candidate of one histogram. Bins are visited from the largest value down, where clipping costs most, and a
 // candidate is dropped as soon as it costs more than the best one so far: sums only grow.
 int64_t search_row(
-    const int64_t* counts, const float* centers, int64_t bins, float low, float high, bool e4m3, int64_t first,
+    const int64_t* counts, const float* centers, int64_t bins, float low, float high, Error error, int64_t first,
     int64_t stride) {
   MseInput held;  // only the bins that hold anything
   held.center.reserve(bins);
@@ -123,8 +129,7 @@ int64_t search_row(
     double cost = 0.0;
     for (int64_t at = 0; at < n && cost <= least; at += kSlice) {
       const int64_t m = std::min(kSlice, n - at);
-      cost += e4m3 ? error_e4m3(&held.center[at], &held.weight[at], m, level)
-                   : error_integer(&held.center[at], &held.weight[at], m, level);
+      cost += error(&held.center[at], &held.weight[at], m, level);
     }
     if (cost <= least) {  // going down, so that the first of several equal candidates stays
       least = cost;
@@ -138,7 +143,7 @@ Tensor mse_search_cpu(
     Tensor input, Tensor middle, int64_t num_bits, bool is_unsigned, int64_t start, int64_t stride) {
   STD_TORCH_CHECK(
       input.scalar_type() == ScalarType::Long && middle.scalar_type() == ScalarType::Float && input.dim() > 0 &&
-          start >= 0 && stride > 0 && num_bits < 31,
+          start >= 0 && stride > 0,
       "mse_search takes int64 counts and float32 centers [..., bins]");
   const Tensor held = torch::stable::contiguous(input);
   const Tensor centers = torch::stable::contiguous(middle);
@@ -151,15 +156,19 @@ Tensor mse_search_cpu(
   const int64_t* counts = static_cast<const int64_t*>(held.const_data_ptr());
   const float* values = static_cast<const float*>(centers.const_data_ptr());
   int64_t* best = static_cast<int64_t*>(out.mutable_data_ptr());
-  const bool e4m3 = num_bits == 0;
-  const int64_t width = num_bits - 1 + is_unsigned;
-  const float high =
-      e4m3 ? kE4M3.limit : (width > 0 ? static_cast<float>((int64_t(1) << width) - 1) : 0.0f);
-  const float low = is_unsigned ? 0.0f : -high;
+  Bounds bounds{0.0f, 0.0f};
+  Error error = error_integer;
+  if (num_bits >= 0) {
+    bounds = integer_bounds(num_bits, is_unsigned, true);
+  } else {
+    STD_TORCH_CHECK(num_bits >= -2, "num_bits is an integer's, or -1 for E4M3, -2 for E5M2");
+    bounds.high = num_bits == -1 ? kE4M3.limit : kE5M2.limit;
+    error = num_bits == -1 ? error_e4m3 : error_e5m2;
+  }
   const int64_t first = std::min(start, bins - 1);
   in_parallel(rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      best[r] = search_row(counts + r * bins, values + r * bins, bins, low, high, e4m3, first, stride);
+      best[r] = search_row(counts + r * bins, values + r * bins, bins, bounds.low, bounds.high, error, first, stride);
   });
   return out;
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from qzoo import packing
 from qzoo.quant import TensorQuantizer, calib, ops, quantize_
 from qzoo.quant import block as blocks
 from qzoo.quant import nn as qnn
@@ -100,8 +101,6 @@ def test_integers_of_an_activation(bits, unsigned):
 @pytest.mark.parametrize("fmt", [4, 16, "e4m3", "e5m2"], ids=str)
 @pytest.mark.parametrize("granularity", ["per channel", "blocks"])
 def test_calibrate_weights_in_every_format(fmt, granularity, method):
-    if method == "mse" and fmt == "e5m2":
-        pytest.skip("refused, see test_mse_of_e5m2_is_refused")
     axis, block, shape = GRANULARITIES[granularity]
     layer = qnn.QuantLinear(64, 6, quant_desc_weight=descriptor(fmt, axis, block))
     calib.calibrate_weights(layer, method)
@@ -153,10 +152,35 @@ def test_real_quantization_to_floating_point_is_refused():
         TensorQuantizer(QuantDescriptor((4, 3), fake_quant=False))
 
 
-def test_mse_of_e5m2_is_refused():
-    layer = qnn.QuantLinear(64, 6, quant_desc_weight=descriptor("e5m2"))
-    with pytest.raises(ValueError, match=r"\(5, 2\)"):
-        calib.calibrate_weights(layer, "mse")
+@pytest.mark.parametrize("fmt", [5, 16, "e4m3", "e5m2"], ids=str)
+def test_mse_takes_the_range_that_loses_least(fmt):
+    x = torch.randn(2000)
+    desc = descriptor(fmt)
+    calibrator = calib.HistogramCalibrator(desc.num_bits, None, False, num_bins=64)
+    calibrator.collect(x)
+    found = calibrator.compute_amax("mse", start_bin=8)
+    edges = calibrator._calib_bin_edges
+    centers = (edges[1:] + edges[:-1]) / 2
+    counts = calibrator._calib_hist.double()
+    costs = [
+        float(((expected(centers, amax, fmt, narrow=True) - centers).double().square() * counts).sum())
+        for amax in centers[8:]
+    ]
+    assert found == centers[8 + int(np.argmin(costs))]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 10, 16])
+@pytest.mark.parametrize("block", [None, (1, 16)])
+def test_stored_weights_come_back(bits, block):
+    layer = qnn.QuantLinear(
+        64, 6, quant_desc_weight=QuantDescriptor(bits, axis=0, block=block, narrow_range=True)
+    )
+    calib.calibrate_weights(layer, "max")
+    quantizer = layer.weight_quantizer
+    packed = packing.pack_weight(layer.weight, quantizer)
+    assert packed.element_size() * packed.numel() == 6 * 64 * (0.5 if bits <= 4 else 1 if bits <= 8 else 2)
+    back = packing.unpack_weight(packed, layer.weight.shape, quantizer.amax, bits, block)
+    assert torch.equal(back, quantizer(layer.weight).detach() + 0.0)
 
 
 def test_a_model_in_place_with_int4_blocks_and_16_bit_activations():

@@ -436,7 +436,8 @@ def opcheck_arguments() -> dict[str, list[tuple[Any, ...]]]:
         "entropy_costs": [(counts, 128, 128, 3)],
         "mse_search": [
             (counts, centers, 8, False, 20, 5),
-            (counts.expand(3, -1), centers.expand(3, -1), 0, False, 9, 7),
+            (counts.expand(3, -1), centers.expand(3, -1), -1, False, 9, 7),
+            (counts, centers, -2, False, 9, 7),
         ],
     }
 

@@ -14,6 +14,7 @@ from qzoo.quant.ops.float8 import fake_quantize_fp8
 from qzoo.quant.ops.integer import fake_quantize
 from qzoo.quant.ops.schema import declare
 
+_FLOATS = {(4, 3): -1, (5, 2): -2}  # how the operator is told of floating-point formats
 _TIE = 1e-12  # relative entropies closer than this differ only by rounding
 
 
@@ -108,7 +109,10 @@ def _mse_search(
         for part in candidates.split(chunk):
             amax = row_centers[part][:, None]
             x = value.expand(len(part), -1).contiguous()
-            y = fake_quantize_fp8(x, amax) if num_bits == 0 else fake_quantize(x, amax, num_bits, unsigned)
+            if num_bits < 0:
+                y = fake_quantize_fp8(x, amax, "e4m3" if num_bits == _FLOATS[4, 3] else "e5m2")
+            else:
+                y = fake_quantize(x, amax, num_bits, unsigned)
             costs.append((y - x).double().square_().mul_(weight).sum(1))
         best.append(candidates[torch.cat(costs).argmin()])
     return torch.stack(best).reshape(counts.shape[:-1])
@@ -137,7 +141,7 @@ def mse_search(
     Args:
         counts: int64 `[..., bins]`: one histogram, or one per channel.
         centers: float32, the shape of `counts`.
-        num_bits: bits of the integer format (narrow range), or `(4, 3)` for E4M3.
+        num_bits: bits of the integer format (narrow range), or `(4, 3)` for E4M3, `(5, 2)` for E5M2.
 
     The candidates are the centres `start_bin, start_bin + stride, ...` (the last one alone when there are
     fewer bins); the first of several equal ones wins.
@@ -152,9 +156,11 @@ def mse_search(
             f"not {centers.dtype} {tuple(centers.shape)}"
         )
     if isinstance(num_bits, tuple):
-        if num_bits != (4, 3):
-            raise QuantizationError(f"num_bits={num_bits} is not a known format: use an int or (4, 3)")
-        num_bits = 0
+        if num_bits not in _FLOATS:
+            raise QuantizationError(
+                f"num_bits={num_bits} is not a known format: use an int, (4, 3) or (5, 2)"
+            )
+        num_bits = _FLOATS[num_bits]
     here: Tensor = _mse_op(_searched(counts), _searched(centers), num_bits, unsigned, start_bin, stride)
     return here.to(counts.device)
 
