@@ -128,10 +128,11 @@ def build(
         chosen = choice.recipe
     found = apply_recipe(model, loader(images), chosen, preprocessing=config.preprocessing, progress=progress)
     example = next(iter(loader(images)))[0]
-    compact(model, example)
+    half = compact(model, example) > 0
     round_biases(model, example)
     metrics = measure(model, float_model(config), lambda: loader(checks), checks, progress)
-    config = dataclasses.replace(config, calibration=record(found, images, chosen, choice), metrics=metrics)
+    calibration = dataclasses.replace(record(found, images, chosen, choice), half=half)
+    config = dataclasses.replace(config, calibration=calibration, metrics=metrics)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
     write_card(folder)
     return folder

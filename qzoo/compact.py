@@ -44,7 +44,8 @@ def compact(model: nn.Module, example: Tensor) -> int:
 def _round(layer: Layer) -> bool:
     quantizer, norm = layer.module._weight_quantizer, layer.norm
     affine = norm is None or (norm.affine and norm.running_var is not None)
-    if not isinstance(quantizer.num_bits, int) or quantizer.block is not None or not affine:
+    scaled = quantizer.pre_quant_scale is not None  # SmoothQuant: the range is of the scaled weight
+    if not isinstance(quantizer.num_bits, int) or quantizer.block is not None or not affine or scaled:
         return False
     amax = layer.amax
     rounded = _half(amax)

@@ -71,6 +71,7 @@ class CalibrationRecord:
         smooth: SmoothQuant came first.
         recipe: "best" where :func:`qzoo.ptq.best_recipe` chose all this.
         held_back: number of calibration images that it compared recipes on.
+        half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.compact.compact`).
     """
 
     method: str
@@ -85,6 +86,7 @@ class CalibrationRecord:
     smooth: bool = field(default=False, metadata=OPTIONAL)
     recipe: str = field(default="", metadata=OPTIONAL)
     held_back: int = field(default=0, metadata=OPTIONAL)
+    half: bool = field(default=False, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from qzoo.cards import write_card
 from qzoo.checkpoint import load_pretrained
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import HubError
+from qzoo.eval_results import PATH as EVAL_RESULTS
+from qzoo.eval_results import eval_results
 from qzoo.export.onnx import export_onnx
 
 
@@ -106,6 +108,9 @@ def _stage(folder: Path, config: Config, staged: Path) -> Path:
     )
     (staged / "config.json").write_text(config.to_json(), encoding="utf-8")
     write_card(staged)
+    if results := eval_results(config):
+        (staged / EVAL_RESULTS).parent.mkdir()
+        (staged / EVAL_RESULTS).write_text(results, encoding="utf-8")
     return staged
 
 

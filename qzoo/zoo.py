@@ -172,6 +172,12 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
     return build
 
 
+def new_config(name: str) -> Config:
+    """The config of ``arch.tag-scheme`` before anything is built."""
+    parsed = parse_name(name)
+    return _new_config(parsed, architecture(parsed.arch), _scheme(parsed, None, None), None, None)
+
+
 # ---- what a name means ----
 
 

@@ -65,6 +65,7 @@ def test_publish_uploads_once_tags_pins_and_the_name_loads(
     assert repo.refs["main"] == done.commit == repo.refs["v" + qzoo.__version__]
     files = repo.commits[done.commit]
     expected = {"README.md", "config.json", WEIGHTS, "onnx/model_int8.onnx", "onnx/model_int8_tensorrt.onnx"}
+    expected.add(".eval_results/qzoo.yaml")
     assert set(files) - {".gitattributes"} == expected == set(done.files)
     config = Config.from_json(files["config.json"].decode())
     for name, digest in config.files.items():

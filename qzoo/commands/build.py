@@ -12,7 +12,8 @@ from qzoo.commands.recipe_arguments import recipe_arguments
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("build", _run, "Make a calibrated checkpoint and its card from float weights.")
-    sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
+    sub.add_argument("--all", action="store_true", help="every recipe that is not complete in --out")
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
     sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
@@ -26,6 +27,13 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.build import build
 
+    if args.all == (args.name is not None):
+        raise ValueError("give a NAME or --all, one of them")
+    if args.all:
+        from qzoo.recipes import build_all
+
+        failed = build_all(args.data, out=args.out or Path("model_cards"), progress=not args.quiet)
+        return 1 if failed else 0
     folder = build(
         args.name,
         data=args.data,
