@@ -174,7 +174,7 @@ def _recipe(config: Config) -> str:
             f"({_weight_rule(config)}).{_edges(config)}\n"
             f"- Activations: {config.scheme.activation_bits} bits, symmetric or unsigned, one range per "
             "tensor.\n"
-            "- Not quantized: biases and BatchNorm, which is folded on export."
+            f"- Not quantized: biases and BatchNorm, which is folded on export.{_half(config)}"
         )
     if config.calibration is not None:
         c = config.calibration
@@ -233,6 +233,12 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
     processes = options.get("processes", 1)
     start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes > 1 else "qzoo train"
     return " ".join([start, name, *flags, *(["--bf16"] if options.get("bf16") else [])])
+
+
+def _half(config: Config) -> str:
+    if config.calibration is None or not config.calibration.half:
+        return ""
+    return " BatchNorm's numbers and the weights' ranges are values that float16 holds."
 
 
 def _weight_rule(config: Config) -> str:

@@ -65,7 +65,9 @@ def save_pretrained(
     return _write(Path(folder), tensors, config)
 
 
-def load_pretrained(where: str | Path, *, target: str | None = None, revision: str | None = None) -> nn.Module:
+def load_pretrained(
+    where: str | Path, *, target: str | None = None, revision: str | None = None
+) -> nn.Module:
     """Load a checkpoint, in eval mode; ``model.qzoo_config`` is its :class:`~qzoo.config.Config`.
 
     Args:
