@@ -11,7 +11,7 @@ import torch
 
 from qzoo.export import export_onnx, lint
 from qzoo.export.parity import make_exact_
-from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn import QuantConv2d, TensorQuantizer
 from qzoo.runtimes.ort import OnnxRuntimeRunner
 from qzoo.runtimes.ov import OpenVinoRunner
 
@@ -117,6 +117,6 @@ def test_openvino_is_exact_and_all_int8(build, tmp_path: Path, name: str, size: 
     convolutions = [
         i["runtimePrecision"].astype(str) for i in layers if i["layerType"].astype(str) == "Convolution"
     ]
-    count = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules())
+    count = sum(isinstance(m, QuantConv2d) for m in model.modules())
     assert len(convolutions) == count
     assert set(convolutions) <= {"u8", "i8"}
