@@ -6,9 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from qzoo.build import Images, calibration_images, record
 from qzoo.calibrate import Candidate
 from qzoo.checkpoint import save_pretrained
+from qzoo.compact import compact
 from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import Group
@@ -84,9 +87,11 @@ def calibrate_checkpoint(
     found = apply_recipe(
         model, batches, chosen, preprocessing=config.preprocessing, progress=progress, group=group
     )
-    if batches:
-        round_biases(model, batches[0][:1])
-    config = dataclasses.replace(config, calibration=record(found, images, chosen, choice))
+    example = torch.zeros(1, *config.preprocessing.input_size)
+    half = compact(model, example) > 0
+    round_biases(model, example)
+    calibration = dataclasses.replace(record(found, images, chosen, choice), half=half)
+    config = dataclasses.replace(config, calibration=calibration)
     if group.first:
         save_pretrained(set_target(model, "tensorrt"), out, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates
