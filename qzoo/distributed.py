@@ -203,6 +203,8 @@ def joined(timeout: float = TIMEOUT, device: str = "cpu") -> Iterator[Group]:
             timeout=timedelta(seconds=timeout),
         )
     yield group
+    with group.talking():  # none leaves, and takes its connections away, while another still uses them
+        torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ class Process:
     def close(self) -> None:
         """End the process."""
         if self._child.stdin is not None:
-            self._child.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended already, with a request unread
+                self._child.stdin.close()
         try:
             self._child.wait(timeout=10)
         except subprocess.TimeoutExpired:
