@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from qzoo.build import Images, calibration_images, record
+from qzoo.build import record
 from qzoo.calibrate import Candidate
 from qzoo.checkpoint import save_pretrained
 from qzoo.compact import compact
@@ -16,6 +16,7 @@ from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import UnknownModelError
+from qzoo.images import NONE, calibration_images
 from qzoo.ptq import Recipe, apply_recipe, best_recipe, round_biases
 from qzoo.registry import parse_name
 from qzoo.scheme import set_target
@@ -73,7 +74,7 @@ def calibrate_checkpoint(
     with group.first_alone():
         model = create_model(name, pretrained="float", target=target)
     config = config_of(model)
-    batches, images = [], Images("none", "", "", 0)
+    batches, images = [], NONE
     if recipe is None or not recipe.data_free:
         images = calibration_images(config, data, subset)
         with group.first_alone():

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from qzoo.build import Images, measurement
 from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
 from qzoo.config import Config, config_of
@@ -18,6 +17,9 @@ from qzoo.data.tensors import TensorLoader, crop_flip_erase
 from qzoo.distributed import Group
 from qzoo.errors import DataError
 from qzoo.evaluate import evaluate
+from qzoo.measurements import measurement
+from qzoo.parts import Images
+from qzoo.images import Images
 from qzoo.train import TrainOptions, train
 from qzoo.train_state import plot_log
 from qzoo.zoo import create_model

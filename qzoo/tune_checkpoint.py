@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from qzoo.build import Images, calibration_images, measure, record
+from qzoo.build import record
 from qzoo.calibrate import calibrate
 from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
@@ -15,6 +15,9 @@ from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
+from qzoo.measurements import measure
+from qzoo.parts import Images, calibration_images
+from qzoo.images import Images, calibration_images
 from qzoo.ptq import Recipe, round_biases
 from qzoo.quant.calib import calibrate_weights
 from qzoo.registry import parse_name

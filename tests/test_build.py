@@ -12,9 +12,9 @@ import qzoo
 from qzoo import hub
 from qzoo.build import build
 from qzoo.cards import card
-from qzoo.config import Config, config_of, read_config
+from qzoo.config import read_config
 from qzoo.data import load_data
-from qzoo.errors import CheckpointError, DataError, UnknownModelError
+from qzoo.errors import CheckpointError, UnknownModelError
 
 build_module = sys.modules["qzoo.build"]  # qzoo.build is the function
 NAME = "resnet20.fmnist-w8a8"
@@ -85,27 +85,6 @@ def test_names_that_are_not_built_by_calibration() -> None:
 def test_a_folder_with_another_checkpoint_is_not_overwritten(small_world: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds resnet20.fmnist;"):
         build(NAME, out=small_world / "resnet20.fmnist", **SMALL)
-
-
-def imagenet_config() -> Config:
-    return config_of(qzoo.create_model("resnet18.tv_in1k-w8a8"))
-
-
-def test_subsets_of_a_folder(tmp_path: Path) -> None:
-    config = imagenet_config()
-    with pytest.raises(DataError, match="--data"):
-        build_module._parts(config, None, None, None)
-    for i in range(8):
-        (tmp_path / "data" / "n01440764").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / "n01440764" / f"{i}.JPEG").touch()
-    images, checks = build_module._parts(config, tmp_path / "data", None, None)
-    assert (images.subset, checks.subset) == ("0:2", "2:8")
-    assert images.text == "ImageNet-1k, data (8 images)"
-    with pytest.raises(DataError, match="share images"):
-        build_module._parts(config, tmp_path / "data", "0:4", "3:8")
-    with pytest.raises(DataError, match="share images"):
-        build_module._parts(config, tmp_path / "data", "4:8", ":")
-    assert build_module._parts(config, tmp_path / "data", "4:8", ":4")[1].count == 4
 
 
 def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

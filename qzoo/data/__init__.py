@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
+from torch.utils.data import Subset
 
 from qzoo.data import fashion_mnist
 from qzoo.data.cifar import cifar as _cifar
+from qzoo.data.folders import FolderLoader, split_folder
 from qzoo.data.image_folder import ImageFolder
 from qzoo.data.imagenet import ImageNetFolder, image_batches
 from qzoo.data.labels import label_names
-from qzoo.data.tensors import TensorLoader
+from qzoo.data.tensors import TensorLoader, crop_flip, crop_flip_erase
 from qzoo.data.transforms import Augmentation, training_transform
 from qzoo.errors import DataError
 from qzoo.preprocessing import Preprocessing
@@ -23,8 +25,10 @@ __all__ = [
     "Augmentation",
     "ImageFolder",
     "Loader",
+    "image_files",
     "label_names",
     "load_data",
+    "load_training_data",
     "parse_subset",
     "training_transform",
 ]
@@ -59,7 +63,7 @@ def load_data(
         data: ImageNet: a folder of folders named by WordNet id. Fashion-MNIST: a folder of idx files; the
             embedded test set (or the training set where it is found) without. CIFAR: the folder that torchvision
             was given. Others: a folder with a folder of images a class.
-        split: ``"train"`` or ``"test"`` of Fashion-MNIST and CIFAR; a folder of images is one split already.
+        split: ``"train"`` or ``"test"``; a folder of images that has no ``train`` and ``val`` in it is one split.
         subset: ``"start:stop"``, images counted from 0 in an order that is always the same: the file's for
             Fashion-MNIST and CIFAR, by the SHA-256 of the relative path for folders. ``":128"`` and ``"128:"`` are
             disjoint.
@@ -74,20 +78,89 @@ def load_data(
         raise ValueError(
             f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}"
         )
+    if labels in _IN_MEMORY:
+        images, classes = _tensors(labels, split, data)
+        start, stop = parse_subset(subset, len(images))
+        return TensorLoader(images[start:stop], classes[start:stop], preprocessing, batch_size)
+    root = split_folder(_folder(labels, data), split)
+    dataset = image_files(labels, root, preprocessing)
+    start, stop = parse_subset(subset, len(dataset))
+    return image_batches(dataset, start, stop, batch_size, workers)
+
+
+_IN_MEMORY = ("fashion-mnist", "cifar-10", "cifar-100")
+
+
+def load_training_data(
+    preprocessing: Preprocessing,
+    labels: str,
+    data: str | Path | None = None,
+    *,
+    subset: str | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    workers: int = 0,
+    augmentation: Augmentation | None = None,
+) -> TensorLoader | FolderLoader:
+    """Epochs of shuffled, augmented batches; ``set_epoch`` chooses one. The arguments are those of :func:`load_data`.
+
+    Args:
+        subset: part of the training split, or of a folder that is one split, in the order of :func:`load_data`.
+        seed: of order and augmentation.
+        augmentation: of folders of images; crop and flip if None. The data sets in memory have their own.
+
+    Raises:
+        DataError: as :func:`load_data`; or fewer images than a batch.
+    """
+    loader: TensorLoader | FolderLoader
+    if labels in _IN_MEMORY:
+        images, classes = _tensors(labels, "train", data)
+        start, stop = parse_subset(subset, len(images))
+        augment = crop_flip_erase if labels == "fashion-mnist" else crop_flip
+        loader = TensorLoader(
+            images[start:stop],
+            classes[start:stop],
+            preprocessing,
+            batch_size,
+            shuffle=True,
+            augment=augment,
+            seed=seed,
+        )
+    else:
+        root = split_folder(_folder(labels, data), "train")
+        dataset = image_files(labels, root, preprocessing, training_transform(preprocessing, augmentation))
+        start, stop = parse_subset(subset, len(dataset))
+        part: Any = Subset(dataset, range(start, stop))
+        loader = FolderLoader(part, batch_size, seed, workers)
+    if not len(loader):
+        raise DataError(
+            f"{stop - start} training images don't fill one batch of {batch_size}; lower batch_size"
+        )
+    return loader
+
+
+def image_files(
+    labels: str,
+    root: str | Path,
+    preprocessing: Preprocessing,
+    transform: Callable[[Any], Tensor] | None = None,
+) -> ImageNetFolder | ImageFolder:
+    """The images of a folder, of the label set ``"imagenet-1k"`` or ``"folders"``."""
+    return (ImageNetFolder if labels == "imagenet-1k" else ImageFolder)(root, preprocessing, transform)
+
+
+def _tensors(labels: str, split: str, data: str | Path | None) -> tuple[Tensor, Tensor]:
     if labels == "fashion-mnist":
-        images, classes = fashion_mnist.fashion_mnist(split, data)
-        start, stop = parse_subset(subset, len(images))
-        return TensorLoader(images[start:stop], classes[start:stop], preprocessing, batch_size)
-    if labels in ("cifar-10", "cifar-100"):
-        images, classes = _cifar(labels, split, data)
-        start, stop = parse_subset(subset, len(images))
-        return TensorLoader(images[start:stop], classes[start:stop], preprocessing, batch_size)
+        return fashion_mnist.fashion_mnist(split, data)
+    return _cifar(labels, split, data)
+
+
+def _folder(labels: str, data: str | Path | None) -> str | Path:
+    """The folder of images of a label set that has one."""
     if labels == "folders":
         if data is None:
             raise DataError("pass data=FOLDER, with one folder of images a class")
-        folder = ImageFolder(data, preprocessing)
-        start, stop = parse_subset(subset, len(folder))
-        return image_batches(folder, start, stop, batch_size, workers)
+        return data
     if labels != "imagenet-1k":
         label_names(labels)  # refuses what it does not know
         raise DataError(f"no loader for the label set {labels!r}")
@@ -95,9 +168,7 @@ def load_data(
         raise DataError(
             "ImageNet is not embedded: pass data=FOLDER, with one folder of images a class (n01440764)"
         )
-    dataset = ImageNetFolder(data, preprocessing)
-    start, stop = parse_subset(subset, len(dataset))
-    return image_batches(dataset, start, stop, batch_size, workers)
+    return data
 
 
 def parse_subset(subset: str | None, count: int) -> tuple[int, int]:

@@ -32,6 +32,11 @@ class ImageNetFolder(Dataset[tuple[Tensor, int]]):
 
     Item ``i`` is ``(image, label)``: float32 [C, H, W], preprocessed, and the class index.
 
+    Args:
+        root: a folder a class, named by WordNet id.
+        preprocessing: of the model.
+        transform: in place of the preprocessing's, for training (:func:`qzoo.data.training_transform`).
+
     Attributes:
         files: one ``(path, label)`` an image, in that order.
 
@@ -39,10 +44,15 @@ class ImageNetFolder(Dataset[tuple[Tensor, int]]):
         DataError: no folder, no images, or a folder whose name is no ImageNet synset.
     """
 
-    def __init__(self, root: str | Path, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        preprocessing: Preprocessing,
+        transform: Callable[[Any], Tensor] | None = None,
+    ) -> None:
         self.root = Path(root)
         self.mode = "L" if preprocessing.input_size[0] == 1 else "RGB"
-        self.transform: Callable[[Any], Tensor] = preprocessing.transform()
+        self.transform: Callable[[Any], Tensor] = transform or preprocessing.transform()
         self.files = _scan(self.root)
 
     def __len__(self) -> int:

@@ -47,13 +47,14 @@ class TensorLoader:
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.shuffle, self.augment, self.seed, self.epoch = shuffle, augment, seed, 0
+        self.shuffle, self.augment, self.seed = shuffle, augment, seed
+        self.epoch, self.start = 0, 0
         self.mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
         self.std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and augmentation the next iteration has."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch whose order and augmentation the next iteration has, and how many batches it leaves out."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         count = len(self.images)
@@ -67,8 +68,15 @@ class TensorLoader:
             index = order[i * self.batch_size : (i + 1) * self.batch_size]
             batch = self.images[index].float().div_(255)
             if self.augment is not None:
-                batch = self.augment(batch, generator)
+                batch = self.augment(batch, generator)  # also of batches left out: the draws are one sequence
+            if i < self.start:
+                continue
             yield (batch - self.mean) / self.std, self.labels[index]
+
+
+def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to 4 pixels and mirror half of the images: the usual augmentation of CIFAR (He et al., 2015)."""
+    return crop_flip_erase(images, generator, pad=4, erase=0.0)
 
 
 def crop_flip_erase(images: Tensor, generator: torch.Generator, pad: int = 2, erase: float = 0.5) -> Tensor:

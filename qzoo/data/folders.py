@@ -1,0 +1,98 @@
+"""Folders of images: their splits, and epochs of shuffled and augmented images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+_TEST = ("val", "test", "valid")
+
+
+def split_folder(root: str | Path, split: str) -> Path:
+    """``root/train`` or ``root/val`` (``test``, ``valid``), where both hold folders of classes; else ``root``."""
+    folder = Path(root)
+    train, tests = folder / "train", [folder / name for name in _TEST]
+    test = next((path for path in tests if _has_folders(path)), None)
+    if test is None or not _has_folders(train):
+        return folder
+    return train if split == "train" else test
+
+
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+
+
+class FolderLoader:
+    """Epochs of a folder of images: float32 [B, C, H, W] and int64 [B], the same for the same seed and epoch.
+
+    Order and augmentation depend on seed, epoch and image alone, not on workers or on what was drawn before, so a
+    training goes on from any batch. An incomplete last batch is left out.
+
+    Args:
+        dataset: ``(image, label)`` by index; its transform may draw from Python's, NumPy's and torch's global
+            generators.
+        batch_size: images a batch.
+        seed: of order and augmentation.
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    def __init__(
+        self, dataset: Dataset[tuple[Tensor, int]], batch_size: int, seed: int = 0, workers: int = 0
+    ) -> None:
+        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches to leave out."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch_size  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size].tolist() for i in range(len(self))]
+        drawn: Any = _Drawn(self.dataset, self.seed * 1_000_003 + self.epoch)
+        loader: DataLoader[Any] = DataLoader(
+            drawn,
+            batch_sampler=batches[self.start :],
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else every pass would move the global generator
+        )
+        yield from loader
+
+
+class _Drawn(Dataset[tuple[Tensor, int]]):
+    """A data set whose item ``i`` is always drawn in the same way."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        with _seeded(np.random.SeedSequence([self.seed % (1 << 63), index])):
+            return self.dataset[index]
+
+
+@contextmanager
+def _seeded(seeds: np.random.SeedSequence) -> Iterator[None]:
+    """Python's, NumPy's and torch's CPU generators start from ``seeds`` within, and are as before afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what transforms draw from
+    first, second, third = (int(word) for word in seeds.generate_state(3))
+    random.seed(first)
+    np.random.seed(second)  # noqa: NPY002 - what transforms draw from
+    torch.default_generator.manual_seed(third)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002 - what transforms draw from
+        torch.set_rng_state(before[2])
