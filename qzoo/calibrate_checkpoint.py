@@ -16,7 +16,7 @@ from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import UnknownModelError
-from qzoo.images import NONE, calibration_images
+from qzoo.parts import NONE, calibration_images
 from qzoo.ptq import Recipe, apply_recipe, best_recipe, round_biases
 from qzoo.registry import parse_name
 from qzoo.scheme import set_target

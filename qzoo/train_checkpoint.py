@@ -18,7 +18,7 @@ from qzoo.distributed import Group
 from qzoo.errors import DataError
 from qzoo.evaluate import evaluate
 from qzoo.measurements import measurement
-from qzoo.images import Images
+from qzoo.parts import Images
 from qzoo.train import TrainOptions, train
 from qzoo.train_state import plot_log
 from qzoo.zoo import create_model

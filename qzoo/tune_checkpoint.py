@@ -16,7 +16,7 @@ from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
 from qzoo.measurements import measure
-from qzoo.images import Images, calibration_images
+from qzoo.parts import Images, calibration_images
 from qzoo.ptq import Recipe, round_biases
 from qzoo.quant.calib import calibrate_weights
 from qzoo.registry import parse_name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from qzoo.config import Config
@@ -28,14 +27,12 @@ class Images:
         split: "train" or "test", as :func:`qzoo.data.load_data` takes it.
         subset: ``"start:stop"`` in the split's fixed order.
         count: number of images.
-        digest: tells two folders with other files apart; "" where the data set is always the same.
     """
 
     text: str
     split: str
     subset: str
     count: int
-    digest: str = ""
 
 
 NONE = Images("none", "", "", 0)
@@ -100,17 +97,13 @@ def _split(config: Config, data: str | Path | None, split: str) -> Images:
     if data is None:
         raise DataError(f"{config.name} needs images: pass data=FOLDER (--data FOLDER)")
     root = split_folder(data, split)
-    files = image_files(config.labels, root, config.preprocessing).files
-    listing = hashlib.sha256()
-    for path, _ in files:
-        listing.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+    count = len(image_files(config.labels, root, config.preprocessing))
     title = "ImageNet-1k, " if config.labels == "imagenet-1k" else ""
-    single = root == Path(data)
-    name = Path(data).resolve().name + ("" if single else f" {root.name}")
-    text = f"{title}{name} ({len(files)} images)"
-    return Images(text, "test" if single else split, ":", len(files), listing.hexdigest())
+    if root == Path(data):
+        return Images(f"{title}{root.resolve().name} ({count} images)", "test", ":", count)
+    return Images(f"{title}{Path(data).resolve().name} {root.name} ({count} images)", split, ":", count)
 
 
 def _part(whole: Images, subset: str) -> Images:
     start, stop = parse_subset(subset, whole.count)
-    return replace(whole, subset=f"{start}:{stop}", count=stop - start)
+    return Images(whole.text, whole.split, f"{start}:{stop}", stop - start)
