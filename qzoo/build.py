@@ -16,13 +16,13 @@ from qzoo.calibrate import Calibration, Candidate
 from qzoo.cards import write_card
 from qzoo.checkpoint import load_pretrained, save_pretrained
 from qzoo.compact import compact
-from qzoo.config import WEIGHTS, CalibrationRecord, Config, Measurement, config_of, read_config
+from qzoo.config import WEIGHTS, CalibrationRecord, Measurement, config_of, read_config
 from qzoo.errors import UnknownModelError
 from qzoo.fields import encode
 from qzoo.folders import exclusive, place, scratch_beside
+from qzoo.images import Images
 from qzoo.measurements import can_run_onnx, finite, measure, require_onnx
 from qzoo.onnx_files import export_files, onnx_name, with_files
-from qzoo.parts import Images, calibration_images  # noqa: F401
 from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, round_biases
 from qzoo.recipes import Made, how_made
 from qzoo.registry import ModelName, architecture, parse_name
@@ -64,7 +64,7 @@ def build(
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
         data: the images, see :func:`qzoo.data.load_data`.
-        calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are those of :func:`qzoo.parts.parts`.
+        calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.images`.
         method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
         rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
         equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.

@@ -8,11 +8,7 @@ bit.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +18,7 @@ from torch import Tensor, nn
 from qzoo import __version__, hub, packing
 from qzoo.config import WEIGHTS, Config, config_of, read_config
 from qzoo.errors import CheckpointError
+from qzoo.folders import place, scratch_beside
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.registry import architecture
 from qzoo.scheme import TARGETS, Scheme, with_target
@@ -208,54 +205,12 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:
     from safetensors.torch import save_file
 
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} exists and is no folder")
-    with _scratch(folder.parent, f".{folder.name}.") as scratch:
+    with scratch_beside(folder) as scratch:
         save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
         (scratch / WEIGHTS).chmod(0o644)  # save_file leaves it to the owner alone
         files = {WEIGHTS: hub.sha256_of(scratch / WEIGHTS)}
         sizes = {WEIGHTS: (scratch / WEIGHTS).stat().st_size}
         config = dataclasses.replace(config, files=files, sizes=sizes)
         (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
-        for name in (WEIGHTS, "config.json"):
-            _flush(scratch / name)
-        try:
-            os.rename(scratch, folder)  # fails where a folder with files is in the way, and only there
-        except OSError:
-            with _exclusive(folder):
-                for name in (WEIGHTS, "config.json"):
-                    os.replace(scratch / name, folder / name)
+        place(scratch, folder, (WEIGHTS, "config.json"))
     return folder
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder beside the final one; what is left of it goes."""
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent))
-    scratch.chmod(0o755)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """One writer at a time, where the system has advisory locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: the hash in config.json still tells a mixture
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -6,17 +6,20 @@ A recipe is a ``config.json`` without weights and figures. It is never listed as
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from qzoo import hub
-from qzoo.build import build
-from qzoo.config import WEIGHTS, CalibrationRecord, Config, FloatSource, read_config
-from qzoo.errors import QzooError
+from qzoo.config import CalibrationRecord, Config, FloatSource, read_config
+from qzoo.errors import CheckpointError
+from qzoo.folders import write_text
+from qzoo.ptq import Recipe
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name
+from qzoo.training_options import TrainOptions
 from qzoo.zoo import new_config
 
+FOLDER = Path("recipes")
 _TUNED = ("resnet18", "resnet50", "mobilenet_v2")
 # What the old toolkit documents for ResNet-50 (float 76.13 %): one epoch above 76.4 %, fifteen with a cosine above
 # 76.7 %, calibration alone 76.1 %.
@@ -64,46 +67,90 @@ def write_recipes(folder: str | Path) -> list[Path]:
     for config in recipes():
         path = Path(folder) / config.name / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(config.to_json(), encoding="utf-8")
+        write_text(path, config.to_json())
         paths.append(path)
     return paths
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint with its weights, whole, and with figures."""
-    try:
-        config = read_config(folder)
-    except QzooError:
-        return False
-    weights = folder / WEIGHTS
-    return bool(config.metrics) and weights.is_file() and hub.sha256_of(weights) == config.files.get(WEIGHTS)
+# ---- how a name is made ----
 
 
-def build_all(
-    data: str | Path | None,
-    *,
-    out: str | Path = "model_cards",
-    report: Callable[[str], None] = print,
-    progress: bool = True,
-) -> dict[str, str]:
-    """Build every recipe that is not complete in ``out``; called again, it goes on with what is left.
+@dataclass(frozen=True)
+class Made:
+    """How a checkpoint is made; None and "" where nothing is said.
 
-    Recipes of tuning are left to ``qzoo train``. A recipe that fails does not stop the others.
-
-    Returns:
-        Name -> what went wrong, of those that failed.
+    Attributes:
+        source: where this is said.
+        recipe, best: post-training methods, or that the best ones are to be found.
+        calibration, evaluation: subsets of the images.
+        edge_bits: of the first and the last layer.
+        training: options of a training, as a config records them.
     """
-    failed = {}
-    for config in recipes():
-        folder = Path(out) / config.name
-        if parse_name(config.name).qat:
-            continue
-        if is_complete(folder):
-            report(f"{config.name}: complete")
-            continue
+
+    source: str = ""
+    recipe: Recipe = Recipe()  # noqa: RUF009 - immutable
+    best: bool = False
+    calibration: str | None = None
+    evaluation: str | None = None
+    edge_bits: int = 0
+    training: dict[str, Any] | None = None
+
+    def options(self) -> tuple[TrainOptions, int]:
+        """Of the training: options and batch size.
+
+        Raises:
+            CheckpointError: no training is recorded, or with values that make no sense.
+        """
+        if not self.training:
+            raise CheckpointError(
+                f"{self.source or 'no recipe'} says how to train; `qzoo train NAME` takes options"
+            )
+        known = {f.name for f in fields(TrainOptions)}
         try:
-            report(str(build(config.name, data=data, out=folder, progress=progress)))
-        except (QzooError, OSError) as error:
-            failed[config.name] = str(error)
-            report(f"{config.name}: {error}")
-    return failed
+            options = TrainOptions(**{k: v for k, v in self.training.items() if k in known})
+            return options, int(self.training.get("batch_size", 128))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.source}: training: {error}") from error
+
+
+def how_made(name: str, folder: Path) -> Made:
+    """How a checkpoint was, or is to be, made.
+
+    Looked up in the folder that it is written to, in ``recipes/`` here, in the package's checkpoints (without
+    their images: other data have other numbers), in the package's recipes; what is nowhere is made with defaults.
+
+    Args:
+        name: with its tag.
+
+    Raises:
+        CheckpointError: the folder holds another checkpoint, or a config is not valid.
+    """
+    if (folder / "config.json").is_file():
+        old = read_config(folder)
+        if old.name != name:
+            raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {name}")
+        return _made(old, f"{folder / 'config.json'}")
+    stored = FOLDER / name
+    if (stored / "config.json").is_file():
+        return _made(read_config(stored), f"{stored / 'config.json'}")
+    if name in hub.embedded():
+        made = _made(read_config(hub.embedded()[name]), f"qzoo's checkpoint {name}")
+        return dataclasses.replace(made, evaluation=None)
+    known = {config.name: config for config in recipes()}
+    return _made(known[name], f"qzoo's recipe {name}") if name in known else Made()
+
+
+def _made(config: Config, source: str) -> Made:
+    edge_bits = config.scheme.edge_bits if config.scheme else 0
+    evaluation = config.metrics[0].subset if config.metrics else None
+    made = Made(source, evaluation=evaluation, edge_bits=edge_bits, training=config.training)
+    record = config.calibration
+    if record is None:
+        return made
+    method = "auto" if record.candidates and not record.recipe else record.method
+    return dataclasses.replace(
+        made,
+        recipe=Recipe(record.equalize, method, record.rounding, record.bias_correction, record.smooth),
+        best=bool(record.recipe),
+        calibration=record.subset or None,
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,14 +12,18 @@ import pytest
 import torch
 
 import qzoo
+import qzoo.tune_checkpoint
 from qzoo import hub
 from qzoo.build import build
 from qzoo.cards import card
-from qzoo.config import read_config
+from qzoo.config import CalibrationRecord, read_config
 from qzoo.data import load_data
 from qzoo.errors import CheckpointError, UnknownModelError
+from qzoo.train import TrainOptions
+from qzoo.zoo import new_config
 
 build_module = sys.modules["qzoo.build"]  # qzoo.build is the function
+plan_module = sys.modules["qzoo.build_plan"]
 NAME = "resnet20.fmnist-w8a8"
 SMALL = {"calibration_subset": "0:32", "evaluation_subset": "100:164", "progress": False}
 
@@ -34,7 +41,8 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def load(*args, split: str = "test", **kwargs):
         return load_data(*args, **kwargs)
 
-    monkeypatch.setattr(build_module, "load_data", load)
+    monkeypatch.setattr(plan_module, "load_data", load)
+    monkeypatch.chdir(tmp_path)
     return store
 
 
@@ -67,19 +75,25 @@ def test_build_makes_a_checkpoint_with_measured_figures(small_world: Path) -> No
 
 def test_the_same_call_makes_the_same_files(small_world: Path) -> None:
     first = build(NAME, out=small_world / NAME, method="auto", **SMALL)
-    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    before = contents(first)
+    assert before.keys() == {"config.json", "model.safetensors", "README.md", "onnx/model_int8.onnx"}
     config = read_config(first)
     assert config.calibration is not None
     assert {c["method"] for c in config.calibration.candidates} == {"max", "percentile", "mse", "entropy"}
-    build(NAME, out=first, progress=False)  # the folder's own config says how it is made
-    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
+    # The folder's own config says how it is made.
+    said: list[str] = []
+    build(NAME, out=first, again=True, report=said.append, progress=False)
+    assert not any("done before" in line for line in said)
+    assert contents(first) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_names_that_are_not_built_by_calibration() -> None:
     with pytest.raises(UnknownModelError, match="give a scheme"):
         build("resnet20.fmnist")
-    with pytest.raises(UnknownModelError, match="qzoo train"):
-        build("resnet20.fmnist-w4a4_qat")
 
 
 def test_a_folder_with_another_checkpoint_is_not_overwritten(small_world: Path) -> None:
@@ -88,7 +102,8 @@ def test_a_folder_with_another_checkpoint_is_not_overwritten(small_world: Path) 
 
 
 def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module, "measure", lambda *args: ())  # what counts here is not measured
+    # What counts here is not measured.
+    monkeypatch.setattr(build_module, "measure", lambda *args, **options: ())
     name = "resnet20.fmnist-w4a8"
     folder = build(name, out=small_world / name, method="max", edge_bits=8, **SMALL)
     config = read_config(folder)
@@ -103,5 +118,131 @@ def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.
     assert "The first and the last layer have 8." in card(config)
     assert "--edge-bits 8" in card(config)
     before = (folder / "model.safetensors").read_bytes()
-    build(name, out=folder, calibration_subset="0:32", progress=False)
+    build(name, out=folder, calibration_subset="0:32", again=True, progress=False)
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_second_call_repeats_nothing_and_a_changed_argument_only_what_depends_on_it(
+    small_world: Path,
+) -> None:
+    said: list[str] = []
+    arguments = {**SMALL, "method": "max", "out": small_world / NAME, "report": said.append}
+    folder = build(NAME, **arguments)
+    before = contents(folder)
+    steps = list(said)
+    assert [line.partition(" ")[0] for line in steps] == ["calibrate", "export"] + ["evaluate"] * 4
+    said.clear()
+    build(NAME, **arguments)
+    assert said == [f"{step}: done before" for step in steps]
+    assert contents(folder) == before
+    said.clear()
+    build(NAME, **{**arguments, "evaluation_subset": "100:132"})
+    assert said == [f"{step}: done before" for step in steps[:2]] + steps[2:]
+    assert read_config(folder).metrics[0].images == 32
+    said.clear()
+    (Path("runs") / NAME / "checkpoint" / "model.safetensors").write_bytes(b"altered")
+    build(NAME, **{**arguments, "evaluation_subset": "100:132"})
+    assert said == [steps[0]] + [f"{step}: done before" for step in steps[1:]]  # the same weights came out
+
+
+def test_onnx_files_are_those_asked_for(small_world: Path) -> None:
+    arguments = {**SMALL, "method": "max", "out": small_world / NAME}
+    folder = build(NAME, onnx=("tensorrt", "openvino"), **arguments)
+    assert {p.name for p in (folder / "onnx").iterdir()} == {
+        "model_int8_tensorrt.onnx",
+        "model_int8_openvino.onnx",
+    }
+    assert read_config(folder).files.keys() > {"onnx/model_int8_tensorrt.onnx"}
+    build(NAME, onnx=(), **arguments)
+    assert contents(folder).keys() == {"config.json", "model.safetensors", "README.md"}
+    with pytest.raises(ValueError, match="target"):
+        build(NAME, onnx=("cpu",), **arguments)
+
+
+KILLED = """
+import os, signal, sys
+import qzoo.build_plan as plan
+from qzoo.build import build
+from qzoo.data import load_data
+
+plan.load_data = lambda *args, split="test", **rest: load_data(*args, **rest)
+lines = 0
+
+def report(line):
+    global lines
+    lines += 1
+    if lines > int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)  # in the middle of the step after that one
+    print(line, flush=True)
+
+build("resnet20.fmnist-w8a8", method="max", calibration_subset="0:32", evaluation_subset="100:132",
+      out="card", report=report, progress=False)
+"""
+
+
+def test_killed_and_called_again_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    def run(folder: Path, steps: int) -> list[str]:
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(steps)], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == (0 if steps > 6 else -signal.SIGKILL), done.stderr
+        return done.stdout.splitlines()
+
+    whole = run(tmp_path / "whole", 99)
+    assert run(tmp_path / "killed", 1) == whole[:1]
+    assert not (tmp_path / "killed" / "card").exists()
+    assert run(tmp_path / "killed", 4) == [f"{whole[0]}: done before", *whole[1:4]]
+    assert run(tmp_path / "killed", 99) == [f"{line}: done before" for line in whole[:4]] + whole[4:]
+    assert contents(tmp_path / "killed" / "card") == contents(tmp_path / "whole" / "card")
+
+
+def test_the_recipe_of_the_name_is_the_default_and_arguments_override_it(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "measure", lambda *args, **options: ())
+    config = new_config(NAME)
+    calibration = CalibrationRecord("percentile", "Fashion-MNIST train", "0:16", 16, rounding="learned")
+    stored = Path("recipes") / NAME / "config.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(dataclasses.replace(config, calibration=calibration).to_json())
+    made = read_config(build(NAME, out="one", onnx=(), progress=False)).calibration
+    assert made is not None
+    assert (made.method, made.rounding, made.subset) == ("percentile", "learned", "0:16")
+    made = read_config(build(NAME, out="two", method="max", onnx=(), progress=False)).calibration
+    assert made is not None
+    assert (made.method, made.rounding, made.subset) == ("max", "learned", "0:16")
+
+
+def test_a_trained_checkpoint_is_built_by_its_recipe(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "resnet20.fmnist-w4a4_qat"
+    with pytest.raises(CheckpointError, match=r"how to train.*qzoo train"):
+        build(name, progress=False)
+    training = {"epochs": 2, "lr": 0.25, "method": "lsq", "batch_size": 7, "threads": 1}
+    stored = Path("recipes") / name / "config.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text(dataclasses.replace(new_config(name), training=training).to_json())
+    with pytest.raises(ValueError, match="method does not apply"):
+        build(name, method="max", progress=False)
+    asked: list[object] = []
+
+    def tune(name: str, options: TrainOptions, *, batch_size: int, out: Path, **rest: object) -> None:
+        asked.append((options, batch_size))
+        model = qzoo.create_model(name)
+        qzoo.calibrate(model, [torch.randn(4, 1, 28, 28)], progress=False)
+        qzoo.save_pretrained(model, out)
+
+    monkeypatch.setattr(
+        sys.modules["qzoo.tune_checkpoint"], "tune_checkpoint", tune
+    )  # hours, in another test
+    for _ in range(2):
+        folder = build(name, out="tuned", progress=False)
+    assert asked == [(TrainOptions(epochs=2, lr=0.25, method="lsq"), 7)]
+    assert contents(folder).keys() == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "onnx/model_int8.onnx",
+    }

@@ -18,7 +18,7 @@ from qzoo.config import read_config
 from qzoo.data import load_data
 from qzoo.errors import UnknownModelError
 
-module = sys.modules["qzoo.build"]  # qzoo.build is the function
+module = sys.modules["qzoo.build_plan"]
 NAME = "resnet20.fmnist-w8a8"
 
 
@@ -36,6 +36,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return load_data(*args, **kwargs)
 
     monkeypatch.setattr(module, "load_data", load)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "load_data", load)
     return store
 

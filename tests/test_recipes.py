@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import qzoo
+from qzoo.build_all import build_all, is_complete
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import CheckpointError, HubError
-from qzoo.recipes import build_all, is_complete, recipes, write_recipes
+from qzoo.recipes import recipes, write_recipes
 from qzoo.registry import architecture, list_architectures
 
 ROOT = Path(qzoo.__file__).parent.parent
@@ -53,13 +54,13 @@ def test_build_all_goes_on_with_what_is_left(tmp_path: Path, monkeypatch: pytest
         (tmp_path / done.name / file).write_bytes((done / file).read_bytes())
     asked = []
 
-    def build(name: str, *, data: object, out: Path, progress: bool) -> Path:
+    def build(name: str, *, data: object, out: Path, runs: object, progress: bool) -> Path:
         asked.append(name)
         if name.startswith("resnet18"):
             raise HubError("no network")
         return out
 
-    monkeypatch.setattr(sys.modules["qzoo.recipes"], "build", build)
+    monkeypatch.setattr(sys.modules["qzoo.build_all"], "build", build)
     failed = build_all("images", out=tmp_path, report=lambda text: None, progress=False)
     assert failed == {"resnet18.tv_in1k-w8a8": "no network"}
     assert done.name not in asked

@@ -1,0 +1,82 @@
+"""Folders that appear whole or not at all: temporary names, then a rename; what can't be renamed at once is locked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qzoo.errors import CheckpointError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp leaves it to the owner alone
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def scratch_beside(folder: Path) -> Iterator[Path]:
+    """An empty folder on the same file system as ``folder``, which need not exist; what is left of it goes.
+
+    Raises:
+        CheckpointError: ``folder`` is something else than a folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} exists and is no folder")
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    scratch.chmod(0o755)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def place(scratch: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move files from ``scratch`` to ``folder``: a new folder appears at once, an old one is filled file by file.
+
+    Args:
+        names: paths inside of ``scratch``, in the order in which an old folder gets them: what vouches for the
+            others goes last.
+    """
+    for name in names:
+        _flush(scratch / name)
+    try:
+        os.rename(scratch, folder)  # fails where a folder with files is in the way, and only there
+    except OSError:
+        with exclusive(folder):
+            for name in names:
+                (folder / name).parent.mkdir(exist_ok=True)
+                os.replace(scratch / name, folder / name)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """One process at a time, where the system has advisory locks; others wait."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: hashes still tell a mixture
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
