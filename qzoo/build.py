@@ -20,9 +20,9 @@ from qzoo.config import WEIGHTS, CalibrationRecord, Measurement, config_of, read
 from qzoo.errors import UnknownModelError
 from qzoo.fields import encode
 from qzoo.folders import exclusive, place, scratch_beside
-from qzoo.images import Images
 from qzoo.measurements import can_run_onnx, finite, measure, require_onnx
 from qzoo.onnx_files import export_files, onnx_name, with_files
+from qzoo.parts import Images
 from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, round_biases
 from qzoo.recipes import Made, how_made
 from qzoo.registry import ModelName, architecture, parse_name
@@ -64,7 +64,7 @@ def build(
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
         data: the images, see :func:`qzoo.data.load_data`.
-        calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.images`.
+        calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.parts`.
         method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
         rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
         equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qzoo.config import Config
 from qzoo.data import load_data
-from qzoo.images import Images, calibration_images, evaluation_images
+from qzoo.parts import Images, calibration_images, evaluation_images
 from qzoo.ptq import Recipe
 from qzoo.recipes import Made
 from qzoo.registry import ModelName

@@ -17,7 +17,7 @@ from qzoo.errors import MissingDependencyError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.export.onnx import export_onnx
 from qzoo.fields import decode, encode
-from qzoo.images import Images
+from qzoo.parts import Images
 from qzoo.scheme import set_target
 from qzoo.steps import Steps
 
