@@ -103,7 +103,7 @@ class Made:
         """
         if not self.training:
             raise CheckpointError(
-                f"{self.source or 'no recipe'} says how to train; `qzoo train NAME` takes options"
+                f"{self.source or 'the name alone'} does not say how to train; `qzoo train NAME` takes options"
             )
         known = {f.name for f in fields(TrainOptions)}
         try:
