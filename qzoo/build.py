@@ -218,6 +218,7 @@ def _tuned(
     progress: bool,
 ) -> Path:
     """A checkpoint whose weights are trained; the training keeps its own state, epoch by epoch."""
+    from qzoo.train_job import TrainJob
     from qzoo.tune_checkpoint import tune_checkpoint
 
     options, batch_size = made.options()
@@ -225,15 +226,8 @@ def _tuned(
     folder = state / CHECKPOINT
 
     def action() -> None:
-        tune_checkpoint(
-            str(parsed),
-            options,
-            data=data,
-            batch_size=batch_size,
-            runs=runs,
-            out=folder,
-            progress=progress,
-        )
+        job = TrainJob(data=data, batch_size=batch_size, runs=runs, out=folder, progress=progress)
+        tune_checkpoint(str(parsed), options, job)
 
     inputs = {"options": encode(options), "batch_size": batch_size, "data": str(data or "")}
     steps.run("train and measure", inputs, action, _FILES)

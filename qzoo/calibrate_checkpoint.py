@@ -16,11 +16,11 @@ from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import UnknownModelError
+from qzoo.own_weights import quantized_from
 from qzoo.parts import NONE, calibration_images
 from qzoo.ptq import Recipe, apply_recipe, best_recipe, round_biases
 from qzoo.registry import parse_name
-from qzoo.scheme import set_target
-from qzoo.zoo import create_model
+from qzoo.scheme import Scheme, set_target
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def calibrate_checkpoint(
     data: str | Path | None = None,
     subset: str | None = None,
     target: str = "onnxruntime",
+    float_weights: str | Path | None = None,
     progress: bool = True,
     group: Group | None = None,
 ) -> Calibrated:
@@ -60,6 +61,7 @@ def calibrate_checkpoint(
         data: the images, see :func:`qzoo.data.load_data`; not needed by a recipe without data.
         subset: ``"start:stop"``; by default what ``qzoo.build`` calibrates on.
         target: the runtime whose quantizers the recipe sees.
+        float_weights: a folder with float weights of the architecture; None: what the name's tag means.
         group: processes that share the pass for the ranges; each does all the rest, and rank 0 writes.
 
     Raises:
@@ -72,7 +74,7 @@ def calibrate_checkpoint(
         raise UnknownModelError(f"{name!r} is not made by calibration; give a scheme, such as -w8a8")
     group = group or Group()
     with group.first_alone():
-        model = create_model(name, pretrained="float", target=target)
+        model, _ = quantized_from(name, float_weights, Scheme.parse(parsed.scheme, target))
     config = config_of(model)
     batches, images = [], NONE
     if recipe is None or not recipe.data_free:
@@ -82,18 +84,19 @@ def calibrate_checkpoint(
                 config.preprocessing, config.labels, data, split=images.split, subset=images.subset
             )
         batches = [batch for batch, _ in loader]
-    choice = None if recipe is not None else best_recipe(model, batches, progress=progress)
-    chosen = recipe if choice is None else choice.recipe
-    assert chosen is not None
+    choice = None
+    if recipe is None:
+        choice = best_recipe(model, batches, progress=progress)
+        recipe = choice.recipe
     found = apply_recipe(
-        model, batches, chosen, preprocessing=config.preprocessing, progress=progress, group=group
+        model, batches, recipe, preprocessing=config.preprocessing, progress=progress, group=group
     )
     example = torch.zeros(1, *config.preprocessing.input_size)
     half = compact(model, example) > 0
     round_biases(model, example)
-    calibration = dataclasses.replace(record(found, images, chosen, choice), half=half)
+    calibration = dataclasses.replace(record(found, images, recipe, choice), half=half)
     config = dataclasses.replace(config, calibration=calibration)
     if group.first:
         save_pretrained(set_target(model, "tensorrt"), out, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates
-    return Calibrated(chosen, candidates, found.images, choice.held_back if choice else found.select_images)
+    return Calibrated(recipe, candidates, found.images, choice.held_back if choice else found.select_images)

@@ -230,9 +230,18 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         for key, default in TUNING.items()
         if options.get(key, default) != default
     ]
+    source = [f"--dataset {options['dataset']}"] if "dataset" in options else []
+    source += ["--data DIR"] if options.get("data") != "Fashion-MNIST train" else []
+    source += [f"--{key} {options[key]}" for key in ("float", "start") if key in options]
+    source += [
+        f"--{key.replace('_', '-')} {options[key]}"
+        for key in ("subset", "evaluation_subset")
+        if key in options
+    ]
+    flags = source + flags
     processes = options.get("processes", 1)
     start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes > 1 else "qzoo train"
-    return " ".join([start, name, *flags, *(["--bf16"] if options.get("bf16") else [])])
+    return " ".join([start, name, *flags, *(f"--{name}" for name in ("bf16", "fp16") if options.get(name))])
 
 
 def _half(config: Config) -> str:

@@ -1,8 +1,9 @@
 """``qzoo.train``: trains a module in place, float or quantized (QAT is the same loop on a calibrated model).
 
-Every epoch ends with an atomic checkpoint in ``out``, and batches depend only on seed and epoch, so a run that was
-killed and started again with the same options ends with the weights of an uninterrupted one (same machine, same
-number of threads and processes).
+Every epoch ends with an atomic checkpoint in ``out`` (and, with ``save_every``, so do parts of it), batches depend
+only on seed and epoch, and torch's generator starts anew from seed, epoch and batch after each checkpoint. So a run
+that was killed and started again with the same options ends with the weights of an uninterrupted one (same machine,
+same number of threads and processes).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,8 +36,11 @@ __all__ = ["EpochLoader", "TrainOptions", "train"]
 class EpochLoader(Protocol):
     """What :func:`train` iterates over: a sized iterable of ``(images, labels)`` that knows the epoch."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches to leave out.
+
+        ``len()`` stays that of the whole epoch.
+        """
 
     def __len__(self) -> int: ...
 
@@ -53,6 +58,7 @@ def train(
     tensorboard: bool = False,
     progress: bool = True,
     group: Group | None = None,
+    save_every: int = 0,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place; go on where ``out`` holds an unfinished run of the same options.
 
@@ -60,7 +66,7 @@ def train(
         model: float, or quantized and calibrated.
         loader: training batches; ``set_epoch`` is called before each epoch.
         options: :class:`TrainOptions`, the defaults if None.
-        out: folder for ``state.pt`` (model, optimizer, epoch) and ``log.csv`` (one line an epoch).
+        out: folder for ``state.pt`` (model, optimizer, scaler, place in the run) and ``log.csv`` (one line an epoch).
         eval_loader: when given, top-1 is measured after every epoch.
         teacher: the float model of ``options.distill``; it is not changed.
         tensorboard: write the log for TensorBoard into ``out``, too.
@@ -68,6 +74,8 @@ def train(
         group: the processes that share each batch, equal parts of it; every process passes the same loaders.
             Gradients are those of the whole batch. BatchNorm normalizes each process's part by itself; its running
             statistics are averaged after each epoch. Rank 0 writes.
+        save_every: steps after which the state is saved within an epoch, too; 0 saves after each epoch only. With
+            several processes, BatchNorm's statistics are averaged then, too.
 
     Returns:
         One dictionary an epoch: epoch, lr, loss, seconds, and top1 (in percent) when ``eval_loader`` is given.
@@ -75,12 +83,14 @@ def train(
     Raises:
         QzooError: ``out`` holds a run with other options, or the loss is not finite.
         CalibrationError: ranges are to be trained, and a quantizer has none.
-        ValueError: distillation without a teacher.
+        ValueError: distillation without a teacher, or float16 on a CPU.
         DistributedError: another process has ended, or a batch that can't be shared out equally.
     """
     options, group = options or TrainOptions(), group or Group()
     if options.distill and teacher is None:
         raise ValueError(f"distill={options.distill} needs teacher=, the float model")
+    if options.fp16 and group.device.type != "cuda":
+        raise ValueError("fp16 needs a GPU (--device cuda); use bf16 on a CPU")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
@@ -88,30 +98,28 @@ def train(
     if options.method != "ste":
         learn_ranges(model, options.method)
     run = _Run(model, options, teacher.eval().to(group.device) if teacher is not None else None, group)
-    log = run.resume(folder / "state.pt")
-    for epoch in range(len(log), options.epochs):
-        start = time.perf_counter()
-        loader.set_epoch(epoch)
-        row = {"epoch": epoch, "loss": run.epoch(loader, epoch, progress and group.first), "lr": run.lr}
+    run.resume(folder / "state.pt", len(loader))
+    for epoch in range(len(run.log), options.epochs):
+        row: dict[str, float] = {"epoch": epoch, "loss": run.epoch(loader, epoch, progress, save_every)}
+        row["lr"] = run.lr
         if eval_loader is not None:
             row["top1"] = evaluate(run.result(), eval_loader, progress=False, group=group).top1
-        row["seconds"] = round(time.perf_counter() - start, 1)
-        log.append(row)
-        if not group.first:
-            continue
-        save_state(folder / "state.pt", {**run.state(), "log": log, "options": asdict(options)})
-        write_log(folder / "log.csv", log)
-        if tensorboard:
-            write_tensorboard(folder, log)
+        row["seconds"] = round(run.seconds(), 1)
+        run.log.append(row)
+        run.save(0)
+        if group.first:
+            write_log(folder / "log.csv", run.log)
+            if tensorboard:
+                write_tensorboard(folder, run.log)
     if run.average is not None:
         model.load_state_dict(run.average.module.state_dict())
     freeze_ranges(model)
     model.eval()
-    return log
+    return run.log
 
 
 class _Run:
-    """Model, optimizer and average between epochs."""
+    """Model, optimizer and average, and how far they are."""
 
     def __init__(
         self, model: nn.Module, options: TrainOptions, teacher: nn.Module | None, group: Group
@@ -119,6 +127,7 @@ class _Run:
         self.model, self.options, self.teacher, self.group = model, options, teacher, group
         self.parallel = group.parallel(model)
         self.optimizer = _optimizer(model, options)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=options.fp16)
         self.average: AveragedModel | None = None
         if options.ema:
             # Buffers too: BatchNorm's statistics belong to the weights.
@@ -126,44 +135,70 @@ class _Run:
                 model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True
             )
         self.loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
-        self.lr = 0.0
+        self.lr, self.total = 0.0, 0.0
+        self.path, self.batches, self.start = Path(), 0, 0
+        self.log: list[dict[str, float]] = []
+        self._began, self._before = time.perf_counter(), 0.0
 
     def result(self) -> nn.Module:
         """The model to evaluate."""
         return self.model if self.average is None else self.average.module
 
-    def state(self) -> dict[str, Any]:
-        average = None if self.average is None else self.average.state_dict()
-        return {
+    def seconds(self) -> float:
+        """Time spent on this epoch, also before the run was stopped."""
+        return self._before + time.perf_counter() - self._began
+
+    def save(self, done: int) -> None:
+        """Rank 0 writes the state after ``done`` batches of the epoch whose row the log does not have yet."""
+        totals = self.group.gather(self.total)
+        if not self.group.first:
+            return
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": average,
+            "average": None if self.average is None else self.average.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "log": self.log,
+            "options": asdict(self.options),
+            "batches": self.batches,
+            "done": done,
+            "totals": totals if done else [],
+            "seconds": self.seconds() if done else 0.0,
         }
+        save_state(self.path, state)
 
-    def resume(self, path: Path) -> list[dict[str, float]]:
-        """Load the last epoch's state, if rank 0 finds one; returns its log."""
-        state = self.group.broadcast(load_state(path, asdict(self.options)) if self.group.first else None)
+    def resume(self, path: Path, batches: int) -> None:
+        """Load the last saved state, if rank 0 finds one."""
+        self.path, self.batches = path, batches
+        found = load_state(path, asdict(self.options), batches) if self.group.first else None
+        state = self.group.broadcast(found)
         if state is None:
-            return []
+            return
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.options.fp16:
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        log: list[dict[str, float]] = state["log"]
-        return log
+        self.log, self.start = state["log"], state.get("done", 0)
+        if self.start:
+            self.total, self._before = state["totals"][self.group.rank], state["seconds"]
 
-    def epoch(self, loader: EpochLoader, epoch: int, progress: bool) -> float:
-        """One pass; returns the mean loss."""
-        options, total = self.options, 0.0
-        self.model.train()
-        if epoch >= options.epochs - round(options.freeze_bn * options.epochs):
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        batches = len(loader)
+    def epoch(self, loader: EpochLoader, epoch: int, progress: bool, save_every: int) -> float:
+        """One pass, or what is left of it; returns the mean loss of all of it."""
+        options, batches, start = self.options, self.batches, self.start
+        if not start:
+            self.total, self._before = 0.0, 0.0
+        self._began, self.start = time.perf_counter(), 0
+        self._prepare(epoch, start)
+        if start:
+            loader.set_epoch(epoch, start)
+        else:
+            loader.set_epoch(epoch)
         steps = math.ceil(batches / options.accumulate)
         title = f"epoch {epoch + 1}/{options.epochs}"
-        for i, (images, labels) in enumerate(track(loader, title, total=batches, show=progress)):
+        shown = track(loader, title, total=batches - start, show=progress and self.group.first)
+        for i, (images, labels) in enumerate(shown, start):
             step, part = divmod(i, options.accumulate)
             if part == 0:
                 self._set_rate(options.rate(epoch * steps + step, options.epochs * steps))
@@ -171,17 +206,35 @@ class _Run:
             last = min(batches, (step + 1) * options.accumulate)
             with self.group.talking():
                 loss = self._loss(self.group.part(images), self.group.part(labels))
-                (loss / (last - step * options.accumulate)).backward()
+                self.scaler.scale(loss / (last - step * options.accumulate)).backward()
+            self.total += loss.item()
             if i + 1 == last:
-                self.optimizer.step()
-                if self.average is not None:
-                    self.average.update_parameters(self.model)
-            total += loss.item()
+                self._step()
+                if save_every and (step + 1) % save_every == 0 and last < batches:
+                    self._average_statistics()
+                    self.save(last)
+                    self._prepare(epoch, last)
         self._average_statistics()
-        mean = math.fsum(self.group.gather(total)) / (max(1, batches) * self.group.world)
+        mean = math.fsum(self.group.gather(self.total)) / (max(1, batches) * self.group.world)
         if not math.isfinite(mean):
             raise QzooError(f"the loss of epoch {epoch + 1} is {mean}; lower lr (now {options.lr})")
         return mean
+
+    def _prepare(self, epoch: int, batch: int) -> None:
+        """Training mode, with BatchNorm fixed near the end, and generators that start from the place in the run."""
+        place = [self.options.seed % (1 << 63), epoch, batch, self.group.rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]) >> 1)
+        self.model.train()
+        if epoch >= self.options.epochs - round(self.options.freeze_bn * self.options.epochs):
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def _step(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def _average_statistics(self) -> None:
         """BatchNorm's running statistics come from each process's own images: take their mean."""
@@ -200,12 +253,12 @@ class _Run:
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         options = self.options
-        device = self.group.device
+        device, low = self.group.device, torch.float16 if options.fp16 else torch.bfloat16
         images = images.to(device).contiguous(memory_format=torch.channels_last)
         labels = labels.to(device)
 
         def logits(model: Callable[[Tensor], Tensor]) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16) if options.bf16 else nullcontext():
+            with torch.autocast(device.type, low) if options.bf16 or options.fp16 else nullcontext():
                 return model(images).float()
 
         found = logits(self.parallel)

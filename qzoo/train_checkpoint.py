@@ -1,135 +1,105 @@
-"""``train_checkpoint``: a model trained from scratch on Fashion-MNIST, evaluated, saved as a checkpoint folder."""
+"""``train_checkpoint``: a model trained from random weights, evaluated, saved as a checkpoint folder."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
-from qzoo.cards import write_card
-from qzoo.checkpoint import save_pretrained
 from qzoo.config import Config, config_of
-from qzoo.data import load_data
-from qzoo.data.fashion_mnist import fashion_mnist
-from qzoo.data.tensors import TensorLoader, crop_flip_erase
+from qzoo.data import ImageFolder
+from qzoo.data.folders import split_folder
 from qzoo.distributed import Group
-from qzoo.errors import DataError
+from qzoo.errors import DataError, UnknownModelError
 from qzoo.evaluate import evaluate
 from qzoo.measurements import measurement
-from qzoo.parts import Images
-from qzoo.train import TrainOptions, train
-from qzoo.train_state import plot_log
-from qzoo.zoo import create_model
+from qzoo.preprocessing import Preprocessing
+from qzoo.registry import architecture, parse_name
+from qzoo.train_job import DATASETS, TrainJob, run_training, write_checkpoint
+from qzoo.training_options import TrainOptions
+from qzoo.zoo import CLASSES, create_model
+
+CIFAR = Preprocessing((3, 32, 32), 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 def train_checkpoint(
     name: str,
     options: TrainOptions | None = None,
+    job: TrainJob = TrainJob(),  # noqa: B008 - immutable
     *,
-    data: str | Path | None = None,
-    batch_size: int = 128,
-    runs: str | Path = "runs",
-    out: str | Path | None = None,
-    tensorboard: bool = False,
-    plot: bool = False,
-    progress: bool = True,
     group: Group | None = None,
 ) -> Path:
-    """Train ``arch.fmnist`` from random weights; the last epoch's weights are the result, whatever their accuracy.
+    """Train a float model; the last epoch's weights are the result, whatever their accuracy.
 
-    Killed and called again with the same arguments, it goes on with the epoch it was in.
+    Killed and called again with the same arguments, it goes on where its state was saved.
 
     Args:
-        name: such as ``"resnet20.fmnist"``.
+        name: ``arch.tag``. A tag of the zoo's (``"resnet20.fmnist"``) says what it is trained on; with one of your
+            own (``"resnet20.pets"``) ``job.dataset`` does.
         options: of the training; the defaults if None.
-        data: folder with the training set's idx files (default: found, or downloaded).
-        batch_size: images a step.
-        runs: folder whose subfolder ``name`` holds the state to resume from and ``log.csv``.
-        out: checkpoint folder; ``model_cards/<name>`` by default.
-        tensorboard: write the log for TensorBoard, too, beside ``log.csv``.
-        plot: draw the learning curve, ``log.png`` beside ``log.csv``.
+        job: images and places.
         group: the processes that train together; rank 0 alone measures the result and writes.
 
     Returns:
         The checkpoint folder: config.json with options and metrics, master weights, card.
 
     Raises:
-        DataError: the model is not one for Fashion-MNIST, or the training set can't be had.
+        UnknownModelError: the name of a quantized model, or of no architecture.
+        DataError: no data set, or its images can't be had.
     """
     options, group = options or TrainOptions(), group or Group()
     torch.manual_seed(options.seed)
-    model = create_model(name)
+    model = untrained(name, job)
     config = config_of(model)
-    if config.labels != "fashion-mnist":
-        raise DataError(f"{name} is not trained on Fashion-MNIST; give a name such as 'resnet20.fmnist'")
-    with group.first_alone():
-        loader = training_images(config, data, batch_size, options)
-    test = load_data(config.preprocessing, config.labels, batch_size=500)
-    run = Path(runs) / name
-    log = train(
-        model,
-        loader,
-        options,
-        out=run,
-        eval_loader=test,
-        tensorboard=tensorboard,
-        progress=progress,
-        group=group,
-    )
-    folder = Path(out) if out is not None else Path("model_cards") / name
+    done = run_training(model, config, options, job, group)
     if not group.first:
-        return folder
-    if plot:
-        plot_log(run / "log.png", log, name)
-    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    result = evaluate(model, test, progress=progress)
-    images_tested = Images("Fashion-MNIST test", "test", f"0:{result.images}", result.images)
-    measured = measurement(result, images_tested, "torch", "float", None)
-    config = dataclasses.replace(
-        config,
-        metrics=(measured,),
-        training=training_record(options, batch_size, len(loader.labels), log, group.world),
-    )
-    save_pretrained(model, folder, form="master", config=config)
-    write_card(folder)
-    return folder
+        return job.folder(config.name)
+    result = evaluate(model, done.test, progress=job.progress)
+    metrics = (measurement(result, done.checks, "torch", "float", None),)
+    return write_checkpoint(model, config, metrics, done, options, job, group.world)
 
 
-def training_images(
-    config: Config, data: str | Path | None, batch_size: int, options: TrainOptions
-) -> TensorLoader:
-    """The 60,000 training images, shuffled and augmented anew in each epoch.
+def untrained(name: str, job: TrainJob) -> nn.Module:
+    """The float model ``name`` with random weights, and a config that names the data set.
 
     Raises:
-        DataError: the training set can't be had.
+        UnknownModelError: the name of a quantized model, or of no architecture.
+        DataError: no data set is named, or another one than the tag's.
     """
-    images, labels = fashion_mnist("train", data)
-    return TensorLoader(
-        images,
-        labels,
-        config.preprocessing,
-        batch_size,
-        shuffle=True,
-        augment=crop_flip_erase,
-        seed=options.seed,
+    parsed = parse_name(name)
+    if parsed.scheme is not None:
+        raise UnknownModelError(f"{name!r} is quantized; {name}_qat is tuned, {parsed.arch} trained")
+    known = architecture(parsed.arch).weights.get(parsed.tag or "")
+    if known is not None:
+        if job.dataset not in ("", known.labels):
+            raise DataError(
+                f"{name} means weights for {known.labels}; for {job.dataset} choose a tag of your own, such as "
+                f"{parsed.arch}.mine"
+            )
+        return create_model(name)
+    if not job.dataset:
+        raise DataError(f"say what {name} is trained on: --dataset {'|'.join(DATASETS)}")
+    base = create_model(
+        parsed.arch,
+        num_classes=_classes(job),
+        in_channels=1 if job.dataset == "fashion-mnist" else 3,
     )
+    config = dataclasses.replace(config_of(base), name=name, labels=job.dataset)
+    if job.dataset.startswith("cifar"):
+        config = dataclasses.replace(config, preprocessing=CIFAR)
+    return _with_config(base, config)
 
 
-def training_record(
-    options: TrainOptions, batch_size: int, images: int, log: list[dict[str, float]], processes: int = 1
-) -> dict[str, Any]:
-    """What the training needs to be repeated, and what it cost; threads are those of each process."""
-    return {
-        "data": "Fashion-MNIST train",
-        "images": images,
-        "augmentation": "shift by up to 2 pixels, mirror, random erasing with probability 0.5",
-        "batch_size": batch_size,
-        **dataclasses.asdict(options),
-        **({"processes": processes} if processes > 1 else {}),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "loss": log[-1]["loss"],
-        "seconds": round(sum(row["seconds"] for row in log)),
-    }
+def _with_config(model: nn.Module, config: Config) -> nn.Module:
+    model.qzoo_config = config  # type: ignore[assignment]
+    return model
+
+
+def _classes(job: TrainJob) -> int:
+    if job.dataset in CLASSES:
+        return CLASSES[job.dataset]
+    if job.data is None:
+        raise DataError("--dataset folders needs --data FOLDER, with one folder of images a class")
+    return len(ImageFolder(split_folder(job.data, "train"), Preprocessing()).classes)

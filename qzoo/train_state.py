@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import csv
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from qzoo.errors import QzooError
+from qzoo.training_options import TrainOptions
 
 Log = list[dict[str, float]]
 
 
-def load_state(path: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+def load_state(path: Path, options: dict[str, Any], batches: int | None = None) -> dict[str, Any] | None:
     """The state of an unfinished run, None where there is none.
 
+    Args:
+        options: of the run; one that the file does not know counts as its default.
+        batches: in an epoch.
+
     Raises:
-        QzooError: it belongs to a run with other options.
+        QzooError: it belongs to a run with other options, or another number of batches.
     """
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, weights_only=True)
-    if state["options"] != options:
-        wrong = sorted(k for k in options if state["options"].get(k) != options[k])
+    saved = {**asdict(TrainOptions()), **state["options"]}
+    wrong = sorted(k for k in options if saved.get(k) != options[k])
+    if wrong:
         raise QzooError(
             f"{path} belongs to a run with other options ({', '.join(wrong)}); choose another folder or remove it"
+        )
+    if batches is not None and state.get("batches", batches) != batches:
+        raise QzooError(
+            f"{path} belongs to a run with {state['batches']} batches an epoch, not {batches}: another batch size, or "
+            "other images; choose another folder or remove it"
         )
     return state
 
@@ -35,6 +47,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the state whole or not at all."""
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())  # else a power failure may leave the new name on old content
     os.replace(temporary, path)
 
 

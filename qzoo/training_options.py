@@ -21,6 +21,7 @@ class TrainOptions:
         label_smoothing: of the cross entropy.
         seed: of torch's global generator at the start; the loader has its own.
         bf16: forward in bfloat16 autocast (about twice as fast on a CPU with AVX512-BF16).
+        fp16: forward in float16 autocast with a scaled loss, on a GPU; a CPU refuses it.
         method: of the ranges of a quantized model: "ste" keeps them as calibrated (straight-through estimator,
             Bengio et al. 2013, arXiv:1308.3432); "lsq" and "pact" train them, see :mod:`qzoo.qat`.
         range_lr: learning rate of trained ranges, as a multiple of ``lr``.
@@ -49,6 +50,7 @@ class TrainOptions:
     freeze_bn: float = 0.0
     ema: float = 0.0
     accumulate: int = 1
+    fp16: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -59,6 +61,8 @@ class TrainOptions:
         for name in ("epochs", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainOptions.{name} must be 1 or more, not {getattr(self, name)}")
+        if self.bf16 and self.fp16:
+            raise ValueError("TrainOptions.bf16 and fp16 exclude each other; choose one")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of one of ``steps`` steps, counted from 0."""

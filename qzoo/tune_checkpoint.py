@@ -1,4 +1,4 @@
-"""``tune_checkpoint``: quantization-aware training of a float checkpoint on Fashion-MNIST, saved packed."""
+"""``tune_checkpoint``: quantization-aware training of a float or calibrated checkpoint, saved packed."""
 
 from __future__ import annotations
 
@@ -6,116 +6,130 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from qzoo.build import record
 from qzoo.calibrate import calibrate
-from qzoo.cards import write_card
-from qzoo.checkpoint import save_pretrained
-from qzoo.config import config_of
-from qzoo.data import load_data
+from qzoo.checkpoint import load_pretrained
+from qzoo.config import CalibrationRecord, Config, config_of
+from qzoo.data import load_data, parse_subset
 from qzoo.distributed import Group
-from qzoo.errors import DataError, UnknownModelError
+from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.measurements import measure
-from qzoo.parts import Images, calibration_images
+from qzoo.own_weights import fresh, quantized_from, reference_of
+from qzoo.parts import Images, training_images
 from qzoo.ptq import Recipe, round_biases
 from qzoo.quant.calib import calibrate_weights
-from qzoo.registry import parse_name
-from qzoo.scheme import set_target
-from qzoo.train import TrainOptions, train
-from qzoo.train_checkpoint import training_images, training_record
-from qzoo.train_state import plot_log
-from qzoo.zoo import create_model, float_model
+from qzoo.registry import architecture, parse_name
+from qzoo.scheme import Scheme, set_target
+from qzoo.train_job import TrainJob, run_training, write_checkpoint
+from qzoo.training_options import TrainOptions
 
 TARGET = "onnxruntime"  # non-negative activations are unsigned: at 4 bits, 15 levels instead of 7
-CALIBRATION = "0:2048"
+DEFAULTS = TrainOptions(epochs=4, lr=0.001)
+"""A tenth of a schedule of 40 epochs at a hundredth of its learning rate."""
+
+_CALIBRATION = {"imagenet-1k": 512, "folders": 512}  # of the training images, at most; 2,048 small ones
 
 
 def tune_checkpoint(
     name: str,
     options: TrainOptions | None = None,
+    job: TrainJob = TrainJob(),  # noqa: B008 - immutable
     *,
-    data: str | Path | None = None,
-    batch_size: int = 128,
-    runs: str | Path = "runs",
-    out: str | Path | None = None,
-    tensorboard: bool = False,
-    plot: bool = False,
-    progress: bool = True,
+    float_weights: str | Path | None = None,
+    start: str | Path | None = None,
     group: Group | None = None,
 ) -> Path:
-    """Tune ``arch.fmnist-<scheme>_qat`` from the float checkpoint ``arch.fmnist``, its teacher too.
+    """Tune ``arch.tag-scheme_qat``: from float weights, its teacher too, or from a calibrated checkpoint.
 
-    The ranges start as the mean-squared-error ones of 2,048 training images. The last epoch's weights are the result,
-    whatever their accuracy. Killed and called again with the same arguments, it goes on with the epoch it was in.
+    From float weights the ranges start as the mean-squared-error ones of up to 2,048 training images. The last
+    epoch's weights are the result, whatever their accuracy. Killed and called again with the same arguments, it goes
+    on where its state was saved.
 
     Args:
         name: such as ``"resnet20.fmnist-w4a4_qat"``.
-        options, data, batch_size, runs, out, tensorboard, plot, group: as of
-            :func:`qzoo.train_checkpoint.train_checkpoint`.
+        options: of the training; :data:`DEFAULTS` if None.
+        job: images and places.
+        float_weights: a folder with float weights of the architecture; None: what the name's tag means.
+        start: a calibrated checkpoint of the same scheme, whose weights and ranges are the start: folder or name.
+        group: the processes that train together; rank 0 alone measures the result and writes.
 
     Returns:
         The checkpoint folder: config.json with options and metrics, packed weights, card.
 
     Raises:
         UnknownModelError: no name of a tuned checkpoint.
-        DataError: the model is not one for Fashion-MNIST, or the training set can't be had.
+        CheckpointError: float weights or start of another architecture or scheme.
+        DataError: another data set than the weights', or its images can't be had.
     """
-    options, group = options or TrainOptions(epochs=4, lr=0.001), group or Group()
+    options, group = options or DEFAULTS, group or Group()
+    with group.first_alone():
+        model, teacher = _start(name, float_weights, start)
+    config = config_of(model)
+    if job.dataset not in ("", config.labels):
+        raise DataError(f"{name} starts from weights for {config.labels}, not for {job.dataset}")
+    if config.calibration is None:
+        config = dataclasses.replace(config, calibration=_calibrate(model, config, job, group))
+    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    done = run_training(model, config, options, job, group, teacher)
+    if not group.first:
+        return job.folder(config.name)
+    round_biases(model, next(iter(done.test))[0], target=TARGET)
+    metrics = measure(model, teacher, lambda: done.test, done.checks, job.progress, (TARGET,))
+    set_target(model, "tensorrt")
+    origin = {"target": TARGET}
+    if float_weights is not None:
+        origin["float"] = config_of(teacher).name
+    if start is not None:
+        origin["start"] = Path(start).name
+    return write_checkpoint(model, config, metrics, done, options, job, group.world, origin)
+
+
+def _start(
+    name: str, float_weights: str | Path | None, start: str | Path | None
+) -> tuple[nn.Module, nn.Module]:
+    """The model to tune, and its teacher."""
     parsed = parse_name(name)
     if parsed.scheme is None or not parsed.qat:
         raise UnknownModelError(
             f"{name!r} is not the name of a tuned checkpoint, such as resnet20.fmnist-w4a4_qat"
         )
-    with group.first_alone():
-        model = create_model(name, pretrained="float", target=TARGET)
+    name = str(dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag))
+    if start is None:
+        model, teacher = quantized_from(name, float_weights, Scheme.parse(parsed.scheme, TARGET))
+        return _named(model, dataclasses.replace(config_of(model), name=name)), teacher
+    model = load_pretrained(start, target=TARGET)
     config = config_of(model)
-    if config.labels != "fashion-mnist":
-        raise DataError(
-            f"{name} is not trained on Fashion-MNIST; give a name such as resnet20.fmnist-w4a4_qat"
+    if config.architecture != parsed.arch or str(config.scheme) != parsed.scheme:
+        raise CheckpointError(
+            f"{start} holds {config.name}; {name} starts from {parsed.arch} as {parsed.scheme}"
         )
-    chosen = calibration_images(config, data, CALIBRATION)
-    with group.first_alone():
-        loader = training_images(config, data, batch_size, options)
-    images = load_data(
-        config.preprocessing, config.labels, data, split="train", subset=chosen.subset, batch_size=256
+    teacher = reference_of(config, float_weights)
+    return _named(model, dataclasses.replace(fresh(config, name), calibration=config.calibration)), teacher
+
+
+def _named(model: nn.Module, config: Config) -> nn.Module:
+    model.qzoo_config = config  # type: ignore[assignment]
+    return model
+
+
+def _calibrate(model: nn.Module, config: Config, job: TrainJob, group: Group) -> CalibrationRecord:
+    """Ranges from the first training images."""
+    images = training_images(config, job.data, job.subset)
+    first, stop = parse_subset(images.subset, 1 << 62)
+    count = min(stop - first, _CALIBRATION.get(config.labels, 2048))
+    chosen = Images(images.text, images.split, f"{first}:{first + count}", count)
+    loader = load_data(
+        config.preprocessing,
+        config.labels,
+        job.data,
+        split=chosen.split,
+        subset=chosen.subset,
+        batch_size=32 if config.labels in _CALIBRATION else 256,
+        workers=job.workers,
     )
-    found = calibrate(model, images, method="mse", progress=progress, group=group)
+    found = calibrate(model, loader, method="mse", progress=job.progress and group.first, group=group)
     if config.scheme is not None and config.scheme.weight_bits < 8:
         calibrate_weights(model, "mse")
-    teacher = float_model(config)
-    test = load_data(config.preprocessing, config.labels, batch_size=500)
-    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Path(runs) / name
-    log = train(
-        model,
-        loader,
-        options,
-        out=run,
-        eval_loader=test,
-        teacher=teacher,
-        tensorboard=tensorboard,
-        progress=progress,
-        group=group,
-    )
-    folder = Path(out) if out is not None else Path("model_cards") / name
-    if not group.first:
-        return folder
-    if plot:
-        plot_log(run / "log.png", log, name)
-    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    teacher.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    round_biases(model, next(iter(test))[0], target=TARGET)
-    checks = Images("Fashion-MNIST test", "test", "0:10000", 10_000)
-    metrics = measure(model, teacher, lambda: test, checks, progress, (TARGET,))
-    config = dataclasses.replace(
-        config,
-        metrics=metrics,
-        calibration=record(found, chosen, Recipe(method="mse"), None),
-        training={
-            "target": TARGET,
-            **training_record(options, batch_size, len(loader.labels), log, group.world),
-        },
-    )
-    save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
-    write_card(folder)
-    return folder
+    return record(found, chosen, Recipe(method="mse"), None)

@@ -17,6 +17,7 @@ def register(add: Add) -> None:
     )
     sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
+    sub.add_argument("--float", type=Path, dest="float_weights", help="folder of your own float checkpoint")
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
     sub.add_argument("--target", help="runtime that the recipe is for (default: onnxruntime)")
     recipe_arguments(sub)
@@ -44,6 +45,7 @@ def _run(args: argparse.Namespace) -> int:
             data=args.data,
             subset=args.subset,
             target=args.target or "onnxruntime",
+            float_weights=args.float_weights,
             progress=not args.quiet and group.first,
             group=group,
         )

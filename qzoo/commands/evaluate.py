@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("evaluate", _run, "Accuracy of a checkpoint, and fidelity to its float model.")
-    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("name", metavar="NAME", help="of a checkpoint, or its folder")
     data_arguments(sub)
+    sub.add_argument(
+        "--float", type=Path, dest="float_weights", help="folder of the float model to compare with"
+    )
+    sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
     process_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
 
@@ -27,14 +32,17 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.config import config_of
     from qzoo.data import load_data
     from qzoo.distributed import joined
-    from qzoo.zoo import float_model
+    from qzoo.own_weights import open_model, reference_of
 
     with joined(args.timeout, args.device) as group:
         with group.first_alone():
-            model = qzoo.create_model(args.name, pretrained=True, target=args.target).to(group.device)
-            config = config_of(model)
-            reference = float_model(config).to(group.device) if config.scheme is not None else None
-            loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset)
+            model = open_model(args.name, args.target).to(group.device)
+            config, reference = config_of(model), None
+            if config.scheme is not None:
+                reference = reference_of(config, args.float_weights).to(group.device)
+            loader = load_data(
+                config.preprocessing, config.labels, args.data, subset=args.subset, workers=args.workers
+            )
         result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
         _print(args.name, args.target or config.target, result)

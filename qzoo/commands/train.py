@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
 from qzoo.commands.arguments import process_arguments
+
+if TYPE_CHECKING:
+    from qzoo.training_options import TrainOptions
+
+_DATASETS = ("fashion-mnist", "cifar-10", "cifar-100", "imagenet-1k", "folders")
 
 
 def register(add: Add) -> None:
@@ -17,14 +23,21 @@ def register(add: Add) -> None:
         "Train a float model from scratch, or tune a quantized one (..._qat), and save the checkpoint.",
     )
     sub.add_argument("name", metavar="NAME", help="resnet20.fmnist or resnet20.fmnist-w4a4_qat")
-    sub.add_argument("--data", type=Path, help="folder with the training set (default: found or downloaded)")
-    sub.add_argument("--epochs", type=int, default=36)
+    sub.add_argument("--dataset", choices=_DATASETS, default="", help="default: what the name's tag says")
+    sub.add_argument("--data", type=Path, help="folder of the images (Fashion-MNIST: found or downloaded)")
+    sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
+    sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")
+    sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
+    sub.add_argument("--float", type=Path, dest="float_weights", help="_qat: folder of your float checkpoint")
+    sub.add_argument("--start", help="_qat: calibrated checkpoint to start from, folder or name")
+    sub.add_argument("--epochs", type=int, help="default: 36, tuning 4")
     sub.add_argument("--batch-size", type=int, default=128, help="of all processes together (default: 128)")
-    sub.add_argument("--lr", type=float, default=0.1)
+    sub.add_argument("--lr", type=float, help="default: 0.1, tuning 0.001")
     sub.add_argument("--weight-decay", type=float, default=5e-4)
     sub.add_argument("--label-smoothing", type=float, default=0.0)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    sub.add_argument("--fp16", action="store_true", help="float16 autocast and a scaled loss, on a GPU")
     sub.add_argument("--method", choices=["ste", "lsq", "pact"], default="ste", help="ranges (default: ste)")
     sub.add_argument("--range-lr", type=float, default=1.0, help="of learned ranges, times lr (default: 1)")
     sub.add_argument("--range-decay", type=float, default=0.0, help="weight decay of learned ranges")
@@ -36,6 +49,7 @@ def register(add: Add) -> None:
     sub.add_argument("--warmup", type=float, default=0.05, help="share of rising rate (default: 0.05)")
     sub.add_argument("--tensorboard", action="store_true", help="write events beside log.csv")
     sub.add_argument("--plot", action="store_true", help="draw the learning curve beside log.csv")
+    sub.add_argument("--save-every", type=int, default=0, metavar="STEPS", help="save within epochs, too")
     process_arguments(sub)
     sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the state to resume from")
     sub.add_argument("--out", type=Path, help="folder of the checkpoint (default: model_cards/NAME)")
@@ -44,17 +58,56 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
     from qzoo.registry import parse_name
-    from qzoo.train import TrainOptions
     from qzoo.train_checkpoint import train_checkpoint
-    from qzoo.tune_checkpoint import tune_checkpoint
+    from qzoo.train_job import TrainJob
+    from qzoo.tune_checkpoint import DEFAULTS, tune_checkpoint
 
-    options = TrainOptions(
-        epochs=args.epochs,
-        lr=args.lr,
+    tuned = parse_name(args.name).qat
+    if not tuned and (args.float_weights or args.start):
+        raise ValueError("--float and --start are for tuning: give a name in _qat")
+    job = TrainJob(
+        data=args.data,
+        dataset=args.dataset,
+        subset=args.subset,
+        evaluation_subset=args.evaluation_subset,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        save_every=args.save_every,
+        runs=args.runs,
+        out=args.out,
+        tensorboard=args.tensorboard,
+        plot=args.plot,
+        progress=not args.quiet,
+    )
+    options = _options(args, *((DEFAULTS.epochs, DEFAULTS.lr) if tuned else (36, 0.1)))
+    with joined(args.timeout, args.device) as group:
+        if tuned:
+            folder = tune_checkpoint(
+                args.name,
+                options,
+                job,
+                float_weights=args.float_weights,
+                start=args.start,
+                group=group,
+            )
+        else:
+            folder = train_checkpoint(args.name, options, job, group=group)
+    if group.first:
+        print(folder)
+    return 0
+
+
+def _options(args: argparse.Namespace, epochs: int, lr: float) -> TrainOptions:
+    from qzoo.training_options import TrainOptions
+
+    return TrainOptions(
+        epochs=epochs if args.epochs is None else args.epochs,
+        lr=lr if args.lr is None else args.lr,
         weight_decay=args.weight_decay,
         label_smoothing=args.label_smoothing,
         seed=args.seed,
         bf16=args.bf16,
+        fp16=args.fp16,
         warmup=args.warmup,
         method=args.method,
         range_lr=args.range_lr,
@@ -65,20 +118,3 @@ def _run(args: argparse.Namespace) -> int:
         ema=args.ema,
         accumulate=args.accumulate,
     )
-    make = tune_checkpoint if parse_name(args.name).qat else train_checkpoint
-    with joined(args.timeout, args.device) as group:
-        folder = make(
-            args.name,
-            options,
-            data=args.data,
-            batch_size=args.batch_size,
-            runs=args.runs,
-            out=args.out,
-            tensorboard=args.tensorboard,
-            plot=args.plot,
-            progress=not args.quiet,
-            group=group,
-        )
-    if group.first:
-        print(folder)
-    return 0
