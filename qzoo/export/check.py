@@ -151,26 +151,27 @@ def compare_layers(
     """
     graph = Graph(path)
     modules = dict(simulation.named_modules())
-    nodes = {}
+    nodes: dict[str, tuple[onnx.NodeProto, float, int]] = {}
     for node in graph.of("QuantizeLinear"):
-        name = node.name.rpartition("/")[0]
-        known = isinstance(modules.get(name), TensorQuantizer)
-        if known and not graph.is_weight(node) and graph.int_type(node) in _INTEGERS:
-            nodes[name] = node
+        name, scale, zero = node.name.rpartition("/")[0], graph.scale(node), graph.zero_point(node)
+        if scale is None or zero is None or not isinstance(modules.get(name), TensorQuantizer):
+            continue
+        if not graph.is_weight(node) and graph.int_type(node) in _INTEGERS:
+            nodes[name] = node, float(scale), int(zero)
     if runtime not in ("onnxruntime", "openvino") or not nodes:
         return ()
     with tempfile.TemporaryDirectory(prefix="qzoo-check-") as folder:
-        copy = _with_outputs(path, [(n.output[0], graph.int_type(n)) for n in nodes.values()], Path(folder))
+        copy = _with_outputs(
+            path, [(n.output[0], graph.int_type(n)) for n, _, _ in nodes.values()], Path(folder)
+        )
         integers = _run_all(copy, images.to(_input_type(graph)).numpy(), runtime)
     values = _record(simulation, list(nodes), images)
     rows = []
-    for (name, node), q in zip(nodes.items(), integers, strict=True):
-        if q.shape != values[name].shape:
-            continue  # quantized before the max pooling in the file, behind it in the module
-        scale, zero = graph.scale(node), graph.zero_point(node)
-        assert scale is not None
-        assert zero is not None
-        rows.append(_difference(name, q.astype(np.int64) - int(zero), values[name], float(scale)))
+    for (name, (_, step, offset)), q in zip(nodes.items(), integers, strict=True):
+        if (
+            q.shape == values[name].shape
+        ):  # else quantized before the max pooling in the file, behind it in the module
+            rows.append(_difference(name, q.astype(np.int64) - offset, values[name], step))
     return tuple(rows)
 
 

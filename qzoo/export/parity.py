@@ -42,20 +42,18 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     fold_batchnorm_(model, example)
     for module in model.modules():
         if isinstance(module, TensorQuantizer) and module.amax is not None:
-            module.amax = _power_of_two(module).cpu().numpy()
+            module.amax = _power_of_two(module.amax, module.maxbound).cpu().numpy()
     for name, module in model.named_modules():
         if isinstance(getattr(module, "_weight_quantizer", None), TensorQuantizer):
             _round_parameters(name, module)
     return model
 
 
-def _power_of_two(quantizer: TensorQuantizer) -> Tensor:
-    """The range whose scale is the power of two at or below the quantizer's own; 2**-7 for a range of zero."""
-    amax = quantizer.amax
-    assert amax is not None
-    fallback = amax.max().clamp(min=quantizer.maxbound * 2.0**-7)
-    step = torch.where(amax > ops.TINY, amax, fallback).double() / quantizer.maxbound
-    return (step.log2().floor().exp2() * quantizer.maxbound).float()
+def _power_of_two(amax: Tensor, bound: float) -> Tensor:
+    """The range whose scale is the power of two at or below the range's own; 2**-7 for a range of zero."""
+    fallback = amax.max().clamp(min=bound * 2.0**-7)
+    step = torch.where(amax > ops.TINY, amax, fallback).double() / bound
+    return (step.log2().floor().exp2() * bound).float()
 
 
 def _round_parameters(name: str, layer: Any) -> None:

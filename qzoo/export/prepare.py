@@ -53,7 +53,7 @@ def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
             if quantizer.block is not None:
                 store_blocks_(module, quantizer)
             elif isinstance(quantizer.num_bits, int):
-                _put_on_levels(module, quantizer)
+                _put_on_levels(module, quantizer, quantizer.num_bits)
             else:
                 weight: Any = module.weight
                 weight.copy_(quantizer(weight))
@@ -93,7 +93,7 @@ def check_ranges(model: nn.Module) -> None:
             )
 
 
-def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
+def _put_on_levels(layer: Any, quantizer: TensorQuantizer, bits: int) -> None:
     """Replace the weight by its quantized value, so that every way of rounding finds the same integers.
 
     ONNX divides by ``amax / bound`` where the simulation multiplies by ``bound / amax``, and its int8 reaches -128.
@@ -103,8 +103,7 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer) -> None:
         raise ExportError(
             f"{quantizer.name or 'a weight quantizer'} needs one fixed range per channel or tensor"
         )
-    weight, bits, narrow = layer.weight, quantizer.num_bits, quantizer.narrow_range
-    assert isinstance(bits, int)
+    weight, narrow = layer.weight, quantizer.narrow_range
     weight.copy_(ops.fake_quantize(weight, amax, bits, quantizer.unsigned, narrow))
     wide = torch.maximum(amax, _smallest_range(layer, quantizer, amax))
     if not torch.equal(wide, amax):

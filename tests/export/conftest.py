@@ -45,6 +45,12 @@ def calibrate_randomly(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
+def calibrated() -> Callable[[nn.Module, Tensor], nn.Module]:
+    """:func:`calibrate_randomly`, for models that ``build`` does not make."""
+    return calibrate_randomly
+
+
+@pytest.fixture(scope="session")
 def build() -> Build:
     """``build(name, size, in_channels=3, scheme="w8a8")`` -> calibrated model in eval mode, images [8, C, size, size].
 

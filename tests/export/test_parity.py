@@ -1,4 +1,7 @@
-"""Simulation and ONNX Runtime agree to the bit when every scale is a power of two, and everything runs in int8."""
+"""Simulation and ONNX Runtime agree to the bit when every scale is a power of two, and everything runs in int8.
+
+All architectures of the zoo; transformers are in ``test_parity_vit.py``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from qzoo.export import export_onnx, lint
 from qzoo.export.parity import make_exact_
 from qzoo.quant.nn import QuantConv2d, TensorQuantizer
+from qzoo.registry import list_architectures
 from qzoo.runtimes.ort import OnnxRuntimeRunner
 from qzoo.runtimes.ov import OpenVinoRunner
 
@@ -31,14 +35,30 @@ LARGE = [
     ("resnet152", 64, 3, 155, 50),
     ("resnext50_32x4d", 64, 3, 53, 16),
     ("wide_resnet50_2", 64, 3, 53, 16),
+    ("resnext101_32x8d", 64, 3, 104, 33),
+    ("resnext101_64x4d", 64, 3, 104, 33),
+    ("wide_resnet101_2", 64, 3, 104, 33),
     ("resnet32", 32, 3, 33, 15),
+    ("resnet44", 32, 3, 45, 21),
     ("resnet56", 32, 3, 57, 27),
+    ("resnet110", 32, 3, 111, 54),
     ("efficientnet_lite0", 64, 3, 49, 9),
+    ("efficientnet_lite1", 64, 3, 64, 14),
+    ("efficientnet_lite2", 64, 3, 64, 14),
+    ("efficientnet_lite3", 64, 3, 73, 17),
+    ("efficientnet_lite4", 64, 3, 91, 23),
     ("tf_efficientnet_lite1", 75, 3, 64, 14),
     ("tf_efficientnet_lite2", 65, 3, 64, 14),
+    ("tf_efficientnet_lite3", 70, 3, 73, 17),
     ("tf_efficientnet_lite4", 64, 3, 91, 23),
 ]
 ALL = MODELS + [pytest.param(*row, marks=pytest.mark.slow) for row in LARGE]
+
+
+def test_every_architecture_is_here() -> None:
+    transformers = ("vit_", "deit_")
+    convolutional = {name for name in list_architectures() if not name.startswith(transformers)}
+    assert {row[0] for row in MODELS + LARGE} == convolutional
 
 
 @pytest.mark.parametrize(("name", "size", "channels", "convs", "adds"), ALL)
@@ -57,6 +77,9 @@ def test_exact_at_every_level_and_all_int8(
         assert (got - expected).abs().max().item() == 0.0, level
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     ops.pop("NhwcMaxPool", None)
+    assert ops.pop("Pad", 0) == (channels == 3), (
+        "a fourth channel of zeros, for the first convolution's kernel"
+    )
     assert ops.pop("Transpose") == 2  # into the int8 kernels' channels-last layout, and back
     expected_ops = {
         "QuantizeLinear": 1,

@@ -1,0 +1,102 @@
+"""Transformers: to the bit what is integer, and within a step what LayerNorm, GELU and softmax feed.
+
+Those three stay in float, and no runtime promises their last bit: a value between two levels may go either way. So the
+exact test puts functions in their places that are exact in float32; the other one takes the network as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qzoo.export import check, export_onnx
+from qzoo.export.parity import make_exact_
+from qzoo.models.vit import VisionTransformer
+from qzoo.registry import architecture, list_architectures
+from qzoo.runtimes.ort import OnnxRuntimeRunner
+from qzoo.scheme import Scheme
+
+LEVELS = ("none", "basic", "extended", "all")
+NAMES = [name for name in list_architectures() if name.startswith(("vit_", "deit_"))]
+
+
+Make = Callable[[nn.Module], tuple[nn.Module, Tensor]]
+
+
+@pytest.fixture
+def make(calibrated) -> Make:
+    """Calibrated on two images of noise; position embedding and class token of normal size."""
+
+    def build(model: nn.Module) -> tuple[nn.Module, Tensor]:
+        nn.init.normal_(model.pos_embed, 0, 0.5)
+        nn.init.normal_(model.cls_token, 0, 0.5)
+        images = torch.randn(2, 3, 224, 224)
+        return calibrated(model, images), images
+
+    return build
+
+
+def make_float_operators_exact(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LayerNorm, GELU and softmax become identity, ReLU and a halved ReLU."""
+    for module in model.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.LayerNorm):
+                setattr(module, name, nn.Identity())
+            if isinstance(child, nn.GELU):
+                setattr(module, name, nn.ReLU())
+    monkeypatch.setattr(Tensor, "softmax", lambda x, dim: x.relu() * 0.5)
+
+
+def assert_exact(model: nn.Module, images: Tensor, path: Path) -> None:
+    make_exact_(model, "onnxruntime", images)
+    with torch.no_grad():
+        expected = model(images)
+    assert len(expected.unique()) > 5, "a constant output would agree with anything"
+    export_onnx(model, path, example=images[:2])
+    for level in LEVELS:
+        got = OnnxRuntimeRunner(path, level=level)(images)
+        assert (got - expected).abs().max().item() == 0.0, level
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(192, 3)])
+def test_exact_at_every_level(make: Make, tmp_path: Path, monkeypatch, dim: int, heads: int) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(dim, heads, depth=2, num_classes=20, quantize=Scheme.parse("w8a8"))
+    make_float_operators_exact(model, monkeypatch)
+    assert_exact(*make(model), tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_networks_are_exact(make: Make, tmp_path: Path, monkeypatch, name: str) -> None:
+    torch.manual_seed(0)
+    model = architecture(name).build(num_classes=20, in_channels=3, quantize=Scheme.parse("w8a8"))
+    make_float_operators_exact(model, monkeypatch)
+    assert_exact(*make(model), tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+def test_with_layernorm_gelu_and_softmax(make: Make, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(192, 3, depth=2, num_classes=20, quantize=Scheme.parse("w8a8"))
+    model, images = make(model)
+    path = export_onnx(model, tmp_path / "model.onnx", example=images[:2])
+    found = check(path, model, images)
+    assert found.agreement == 100
+    assert found.layers[0].steps == 0, "the image itself"
+    assert max(layer.steps for layer in found.layers) <= 2
+    assert max(layer.differing for layer in found.layers[:6]) < 0.1, "in percent, up to the first softmax"
+    OnnxRuntimeRunner(path, optimized=tmp_path / "optimized.onnx")
+    ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    # In each block four linear layers and query x key, whose results go on in float, and softmax x value.
+    assert (ops["MatMulIntegerToFloat"], ops["QLinearMatMul"], ops["QGemm"]) == (10, 2, 1)
+    assert not {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"} & set(ops)
+    assert ops["Conv"] == 1, (
+        "the patch embedding: its sum with the position embedding comes before the quantizer"
+    )
