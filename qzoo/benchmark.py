@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qzoo import peers
 from qzoo import runtimes as rt
 from qzoo.contenders import WRITTEN_ANYWAY, Contender, contenders
-from qzoo.errors import DataError
+from qzoo.errors import BenchmarkError, DataError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.progress import track
 from qzoo.results import Against, Report, Row
@@ -40,6 +40,7 @@ class Options:
         compare: names of :data:`qzoo.peers.PEERS`.
         details: measure what the page shows of single layers too: sensitivity, histograms, time of every node.
         progress: show progress bars.
+        limit: seconds that loading a model, or one call, may last (``torch.compile`` compiles in its calls).
     """
 
     runtimes: tuple[str, ...] = ("pytorch", "onnxruntime")
@@ -49,12 +50,14 @@ class Options:
     compare: tuple[str, ...] = ()
     details: bool = False
     progress: bool = True
+    limit: float = 600.0
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batches must be positive numbers, not {self.batches}")
-        if self.threads < 1 or self.seconds <= 0:
-            raise ValueError(f"threads and seconds must be positive, not {self.threads} and {self.seconds}")
+        if self.threads < 1 or self.seconds <= 0 or self.limit <= 0:
+            values = f"{self.threads}, {self.seconds} and {self.limit}"
+            raise ValueError(f"threads, seconds and limit must be positive, not {values}")
         unknown = [name for name in self.runtimes if name not in rt.RUNTIMES]
         if unknown or not self.runtimes:
             raise ValueError(f"no runtime {', '.join(unknown)!r}; expected some of {', '.join(rt.RUNTIMES)}")
@@ -74,6 +77,7 @@ def benchmark(
     calibration_images: int = 128,
     details: bool = False,
     progress: bool = True,
+    limit: float = 600.0,
 ) -> Report:
     """Measure checkpoints and the float models they were made from, on the same images and machine.
 
@@ -87,6 +91,7 @@ def benchmark(
             ``"torchvision"``. They are calibrated on the first ``calibration_images`` of the data, which are then
             left out of the evaluation of everything.
         details: measure what the page shows of single layers too.
+        limit: seconds that loading a model, or one call, may last.
 
     Raises:
         QzooError: a name, a checkpoint, data, a runtime or a peer that is not there.
@@ -97,7 +102,7 @@ def benchmark(
 
     default = [name for name in rt.installed() if rt.runtime_named(name).default]
     chosen = tuple(default if runtimes is None else runtimes)
-    options = Options(chosen, tuple(batches), threads, seconds, tuple(compare), details, progress)
+    options = Options(chosen, tuple(batches), threads, seconds, tuple(compare), details, progress, limit)
     calibrating = any(peer in peers.RUNS_IN for peer in compare)
     if calibrating:
         subset = _beyond(subset, calibration_images)
@@ -165,8 +170,9 @@ def _measure(
     image, details = images[:1], []
     with tempfile.TemporaryDirectory(prefix="qzoo-") as folder, ExitStack() as stack:
         found, notes = contenders(quantized, reference, images, options, calibration, Path(folder))
-        processes = [stack.enter_context(Process(f"{c.title} of {name}")) for c in found]
-        started = [_start(p, c, image, options) for p, c in zip(processes, found, strict=True)]
+        processes = [stack.enter_context(Process(f"{c.title} of {name}", options.limit)) for c in found]
+        pairs = list(zip(processes, found, strict=True))
+        started = [_start(p, c, image, options) for p, c in track(pairs, "load", show=options.progress)]
         samples = latencies(name, processes, image, options)
         peaks = [process.peak_memory() for process in processes]
         if options.details:
@@ -174,7 +180,7 @@ def _measure(
 
             details.append(model_details(name, quantized, images, found, processes, options))
         logits = _record(reference, batches, options)
-        results = [_accuracy(p, c, batches, logits, options) for p, c in zip(processes, found, strict=True)]
+        results = [_accuracy(p, c, batches, logits, options) for p, c in pairs]
     rows = [_row(name, i, found, results[i], samples, started[i], peaks[i]) for i in range(len(found))]
     return rows, [f"{name}: {note}" for note in notes], details
 
@@ -221,9 +227,8 @@ def _row(
     peak: int | None,
 ) -> Row:
     mine = found[i]
+    agreement, sqnr_db = _fidelity(result)
     base = next(j for j, c in enumerate(found) if c.runtime == mine.runtime and c.precision == "float32")
-    assert result.agreement is not None
-    assert result.sqnr_db is not None
     against = [
         Against(other.source, other.runtime, batch, *ratio(s[j].cpu, s[i].cpu))
         for j, other in enumerate(found)
@@ -238,8 +243,8 @@ def _row(
         images=result.images,
         top1=result.top1,
         top1_interval=result.top1_interval,
-        agreement=result.agreement,
-        sqnr_db=result.sqnr_db,
+        agreement=agreement,
+        sqnr_db=sqnr_db,
         latency={batch: s[i].summary() for batch, s in samples.items()},
         speedup={batch: ratio(s[base].cpu, s[i].cpu) for batch, s in samples.items()},
         wall_speedup={batch: ratio(s[base].wall, s[i].wall) for batch, s in samples.items()},
@@ -250,6 +255,15 @@ def _row(
         idle_rss_bytes=started[2],
         against=tuple(against),
     )
+
+
+def _fidelity(result: Evaluation) -> tuple[float, float]:
+    """Agreement and SQNR. Raises BenchmarkError for an evaluation that had no reference."""
+    if result.agreement is None or result.sqnr_db is None:
+        raise BenchmarkError(
+            "the model was evaluated without its float model, so there is no agreement to report"
+        )
+    return result.agreement, result.sqnr_db
 
 
 def _start(
@@ -298,11 +312,17 @@ def _accuracy(
         return evaluate(
             lambda images: next(again), batches, reference=lambda images: next(recorded), progress=False
         )
-    process.load(contender.runtime, contender.path, os.cpu_count() or 1, contender.modules)
+    if contender.runtime != "torch.compile":  # which would compile anew for another number of threads
+        process.load(contender.runtime, contender.path, os.cpu_count() or 1, contender.modules)
 
     def run(images: Tensor) -> Tensor:
-        process.images(images.numpy())
-        return torch.from_numpy(process.run())
+        # Compiled code is for the sizes that were timed; another size is compiled anew.
+        size = max(options.batches) if contender.runtime == "torch.compile" else len(images)
+        found = []
+        for part in images.split(size):
+            process.images(part.numpy())
+            found.append(torch.from_numpy(process.run()))
+        return torch.cat(found)
 
     shown = track(batches, f"evaluate {contender.title}", show=options.progress)
     return evaluate(run, shown, reference=lambda images: next(recorded), progress=False)

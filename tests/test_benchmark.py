@@ -246,6 +246,14 @@ def test_a_process_that_fails_says_why(tmp_path) -> None:
             process.run()
 
 
+def test_a_process_that_does_not_answer_is_ended(tmp_path) -> None:
+    with (
+        Process("slow", limit=0.02) as process,
+        pytest.raises(BenchmarkError, match="slow: no answer to 'load' within 0.02 s"),
+    ):
+        process.load("pytorch", tmp_path / "model.pt", 1, [])  # importing torch alone takes longer
+
+
 @pytest.mark.slow
 def test_compiled_in_its_process(tmp_path) -> None:
     torch.manual_seed(0)

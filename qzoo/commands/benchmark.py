@@ -35,6 +35,8 @@ def register(add: Add) -> None:
         default=128,
         help="the first ones of the data, for peers (default: 128)",
     )
+    text = "that loading a model, or one call, may last; torch.compile compiles in its calls (default: 600)"
+    sub.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help=text)
     sub.add_argument(
         "--out", type=Path, help="folder for benchmark.json, .csv, .html and .png; measures layers too"
     )
@@ -56,6 +58,7 @@ def _run(args: argparse.Namespace) -> int:
         calibration_images=args.calibration_images,
         details=args.out is not None,
         progress=not args.quiet,
+        limit=args.limit,
     )
     print_table(report)
     if args.out is not None:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,23 +26,25 @@ class Process:
 
     Args:
         title: of the model and the runtime, for error messages.
+        limit: seconds that an answer may take.
     """
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, limit: float = 600.0) -> None:
+        self.title, self.limit = title, limit
         self._folder = tempfile.TemporaryDirectory(prefix="qzoo-")
         self._log = Path(self._folder.name) / "log"
         self._warm = False
         paths = [path or os.getcwd() for path in sys.path]
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "qzoo.runtimes.worker", self._folder.name],
+                [sys.executable, "-m", "qzoo.runtimes.worker", self._folder.name, str(limit)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             )
+        self._requests, self._answers = _open(self._child.stdin), _open(self._child.stdout)
 
     def load(
         self, runtime: str, source: str | os.PathLike[str], threads: int, modules: list[str]
@@ -85,37 +87,40 @@ class Process:
         return nodes
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
         try:
-            self._child.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._child.stdin.flush()
-            line = self._child.stdout.readline()
+            self._requests.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._requests.flush()
+            line = self._answers.readline()
         except BrokenPipeError:
             line = ""
         if not line:
-            status = self._child.wait()
-            said = " ".join(self._log.read_text(errors="replace").split()[-60:])
-            raise BenchmarkError(
-                f"{self.title}: its process ended with status {status}; it said: {said or 'nothing'}"
-            )
+            raise BenchmarkError(f"{self.title}: {self._last_words(do)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchmarkError(f"{self.title}: {answer['error']}")
         return answer
 
+    def _last_words(self, do: str) -> str:
+        """Why the process has ended."""
+        status = self._child.wait()
+        said = self._log.read_text(errors="replace")
+        _, expired, places = said.rpartition("Timeout (")  # what faulthandler writes at the limit
+        if status == 1 and expired:
+            innermost = " < ".join(line.strip() for line in places.splitlines() if line.startswith("  File"))
+            return f"no answer to {do!r} within {self.limit:g} s; it was at {innermost[:600]}"
+        words = " ".join(said.split()[-60:])
+        return f"its process ended with status {status}; it said: {words or 'nothing'}"
+
     def close(self) -> None:
         """End the process."""
-        if self._child.stdin is not None:
-            with suppress(BrokenPipeError):  # it has ended already, with a request unread
-                self._child.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already, with a request unread
+            self._requests.close()
         try:
             self._child.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-        if self._child.stdout is not None:
-            self._child.stdout.close()
+        self._answers.close()
         self._folder.cleanup()
 
     def __enter__(self) -> Process:
@@ -123,3 +128,10 @@ class Process:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _open(pipe: IO[str] | None) -> IO[str]:
+    """A pipe that was asked for."""
+    if pipe is None:
+        raise BenchmarkError("the process has no pipe to talk through")
+    return pipe

@@ -1,11 +1,13 @@
-"""The process that a benchmark measures one model in: ``python -m qzoo.runtimes.worker FOLDER``.
+"""The process that a benchmark measures one model in: ``python -m qzoo.runtimes.worker FOLDER SECONDS``.
 
 Commands come as lines of JSON on standard input, answers go back as lines of JSON; arrays lie in files of the folder.
-Nothing is imported that the runtime does not need, so that the process's memory is the runtime's own.
+Nothing is imported that the runtime does not need, so that the process's memory is the runtime's own. A command that
+lasts longer than SECONDS ends the process, with the place where it was on standard error.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -27,8 +29,8 @@ class Worker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._call: Call | None = None
-        self._images: np.ndarray | None = None
+        self._call: Call = _nothing_loaded
+        self._images: np.ndarray = np.zeros(0, np.float32)
 
     def load(self, runtime: str, source: str, threads: int, modules: list[str]) -> dict[str, Any]:
         """Open a model; ``modules`` are imported first, so that the time is the model's."""
@@ -48,8 +50,6 @@ class Worker:
     def time(self, warm: bool) -> dict[str, Any]:
         """Time one call; ``warm``: after another one that is not timed."""
         call, images = self._call, self._images
-        assert call is not None
-        assert images is not None
         if warm:
             call(images)
         cpu, wall = time.process_time(), time.perf_counter()
@@ -58,8 +58,6 @@ class Worker:
 
     def run(self) -> dict[str, Any]:
         """Write the logits of the images for the parent."""
-        assert self._call is not None
-        assert self._images is not None
         logits = np.ascontiguousarray(self._call(self._images), np.float32)
         logits.tofile(self._folder / "logits")
         return {"shape": logits.shape}
@@ -70,8 +68,11 @@ class Worker:
 
     def profile(self, runtime: str, source: str, threads: int, runs: int) -> dict[str, Any]:
         """The median time of every node."""
-        assert self._images is not None
         return {"nodes": profile.node_times(runtime, source, threads, self._images, runs, self._folder)}
+
+
+def _nothing_loaded(images: np.ndarray) -> np.ndarray:
+    raise RuntimeError("no model is loaded")
 
 
 def _opener(runtime: str) -> Callable[[str, int], Call]:
@@ -137,13 +138,15 @@ def main() -> None:
     """Answer commands until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
-    worker = Worker(Path(sys.argv[1]))
+    worker, limit = Worker(Path(sys.argv[1])), float(sys.argv[2])
     for line in sys.stdin:
         command = json.loads(line)
+        faulthandler.dump_traceback_later(limit, exit=True)
         try:
             answer = getattr(worker, command.pop("do"))(**command)
         except Exception as error:  # whatever it is, the parent has to know
             answer = {"error": f"{type(error).__name__}: {error}"}
+        faulthandler.cancel_dump_traceback_later()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
