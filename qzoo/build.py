@@ -22,13 +22,13 @@ from qzoo.fields import encode
 from qzoo.folders import exclusive, place, scratch_beside
 from qzoo.measurements import can_run_onnx, finite, measure, require_onnx
 from qzoo.onnx_files import export_files, onnx_name, with_files
+from qzoo.own_weights import planned_config, quantized_from
 from qzoo.parts import Images
-from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, round_biases
+from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.recipes import Made, how_made
 from qzoo.registry import ModelName, architecture, parse_name
-from qzoo.scheme import set_target
+from qzoo.scheme import set_target, with_target
 from qzoo.steps import Steps
-from qzoo.zoo import create_model, float_model, new_config
 
 CHECKPOINT = "checkpoint"
 ONNX = ("onnxruntime",)
@@ -48,6 +48,8 @@ def build(
     smooth: bool | None = None,
     recipe: str | None = None,
     edge_bits: int | None = None,
+    drop: float | None = None,
+    float_weights: str | Path | None = None,
     onnx: Sequence[str] = ONNX,
     out: str | Path | None = None,
     runs: str | Path = "runs",
@@ -69,6 +71,9 @@ def build(
         rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
         equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.
         edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`.
+        drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
+            :func:`qzoo.ptq.mix_precision`.
+        float_weights: a folder with float weights of your own; what the name's tag means if None.
         recipe: ``"best"`` tries :data:`qzoo.ptq.RECIPES` on the calibration images and takes the best.
         onnx: targets whose ONNX files go into the folder, as ``onnx/model_int8.onnx`` (ONNX Runtime) and
             ``onnx/model_int8_<target>.onnx``.
@@ -98,12 +103,14 @@ def build(
         equalize,
         bias_correction,
         smooth,
+        drop,
+        float_weights,
     )
     parsed = parse_name(name)
     if parsed.scheme is None:
         raise UnknownModelError(f"{name!r} is not quantized; give a scheme, such as {name}-w8a8")
     parsed = dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag)
-    config = new_config(str(parsed))
+    config = planned_config(str(parsed), float_weights)
     for target in onnx:
         onnx_name(config, target)
     if onnx:
@@ -115,7 +122,15 @@ def build(
         state.mkdir(parents=True, exist_ok=True)
         with exclusive(state):
             return _tuned(
-                parsed, made, data, tuple(onnx), Steps(state, report, again), runs, folder, progress
+                parsed,
+                made,
+                data,
+                tuple(onnx),
+                Steps(state, report, again),
+                runs,
+                folder,
+                progress,
+                float_weights,
             )
     plan = make_plan(parsed, config, made, overrides, data, progress)
     state.mkdir(parents=True, exist_ok=True)
@@ -128,11 +143,12 @@ def build(
 
 def _calibrated(plan: Plan, targets: tuple[str, ...], steps: Steps, state: Path, out: Path) -> Path:
     """A checkpoint without training."""
-    model = create_model(plan.name, pretrained="float", quantize=plan.scheme, target="onnxruntime")
+    model, exact = quantized_from(plan.name, plan.float_weights, with_target(plan.scheme, "onnxruntime"))
     inputs = {
         "float": encode(config_of(model).float_source),
         "scheme": encode(plan.scheme),
         "recipe": "best" if plan.best else encode(plan.recipe),
+        "drop": plan.drop,
         "images": encode(plan.images),
         "data": str(plan.data or ""),
     }
@@ -142,7 +158,7 @@ def _calibrated(plan: Plan, targets: tuple[str, ...], steps: Steps, state: Path,
     _export(made, targets, steps, state)
     metrics = measure(
         made,
-        float_model(config),
+        exact,
         lambda: plan.load(config, plan.checks),
         plan.checks,
         plan.progress,
@@ -156,6 +172,9 @@ def _calibrated(plan: Plan, targets: tuple[str, ...], steps: Steps, state: Path,
 def _calibrate(model: nn.Module, plan: Plan, folder: Path) -> None:
     """Float weights to a checkpoint without figures."""
     config, chosen, choice = config_of(model), plan.recipe, None
+    if plan.drop:
+        mix_precision(model, plan.load(config, plan.images), plan.drop, progress=plan.progress)
+        config = config_of(model)
     if plan.best:
         choice = best_recipe(model, plan.load(config, plan.images), progress=plan.progress)
         chosen = choice.recipe
@@ -164,7 +183,7 @@ def _calibrate(model: nn.Module, plan: Plan, folder: Path) -> None:
     example = torch.zeros(1, *config.preprocessing.input_size)
     half = compact(model, example) > 0
     round_biases(model, example)
-    calibration = dataclasses.replace(record(found, plan.images, chosen, choice), half=half)
+    calibration = dataclasses.replace(record(found, plan.images, chosen, choice), half=half, drop=plan.drop)
     config = dataclasses.replace(config, calibration=calibration)
     save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
 
@@ -216,6 +235,7 @@ def _tuned(
     runs: str | Path,
     out: Path,
     progress: bool,
+    float_weights: str | Path | None,
 ) -> Path:
     """A checkpoint whose weights are trained; the training keeps its own state, epoch by epoch."""
     from qzoo.train_job import TrainJob
@@ -227,7 +247,7 @@ def _tuned(
 
     def action() -> None:
         job = TrainJob(data=data, batch_size=batch_size, runs=runs, out=folder, progress=progress)
-        tune_checkpoint(str(parsed), options, job)
+        tune_checkpoint(str(parsed), options, job, float_weights=float_weights)
 
     inputs = {"options": encode(options), "batch_size": batch_size, "data": str(data or "")}
     steps.run("train and measure", inputs, action, _FILES)

@@ -38,6 +38,8 @@ class Overrides:
     equalize: bool | None = None
     bias_correction: str | None = None
     smooth: bool | None = None
+    drop: float | None = None
+    float_weights: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in (None, "best"):
@@ -55,7 +57,8 @@ class Overrides:
 
     def refuse(self, name: str) -> None:
         """A trained checkpoint takes none of them. Raises ValueError where one is given."""
-        wrong = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        wrong = [name for name in given if name != "float_weights"]
         if wrong:
             raise ValueError(
                 f"{name} is trained by its recipe, where {', '.join(wrong)} does not apply; "
@@ -71,6 +74,8 @@ class Plan:
         scheme: with the bits of the first and the last layer.
         recipe: the post-training methods; with ``best`` they are still to be found.
         images, checks: to calibrate on, and to measure on.
+        drop: of mixed precision (:func:`qzoo.ptq.mix_precision`), 0 without it.
+        float_weights: a folder with float weights; None: what the name's tag means.
     """
 
     name: str
@@ -81,6 +86,8 @@ class Plan:
     images: Images
     checks: Images
     progress: bool
+    drop: float = 0.0
+    float_weights: str | Path | None = None
 
     def load(self, config: Config, part: Images) -> Iterable[tuple[Tensor, Tensor]]:
         """Batches of one part."""
@@ -116,4 +123,8 @@ def make_plan(
     checks = evaluation_images(config, data, overrides.evaluation_subset or made.evaluation, images)
     recipe = dataclasses.replace(made.recipe, **overrides.methods)
     best = overrides.recipe == "best" or (made.best and not overrides.methods)
-    return Plan(str(name), scheme, recipe, best, data, images, checks, progress)
+    drop = made.drop if overrides.drop is None else overrides.drop
+    if drop and recipe.data_free and not best:
+        raise ValueError("mixed precision chooses layers on images; choose another method than batchnorm")
+    weights = overrides.float_weights
+    return Plan(str(name), scheme, recipe, best, data, images, checks, progress, drop, weights)

@@ -18,7 +18,7 @@ from qzoo.distributed import Group
 from qzoo.errors import UnknownModelError
 from qzoo.own_weights import quantized_from
 from qzoo.parts import NONE, calibration_images
-from qzoo.ptq import Recipe, apply_recipe, best_recipe, round_biases
+from qzoo.ptq import Raised, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.registry import parse_name
 from qzoo.scheme import Scheme, set_target
 
@@ -32,12 +32,14 @@ class Calibrated:
         candidates: what it was chosen from, best first; empty when it was given.
         images: number of images that the checkpoint was calibrated on.
         held_back: how many of these the candidates were compared on, none of them having seen these.
+        raised: what mixed precision came to, None without it.
     """
 
     recipe: Recipe
     candidates: tuple[Candidate, ...]
     images: int
     held_back: int
+    raised: Raised | None = None
 
 
 def calibrate_checkpoint(
@@ -49,6 +51,7 @@ def calibrate_checkpoint(
     subset: str | None = None,
     target: str = "onnxruntime",
     float_weights: str | Path | None = None,
+    drop: float = 0.0,
     progress: bool = True,
     group: Group | None = None,
 ) -> Calibrated:
@@ -62,6 +65,8 @@ def calibrate_checkpoint(
         subset: ``"start:stop"``; by default what ``qzoo.build`` calibrates on.
         target: the runtime whose quantizers the recipe sees.
         float_weights: a folder with float weights of the architecture; None: what the name's tag means.
+        drop: mixed precision: share of held-back images, in percent, whose top-1 may change
+            (:func:`qzoo.ptq.mix_precision`); 0 without it.
         group: processes that share the pass for the ranges; each does all the rest, and rank 0 writes.
 
     Raises:
@@ -77,6 +82,8 @@ def calibrate_checkpoint(
         model, _ = quantized_from(name, float_weights, Scheme.parse(parsed.scheme, target))
     config = config_of(model)
     batches, images = [], NONE
+    if recipe is not None and recipe.data_free and drop:
+        raise ValueError("mixed precision chooses layers on images; choose another method than batchnorm")
     if recipe is None or not recipe.data_free:
         images = calibration_images(config, data, subset)
         with group.first_alone():
@@ -84,7 +91,8 @@ def calibrate_checkpoint(
                 config.preprocessing, config.labels, data, split=images.split, subset=images.subset
             )
         batches = [batch for batch, _ in loader]
-    choice = None
+    raised = mix_precision(model, batches, drop, progress=progress) if drop else None
+    config, choice = config_of(model), None
     if recipe is None:
         choice = best_recipe(model, batches, progress=progress)
         recipe = choice.recipe
@@ -94,9 +102,10 @@ def calibrate_checkpoint(
     example = torch.zeros(1, *config.preprocessing.input_size)
     half = compact(model, example) > 0
     round_biases(model, example)
-    calibration = dataclasses.replace(record(found, images, recipe, choice), half=half)
+    calibration = dataclasses.replace(record(found, images, recipe, choice), half=half, drop=drop)
     config = dataclasses.replace(config, calibration=calibration)
     if group.first:
         save_pretrained(set_target(model, "tensorrt"), out, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates
-    return Calibrated(recipe, candidates, found.images, choice.held_back if choice else found.select_images)
+    compared = choice.held_back if choice else found.select_images
+    return Calibrated(recipe, candidates, found.images, compared, raised)

@@ -21,7 +21,7 @@ from qzoo.errors import CheckpointError
 from qzoo.folders import place, scratch_beside
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.registry import architecture
-from qzoo.scheme import TARGETS, Scheme, with_target
+from qzoo.scheme import TARGETS, Scheme, set_layer_bits, with_target
 from qzoo.state import (
     assign_state,
     check_ranges,
@@ -91,6 +91,8 @@ def empty_model(config: Config, scheme: Scheme | None) -> nn.Module:
     entry = architecture(config.architecture)
     with torch.device("meta"):
         model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
+    if scheme is not None:
+        set_layer_bits(model, scheme)
     name_quantizers(model)
     model.qzoo_config = config  # type: ignore[assignment]
     return model

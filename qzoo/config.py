@@ -71,6 +71,8 @@ class CalibrationRecord:
         smooth: SmoothQuant came first.
         recipe: "best" where :func:`qzoo.ptq.best_recipe` chose all this.
         held_back: number of calibration images that it compared recipes on.
+        drop: mixed precision: layers got more bits (``Scheme.layers``) until at most this share of the held-back
+            calibration images, in percent, changed its top-1 (:func:`qzoo.ptq.mix_precision`); 0 without it.
         half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.compact.compact`).
     """
 
@@ -87,6 +89,7 @@ class CalibrationRecord:
     recipe: str = field(default="", metadata=OPTIONAL)
     held_back: int = field(default=0, metadata=OPTIONAL)
     half: bool = field(default=False, metadata=OPTIONAL)
+    drop: float = field(default=0.0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from qzoo.checkpoint import empty_model, load_pretrained
-from qzoo.config import WEIGHTS, Config, FloatSource, config_of
+from qzoo.config import WEIGHTS, Config, FloatSource, config_of, read_config
 from qzoo.errors import CheckpointError
 from qzoo.registry import parse_name
 from qzoo.scheme import Scheme
 from qzoo.state import assign_state
-from qzoo.zoo import create_model, float_model
+from qzoo.zoo import create_model, float_model, new_config
 
 
 def open_model(where: str, target: str | None = None) -> nn.Module:
@@ -50,6 +50,19 @@ def quantized_from(
     state = ((key, value.clone()) for key, value in exact.state_dict().items())
     assign_state(model, state, str(float_weights))
     return model.eval(), exact
+
+
+def planned_config(name: str, float_weights: str | Path | None) -> Config:
+    """The config of ``arch.tag-scheme`` before anything is built; labels and images are those of the float weights.
+
+    Raises:
+        CheckpointError: the folder holds a quantized model, or another architecture.
+    """
+    if float_weights is None:
+        return new_config(name)
+    config, scheme = read_config(float_weights), parse_name(name).scheme
+    _check(name, config, float_weights)
+    return dataclasses.replace(fresh(config, name), scheme=Scheme.parse(scheme) if scheme else None)
 
 
 def reference_of(config: Config, float_weights: str | Path | None) -> nn.Module:

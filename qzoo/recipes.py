@@ -84,6 +84,7 @@ class Made:
         recipe, best: post-training methods, or that the best ones are to be found.
         calibration, evaluation: subsets of the images.
         edge_bits: of the first and the last layer.
+        drop: of mixed precision.
         training: options of a training, as a config records them.
     """
 
@@ -93,6 +94,7 @@ class Made:
     calibration: str | None = None
     evaluation: str | None = None
     edge_bits: int = 0
+    drop: float = 0.0
     training: dict[str, Any] | None = None
 
     def options(self) -> tuple[TrainOptions, int]:
@@ -153,4 +155,5 @@ def _made(config: Config, source: str) -> Made:
         recipe=Recipe(record.equalize, method, record.rounding, record.bias_correction, record.smooth),
         best=bool(record.recipe),
         calibration=record.subset or None,
+        drop=record.drop,
     )

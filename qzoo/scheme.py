@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from qzoo.errors import QuantizationError
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
 
@@ -70,6 +71,8 @@ class Scheme:
             layer whose input channels don't divide into groups has one range per output channel.
         edge_bits: bits of the first and the last layer, and of what only adds or averages (skips, pooling,
             logits); 0 is 8 where activations have fewer than 8, else the bits of the other layers.
+        layers: mixed precision: ``(name, bits)`` of single layers, such as ``("layer1.0.conv1", 8)``. Their weights
+            have these bits, their inputs at least as many (:func:`set_layer_bits`).
     """
 
     weight_bits: int = 8
@@ -78,6 +81,7 @@ class Scheme:
     weight_format: str = field(default="int", metadata=OPTIONAL)
     group: int = field(default=0, metadata=OPTIONAL)
     edge_bits: int = field(default=0, metadata=OPTIONAL)
+    layers: tuple[tuple[str, int], ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
@@ -91,6 +95,13 @@ class Scheme:
             raise ValueError(f"Scheme.edge_bits must be 0 or 2 to 8, not {self.edge_bits}")
         if not 0 <= self.group <= 1 << 16:
             raise ValueError(f"Scheme.group must be 0 to 65536, not {self.group}")
+        if self.layers and self.weight_format != "int":
+            raise ValueError(f"Scheme.layers needs integer weights, not {self.weight_format}")
+        if len({name for name, _ in self.layers}) != len(self.layers):
+            raise ValueError("Scheme.layers names a layer twice")
+        for name, bits in self.layers:
+            if not 2 <= bits <= 8:
+                raise ValueError(f"Scheme.layers: the bits of {name!r} must be 2 to 8, not {bits}")
         target_named(self.target)
 
     @classmethod
@@ -174,6 +185,26 @@ def set_target(model: nn.Module, target: str) -> nn.Module:
     for module in model.modules():
         if isinstance(module, TensorQuantizer) and module.role:
             _switch(module, chosen)
+    return model
+
+
+def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:
+    """Give the layers of ``scheme.layers`` their bits, in place. Returns the model, which was built with the scheme.
+
+    Raises:
+        QuantizationError: the model has no quantized layer of that name.
+    """
+    modules = dict(model.named_modules()) if scheme.layers else {}
+    for name, bits in scheme.layers:
+        weight = getattr(modules.get(name), "_weight_quantizer", None)
+        inputs = getattr(modules.get(name), "_input_quantizer", None)
+        if not isinstance(weight, TensorQuantizer) or not isinstance(inputs, TensorQuantizer):
+            raise QuantizationError(
+                f"Scheme.layers names {name!r}, which is no quantized layer of {type(model).__name__}"
+            )
+        weight.num_bits = bits
+        if isinstance(inputs.num_bits, int):
+            inputs.num_bits = max(bits, inputs.num_bits)
     return model
 
 

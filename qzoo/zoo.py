@@ -24,7 +24,7 @@ from qzoo.registry import (
     parse_name,
     suggest,
 )
-from qzoo.scheme import Scheme, as_scheme, target_named, with_target
+from qzoo.scheme import Scheme, as_scheme, set_layer_bits, target_named, with_target
 from qzoo.sources import load_float_weights
 from qzoo.state import assign_state, name_quantizers
 
@@ -81,6 +81,8 @@ def create_model(
     config = _new_config(parsed, entry, scheme, num_classes, in_channels)
     if not pretrained:
         model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
+        if scheme is not None:
+            set_layer_bits(model, scheme)
         name_quantizers(model)
         model.qzoo_config = config  # type: ignore[assignment]
         return model

@@ -65,6 +65,8 @@ def _run(args: argparse.Namespace) -> int:
         smooth=args.smooth,
         recipe=args.recipe,
         edge_bits=args.edge_bits,
+        drop=args.mixed_precision,
+        float_weights=args.float_weights,
         onnx=() if args.no_onnx else args.onnx,
         out=args.out,
         runs=args.runs,

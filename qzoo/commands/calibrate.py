@@ -17,7 +17,6 @@ def register(add: Add) -> None:
     )
     sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
-    sub.add_argument("--float", type=Path, dest="float_weights", help="folder of your own float checkpoint")
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
     sub.add_argument("--target", help="runtime that the recipe is for (default: onnxruntime)")
     recipe_arguments(sub)
@@ -46,6 +45,7 @@ def _run(args: argparse.Namespace) -> int:
             subset=args.subset,
             target=args.target or "onnxruntime",
             float_weights=args.float_weights,
+            drop=args.mixed_precision or 0.0,
             progress=not args.quiet and group.first,
             group=group,
         )
@@ -56,5 +56,10 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{candidate.sqnr_db:7.2f} dB  {agreement}  {candidate.method}")
     if done.held_back:
         print(f"compared on {done.held_back} images that no recipe had seen; applied with {done.images}")
+    if done.raised is not None:
+        layers = ", ".join(done.raised.order) or "none is needed"
+        print(f"raised to 8 bits: {layers}")
+        bits = f"{done.raised.average_bits:.2f} bits a weight"
+        print(f"agreement {done.raised.agreement:.2f} % on held-back images, {bits}")
     print(f"{done.recipe}: {args.out}")
     return 0

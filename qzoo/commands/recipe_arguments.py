@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def recipe_arguments(sub: argparse.ArgumentParser) -> None:
@@ -29,3 +30,10 @@ def recipe_arguments(sub: argparse.ArgumentParser) -> None:
         choices=["none", "analytic", "empirical"],
         help="of what rounding to nearest shifts (default: none)",
     )
+    sub.add_argument(
+        "--mixed-precision",
+        type=float,
+        metavar="DROP",
+        help="8 bits for the layers that need them, until at most DROP %% of held-back images change their top-1",
+    )
+    sub.add_argument("--float", type=Path, dest="float_weights", help="folder of your own float checkpoint")

@@ -10,7 +10,7 @@ from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.bias_grid import round_biases
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import equalize
-from qzoo.ptq.mixed_precision import raise_bits
+from qzoo.ptq.mixed_precision import Raised, mix_precision, raise_bits
 from qzoo.ptq.recipe import RECIPES, Choice, Recipe, apply_recipe, best_recipe
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import smooth
@@ -18,6 +18,7 @@ from qzoo.ptq.smoothquant import smooth
 __all__ = [
     "RECIPES",
     "Choice",
+    "Raised",
     "Recipe",
     "adaround",
     "adaround_sequential",
@@ -26,6 +27,7 @@ __all__ = [
     "calibrate_data_free",
     "correct_bias",
     "equalize",
+    "mix_precision",
     "raise_bits",
     "round_biases",
     "smooth",

@@ -1,4 +1,4 @@
-"""Mixed precision: more bits for the weights of the layers that need them, until the model is good enough.
+"""Mixed precision: more bits for the layers that need them, until the model is good enough.
 
 Papers: the ranking by each layer's own effect on the output follows "Mixed Precision Post Training Quantization of
 Neural Networks with Sensitivity Guided Search" (Schaefer et al., 2023, arXiv:2302.01382); the error of several layers
@@ -8,20 +8,25 @@ error for their size come first.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import images_of, quantizers_off
+from qzoo.calibrate import calibrate
+from qzoo.collect import images_of, quantizers_off, set_range
+from qzoo.config import config_of
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
+from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.layers import Layer, layers_of
-from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import set_layer_bits
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,13 @@ def raise_bits(
     bits: int = 8,
     agreement: float = 99.0,
     sqnr_db: float = 0.0,
+    inputs: Mapping[str, Tensor] | None = None,
     progress: bool = True,
 ) -> Raised:
-    """Raise the bits of the most sensitive layers' weights, in place, until both targets are met.
+    """Raise the bits of the most sensitive layers, in place, until both targets are met.
 
-    Ranges stay: more bits divide the same range more finely. Learned rounding comes after it, so targets may be set
-    for what rounding to nearest reaches.
+    Ranges of weights stay: more bits divide the same range more finely. Learned rounding comes after it, so targets
+    may be set for what rounding to nearest reaches.
 
     Args:
         model: calibrated at low bits, with float weights.
@@ -66,6 +72,8 @@ def raise_bits(
         bits: that a raised layer gets.
         agreement: of the highest logit with the float model, in percent, that is enough.
         sqnr_db: of the logits, that is enough.
+        inputs: by layer name, the range of its input for ``bits`` bits: the inputs of raised layers get them, where
+            they have fewer bits. None raises weights only.
 
     Returns:
         What was done; ``met`` is False when even all layers raised don't reach the targets.
@@ -81,55 +89,139 @@ def raise_bits(
     with evaluating(model):
         with quantizers_off(model):
             expected = _logits(model, batches)
-        noise = _noise(model, layers, batches, expected, progress)
-        candidates = [layer for layer in layers if layer.bits < bits]
+        noise = _noise(model, layers, batches, expected, inputs is not None, progress)
+        candidates = [layer for layer in layers if _lowest(layer, inputs is not None) < bits]
         candidates.sort(key=lambda layer: noise[layer.name] / layer.module.weight.numel(), reverse=True)
-        # Fewest layers that do: with every layer raised the error is least, so halving finds the number.
-        low, high = 0, len(candidates)
+
+        def found(count: int) -> tuple[float, float]:
+            with _raised(candidates[:count], bits, inputs):
+                return _fidelity(_logits(model, batches), expected)
+
+        # Fewest layers that do: more layers, less error, so halving finds the number. Agreement on few images does
+        # not fall in step with the error, so none at all is tried first.
+        low, high = 0, 0 if _enough(found(0), agreement, sqnr_db) else len(candidates)
         while low < high:
             middle = (low + high) // 2
-            found = _fidelity(_with(model, candidates, middle, bits, batches), expected)
-            low, high = (low, middle) if _enough(found, agreement, sqnr_db) else (middle + 1, high)
-        found = _fidelity(_with(model, candidates, low, bits, batches), expected)
-        for layer in candidates[:low]:
-            layer.module._weight_quantizer._num_bits = bits
+            low, high = (low, middle) if _enough(found(middle), agreement, sqnr_db) else (middle + 1, high)
+        reached = found(low)
+    _raise(candidates[:low], bits, inputs)
     sizes = {layer.name: layer.module.weight.numel() for layer in layers}
     chosen = {layer.name: layer.bits for layer in layers}
     average = sum(chosen[name] * size for name, size in sizes.items()) / sum(sizes.values())
     order = tuple(layer.name for layer in candidates[:low])
-    return Raised(chosen, order, average, *found, _enough(found, agreement, sqnr_db))
+    return Raised(chosen, order, average, *reached, _enough(reached, agreement, sqnr_db))
+
+
+def mix_precision(
+    model: nn.Module,
+    loader: Iterable[Any],
+    drop: float,
+    *,
+    bits: int = 8,
+    held_back: float = SHARE,
+    progress: bool = True,
+) -> Raised:
+    """Choose the layers that get more bits, weights and inputs, and give them these, in place.
+
+    Ranges come from most of the images, the choice from those held back, as :func:`qzoo.ptq.best_recipe` does. The
+    model's config says which layers they are (``Scheme.layers``), so the checkpoint does. Ranges are still to be
+    found: calibrate it, or apply a recipe.
+
+    Args:
+        model: of the zoo, with quantizers and float weights, at the target that counts.
+        loader: batches of calibration images.
+        drop: share of the held-back images, in percent, whose top-1 may differ from the float model's; accuracy
+            on them drops by no more. With ranges by mean squared error and rounding to nearest.
+        bits: that a raised layer gets.
+        held_back: share of the images that the choice is made on, the last ones.
+
+    Raises:
+        CalibrationError: fewer than two images, or all layers raised are not good enough.
+        ValueError: a drop outside 0 to 100.
+    """
+    if not 0 < drop < 100:
+        raise ValueError(f"the drop must be between 0 and 100 percent, not {drop}")
+    config = config_of(model)
+    if config.scheme is None:
+        raise CalibrationError(f"{config.name} has no quantizers; give it a scheme, such as w4a4")
+    fit, check = hold_back(loader, held_back)
+    low, high = copy.deepcopy(model), copy.deepcopy(model)
+    names = [layer.name for layer in layers_of(high, fit[0][:1], calibrated=False)]
+    every = replace(config.scheme, layers=tuple((name, bits) for name in names))
+    for candidate in (low, set_layer_bits(high, every)):
+        calibrate(candidate, fit, method="mse", progress=progress)
+    ranges = {layer.name: _input(layer).amax for layer in layers_of(high, fit[0][:1])}
+    inputs = {name: amax for name, amax in ranges.items() if amax is not None}
+    found = raise_bits(low, check, bits=bits, agreement=100 - drop, inputs=inputs, progress=progress)
+    if not found.met:
+        raise CalibrationError(
+            f"with all layers at {bits} bits {100 - found.agreement:.2f} % of the held-back images change their "
+            f"top-1, not {drop:g} %; allow more, or calibrate on more images"
+        )
+    order = [name for name in found.bits if name in found.order]
+    scheme = replace(config.scheme, layers=tuple((name, bits) for name in order))
+    set_layer_bits(model, scheme)
+    model.qzoo_config = replace(config, scheme=scheme)  # type: ignore[assignment]
+    return found
 
 
 def _enough(found: tuple[float, float], agreement: float, sqnr_db: float) -> bool:
     return found[0] >= agreement and found[1] >= sqnr_db
 
 
+def _input(layer: Layer) -> Any:
+    return layer.module._input_quantizer
+
+
+def _lowest(layer: Layer, with_input: bool) -> int:
+    """The bits of the weight or, where they count and are fewer, of the input."""
+    bits = _input(layer).num_bits
+    return min(layer.bits, bits) if with_input and isinstance(bits, int) else layer.bits
+
+
 def _noise(
-    model: nn.Module, layers: list[Layer], batches: list[Tensor], expected: Tensor, progress: bool
+    model: nn.Module,
+    layers: list[Layer],
+    batches: list[Tensor],
+    expected: Tensor,
+    with_input: bool,
+    progress: bool,
 ) -> dict[str, float]:
-    """Squared error of the logits with the weight of one layer quantized alone, by name."""
+    """Squared error of the logits with one layer quantized alone, by name."""
     noise = {}
     with quantizers_off(model):
         for layer in track(layers, "sensitivity", show=progress):
-            quantizer = layer.module._weight_quantizer
-            quantizer.enable_quant()
+            own = [layer.module._weight_quantizer, *([_input(layer)] if with_input else [])]
+            for quantizer in own:
+                quantizer.enable_quant()
             noise[layer.name] = (_logits(model, batches) - expected).square().sum().item()
-            quantizer.disable_quant()
+            for quantizer in own:
+                quantizer.disable_quant()
     return noise
 
 
-def _with(model: nn.Module, layers: list[Layer], count: int, bits: int, batches: list[Tensor]) -> Tensor:
-    """The logits with the first layers' bits raised; they are as before afterwards."""
-    raised: list[tuple[TensorQuantizer, Any]] = []
+def _raise(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) -> None:
+    for layer in layers:
+        weight, before = layer.module._weight_quantizer, _input(layer)
+        weight.num_bits = max(bits, layer.bits)
+        if inputs is not None and layer.name in inputs and before.num_bits < bits:
+            before.num_bits = bits
+            set_range(before, inputs[layer.name])
+
+
+@contextmanager
+def _raised(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The layers' bits are raised within, and as before afterwards."""
+    quantizers = [q for layer in layers for q in (layer.module._weight_quantizer, _input(layer))]
+    before = [(q, q.num_bits, None if q.amax is None else q.amax.clone()) for q in quantizers]
     try:
-        for layer in layers[:count]:
-            quantizer = layer.module._weight_quantizer
-            raised.append((quantizer, quantizer._num_bits))
-            quantizer._num_bits = bits
-        return _logits(model, batches)
+        _raise(layers, bits, inputs)
+        yield
     finally:
-        for quantizer, before in raised:
-            quantizer._num_bits = before
+        for quantizer, own, amax in before:
+            quantizer.num_bits = own
+            if amax is not None:
+                set_range(quantizer, amax)
 
 
 def _logits(model: nn.Module, batches: list[Tensor]) -> Tensor:

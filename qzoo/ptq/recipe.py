@@ -27,6 +27,7 @@ from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.data_free import METHOD, calibrate_data_free
 from qzoo.ptq.equalize import equalize
+from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import smooth
 
@@ -172,7 +173,7 @@ def best_recipe(
     loader: Iterable[Any],
     *,
     recipes: tuple[Recipe, ...] = RECIPES,
-    held_back: float = 0.25,
+    held_back: float = SHARE,
     progress: bool = True,
 ) -> Choice:
     """Try recipes on copies of the model; the model stays as it is. Apply the chosen one with all the images.
@@ -188,17 +189,9 @@ def best_recipe(
         CalibrationError: fewer than two images, or no recipe could be applied.
         ValueError: no recipes, or a share outside 0 to 1.
     """
-    if not recipes or not 0 < held_back < 1:
-        raise ValueError(f"pass recipes, and a share between 0 and 1 to hold back, not {held_back}")
-    batches = [images_of(batch) for batch in loader]
-    images = torch.cat(batches) if batches else torch.zeros(0)
-    count = max(1, round(len(images) * held_back))
-    if len(images) < 2:
-        raise CalibrationError(
-            "recipes are compared on images that they have not seen; pass at least two images"
-        )
-    size = len(batches[0])
-    fit, check = images[:-count].split(size), images[-count:].split(size)
+    if not recipes:
+        raise ValueError("no recipes to choose from; pass some")
+    fit, check = hold_back(loader, held_back)
     with quantizers_off(model):
         expected = _logits(model, check)
     tried: list[tuple[Candidate, Recipe]] = []
@@ -214,7 +207,8 @@ def best_recipe(
     if not tried:
         raise CalibrationError(f"no recipe could be applied: {'; '.join(problems)}")
     tried.sort(key=lambda pair: (pair[0].sqnr_db, pair[0].agreement), reverse=True)
-    return Choice(tried[0][1], tuple(candidate for candidate, _ in tried), len(images) - count, count)
+    candidates = tuple(candidate for candidate, _ in tried)
+    return Choice(tried[0][1], candidates, sum(map(len, fit)), sum(map(len, check)))
 
 
 @torch.no_grad()
