@@ -19,7 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# From the zoo a definition needs three things: the weighted layers, the registry, and the scheme's type.
+# From the zoo a definition needs four things: from_pretrained and its kin, the weighted layers, the registry, and
+# the scheme's type.
+from qzoo.hub_mixin import HubMixin
 from qzoo.models._layers import conv2d, init_weights, linear
 from qzoo.registry import register_model
 from qzoo.scheme import Scheme
@@ -68,7 +70,7 @@ class Block(nn.Module):
         return self.relu(out + skip)
 
 
-class TinyNet(nn.Module):
+class TinyNet(HubMixin, nn.Module):
     """A stem, two stages of one block, global average pooling and a linear classifier."""
 
     def __init__(

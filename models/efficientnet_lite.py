@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
+from qzoo.hub_mixin import HubMixin
 from qzoo.models._layers import conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
@@ -161,7 +162,7 @@ class InvertedResidual(nn.Module):
         return out + x
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(HubMixin, nn.Module):
     """A stem, seven stages of blocks, a 1x1 head, global average pooling and a linear classifier."""
 
     def __init__(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qzoo.hub_mixin import HubMixin
 from qzoo.models._layers import conv2d, init_weights, linear
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
@@ -95,7 +96,7 @@ class InvertedResidual(nn.Module):
         return x + out
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(HubMixin, nn.Module):
     """A stem, seven stages of inverted residuals, a 1x1 head, average pooling and a linear classifier."""
 
     def __init__(

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from qzoo.hub_mixin import HubMixin
 from qzoo.models._layers import conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
@@ -114,7 +115,7 @@ class Bottleneck(nn.Module):
         return self.relu(out)
 
 
-class ResNet(nn.Module):
+class ResNet(HubMixin, nn.Module):
     """A stem, four stages of blocks, global average pooling and a linear classifier."""
 
     def __init__(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qzoo.hub_mixin import HubMixin
 from qzoo.models._layers import conv2d, init_weights, linear
 from qzoo.models.resnet import BasicBlock
 from qzoo.preprocessing import Preprocessing
@@ -20,7 +21,7 @@ from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(HubMixin, nn.Module):
     """A 3x3 stem, three stages of ``blocks`` basic blocks, global average pooling and a linear classifier."""
 
     def __init__(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qzoo.hub_mixin import HubMixin
 from qzoo.models._layers import conv2d, linear
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qzoo.registry import FloatWeights, register_model
@@ -109,7 +110,7 @@ class Block(nn.Module):
         return x + out
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(HubMixin, nn.Module):
     """Patches, a class token, 12 blocks, and a linear classifier on the class token."""
 
     def __init__(

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from qzoo.deploy import deploy
     from qzoo.evaluate import evaluate
     from qzoo.export.onnx import export_onnx
+    from qzoo.hub_mixin import HubMixin
     from qzoo.inspection import inspect
     from qzoo.legacy import load_calibrated
     from qzoo.publish import publish
     from qzoo.scheme import Scheme, set_target
     from qzoo.sensitivity import sensitivity
     from qzoo.train import train
+    from qzoo.upload import push_to_hub
     from qzoo.verify import verify
     from qzoo.zoo import create_model, list_models
 
@@ -46,6 +48,8 @@ __all__ = [
     "inspect",
     "build",
     "publish",
+    "push_to_hub",
+    "HubMixin",
     "verify",
     "Scheme",
     "set_target",
@@ -68,6 +72,8 @@ _MODULE_OF = {
     "inspect": "qzoo.inspection",
     "build": "qzoo.build",
     "publish": "qzoo.publish",
+    "push_to_hub": "qzoo.upload",
+    "HubMixin": "qzoo.hub_mixin",
     "verify": "qzoo.verify",
     "Scheme": "qzoo.scheme",
     "set_target": "qzoo.scheme",

@@ -5,16 +5,17 @@ A figure is typed nowhere: to change a card, change what config.json records, by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from qzoo import citations
-from qzoo.config import WEIGHTS, Config, FloatSource, Measurement, read_config
+from qzoo.card_figures import measured, runtime_name
+from qzoo.card_recipe import recipe
+from qzoo.config import Config, FloatSource, Measurement, read_config
+from qzoo.folders import write_text
+from qzoo.markdown import table
 from qzoo.registry import architecture, parse_name
-from qzoo.training_options import TUNING
 
 _DATASETS = {
     "imagenet-1k": ("ILSVRC/imagenet-1k", "ImageNet-1k"),
@@ -28,26 +29,29 @@ _CITATIONS = {
 }
 
 
-def write_card(folder: str | Path) -> Path:
+def write_card(folder: str | Path, repo: str = "") -> Path:
     """Generate README.md of a checkpoint folder; returns its path.
+
+    Args:
+        repo: the Hub repository that the card is for, where it is for one.
 
     Raises:
         CheckpointError: the folder has no valid config.json.
     """
     path = Path(folder) / "README.md"
-    path.write_text(card(read_config(folder)), encoding="utf-8")
+    write_text(path, card(read_config(folder), repo))
     return path
 
 
-def card(config: Config) -> str:
-    """The text of a checkpoint's README.md."""
+def card(config: Config, repo: str = "") -> str:
+    """The text of a checkpoint's README.md; on the Hub its usage loads it from there, ``repo``."""
     sections = [
         _front_matter(config),
         f"# {config.name}\n\n{_summary(config)}",
-        f"## Use\n\n{_usage(config)}",
+        f"## Use\n\n{_usage(config, repo)}",
         f"## Input\n\n{_input(config)}",
-        f"## {'Quantization' if config.scheme else 'Training'}\n\n{_recipe(config)}",
-        f"## Measured\n\n{_measured(config)}",
+        f"## {'Quantization' if config.scheme else 'Training'}\n\n{recipe(config)}",
+        f"## Measured\n\n{measured(config)}",
         f"## Limits\n\n{_limits(config)}",
         f"## Licence and attribution\n\n{_licence(config)}",
         f"## Citation\n\n{_citation(config)}",
@@ -63,7 +67,7 @@ def _front_matter(config: Config) -> str:
     values: dict[str, object] = {
         "library_name": "qzoo",
         "pipeline_tag": "image-classification",
-        "license": config.float_source.license if config.float_source else "apache-2.0",
+        "license": _licence_id(config),
         "tags": ["qzoo", "image-classification", *_tags(config)],
     }
     if dataset:
@@ -100,7 +104,7 @@ def base_model(config: Config) -> str:
 
 
 def _index_entry(row: Measurement, dataset: tuple[str, str]) -> dict[str, object]:
-    where = f"{row.precision}, {_runtime(row)}, {row.images} images"
+    where = f"{row.precision}, {runtime_name(row)}, {row.images} images"
     return {
         "task": {"type": "image-classification"},
         "dataset": {"type": dataset[0], "name": row.data, "args": {"subset": row.subset}},
@@ -128,17 +132,20 @@ def _summary(config: Config) -> str:
     )
 
 
-def _usage(config: Config) -> str:
+def _usage(config: Config, repo: str) -> str:
     target = ', target="onnxruntime"' if config.scheme else ""
     mode = "L" if config.arguments.in_channels == 1 else "RGB"
     runs = " (int8 is simulated)" if config.scheme else ""
+    load = f'qzoo.create_model("{config.name}", pretrained=True{target})'
+    if repo:
+        load = f'qzoo.load_pretrained("{repo}"{target})'
     return f"""```python
 import qzoo
 import torch
 from PIL import Image
 from qzoo.data import label_names
 
-model = qzoo.create_model("{config.name}", pretrained=True{target})
+model = {load}
 config = model.qzoo_config
 
 image = Image.open("photo.jpg").convert("{mode}")
@@ -164,191 +171,6 @@ def _input(config: Config) -> str:
         "classes": f"{config.arguments.num_classes} ({config.labels or 'unnamed'})",
     }
     return table(("", ""), list(rows.items()))
-
-
-def _recipe(config: Config) -> str:
-    parts = []
-    if config.scheme is not None:
-        parts.append(
-            f"- Weights: {config.scheme.weight_bits} bits, symmetric, one range per output channel "
-            f"({_weight_rule(config)}).{_edges(config)}\n"
-            f"- Activations: {config.scheme.activation_bits} bits, symmetric or unsigned, one range per "
-            "tensor.\n"
-            f"- Not quantized: biases and BatchNorm, which is folded on export.{_half(config)}"
-        )
-    if config.calibration is not None:
-        c = config.calibration
-        percentile = f" {c.percentile:g}" if c.percentile is not None else ""
-        if c.images:
-            images = f"from {c.images} images ({c.data}, images {c.subset})"
-        else:
-            images = "without data: from the statistics in the BatchNorm layers"
-        parts.append(f"Ranges of activations: method *{c.method}{percentile}*, {images}.{_steps(config)}")
-        if c.candidates:
-            tried = [(str(r["method"]), number(r["sqnr_db"]), number(r["agreement"])) for r in c.candidates]
-            head = ("method", "SQNR of the logits, dB", "agreement with float, %")
-            what = "Methods compared on the calibration images"
-            if c.recipe:
-                what = (
-                    f"Recipes applied with {c.images - c.held_back} of the calibration images and compared on the "
-                    f"other {c.held_back}; the best was then applied with all of them"
-                )
-            parts.append(f"{what}:\n\n{table(head, tried)}")
-    if config.calibration is not None and config.training is None:
-        parts.append(f"Built by `qzoo build {config.name}{_data_flag(config)}`, qzoo {config.qzoo_version}.")
-    if config.training is not None:
-        if config.training.get("method") in ("lsq", "pact"):
-            parts.append(
-                f"From there they were trained with the weights ({config.training['method'].upper()}), for the "
-                f"placement of target `{config.target}`."
-            )
-        rows = [(key.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value))
-                for key, value in config.training.items()]  # fmt: skip
-        parts.append(f"{table(('option', 'value'), rows)}")
-        parts.append(f"Trained by `{_train_command(config.name, config.training)}`.")
-    return "\n\n".join(parts) or "Not recorded."
-
-
-def _edges(config: Config) -> str:
-    """What the first and the last layer have, where it differs; a sentence, or nothing."""
-    assert config.scheme is not None
-    edge = config.scheme.edge
-    if edge.weight_bits == config.scheme.weight_bits:
-        return ""
-    return f" The first and the last layer have {edge.weight_bits}."
-
-
-def _train_command(name: str, options: dict[str, Any]) -> str:
-    """The command that repeats a training; on another machine or number of threads the last bits differ."""
-    flags = [
-        f"--{key.replace('_', '-')} {options[key]:g}"
-        for key in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed", "threads")
-        if key in options
-    ]
-    flags += [
-        f"--{key.replace('_', '-')} {options[key]}"
-        for key, default in TUNING.items()
-        if options.get(key, default) != default
-    ]
-    source = [f"--dataset {options['dataset']}"] if "dataset" in options else []
-    source += ["--data DIR"] if options.get("data") != "Fashion-MNIST train" else []
-    source += [f"--{key} {options[key]}" for key in ("float", "start") if key in options]
-    source += [
-        f"--{key.replace('_', '-')} {options[key]}"
-        for key in ("subset", "evaluation_subset")
-        if key in options
-    ]
-    flags = source + flags
-    processes = options.get("processes", 1)
-    start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes > 1 else "qzoo train"
-    return " ".join([start, name, *flags, *(f"--{name}" for name in ("bf16", "fp16") if options.get(name))])
-
-
-def _half(config: Config) -> str:
-    if config.calibration is None or not config.calibration.half:
-        return ""
-    return " BatchNorm's numbers and the weights' ranges are values that float16 holds."
-
-
-def _weight_rule(config: Config) -> str:
-    if config.training is not None and config.training.get("method") == "lsq":
-        return "learned in training"
-    if config.calibration is not None and config.calibration.rounding == "learned":
-        return "range and rounding learned on the calibration images, as AdaRound does"
-    if config.calibration is not None and config.calibration.rounding == "sequential":
-        return (
-            "range and rounding learned on the calibration images, layer after layer, each making up for the errors "
-            "of those before it"
-        )
-    return "its maximum"
-
-
-def _data_flag(config: Config) -> str:
-    assert config.calibration is not None
-    data = "" if config.labels == "fashion-mnist" else " --data DIR"
-    if config.calibration.recipe:
-        return f"{data} --calibration-subset {config.calibration.subset} --recipe {config.calibration.recipe}"
-    method = "" if config.calibration.candidates else f" --method {config.calibration.method}"
-    rounding = (
-        "" if config.calibration.rounding == "nearest" else f" --rounding {config.calibration.rounding}"
-    )
-    equalize = " --smooth" if config.calibration.smooth else ""
-    equalize += " --equalize" if config.calibration.equalize else ""
-    correction = config.calibration.bias_correction
-    bias = "" if correction == "none" else f" --bias-correction {correction}"
-    subset = f" --calibration-subset {config.calibration.subset}" if config.calibration.images else ""
-    edge = f" --edge-bits {config.scheme.edge_bits}" if config.scheme and config.scheme.edge_bits else ""
-    return f"{data}{subset}{method}{equalize}{rounding}{bias}{edge}"
-
-
-def _steps(config: Config) -> str:
-    """What else was done to the model, a sentence, or nothing."""
-    assert config.calibration is not None
-    steps = ["SmoothQuant"] if config.calibration.smooth else []
-    steps += ["cross-layer equalization"] if config.calibration.equalize else []
-    if config.calibration.bias_correction != "none":
-        steps.append(f"{config.calibration.bias_correction} bias correction")
-    return f" Also: {', '.join(steps)}." if steps else ""
-
-
-def _measured(config: Config) -> str:
-    if not config.metrics:
-        return "Nothing yet."
-    head = (
-        "runtime",
-        "precision",
-        "top-1, % (95 % interval)",
-        "top-5, %",
-        "agreement, %",
-        "SQNR, dB",
-        "images",
-    )
-    rows = [
-        (
-            _runtime(row),
-            row.precision,
-            f"{row.top1:.2f} ({row.top1_interval[0]:.2f} to {row.top1_interval[1]:.2f})",
-            f"{row.top5:.2f}",
-            number(row.agreement),
-            number(row.sqnr_db),
-            f"{row.images:,}",
-        )
-        for row in config.metrics
-    ]
-    text = table(head, rows)
-    places = sorted({f"{row.data}, images {row.subset}" for row in config.metrics})
-    text += f"\n\nImages: {'; '.join(places)}. Float and quantized saw the same images in the same run."
-    if config.scheme is not None:
-        text += " Agreement (same top-1) and SQNR (of the logits) are against the float model in PyTorch."
-    if config.latency:
-        text += f"\n\n{_latency(config)}"
-    return f"{text}\n\n{_size_text(config)}"
-
-
-def _latency(config: Config) -> str:
-    head = ("runtime", "precision", "batch", "threads", "median, ms", "p90, ms", "speed-up")
-    rows = [
-        (
-            r.runtime,
-            r.precision,
-            str(r.batch),
-            str(r.threads),
-            f"{r.median_ms:.2f}",
-            f"{r.p90_ms:.2f}",
-            f"{r.speedup:.2f}" if r.speedup else "",
-        )
-        for r in config.latency
-    ]
-    where = sorted({f"{r.machine}; {r.versions}; {r.date}" for r in config.latency})
-    return f"Latency:\n\n{table(head, rows)}\n\nMeasured on {'. '.join(where)}."
-
-
-def _size_text(config: Config) -> str:
-    size = config.sizes.get(WEIGHTS)
-    if size is None:
-        return "No weights have been built."
-    share = f", {100 * size / float_bytes(config):.1f} % of the float tensors" if config.scheme else ""
-    return f"`{WEIGHTS}` ({config.form}): {size / 1e6:.2f} MB{share}."
 
 
 def _limits(config: Config) -> str:
@@ -377,13 +199,22 @@ def _limits(config: Config) -> str:
 
 def _licence(config: Config) -> str:
     source = config.float_source
+    if source is None and config.training is None:
+        return "Where the float weights come from, and their licence, is not recorded."
     if source is None:
-        return "Weights trained by the qzoo project from random initial values: Apache-2.0."
+        return "Weights trained with qzoo from random initial values: Apache-2.0."
     return (
         f"The float weights are licensed {_spdx(source.license)}, and so is this checkpoint, which is "
         "derived from "
         f"them.\n\nThey came from {_place(source)} (SHA-256 `{source.sha256}`)."
     )
+
+
+def _licence_id(config: Config) -> str:
+    """As the Hub names licences."""
+    if config.float_source is not None:
+        return config.float_source.license
+    return "apache-2.0" if config.training is not None else "other"
 
 
 def _spdx(text: str) -> str:
@@ -410,36 +241,3 @@ def _citation(config: Config) -> str:
     elif config.labels == "imagenet-1k":
         entries.append(citations.IMAGENET)
     return "```bibtex\n" + "\n".join(entries) + "```"
-
-
-def float_bytes(config: Config) -> int:
-    """Bytes of the float model's tensors."""
-    import torch
-
-    with torch.device("meta"):
-        model = architecture(config.architecture).build(
-            num_classes=config.arguments.num_classes, in_channels=config.arguments.in_channels, quantize=None
-        )
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
-# ---- small things ----
-
-
-def _runtime(row: Measurement) -> str:
-    names = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    runtime = names.get(row.runtime, row.runtime)
-    if row.target is None or row.runtime == row.target:
-        return runtime
-    return f"{runtime}, simulating {'TensorRT' if row.target == 'tensorrt' else names[row.target]}"
-
-
-def number(value: float | None) -> str:
-    """Two digits, or nothing."""
-    return "" if value is None else f"{value:.2f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -63,7 +63,13 @@ def save_pretrained(
 
 
 def load_pretrained(
-    where: str | Path, *, target: str | None = None, revision: str | None = None
+    where: str | Path,
+    *,
+    target: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
 ) -> nn.Module:
     """Load a checkpoint, in eval mode; ``model.qzoo_config`` is its :class:`~qzoo.config.Config`.
 
@@ -71,12 +77,13 @@ def load_pretrained(
         where: a folder, the name of a zoo checkpoint, or a Hub repository ``"org/name"``.
         target: the runtime that the quantizers simulate; by default the one it was tuned for, or "tensorrt".
         revision: of a Hub repository.
+        cache_dir, token, local_files_only: for the Hub, see :class:`qzoo.hub.Access`.
 
     Raises:
         CheckpointError: the folder is incomplete or altered, or tensors are missing, unexpected or misshaped.
         UnknownModelError, HubError: see :func:`qzoo.hub.locate`.
     """
-    folder = hub.locate(where, revision)
+    folder = hub.locate(where, revision, hub.Access(cache_dir, token, local_files_only))
     config = read_config(folder)
     _check_weights_file(folder, config)
     scheme = with_target(config.scheme, target or config.target) if config.scheme else None

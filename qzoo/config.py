@@ -128,6 +128,7 @@ class Latency:
         batch, threads: images a call, and threads of the runtime.
         median_ms, p90_ms: wall time of a call.
         speedup: the float model's median in the same runtime over this one; None for float.
+        speedup_interval: its 95 % interval.
         machine, versions, date: where, with what and when it was timed.
     """
 
@@ -142,6 +143,7 @@ class Latency:
     machine: str
     versions: str
     date: str
+    speedup_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ The format is https://huggingface.co/docs/hub/eval-results; huggingface_hub call
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 
-from qzoo.config import Config, Measurement
+from qzoo.config import Config, Measurement, read_config
+from qzoo.folders import write_text
 
 PATH = ".eval_results/qzoo.yaml"
 DATASETS = {"imagenet-1k": "ILSVRC/imagenet-1k", "fashion-mnist": "zalando-datasets/fashion_mnist"}
@@ -27,6 +30,17 @@ def eval_results(config: Config) -> str:
         for row in config.metrics
     ]
     return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=110)
+
+
+def write_eval_results(folder: Path) -> Path | None:
+    """Write the file into a checkpoint folder; None, and no file, where there is nothing to say."""
+    text = eval_results(read_config(folder))
+    path = folder / PATH
+    if not text:
+        return None
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text)
+    return path
 
 
 def _notes(row: Measurement) -> str:

@@ -17,7 +17,7 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qzoo.config import WEIGHTS, read_config
@@ -38,6 +38,24 @@ class Pin:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Access:
+    """How to reach the Hub. What is not said, huggingface_hub's variables and login say.
+
+    Attributes:
+        cache_dir: folder of the cache.
+        token: of a private or gated repository; False sends none.
+        local_files_only: take what is in the cache, ask nobody.
+    """
+
+    cache_dir: str | Path | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    local_files_only: bool = False
+
+
+USUAL = Access()
+
+
 @functools.cache
 def pins() -> Mapping[str, Pin]:
     """The zoo's own checkpoints on the Hub, by name."""
@@ -55,13 +73,14 @@ def checkpoints() -> list[str]:
     return sorted({*embedded(), *pins()}, key=natural_key)
 
 
-def locate(where: str | Path, revision: str | None = None) -> Path:
+def locate(where: str | Path, revision: str | None = None, access: Access = USUAL) -> Path:
     """The folder of a checkpoint, downloaded if need be.
 
     Args:
         where: a folder; the name of a zoo checkpoint, such as ``"resnet20.fmnist-w8a8"``; or a repository
             on the Hub, ``"org/name"``.
         revision: commit, branch or tag of a repository; not for folders and names, which are what they are.
+        access: cache and token.
 
     Raises:
         UnknownModelError: no folder and no checkpoint of that name; says which exist and how to build one.
@@ -72,11 +91,11 @@ def locate(where: str | Path, revision: str | None = None) -> Path:
     if is_name and (text in embedded() or text in pins()):
         if revision is not None:
             raise ValueError(f"{text!r} is pinned by the package; give a Hub repository to choose a revision")
-        return embedded()[text] if text in embedded() else download_pin(text)
+        return embedded()[text] if text in embedded() else download_pin(text, access)
     if path.is_dir():
         return path
     if isinstance(where, str) and _REPOSITORY.fullmatch(text) and not path.exists():
-        return download(text, revision)
+        return download(text, revision, access=access)
     if is_name:
         raise UnknownModelError(missing_checkpoint(text))
     raise CheckpointError(f"{text!r} is no folder, no checkpoint's name and no Hub repository (org/name)")
@@ -96,7 +115,12 @@ def missing_checkpoint(name: str) -> str:
 
 
 def download(
-    repo: str, revision: str | None = None, *, name: str | None = None, sha256: str | None = None
+    repo: str,
+    revision: str | None = None,
+    *,
+    name: str | None = None,
+    sha256: str | None = None,
+    access: Access = USUAL,
 ) -> Path:
     """Fetch config.json and weights of a checkpoint repository into the Hub cache; returns the folder there.
 
@@ -104,13 +128,14 @@ def download(
         revision: commit, branch or tag; the default branch if None.
         name: the checkpoint that must be in it.
         sha256: of its config.json.
+        access: cache and token.
 
     Raises:
         HubError: no network, no such repository, file or revision, gated, disk full, or content that differs
             from its SHA-256 (taken out of the cache).
         CheckpointError: the config is not valid, or of another checkpoint.
     """
-    config_file = fetch(repo, "config.json", revision, sha256 or "")
+    config_file = fetch(repo, "config.json", revision, sha256 or "", access)
     folder, commit = config_file.parent, config_file.parent.name
     config = read_config(folder)
     if name is not None and config.name != name:
@@ -119,17 +144,19 @@ def download(
         raise CheckpointError(
             f"{repo} at {commit}: config.json lists no {WEIGHTS}; it is a recipe without weights"
         )
-    fetch(repo, WEIGHTS, commit, config.files[WEIGHTS])
+    fetch(repo, WEIGHTS, commit, config.files[WEIGHTS], access)
     return folder
 
 
-def download_pin(name: str) -> Path:
+def download_pin(name: str, access: Access = USUAL) -> Path:
     """The folder of a pinned checkpoint: config.json and weights, checked. Raises as :func:`download`."""
     pin = pins()[name]
-    return download(pin.repo, pin.revision, name=name, sha256=pin.sha256)
+    return download(pin.repo, pin.revision, name=name, sha256=pin.sha256, access=access)
 
 
-def fetch(repo: str, file: str, revision: str | None = None, sha256: str = "") -> Path:
+def fetch(
+    repo: str, file: str, revision: str | None = None, sha256: str = "", access: Access = USUAL
+) -> Path:
     """One file of a Hub repository, from the cache or downloaded.
 
     Args:
@@ -142,20 +169,36 @@ def fetch(repo: str, file: str, revision: str | None = None, sha256: str = "") -
 
     place = f"{repo}{f' at {revision}' if revision else ''}"
     try:
-        if not constants.HF_HUB_OFFLINE:
-            _check_network(constants.ENDPOINT, repo, file, revision)
-        path = Path(hf_hub_download(repo, file, revision=revision, library_name="qzoo"))
+        if not (constants.HF_HUB_OFFLINE or access.local_files_only):
+            _check_network(constants.ENDPOINT, repo, file, revision, access)
+        found = hf_hub_download(
+            repo,
+            file,
+            revision=revision,
+            library_name="qzoo",
+            cache_dir=access.cache_dir,
+            token=access.token,
+            local_files_only=access.local_files_only,
+        )
     except Exception as error:
         raise HubError(f"{file} of {place} can't be had from the Hub: {explain(error)}") from error
+    path = Path(found)
     verify_file(path, sha256)
     return path
 
 
-def _check_network(endpoint: str, repo: str, file: str, revision: str | None) -> None:
+def check_repository(text: str) -> None:
+    """Raises HubError for what is no repository's name."""
+    if not _REPOSITORY.fullmatch(text):
+        raise HubError(f"{text!r} is no repository; expected org/name")
+
+
+def _check_network(endpoint: str, repo: str, file: str, revision: str | None, access: Access) -> None:
     """Fail at once where the endpoint's name does not resolve; the client would try for half a minute."""
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(repo, file, revision=revision), str) or urllib.request.getproxies():
+    cached = try_to_load_from_cache(repo, file, cache_dir=access.cache_dir, revision=revision)
+    if isinstance(cached, str) or urllib.request.getproxies():
         return
     host = urllib.parse.urlsplit(endpoint).hostname
     socket.getaddrinfo(host, None)
@@ -183,7 +226,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision"
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
-        return "it is not in the cache, and the Hub can't be reached (or HF_HUB_OFFLINE is set)"
+        return "it is not in the cache, and the Hub can't be reached (or must not: HF_HUB_OFFLINE, local_files_only)"
     if isinstance(error, errors.EntryNotFoundError):
         return "the repository has no such file"
     if isinstance(error, socket.gaierror):
@@ -233,6 +276,12 @@ def verify_file(path: Path, sha256: str) -> None:
         f"{path.name} was downloaded, but its SHA-256 is {found}, not {sha256}: truncated, or another file "
         "than the one this release was made with. It has been removed; try again, or update qzoo"
     )
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """Raises CheckpointError where a file of a checkpoint folder is not what its config.json says."""
+    if (found := sha256_of(path)) != sha256:
+        raise CheckpointError(f"{path.name} was altered: its SHA-256 is {found}, config.json says {sha256}")
 
 
 def discard(path: Path) -> None:

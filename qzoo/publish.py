@@ -15,9 +15,13 @@ from qzoo.cards import write_card
 from qzoo.checkpoint import load_pretrained
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import HubError
-from qzoo.eval_results import PATH as EVAL_RESULTS
-from qzoo.eval_results import eval_results
+from qzoo.eval_results import write_eval_results
 from qzoo.export.onnx import export_onnx
+from qzoo.folders import write_text
+from qzoo.onnx_files import onnx_name, with_files
+from qzoo.upload import tag_commit, upload
+
+TARGETS = ("onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,17 @@ def publish(
     if not config.metrics:
         raise HubError(f"{config.name} has no measured figures; `qzoo build {config.name}` measures")
     repo = repo or f"{os.environ.get('QZOO_HUB_ORG', 'qzoo')}/{config.name}"
-    if "/" not in repo:
-        raise HubError(f"{repo!r} is no repository; expected org/name")
+    hub.check_repository(repo)
     with tempfile.TemporaryDirectory(prefix="qzoo-publish-") as scratch:
-        staged = _stage(folder, config, Path(scratch))
+        staged = _stage(folder, config, Path(scratch), repo)
         files = {p.relative_to(staged).as_posix(): p.stat().st_size for p in staged.rglob("*") if p.is_file()}
         tag = f"v{config.qzoo_version}"
         if dry_run:
             return Published(repo, "", tag, files)
         try:
-            commit = _upload(staged, sorted(files), repo, config, tag, private, revision)
+            message = f"{config.name}, qzoo {config.qzoo_version}"
+            commit, _ = upload(staged, repo, message, private, revision)
+            tag_commit(repo, tag, commit)
         except Exception as error:
             raise HubError(f"{config.name} was not published to {repo}: {hub.explain(error)}") from None
         digest = hub.sha256_of(staged / "config.json")
@@ -89,59 +94,32 @@ def publish(
     return Published(repo, commit, tag, files)
 
 
-def _stage(folder: Path, config: Config, staged: Path) -> Path:
-    """A copy of the checkpoint with ONNX files, their hashes in config.json, and a fresh card."""
+def _stage(folder: Path, config: Config, staged: Path, repo: str) -> Path:
+    """A copy of the checkpoint with its ONNX files, their hashes in config.json, and a fresh card.
+
+    An ONNX file that the folder has is taken as it is: it is the one that was measured.
+    """
     model = load_pretrained(folder)
     shutil.copy2(folder / WEIGHTS, staged / WEIGHTS)
-    if config.scheme is None:
-        targets = {"onnx/model.onnx": "onnxruntime"}
-    else:
-        targets = {"onnx/model_int8.onnx": "onnxruntime", "onnx/model_int8_tensorrt.onnx": "tensorrt"}
+    targets = TARGETS if config.scheme is not None else TARGETS[:1]
+    names = {onnx_name(config, target): target for target in targets}
     (staged / "onnx").mkdir()
-    for name, target in targets.items():
-        export_onnx(model, staged / name, target=target)
-    names = (WEIGHTS, *targets)
-    config = dataclasses.replace(
-        config,
-        files={name: hub.sha256_of(staged / name) for name in names},
-        sizes={name: (staged / name).stat().st_size for name in names},
-    )
+    for name, target in names.items():
+        if name in config.files and (folder / name).is_file():
+            shutil.copy2(folder / name, staged / name)
+            hub.check_file(staged / name, config.files[name])
+        else:
+            export_onnx(model, staged / name, target=target)
+    config = with_files(config, staged, (WEIGHTS, *names))
     (staged / "config.json").write_text(config.to_json(), encoding="utf-8")
-    write_card(staged)
-    if results := eval_results(config):
-        (staged / EVAL_RESULTS).parent.mkdir()
-        (staged / EVAL_RESULTS).write_text(results, encoding="utf-8")
+    write_card(staged, repo)
+    write_eval_results(staged)
     return staged
-
-
-def _upload(
-    staged: Path, files: list[str], repo: str, config: Config, tag: str, private: bool, revision: str
-) -> str:
-    """One commit with all files, tagged; returns it."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = HfApi(library_name="qzoo", library_version=config.qzoo_version)
-    api.create_repo(repo, private=private, exist_ok=True)
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=staged / name) for name in files]
-    message = f"{config.name}, qzoo {config.qzoo_version}"
-    commit = api.create_commit(repo, operations, commit_message=message, revision=revision).oid
-    try:
-        api.create_tag(repo, tag=tag, revision=commit)
-    except HfHubHTTPError as error:
-        if getattr(error.response, "status_code", 0) != 409:
-            raise
-        # The same version was published before: the tag follows.
-        api.delete_tag(repo, tag=tag)
-        api.create_tag(repo, tag=tag, revision=commit)
-    return commit
 
 
 def write_pin(name: str, pin: hub.Pin) -> None:
     """Record where a checkpoint is, in the package's own list."""
     pins = {**hub.pins(), name: pin}
     text = json.dumps({key: dataclasses.asdict(pins[key]) for key in sorted(pins)}, indent=2) + "\n"
-    temporary = hub.PINS.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, hub.PINS)
+    write_text(hub.PINS, text)
     hub.pins.cache_clear()

@@ -13,26 +13,38 @@ from qzoo.cards import card
 from qzoo.checkpoint import load_pretrained
 from qzoo.config import Config, Measurement, read_config
 from qzoo.errors import QzooError
+from qzoo.eval_results import PATH as EVAL_RESULTS
+from qzoo.eval_results import eval_results
 from qzoo.evaluate import evaluate
+from qzoo.latency import speedup_text
 from qzoo.progress import track
 from qzoo.scheme import set_target
+from qzoo.tables import embedded_configs
+from qzoo.zoo_page import zoo_page
 
 Load = Callable[[Config, Measurement], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result for one checkpoint: where it is, and what is wrong with it ("" if nothing)."""
+    """The result for one checkpoint.
+
+    Attributes:
+        name, place: which, and where it is.
+        problem: what is wrong with it, "" if nothing.
+        speedup: what its config records of its speed, "" if nothing.
+    """
 
     name: str
     place: str
     problem: str
+    speedup: str = ""
 
 
 def verify(
     names: Iterable[str] | None = None, load: Load | None = None, progress: bool = True
 ) -> list[Finding]:
-    """Check checkpoints: the pin resolves, every hash matches, the model loads, the card equals its config.
+    """Check checkpoints: the pin resolves, hashes match, the model loads, card and .eval_results are its config's.
 
     Args:
         names: of checkpoints; all that the package knows by default.
@@ -47,31 +59,53 @@ def verify(
     findings = []
     for name in track(chosen, "verify", show=progress):
         if name in hub.embedded():
-            findings.append(Finding(name, "embedded", _problem(hub.embedded().__getitem__, name, load)))
+            findings.append(_finding(name, "embedded", hub.embedded().__getitem__, "", load))
         if name in hub.pins():
             pin = hub.pins()[name]
-            place = f"{pin.repo} at {pin.revision}"
-            findings.append(Finding(name, place, _problem(_download_all, name, load)))
+            findings.append(_finding(name, f"{pin.repo} at {pin.revision}", _download_all, pin.repo, load))
         if name not in hub.checkpoints():
             hub.locate(name)  # raises the error that suggests
     return findings
 
 
-def _problem(find: Callable[[str], Path], name: str, load: Load | None) -> str:
+def verify_page(path: str | Path) -> Finding:
+    """Check that the zoo's page is what the configs generate."""
+    try:
+        same = Path(path).read_text(encoding="utf-8") == zoo_page(embedded_configs())
+        problem = "" if same else f"it differs from what the configs generate; `qzoo card --page {path}`"
+    except (OSError, QzooError) as error:
+        problem = str(error)
+    return Finding("the zoo's page", str(path), problem)
+
+
+def _finding(name: str, place: str, find: Callable[[str], Path], repo: str, load: Load | None) -> Finding:
     try:
         folder = find(name)
         config = read_config(folder)
         model = load_pretrained(folder)
-        for file, digest in config.files.items():
-            path = folder / file
-            if path.is_file() and hub.sha256_of(path) != digest:
-                return f"{file} has another SHA-256 than config.json says"
-        readme = folder / "README.md"
-        if readme.is_file() and readme.read_text(encoding="utf-8") != card(config):
-            return "README.md differs from what config.json generates; `qzoo card` writes it again"
-        return _measure_again(model, config, load) if load is not None else ""
+        problem = _files_problem(folder, config, repo)
+        if not problem and load is not None:
+            problem = _measure_again(model, config, load)
     except QzooError as error:
-        return str(error)
+        return Finding(name, place, str(error))
+    return Finding(name, place, problem, speedup_text(config))
+
+
+def _files_problem(folder: Path, config: Config, repo: str) -> str:
+    """What is wrong with the files; a repository has all of them, an embedded folder need not."""
+    for file, digest in config.files.items():
+        path = folder / file
+        if path.is_file() and hub.sha256_of(path) != digest:
+            return f"{file} has another SHA-256 than config.json says"
+    generated = {"README.md": card(config, repo), EVAL_RESULTS: eval_results(config)}
+    for file, text in generated.items():
+        path = folder / file
+        if not path.is_file():
+            if repo and text:
+                return f"{file} is missing"
+        elif path.read_text(encoding="utf-8") != text:
+            return f"{file} differs from what config.json generates; `qzoo card` and `qzoo publish` write it again"
+    return ""
 
 
 def _measure_again(model: nn.Module, config: Config, load: Load) -> str:
@@ -89,9 +123,12 @@ def _measure_again(model: nn.Module, config: Config, load: Load) -> str:
 
 
 def _download_all(name: str) -> Path:
-    """Every file of a pinned checkpoint, the card and the ONNX files too."""
+    """Every file of a pinned checkpoint: the card, the results and the ONNX files too."""
     pin, folder = hub.pins()[name], hub.download_pin(name)
+    config = read_config(folder)
     hub.fetch(pin.repo, "README.md", pin.revision)
-    for file, digest in read_config(folder).files.items():
+    if eval_results(config):
+        hub.fetch(pin.repo, EVAL_RESULTS, pin.revision)
+    for file, digest in config.files.items():
         hub.fetch(pin.repo, file, pin.revision, digest)
     return folder

@@ -13,13 +13,14 @@ import torch
 
 import qzoo
 import qzoo.tune_checkpoint
-from qzoo import hub
+from qzoo import hub, steps
 from qzoo.build import build
 from qzoo.cards import card
 from qzoo.config import CalibrationRecord, read_config
 from qzoo.data import load_data
 from qzoo.errors import CheckpointError, UnknownModelError
 from qzoo.train import TrainOptions
+from qzoo.train_job import TrainJob
 from qzoo.zoo import new_config
 
 build_module = sys.modules["qzoo.build"]  # qzoo.build is the function
@@ -43,6 +44,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(plan_module, "load_data", load)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(steps, "code_digest", lambda: "code")  # whatever is edited meanwhile
     return store
 
 
@@ -129,20 +131,20 @@ def test_a_second_call_repeats_nothing_and_a_changed_argument_only_what_depends_
     arguments = {**SMALL, "method": "max", "out": small_world / NAME, "report": said.append}
     folder = build(NAME, **arguments)
     before = contents(folder)
-    steps = list(said)
-    assert [line.partition(" ")[0] for line in steps] == ["calibrate", "export"] + ["evaluate"] * 4
+    done = list(said)
+    assert [line.partition(" ")[0] for line in done] == ["calibrate", "export"] + ["evaluate"] * 4
     said.clear()
     build(NAME, **arguments)
-    assert said == [f"{step}: done before" for step in steps]
+    assert said == [f"{step}: done before" for step in done]
     assert contents(folder) == before
     said.clear()
     build(NAME, **{**arguments, "evaluation_subset": "100:132"})
-    assert said == [f"{step}: done before" for step in steps[:2]] + steps[2:]
+    assert said == [f"{step}: done before" for step in done[:2]] + done[2:]
     assert read_config(folder).metrics[0].images == 32
     said.clear()
     (Path("runs") / NAME / "checkpoint" / "model.safetensors").write_bytes(b"altered")
     build(NAME, **{**arguments, "evaluation_subset": "100:132"})
-    assert said == [steps[0]] + [f"{step}: done before" for step in steps[1:]]  # the same weights came out
+    assert said == [done[0]] + [f"{step}: done before" for step in done[1:]]  # the same weights came out
 
 
 def test_onnx_files_are_those_asked_for(small_world: Path) -> None:
@@ -160,41 +162,43 @@ def test_onnx_files_are_those_asked_for(small_world: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
-import qzoo.build_plan as plan
+import os, pathlib, signal, sys
+from qzoo import build_plan, hub, steps
 from qzoo.build import build
 from qzoo.data import load_data
 
-plan.load_data = lambda *args, split="test", **rest: load_data(*args, **rest)
+hub.EMBEDDED = pathlib.Path(sys.argv[1])
+steps.code_digest = lambda: "code"
+build_plan.load_data = lambda *args, split="test", **rest: load_data(*args, **rest)
 lines = 0
 
 def report(line):
     global lines
     lines += 1
-    if lines > int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)  # in the middle of the step after that one
+    if lines == 4:
+        os.kill(os.getpid(), signal.SIGKILL)  # at the start of the fourth step
     print(line, flush=True)
 
-build("resnet20.fmnist-w8a8", method="max", calibration_subset="0:32", evaluation_subset="100:132",
+build("resnet20.fmnist-w8a8", method="max", calibration_subset="0:32", evaluation_subset="100:164",
       out="card", report=report, progress=False)
 """
 
 
-def test_killed_and_called_again_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    def run(folder: Path, steps: int) -> list[str]:
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(steps)], cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode == (0 if steps > 6 else -signal.SIGKILL), done.stderr
-        return done.stdout.splitlines()
-
-    whole = run(tmp_path / "whole", 99)
-    assert run(tmp_path / "killed", 1) == whole[:1]
-    assert not (tmp_path / "killed" / "card").exists()
-    assert run(tmp_path / "killed", 4) == [f"{whole[0]}: done before", *whole[1:4]]
-    assert run(tmp_path / "killed", 99) == [f"{line}: done before" for line in whole[:4]] + whole[4:]
-    assert contents(tmp_path / "killed" / "card") == contents(tmp_path / "whole" / "card")
+def test_killed_and_called_again_it_ends_as_if_it_had_not_been(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, small_world], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = done.stdout.splitlines()
+    assert before == ["calibrate", "export for onnxruntime", "evaluate float"]
+    assert not Path("card").exists()
+    said: list[str] = []
+    arguments = {**SMALL, "method": "max", "report": said.append}
+    folder = build(NAME, out="card", **arguments)
+    assert said[:3] == [f"{line}: done before" for line in before]
+    assert len(said) == 6
+    assert not any("done before" in line for line in said[3:])
+    assert contents(folder) == contents(build(NAME, out="other", again=True, **arguments))
 
 
 def test_the_recipe_of_the_name_is_the_default_and_arguments_override_it(
@@ -202,23 +206,25 @@ def test_the_recipe_of_the_name_is_the_default_and_arguments_override_it(
 ) -> None:
     monkeypatch.setattr(build_module, "measure", lambda *args, **options: ())
     config = new_config(NAME)
-    calibration = CalibrationRecord("percentile", "Fashion-MNIST train", "0:16", 16, rounding="learned")
+    calibration = CalibrationRecord(
+        "percentile", "Fashion-MNIST train", "0:16", 16, bias_correction="analytic"
+    )
     stored = Path("recipes") / NAME / "config.json"
     stored.parent.mkdir(parents=True)
     stored.write_text(dataclasses.replace(config, calibration=calibration).to_json())
     made = read_config(build(NAME, out="one", onnx=(), progress=False)).calibration
     assert made is not None
-    assert (made.method, made.rounding, made.subset) == ("percentile", "learned", "0:16")
+    assert (made.method, made.bias_correction, made.subset) == ("percentile", "analytic", "0:16")
     made = read_config(build(NAME, out="two", method="max", onnx=(), progress=False)).calibration
     assert made is not None
-    assert (made.method, made.rounding, made.subset) == ("max", "learned", "0:16")
+    assert (made.method, made.bias_correction, made.subset) == ("max", "analytic", "0:16")
 
 
 def test_a_trained_checkpoint_is_built_by_its_recipe(
     small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "resnet20.fmnist-w4a4_qat"
-    with pytest.raises(CheckpointError, match=r"how to train.*qzoo train"):
+    with pytest.raises(CheckpointError, match=r"the name alone does not say how to train.*qzoo train"):
         build(name, progress=False)
     training = {"epochs": 2, "lr": 0.25, "method": "lsq", "batch_size": 7, "threads": 1}
     stored = Path("recipes") / name / "config.json"
@@ -228,15 +234,15 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
         build(name, method="max", progress=False)
     asked: list[object] = []
 
-    def tune(name: str, options: TrainOptions, *, batch_size: int, out: Path, **rest: object) -> None:
-        asked.append((options, batch_size))
+    def tune(name: str, options: TrainOptions, job: TrainJob) -> None:
+        asked.append((options, job.batch_size))
         model = qzoo.create_model(name)
         qzoo.calibrate(model, [torch.randn(4, 1, 28, 28)], progress=False)
-        qzoo.save_pretrained(model, out)
+        assert job.out is not None
+        qzoo.save_pretrained(model, job.out, config=dataclasses.replace(model.qzoo_config, training=training))
 
-    monkeypatch.setattr(
-        sys.modules["qzoo.tune_checkpoint"], "tune_checkpoint", tune
-    )  # hours, in another test
+    # The training itself has tests of its own.
+    monkeypatch.setattr(sys.modules["qzoo.tune_checkpoint"], "tune_checkpoint", tune)
     for _ in range(2):
         folder = build(name, out="tuned", progress=False)
     assert asked == [(TrainOptions(epochs=2, lr=0.25, method="lsq"), 7)]

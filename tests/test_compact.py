@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 import qzoo
-from qzoo.cards import float_bytes
+from qzoo.card_figures import float_bytes
 from qzoo.compact import compact
 from qzoo.config import WEIGHTS, config_of
 from qzoo.packing import columns, pack_weight

@@ -72,6 +72,7 @@ def test_publish_uploads_once_tags_pins_and_the_name_loads(
         assert hub.hashlib.sha256(files[name]).hexdigest() == digest
         assert len(files[name]) == config.sizes[name]
     assert b"model-index" in files["README.md"]
+    assert f'qzoo.load_pretrained("{REPO}", target="onnxruntime")' in files["README.md"].decode()
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     pin = json.loads(pins_file.read_text())[NAME]
     assert pin["revision"] == done.commit
@@ -141,7 +142,18 @@ def test_verify_finds_what_was_changed(server: Hub, folder: Path) -> None:
     repo = server.repos[REPO]
     files = repo.commits[done.commit]
     kept = dict(files)
+    files[".eval_results/qzoo.yaml"] = b"- value: 99.9"
+    for path in Path(hub_cache()).rglob("qzoo.yaml"):
+        hub.discard(path)
+    assert ".eval_results/qzoo.yaml differs" in verify([NAME], progress=False)[0].problem
+    del files[".eval_results/qzoo.yaml"]
+    for path in Path(hub_cache()).rglob("qzoo.yaml"):
+        hub.discard(path)
+    assert "no such file" in verify([NAME], progress=False)[0].problem
+    files.update(kept)
     files["README.md"] = b"changed by hand"
+    for path in Path(hub_cache()).rglob("README.md"):
+        hub.discard(path)
     assert "README.md differs" in verify([NAME], progress=False)[0].problem
     files.update(kept)
     files["onnx/model_int8.onnx"] = b"other"

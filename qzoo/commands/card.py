@@ -1,4 +1,4 @@
-"""``qzoo card``: cards and the zoo table from config.json."""
+"""``qzoo card``: cards, latencies, the zoo table and the zoo's page, from config.json."""
 
 from __future__ import annotations
 
@@ -10,17 +10,38 @@ from qzoo.commands import Add
 
 def register(add: Add) -> None:
     """Declare the command."""
-    sub = add("card", _run, "Write the cards of checkpoint folders anew, from their config.json.")
-    sub.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    sub = add("card", _run, "Write cards, and the tables of the zoo, anew from the checkpoints' config.json.")
+    sub.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="checkpoints")
+    sub.add_argument(
+        "--benchmark",
+        type=Path,
+        metavar="FILE",
+        help="benchmark.json (of qzoo benchmark --out) whose latencies to record in those it has timed",
+    )
+    sub.add_argument(
+        "--busy", action="store_true", help="record latencies although the benchmark doubts them"
+    )
     sub.add_argument("--readme", type=Path, help="a README whose zoo table to write anew, too")
+    sub.add_argument("--page", type=Path, help="the zoo's page, docs/zoo.md, to write anew, too")
 
 
 def _run(args: argparse.Namespace) -> int:
     from qzoo.cards import write_card
+    from qzoo.config import read_config
+    from qzoo.latency import record_latency, timed_models
     from qzoo.tables import update_readme
+    from qzoo.zoo_page import write_page
 
+    if not (args.folders or args.readme or args.page):
+        raise ValueError("give checkpoint folders, --readme or --page")
+    timed = timed_models(args.benchmark) if args.benchmark is not None else set()
     for folder in args.folders:
+        if read_config(folder).name in timed:
+            config = record_latency(folder, args.benchmark, busy=args.busy)
+            print(f"{folder}: {len(config.latency)} latencies")
         print(write_card(folder))
     if args.readme is not None and update_readme(args.readme):
         print(args.readme)
+    if args.page is not None and write_page(args.page):
+        print(args.page)
     return 0
