@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from qzoo.calibrate import Calibration, Candidate
 from qzoo.cards import write_card
 from qzoo.checkpoint import load_pretrained, save_pretrained
 from qzoo.compact import compact
-from qzoo.config import WEIGHTS, CalibrationRecord, Measurement, config_of, read_config
+from qzoo.config import WEIGHTS, CalibrationRecord, Measurement, Tried, config_of, read_config
 from qzoo.errors import UnknownModelError
 from qzoo.fields import encode
 from qzoo.folders import exclusive, place, scratch_beside
@@ -49,6 +49,7 @@ def build(
     recipe: str | None = None,
     edge_bits: int | None = None,
     drop: float | None = None,
+    layer_bits: Mapping[str, int] | None = None,
     float_weights: str | Path | None = None,
     onnx: Sequence[str] = ONNX,
     out: str | Path | None = None,
@@ -73,6 +74,7 @@ def build(
         edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`.
         drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
             :func:`qzoo.ptq.mix_precision`.
+        layer_bits: bits of single layers, by name: ``{"fc": 4}``; see :class:`qzoo.scheme.Scheme`.
         float_weights: a folder with float weights of your own; what the name's tag means if None.
         recipe: ``"best"`` tries :data:`qzoo.ptq.RECIPES` on the calibration images and takes the best.
         onnx: targets whose ONNX files go into the folder, as ``onnx/model_int8.onnx`` (ONNX Runtime) and
@@ -105,6 +107,7 @@ def build(
         smooth,
         drop,
         float_weights,
+        None if layer_bits is None else tuple(layer_bits.items()),
     )
     parsed = parse_name(name)
     if parsed.scheme is None:
@@ -264,9 +267,7 @@ def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | 
         subset=images.subset if found.images else "",
         images=found.images,
         percentile=found.percentile,
-        candidates=tuple(
-            {"method": c.method, "sqnr_db": finite(c.sqnr_db), "agreement": c.agreement} for c in tried
-        ),
+        candidates=tuple(Tried(c.method, finite(c.sqnr_db), c.agreement) for c in tried),
         rounding=recipe.rounding,
         equalize=recipe.equalize,
         bias_correction=recipe.bias_correction,

@@ -40,6 +40,7 @@ class Overrides:
     smooth: bool | None = None
     drop: float | None = None
     float_weights: str | Path | None = None
+    layer_bits: tuple[tuple[str, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in (None, "best"):
@@ -48,6 +49,8 @@ class Overrides:
             raise ValueError(
                 f"recipe={self.recipe!r} chooses {', '.join(self.methods)} itself; leave them out"
             )
+        if self.drop and self.layer_bits:
+            raise ValueError("drop chooses the bits of layers itself; leave layer_bits out")
 
     @property
     def methods(self) -> dict[str, Any]:
@@ -119,11 +122,16 @@ def make_plan(
     edge_bits = made.edge_bits if overrides.edge_bits is None else overrides.edge_bits
     if edge_bits:
         scheme = dataclasses.replace(scheme, edge_bits=edge_bits)
+    drop = overrides.drop
+    if drop is None:
+        drop = 0.0 if overrides.layer_bits else made.drop
+    layers = made.layers if overrides.layer_bits is None else overrides.layer_bits
+    if layers and not drop:
+        scheme = dataclasses.replace(scheme, layers=layers)
     images = calibration_images(config, data, overrides.calibration_subset or made.calibration)
     checks = evaluation_images(config, data, overrides.evaluation_subset or made.evaluation, images)
     recipe = dataclasses.replace(made.recipe, **overrides.methods)
     best = overrides.recipe == "best" or (made.best and not overrides.methods)
-    drop = made.drop if overrides.drop is None else overrides.drop
     if drop and recipe.data_free and not best:
         raise ValueError("mixed precision chooses layers on images; choose another method than batchnorm")
     weights = overrides.float_weights

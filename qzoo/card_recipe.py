@@ -46,7 +46,7 @@ def _ranges(record: CalibrationRecord) -> str:
 
 
 def _candidates(record: CalibrationRecord) -> str:
-    tried = [(str(r["method"]), number(r["sqnr_db"]), number(r["agreement"])) for r in record.candidates]
+    tried = [(r.method, number(r.sqnr_db), number(r.agreement)) for r in record.candidates]
     head = ("method", "SQNR of the logits, dB", "agreement with float, %")
     what = "Methods compared on the calibration images"
     if record.recipe:
@@ -64,10 +64,7 @@ def _training(config: Config, options: dict[str, Any]) -> list[str]:
             f"From there they were trained with the weights ({options['method'].upper()}), for the "
             f"placement of target `{config.target}`."
         )
-    rows = [
-        (key.replace("_", " "), f"{value:g}" if isinstance(value, float) else str(value))
-        for key, value in options.items()
-    ]
+    rows = [(key.replace("_", " "), _plain(value)) for key, value in options.items()]
     parts.append(table(("option", "value"), rows))
     parts.append(f"Trained by `{_train_command(config.name, options)}`.")
     return parts
@@ -92,10 +89,32 @@ def _mixed(config: Config, scheme: Scheme) -> str:
     return text
 
 
+def _plain(value: object) -> str:
+    """0.01 as such, without the digits that float adds."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _layers(config: Config, scheme: Scheme) -> str:
+    """Layers with bits of their own, in sentences, or nothing."""
+    names: dict[int, list[str]] = {}
+    for name, bits in scheme.layers:
+        names.setdefault(bits, []).append(f"`{name}`")
+    text = "".join(
+        f" {len(found)} layer{'s have' if len(found) > 1 else ' has'} {bits}: {', '.join(found)}."
+        for bits, found in sorted(names.items())
+    )
+    if text and config.calibration is not None and config.calibration.drop:
+        share = f"{config.calibration.drop:g} %"
+        text += (
+            f" They were chosen so that at most {share} of held-back calibration images changed their top-1."
+        )
+    return text
+
+
 def _train_command(name: str, options: dict[str, Any]) -> str:
     """The command that repeats a training; on another machine or number of threads the last bits differ."""
     flags = [
-        f"--{key.replace('_', '-')} {options[key]:g}"
+        f"--{key.replace('_', '-')} {_plain(options[key])}"
         for key in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed", "threads")
         if key in options
     ]
@@ -114,7 +133,7 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
     ]
     flags = source + flags
     processes = options.get("processes", 1)
-    start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes > 1 else "qzoo train"
+    start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes != 1 else "qzoo train"
     return " ".join([start, name, *flags, *(f"--{name}" for name in ("bf16", "fp16") if options.get(name))])
 
 
@@ -153,8 +172,16 @@ def _build_flags(config: Config, record: CalibrationRecord) -> str:
         "" if record.rounding == "nearest" else f" --rounding {record.rounding}",
         "" if record.bias_correction == "none" else f" --bias-correction {record.bias_correction}",
         f" --edge-bits {config.scheme.edge_bits}" if config.scheme and config.scheme.edge_bits else "",
+        _layer_flags(config, record),
     ]
     return f"{data}{subset}{''.join(flags)}{mixed}"
+
+
+def _layer_flags(config: Config, record: CalibrationRecord) -> str:
+    if record.drop:
+        return f" --mixed-precision {record.drop:g}"
+    layers = config.scheme.layers if config.scheme is not None else ()
+    return f" --layer-bits {' '.join(f'{name}={bits}' for name, bits in layers)}" if layers else ""
 
 
 def _steps(record: CalibrationRecord) -> str:

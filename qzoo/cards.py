@@ -230,6 +230,8 @@ def _place(source: FloatSource) -> str:
     if kind == "pypi":
         package = rest.partition("/")[0]
         return f"the package [{package}](https://pypi.org/project/{package}/){revision}"
+    if kind == "folder":
+        return f"a folder with the checkpoint `{rest}`"
     return f"the zoo's own checkpoint `{rest}`" if kind == "qzoo" else source.source
 
 

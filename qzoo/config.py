@@ -53,6 +53,15 @@ class FloatSource:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What a method or a recipe reached on the images that candidates were compared on: dB, and percent."""
+
+    method: str
+    sqnr_db: float | None
+    agreement: float
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """How the ranges were found.
 
@@ -81,7 +90,7 @@ class CalibrationRecord:
     subset: str
     images: int
     percentile: float | None = None
-    candidates: tuple[dict[str, Any], ...] = ()
+    candidates: tuple[Tried, ...] = ()
     rounding: str = "nearest"
     equalize: bool = field(default=False, metadata=OPTIONAL)
     bias_correction: str = field(default="none", metadata=OPTIONAL)

@@ -83,7 +83,7 @@ class Made:
         source: where this is said.
         recipe, best: post-training methods, or that the best ones are to be found.
         calibration, evaluation: subsets of the images.
-        edge_bits: of the first and the last layer.
+        edge_bits: of the first and the last layer; layers: of single ones.
         drop: of mixed precision.
         training: options of a training, as a config records them.
     """
@@ -94,6 +94,7 @@ class Made:
     calibration: str | None = None
     evaluation: str | None = None
     edge_bits: int = 0
+    layers: tuple[tuple[str, int], ...] = ()
     drop: float = 0.0
     training: dict[str, Any] | None = None
 
@@ -144,8 +145,9 @@ def how_made(name: str, folder: Path) -> Made:
 
 def _made(config: Config, source: str) -> Made:
     edge_bits = config.scheme.edge_bits if config.scheme else 0
+    layers = config.scheme.layers if config.scheme else ()
     evaluation = config.metrics[0].subset if config.metrics else None
-    made = Made(source, evaluation=evaluation, edge_bits=edge_bits, training=config.training)
+    made = Made(source, evaluation=evaluation, edge_bits=edge_bits, layers=layers, training=config.training)
     record = config.calibration
     if record is None:
         return made

@@ -63,6 +63,8 @@ def upload(
 
     api = HfApi(library_name="qzoo", library_version=__version__, token=token)
     api.create_repo(repo, private=private, exist_ok=True)
+    if revision != "main":
+        api.create_branch(repo, branch=revision, exist_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     operations = [
         CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path)

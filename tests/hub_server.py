@@ -250,7 +250,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200)
         return None
 
+    def make_branch(self, repo: str, revision: str) -> None:
+        refs = self.state.repos[repo].refs
+        if revision in refs:
+            return self.answer(409, b"{}")
+        refs[revision] = refs["main"]
+        self.json({})
+        return None
+
     def make_commit(self, repo: str, revision: str) -> None:
+        if revision not in self.state.repos[repo].refs:
+            return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         changes = {}
         for line in self.body.splitlines():
             item = json.loads(line)
@@ -261,6 +271,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 changes[value["path"]] = self.state.lfs[value["oid"]]
         commit = self.state.repos[repo].commit(changes, revision)
         self.json({"commitUrl": f"{self.state.url}/{repo}/commit/{commit}", "commitOid": commit})
+        return None
 
     def make_tag(self, repo: str, revision: str) -> None:
         refs = self.state.repos[repo].refs
@@ -294,6 +305,7 @@ ROUTES = [
     (("POST",), rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (("PUT",), r"/upload/(?P<digest>\w+)", _Handler.lfs_upload),
     (("POST",), rf"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", _Handler.make_commit),
+    (("POST",), rf"/api/models/{_REPO}/branch/(?P<revision>[^/]+)", _Handler.make_branch),
     (("POST",), rf"/api/models/{_REPO}/tag/(?P<revision>[^/]+)", _Handler.make_tag),
     (("DELETE",), rf"/api/models/{_REPO}/tag/(?P<revision>[^/]+)", _Handler.delete_tag),
     (("GET",), rf"/api/models/{_REPO}(/revision/(?P<revision>[^/]+))?", _Handler.info),

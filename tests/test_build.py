@@ -81,7 +81,7 @@ def test_the_same_call_makes_the_same_files(small_world: Path) -> None:
     assert before.keys() == {"config.json", "model.safetensors", "README.md", "onnx/model_int8.onnx"}
     config = read_config(first)
     assert config.calibration is not None
-    assert {c["method"] for c in config.calibration.candidates} == {"max", "percentile", "mse", "entropy"}
+    assert {c.method for c in config.calibration.candidates} == {"max", "percentile", "mse", "entropy"}
     # The folder's own config says how it is made.
     said: list[str] = []
     build(NAME, out=first, again=True, report=said.append, progress=False)
@@ -107,7 +107,8 @@ def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.
     # What counts here is not measured.
     monkeypatch.setattr(build_module, "measure", lambda *args, **options: ())
     name = "resnet20.fmnist-w4a8"
-    folder = build(name, out=small_world / name, method="max", edge_bits=8, **SMALL)
+    layers = {"layer1.0.conv1": 6}
+    folder = build(name, out=small_world / name, method="max", edge_bits=8, layer_bits=layers, **SMALL)
     config = read_config(folder)
     assert config.scheme is not None
     assert config.scheme.edge_bits == 8
@@ -115,10 +116,11 @@ def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.
     bits = {
         n: m.weight_quantizer.num_bits for n, m in model.named_modules() if hasattr(m, "weight_quantizer")
     }
-    assert (bits.pop("conv1"), bits.pop("fc")) == (8, 8)
+    assert (bits.pop("conv1"), bits.pop("fc"), bits.pop("layer1.0.conv1")) == (8, 8, 6)
     assert set(bits.values()) == {4}
     assert "The first and the last layer have 8." in card(config)
-    assert "--edge-bits 8" in card(config)
+    assert "1 layer has 6: `layer1.0.conv1`." in card(config)
+    assert "--edge-bits 8 --layer-bits layer1.0.conv1=6`" in card(config)
     before = (folder / "model.safetensors").read_bytes()
     build(name, out=folder, calibration_subset="0:32", again=True, progress=False)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -76,7 +76,7 @@ def test_best_recipe_is_recorded_and_repeated(
     made = read_config(out).calibration
     assert made is not None
     assert (made.recipe, made.held_back, made.images) == ("best", 8, 32)
-    assert {c["method"] for c in made.candidates} == {str(r) for r in few}
+    assert {c.method for c in made.candidates} == {str(r) for r in few}
     values = {"calibration_subset": "0:32", "evaluation_subset": "100:110", "progress": False}
     built = build(NAME, out=small_world / NAME, recipe="best", **values)
     before = (built / "model.safetensors").read_bytes()

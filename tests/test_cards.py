@@ -22,6 +22,7 @@ from qzoo.config import (
     FloatSource,
     Latency,
     Measurement,
+    Tried,
     config_of,
     read_config,
 )
@@ -68,7 +69,7 @@ def example(**changes) -> Config:
                 "0:128",
                 128,
                 None,
-                ({"method": "mse", "sqnr_db": 20.5, "agreement": 98.4},),
+                (Tried("mse", 20.5, 98.4),),
             ),
             "sizes": {"model.safetensors": 5_076_184},
             "files": {"model.safetensors": "cd" * 32},

@@ -5,6 +5,7 @@ Ten thousand cases with ``-m slow``; some hundreds, and the corpus of cases that
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import nn
 
 import qzoo
 from qzoo import hub, registry
-from qzoo.config import WEIGHTS, Config
+from qzoo.cards import card
+from qzoo.config import WEIGHTS, CalibrationRecord, Config, FloatSource, Latency, Measurement, Tried
 from qzoo.errors import CheckpointError
 from qzoo.models._layers import conv2d
 from qzoo.registry import ModelEntry
@@ -51,6 +53,21 @@ def tiny(*, num_classes: int = 2, in_channels: int = 3, quantize=None) -> nn.Mod
     )
 
 
+ROW = Measurement("torch", "float", None, "some", "0:9", 9, 90.0, (80.0, 95.0), 99.0, (95.0, 99.9), 0.3)
+TIMED = Latency("onnxruntime", "w8a8", None, 1, 1, 2.0, 3.0, 4.0, "CPU", "1", "2030-01-01", (3.0, 5.0))
+FULL = {
+    "labels": "imagenet-1k",
+    "float_source": FloatSource("hf:a/b/c", "1", "2", "mit"),
+    "calibration": CalibrationRecord("mse", "some", "0:9", 9, 99.9, (Tried("mse", 1.0, 2.0),), recipe="best"),
+    "training": {"epochs": 1, "lr": 0.1, "method": "lsq"},
+    "metrics": (
+        ROW,
+        dataclasses.replace(ROW, precision="w8a8", target="tensorrt", agreement=1.0, sqnr_db=2.0),
+    ),
+    "latency": (TIMED,),
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     registry.list_architectures()
@@ -58,7 +75,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     model = qzoo.create_model("tiny-w8a8")
     qzoo.calibrate(model, [torch.randn(2, 3, 4, 4)], progress=False)
-    return qzoo.save_pretrained(model, tmp_path / "tiny")
+    config = dataclasses.replace(model.qzoo_config, **FULL)
+    return qzoo.save_pretrained(model, tmp_path / "tiny", config=config)
 
 
 def paths(value, prefix=()):
@@ -97,6 +115,7 @@ def config_case(folder: Path, data) -> None:
     except CheckpointError:
         return
     assert Config.from_json(config.to_json()) == config
+    assert card(config).startswith("---\n")  # whoever publishes it, its card can be compared
 
 
 def split(content: bytes) -> tuple[dict, bytes]:

@@ -81,6 +81,7 @@ def test_push_again_to_a_branch_and_after_a_fault(server: Hub, checkpoint: Path)
     assert len(server.requests("PUT")) == uploads  # the weights were there
     assert set(server.repos["me/mine"].refs) == {"main", "next"}
     assert same(CifarResNet.from_pretrained("me/mine", revision="next"), checkpoint)
+    model.push_to_hub("me/mine", revision="next", commit_message="Again")  # the branch is there
     with pytest.raises(HubError, match="expected org/name"):
         model.push_to_hub("mine")
 

@@ -25,6 +25,9 @@ def register(add: Add) -> None:
         "--edge-bits", type=int, help="bits of the first and the last layer (default: the scheme's)"
     )
     sub.add_argument(
+        "--layer-bits", nargs="+", metavar="LAYER=BITS", help="bits of single layers, such as fc=4"
+    )
+    sub.add_argument(
         "--onnx",
         nargs="+",
         choices=list(TARGETS),
@@ -66,6 +69,7 @@ def _run(args: argparse.Namespace) -> int:
         recipe=args.recipe,
         edge_bits=args.edge_bits,
         drop=args.mixed_precision,
+        layer_bits=_layer_bits(args.layer_bits),
         float_weights=args.float_weights,
         onnx=() if args.no_onnx else args.onnx,
         out=args.out,
@@ -76,3 +80,15 @@ def _run(args: argparse.Namespace) -> int:
     )
     print(folder)
     return 0
+
+
+def _layer_bits(texts: list[str] | None) -> dict[str, int] | None:
+    if texts is None:
+        return None
+    pairs = [text.rpartition("=") for text in texts]
+    wrong = [
+        text for text, (name, _, bits) in zip(texts, pairs, strict=True) if not name or not bits.isdigit()
+    ]
+    if wrong:
+        raise ValueError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
+    return {name: int(bits) for name, _, bits in pairs}
