@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qzoo import peers
 from qzoo import runtimes as rt
+from qzoo.config import config_of
 from qzoo.contenders import WRITTEN_ANYWAY, Contender, contenders
 from qzoo.errors import BenchmarkError, DataError
 from qzoo.evaluate import Evaluation, evaluate
@@ -25,6 +26,10 @@ from qzoo.results import Against, Report, Row
 from qzoo.runtimes.process import Process
 from qzoo.timing import Samples, measure, ratio
 
+EMBEDDED = "fashion-mnist"
+"""The label set whose test images come with the package."""
+
+Measured = tuple[list[Row], list[str], list[dict[str, Any]]]
 _CACHE_BYTES = 2**30  # a data set up to this size is decoded once, not once for every runtime
 
 
@@ -83,7 +88,8 @@ def benchmark(
 
     Args:
         names: checkpoints such as ``"resnet20.fmnist-w8a8"``; they are loaded, with their float model.
-        data: folder of labelled images; the embedded test set where the checkpoint has one.
+        data: folder of labelled images; by default the embedded test set where the checkpoint has one. With
+            checkpoints of several label sets, those of Fashion-MNIST take the embedded one.
         subset: part of the images, ``"start:stop"``.
         runtimes: by default PyTorch, and of ONNX Runtime and OpenVINO what is installed. Of TensorRT where it is not
             at hand the file is written, linted and checked in ONNX Runtime; a note says the result.
@@ -97,8 +103,7 @@ def benchmark(
         QzooError: a name, a checkpoint, data, a runtime or a peer that is not there.
         ValueError: options out of range.
     """
-    from qzoo.data import load_data
-    from qzoo.zoo import create_model, float_model
+    from qzoo.zoo import create_model
 
     default = [name for name in rt.installed() if rt.runtime_named(name).default]
     chosen = tuple(default if runtimes is None else runtimes)
@@ -109,21 +114,36 @@ def benchmark(
     rows: list[Row] = []
     notes: list[str] = []
     found: list[dict[str, Any]] = []
-    for name in [names] if isinstance(names, str) else names:
-        quantized: Any = create_model(name, pretrained=True)
-        config = quantized.qzoo_config
-        folder = None if data is None else Path(data)
-        size = 250 if config.labels == "fashion-mnist" else 50
-        loader = load_data(config.preprocessing, config.labels, folder, subset=subset, batch_size=size)
-        images = None
-        if calibrating:
-            first = f":{calibration_images}"
-            images = torch.cat(
-                [x for x, _ in load_data(config.preprocessing, config.labels, folder, subset=first)]
-            )
-        mine, said, layers = _measure(name, quantized, float_model(config), loader, options, images)
+    models = {n: create_model(n, pretrained=True) for n in ([names] if isinstance(names, str) else names)}
+    label_sets = {config_of(model).labels for model in models.values()}
+    for name, quantized in models.items():
+        folder = folder_for(config_of(quantized).labels, label_sets, data)
+        first = calibration_images if calibrating else 0
+        mine, said, layers = _measure_zoo_model(name, quantized, folder, subset, first, options)
         rows, notes, found = [*rows, *mine], [*notes, *said], [*found, *layers]
     return new_report(rows, options, notes, found)
+
+
+def folder_for(labels: str, label_sets: set[str], data: str | os.PathLike[str] | None) -> Path | None:
+    """The folder of a model's images; None for the embedded ones, which Fashion-MNIST takes among other label sets."""
+    return None if data is None or (len(label_sets) > 1 and labels == EMBEDDED) else Path(data)
+
+
+def _measure_zoo_model(
+    name: str, quantized: nn.Module, folder: Path | None, subset: str | None, first: int, options: Options
+) -> Measured:
+    """One checkpoint on its data; ``first``: number of images to calibrate peers on."""
+    from qzoo.data import load_data
+    from qzoo.zoo import float_model
+
+    config = config_of(quantized)
+    size = 250 if config.labels == EMBEDDED else 50
+    loader = load_data(config.preprocessing, config.labels, folder, subset=subset, batch_size=size)
+    images = None
+    if first:
+        calibration = load_data(config.preprocessing, config.labels, folder, subset=f":{first}")
+        images = torch.cat([x for x, _ in calibration])
+    return _measure(name, quantized, float_model(config), loader, options, images)
 
 
 def benchmark_models(
@@ -158,7 +178,7 @@ def _measure(
     loader: Iterable[tuple[Tensor, Tensor]],
     options: Options,
     calibration: Tensor | None,
-) -> tuple[list[Row], list[str], list[dict[str, Any]]]:
+) -> Measured:
     """Rows, notes and, if asked for, the details of the layers."""
     for runtime in options.runtimes:
         if runtime not in WRITTEN_ANYWAY or len(options.runtimes) == 1:

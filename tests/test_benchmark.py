@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo import runtimes
-from qzoo.benchmark import Options, benchmark_models
+from qzoo.benchmark import Options, benchmark_models, folder_for
 from qzoo.calibrate import calibrate
 from qzoo.errors import BenchmarkError, DataError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
@@ -249,7 +250,7 @@ def test_a_process_that_fails_says_why(tmp_path) -> None:
 def test_a_process_that_does_not_answer_is_ended(tmp_path) -> None:
     with (
         Process("slow", limit=0.02) as process,
-        pytest.raises(BenchmarkError, match="slow: no answer to 'load' within 0.02 s"),
+        pytest.raises(BenchmarkError, match=r"slow: no answer to 'load' within 0\.02 s"),
     ):
         process.load("pytorch", tmp_path / "model.pt", 1, [])  # importing torch alone takes longer
 
@@ -268,3 +269,12 @@ def test_compiled_in_its_process(tmp_path) -> None:
         wall, cpu = process.time()
     assert 0 < cpu < 10
     assert wall > 0
+
+
+def test_models_of_several_label_sets_share_a_folder() -> None:
+    """The folder is for those whose images are not embedded; alone, Fashion-MNIST may have a folder of its own."""
+    both = {"fashion-mnist", "imagenet-1k"}
+    assert folder_for("imagenet-1k", both, "images") == Path("images")
+    assert folder_for("fashion-mnist", both, "images") is None
+    assert folder_for("fashion-mnist", {"fashion-mnist"}, "images") == Path("images")
+    assert folder_for("fashion-mnist", {"fashion-mnist"}, None) is None
