@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qzoo.distributed import Group
 from qzoo.errors import CalibrationError, NonFiniteError
@@ -268,6 +269,16 @@ def set_range(quantizer: TensorQuantizer, amax: Tensor) -> None:
     quantizer._set_buffer("_amax", amax, None)
     if quantizer._learn_amax:
         quantizer.init_learn_amax()
+
+
+@contextmanager
+def attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are there within, and taken away afterwards, also after an error."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

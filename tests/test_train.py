@@ -48,11 +48,11 @@ def assert_equal_state(first: nn.Module, second: nn.Module) -> None:
 class Stopped(TensorLoader):
     """Stops in the middle of an epoch, as a kill would."""
 
-    stop_at = 2
+    stop_at, stop_after = 2, 2
 
     def __iter__(self):
         for i, batch in enumerate(super().__iter__()):
-            if self.epoch == self.stop_at and i == 2:
+            if self.epoch == self.stop_at and i == self.stop_after:
                 raise KeyboardInterrupt
             yield batch
 
@@ -86,6 +86,56 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path) -> None:
     assert_equal_state(resumed, whole)
     assert [row["loss"] for row in log] == [row["loss"] for row in expected]
     assert [row["lr"] for row in log] == [row["lr"] for row in expected]
+
+
+def droppy() -> nn.Module:
+    """A model that draws from torch's generator."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(28 * 28, 10))
+
+
+def test_saved_within_an_epoch_it_goes_on_there(tmp_path: Path) -> None:
+    """Also where a model draws random numbers, and without a second look at finished batches."""
+    options = TrainOptions(epochs=4, lr=0.05, seed=3, accumulate=2)
+    whole = droppy()
+    data = loader(batch_size=16)
+    expected = train(whole, data, options, out=tmp_path / "whole", progress=False, save_every=1)
+
+    pixels, labels = fashion_mnist("test")
+    broken = Stopped(pixels[:128], labels[:128], PREPROCESSING, 16, shuffle=True, augment=crop_flip_erase)
+    broken.stop_after = 5  # of eight: two steps are done, and half of the third
+    with pytest.raises(KeyboardInterrupt):
+        train(droppy(), broken, options, out=tmp_path / "parts", progress=False, save_every=1)
+    state = torch.load(tmp_path / "parts" / "state.pt")
+    assert (len(state["log"]), state["done"]) == (2, 4)
+    torch.rand(5)
+    seen: list[int] = []
+
+    class Counted(TensorLoader):
+        def __iter__(self):
+            for batch in super().__iter__():
+                seen.append(self.epoch)
+                yield batch
+
+    again = Counted(pixels[:128], labels[:128], PREPROCESSING, 16, shuffle=True, augment=crop_flip_erase)
+    resumed = droppy()
+    log = train(resumed, again, options, out=tmp_path / "parts", progress=False, save_every=1)
+    assert seen == [2] * 4 + [3] * 8
+    assert_equal_state(resumed, whole)
+    assert [row["loss"] for row in log] == [row["loss"] for row in expected]
+
+
+def test_other_batches_are_refused_and_older_states_are_read(tmp_path: Path) -> None:
+    options = TrainOptions(epochs=2)
+    train(droppy(), loader(64), options, out=tmp_path, progress=False)
+    with pytest.raises(QzooError, match=r"2 batches an epoch, not 4: another batch size, or other images"):
+        train(droppy(), loader(128), options, out=tmp_path, progress=False)
+    state = torch.load(tmp_path / "state.pt")
+    for key in ("batches", "done", "totals", "seconds", "scaler"):
+        del state[key]
+    del state["options"]["fp16"]
+    torch.save(state, tmp_path / "state.pt")
+    assert len(train(droppy(), loader(64), options, out=tmp_path, progress=False)) == 2
 
 
 _SCRIPT = """

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import images_of, quantizers_off
+from qzoo.collect import attached, images_of, quantizers_off
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
@@ -99,17 +99,13 @@ def _output_means(
         return modules[name].register_forward_hook(hook)
 
     handles = [watch(layer.name) for layer in layers]
-    try:
-        with evaluating(source):
-            for batch in track(batches, "float means", show=progress):
-                if reference is None:
-                    with quantizers_off(model):
-                        model(batch)
-                else:
-                    source(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluating(source):
+        for batch in track(batches, "float means", show=progress):
+            if reference is None:
+                with quantizers_off(model):
+                    model(batch)
+            else:
+                source(batch)
     return sums
 
 
@@ -133,12 +129,8 @@ def _empirical(
         return layer.module.register_forward_hook(hook)
 
     handles = [watch(layer) for layer in layers]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluating(model):
+        model(images)
     return shifts
 
 

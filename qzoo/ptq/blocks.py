@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qzoo.collect import quantizers_off
 from qzoo.evaluate import evaluating
+from qzoo.ptq.calls import calls_of
 from qzoo.ptq.layers import Layer
 from qzoo.quant.nn import TensorQuantizer
 
@@ -53,41 +54,23 @@ class Block:
 @torch.no_grad()
 def tails_of(model: nn.Module, layers: list[Layer], example: Tensor) -> dict[str, Block]:
     """The blocks whose skip is their input as it is, by the name of their last layer."""
-    made: dict[int, Layer] = {}
-    inputs: dict[nn.Module, int] = {}
-    reads: dict[nn.Module, int] = {}
-    keep: list[Tensor] = []  # a freed tensor's id could be another's
-    ends: dict[nn.Module, Layer] = {layer.norm or layer.module: layer for layer in layers}
     found = [
         module
         for module in model.modules()
         if isinstance(getattr(module, "residual_quantizer", None), TensorQuantizer)
         and isinstance(getattr(module, "branch_quantizer", None), TensorQuantizer)
     ]
-
-    def after(module: nn.Module, args: Any, output: Tensor) -> None:
-        made[id(output)] = ends[module]
-        keep.append(output)
-
-    def before(module: nn.Module, args: Any) -> None:
-        (inputs if module in found else reads)[module] = id(args[0])
-        keep.append(args[0])
-
-    handles = [module.register_forward_hook(after) for module in ends]
-    for module in found:
-        for watched in (module, module.residual_quantizer, module.branch_quantizer):
-            handles.append(watched.register_forward_pre_hook(before))  # type: ignore[operator, union-attr]
-    try:
-        with evaluating(model), quantizers_off(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    ends: dict[nn.Module, Layer] = {layer.norm or layer.module: layer for layer in layers}
+    quantizers: list[Any] = [q for m in found for q in (m.residual_quantizer, m.branch_quantizer)]
+    with evaluating(model), quantizers_off(model):
+        calls = calls_of(model, example, [*ends, *found, *quantizers])
+    made = {call.gives: ends[call.module] for call in calls if call.module in ends}
+    reads = {call.module: call.reads for call in calls if call.module not in ends}
     blocks = {}
     for module in found:
         residual: Any = module.residual_quantizer
         branch: Any = module.branch_quantizer
         layer = made.get(reads.get(branch, 0))
-        if layer is not None and residual in reads and reads[residual] == inputs[module]:
+        if layer is not None and residual in reads and reads[residual] == reads[module]:
             blocks[layer.name] = Block(module, layer)
     return blocks

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.collect import images_of, quantizers_off
+from qzoo.collect import attached, images_of, quantizers_off
 from qzoo.errors import QuantizationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
+from qzoo.ptq.calls import calls_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.statistics import Channels
 from qzoo.quant.nn import TensorQuantizer
@@ -123,40 +124,29 @@ def equalize(
 def _pairs(model: nn.Module, layers: list[Layer], example: Tensor) -> list[tuple[Layer, Layer, float]]:
     """Layers a, b where b alone reads relu(norm(a)), and where the activation clips (6 or infinity)."""
     of_norm = {layer.norm: layer for layer in layers if layer.norm is not None}
-    of_module = {layer.module: layer for layer in layers}
+    of_module: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
+    inner = {q for layer in layers for q in (layer.module._input_quantizer, layer.module._weight_quantizer)}
+    between = (_BatchNorm, nn.ReLU, nn.ReLU6)
+    watched = [
+        m
+        for m in model.modules()
+        if m in of_module or isinstance(m, between) or (isinstance(m, TensorQuantizer) and m not in inner)
+    ]
     source: dict[int, tuple[Layer, float]] = {}
     readers: dict[int, list[nn.Module]] = {}
-    keep: list[Tensor] = []
-
-    def after(module: nn.Module, args: Any, output: Tensor) -> None:
-        keep.extend((args[0], output))
-        if isinstance(module, _BatchNorm) and module in of_norm:
-            source[id(output)] = (of_norm[module], -1.0)  # not rectified yet
-        elif id(args[0]) in source:
-            limit = 6.0 if isinstance(module, nn.ReLU6) else float("inf")
-            source[id(output)] = (source[id(args[0])][0], limit)
-
-    def before(module: nn.Module, args: Any) -> None:
-        readers.setdefault(id(args[0]), []).append(module)
-
-    handles = [
-        m.register_forward_hook(after)
-        for m in model.modules()
-        if isinstance(m, _BatchNorm | nn.ReLU | nn.ReLU6)
-    ]
-    inner = {q for m in of_module for q in (m._input_quantizer, m._weight_quantizer)}
-    for module in model.modules():
-        if module in of_module or (isinstance(module, TensorQuantizer) and module not in inner):
-            handles.append(module.register_forward_pre_hook(before))
-    try:
-        model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for call in calls_of(model, example, watched):
+        if not isinstance(call.module, between):
+            readers.setdefault(call.reads, []).append(call.module)
+        elif isinstance(call.module, _BatchNorm) and call.module in of_norm:
+            source[call.gives] = (of_norm[call.module], -1.0)  # not rectified yet
+        elif call.reads in source:
+            limit = 6.0 if isinstance(call.module, nn.ReLU6) else float("inf")
+            source[call.gives] = (source[call.reads][0], limit)
     found = []
     for key, (layer, limit) in source.items():
-        if limit > 0 and len(readers.get(key, [])) == 1 and readers[key][0] in of_module:
-            reader = of_module[readers[key][0]]  # type: ignore[index]
+        reading = [of_module.get(module) for module in readers.get(key, [])]
+        if limit > 0 and len(reading) == 1 and reading[0] is not None:
+            reader = reading[0]
             if reader.groups in (1, reader.module.weight.shape[0]):
                 found.append((layer, reader, limit))
     return found
@@ -178,12 +168,9 @@ def _measure(
         return hook
 
     handles = [b.module.register_forward_pre_hook(watch(b.name)) for _, b, _ in pairs]
-    try:
+    with attached(handles):
         for batch in track(batches, "channel ranges", show=progress):
             model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -14,6 +14,7 @@ from qzoo.collect import quantizers_off
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import evaluating
 from qzoo.models._layers import QuantConv2dSame, pad_same
+from qzoo.ptq.calls import calls_of
 from qzoo.quant.nn import QuantConv2d, QuantLinear
 
 
@@ -105,28 +106,18 @@ def layers_of(model: nn.Module, example: Tensor | None, calibrated: bool = True)
     if example is None:
         raise CalibrationError("the loader gave no images; pass calibration images")
     modules = dict(model.named_modules())
+    kinds = (QuantConv2d, QuantLinear, _BatchNorm)
+    with evaluating(model), quantizers_off(model):
+        calls = calls_of(model, example, [m for m in modules.values() if isinstance(m, kinds)])
     order: list[Any] = []
     made: dict[int, nn.Module] = {}
     norms: dict[nn.Module, _BatchNorm] = {}
-    keep: list[Tensor] = []  # a freed tensor's id could be another's
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, _BatchNorm):
-            if id(args[0]) in made and module.running_mean is not None:
-                norms[made[id(args[0])]] = module
-        else:
-            order.append(module)
-            made[id(output)] = module
-            keep.append(output)
-
-    kinds = (QuantConv2d, QuantLinear, _BatchNorm)
-    handles = [m.register_forward_hook(hook) for m in modules.values() if isinstance(m, kinds)]
-    try:
-        with evaluating(model), quantizers_off(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for call in calls:
+        if not isinstance(call.module, _BatchNorm):
+            order.append(call.module)
+            made[call.gives] = call.module
+        elif call.reads in made and call.module.running_mean is not None:
+            norms[made[call.reads]] = call.module
     names = {module: name for name, module in modules.items()}
     found = [Layer(names[m], m, norms.get(m)) for m in order if order.count(m) == 1]
     if not found:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import images_of, quantizers_off
+from qzoo.collect import attached, images_of, quantizers_off
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
@@ -95,13 +95,9 @@ def input_moments(
 
     handles = [watch(layer) for layer in layers]
     device = next(model.parameters()).device
-    try:
-        with evaluating(model), quantizers_off(model):
-            for batch in track(loader, "input moments", show=progress):
-                model(images_of(batch).to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluating(model), quantizers_off(model):
+        for batch in track(loader, "input moments", show=progress):
+            model(images_of(batch).to(device))
     if len(found) < len(layers):
         raise CalibrationError("the loader gave no images; pass calibration images")
     return found

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import images_of, quantizers_off, set_range
+from qzoo.collect import attached, images_of, quantizers_off, set_range
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, Rounded, solve
@@ -85,12 +85,9 @@ def adaround_sequential(
         return layer.module.register_forward_pre_hook(hook)
 
     handles = [watch(layer) for layer in layers] + sampler.watch_blocks()
-    try:
+    with attached(handles):
         with evaluating(model), torch.no_grad():
             model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
         sampler.skips.clear()
     next(bar, None)
     return done
@@ -139,13 +136,9 @@ class _Sampler:
             return layer.module.register_forward_hook(hook)
 
         handles = [watch(layer) for layer in self.layers] + self.watch_blocks()
-        try:
-            with evaluating(model), quantizers_off(model):
-                for batch in track(batches, "float outputs", show=progress):
-                    model(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with attached(handles), evaluating(model), quantizers_off(model):
+            for batch in track(batches, "float outputs", show=progress):
+                model(batch)
         return {name: torch.cat(parts) for name, parts in found.items()}
 
     def _with_skip(self, layer: Layer, output: Tensor, quantized: bool) -> Tensor:

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import images_of, quantizers_off
+from qzoo.collect import attached, images_of, quantizers_off
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
+from qzoo.ptq.calls import calls_of
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 
 _TOLERANCE = 1e-3  # of the largest output, on the first batch
@@ -79,42 +80,20 @@ def smooth(
 
 def _readers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
     """The quantized linear layers that read the output of each LayerNorm as it is, by its name."""
+    names = {module: name for name, module in model.named_modules()}
+    inner = {m._input_quantizer for m in names if isinstance(m, QuantLinear)}
+    kinds = (nn.LayerNorm, QuantLinear, TensorQuantizer)
     made: dict[int, str] = {}
     readers: dict[str, list[str]] = {}
     others: set[str] = set()
-    keep: list[Tensor] = []  # a freed tensor's id could be another's
-
-    def after(name: str) -> Any:
-        def hook(_: nn.Module, args: Any, output: Tensor) -> None:
-            made[id(output)] = name
-            keep.append(output)
-
-        return hook
-
-    def before(name: str, linear: bool) -> Any:
-        def hook(_: nn.Module, args: Any) -> None:
-            source = made.get(id(args[0]))
-            if source is not None and linear:
-                readers.setdefault(source, []).append(name)
-            elif source is not None:
-                others.add(source)
-
-        return hook
-
-    handles = []
-    inner = {m._input_quantizer for m in model.modules() if isinstance(m, QuantLinear)}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm) and module.weight is not None:
-            handles.append(module.register_forward_hook(after(name)))
-        elif isinstance(module, QuantLinear):
-            handles.append(module.register_forward_pre_hook(before(name, True)))
-        elif isinstance(module, TensorQuantizer) and module not in inner:
-            handles.append(module.register_forward_pre_hook(before(name, False)))
-    try:
-        model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for call in calls_of(model, example, [m for m in names if isinstance(m, kinds) and m not in inner]):
+        if isinstance(call.module, nn.LayerNorm):
+            if call.module.weight is not None:
+                made[call.gives] = names[call.module]
+        elif call.reads in made and isinstance(call.module, QuantLinear):
+            readers.setdefault(made[call.reads], []).append(names[call.module])
+        elif call.reads in made:
+            others.add(made[call.reads])
     return {name: found for name, found in readers.items() if name not in others}
 
 
@@ -130,12 +109,9 @@ def _largest(model: nn.Module, names: list[str], batches: list[Tensor], progress
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    try:
+    with attached(handles):
         for batch in track(batches, "channel ranges", show=progress):
             model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qzoo.collect import quantizers_off
+from qzoo.collect import attached, quantizers_off
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import evaluating
 from qzoo.quant.nn import TensorQuantizer
@@ -104,12 +104,8 @@ def batchnorm_statistics(
         is_layer = isinstance(module, QuantInputMixin) and hasattr(module, "weight")
         if is_layer or (isinstance(module, TensorQuantizer) and module not in weights):
             handles.append(module.register_forward_pre_hook(watch(name)))
-    try:
-        with evaluating(model), quantizers_off(model), tracer:
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluating(model), quantizers_off(model), tracer:
+        model(image)
     return found
 
 

@@ -1,0 +1,41 @@
+"""Which modules ran, in which order, on which tensors: one forward pass, watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from qzoo.collect import attached
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        reads, gives: which tensor its first argument and its result are; equal numbers are the same tensor.
+    """
+
+    module: nn.Module
+    reads: int
+    gives: int
+
+
+def calls_of(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) -> list[Call]:
+    """The calls of ``modules`` while ``model`` runs on ``example``, in the order in which they end.
+
+    A module that works in place gives the tensor that it reads.
+    """
+    found: list[Call] = []
+    keep: list[Any] = []  # a freed tensor's id could be another's
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        keep.extend((args, output))
+        found.append(Call(module, id(args[0]) if args else 0, id(output)))
+
+    with attached([module.register_forward_hook(hook) for module in modules]):
+        model(example)
+    return found
