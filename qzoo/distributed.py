@@ -10,6 +10,7 @@ that ends or hangs ends the others: with :class:`qzoo.errors.DistributedError`, 
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -162,8 +163,8 @@ class Group:
                 raise
             raise DistributedError(
                 f"rank {self.rank} of {self.world} lost the others: one has ended, or did not answer within "
-                f"{self.timeout:.0f} s ({str(error).splitlines()[0]}). Its own message says why; training goes on "
-                "from its last epoch when the same command is started again"
+                f"{self.timeout:.0f} s ({str(error).splitlines()[0].partition('. ')[0]}). Its own message says why; a "
+                "training goes on from the state that it saved last when the same command is started again"
             ) from error
 
 
@@ -202,10 +203,19 @@ def joined(timeout: float = TIMEOUT, device: str = "cpu") -> Iterator[Group]:
             "cpu:gloo,cuda:nccl" if group.device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout),
         )
+    atexit.register(_leave)
     yield group
     with group.talking():  # none leaves, and takes its connections away, while another still uses them
         torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    _leave()
+
+
+def _leave() -> None:
+    """Close the connections. After an error this is done when the process ends: torch's threads, left to the end of
+    the interpreter, would abort it now and then."""
+    atexit.unregister(_leave)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _device(wanted: str, local: int, processes: int) -> torch.device:

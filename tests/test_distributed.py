@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,8 +208,6 @@ with joined(120) as group:
         calibrate(quantized, loader(64, shuffle=False, augment=None), method="mse", progress=False, group=group)
         options = TrainOptions(epochs=2, lr=0.01, method="lsq", freeze_bn=0.5, ema=0.9, accumulate=2)
         run("lsq", quantized, options)
-    if "long" in runs:
-        run("long", model(), TrainOptions(epochs=5, lr=0.05))
 """
 
 
@@ -245,36 +241,6 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
     assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
     assert together[0]["top1"] == alone[0]["top1"]
-
-
-@pytest.mark.slow
-def test_a_training_whose_rank_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(_TRAIN)
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    assert torchrun(script, TESTS, tmp_path / "whole", "long").returncode == 0
-
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    line = [*launcher, str(script), str(TESTS), str(tmp_path / "parts"), "long"]
-    run = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
-    state = tmp_path / "parts" / "long" / "state.pt"
-    end = time.monotonic() + 200
-    while not state.exists() and time.monotonic() < end:
-        time.sleep(0.02)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = run.communicate(timeout=200)
-    assert run.returncode != 0
-    assert "SIGKILL" in errors
-    assert not (tmp_path / "parts" / "long1.pt").exists()
-    assert 1 <= len(torch.load(state)["log"]) < 5
-
-    assert torchrun(script, TESTS, tmp_path / "parts", "long").returncode == 0
-    expected, _ = torch.load(tmp_path / "whole" / "long0.pt")
-    found, log = torch.load(tmp_path / "parts" / "long1.pt")
-    assert len(log) == 5
-    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
 # Without processes: how batches are dealt out
