@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import quantizers_of
+from qzoo.collect import attached, quantizers_of
 from qzoo.contenders import Contender, profiled
 from qzoo.evaluate import evaluating
 from qzoo.inspection import inspect
@@ -82,12 +82,8 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
 
     quantizers = quantizers_of(model)
     handles = [q.register_forward_pre_hook(watch(name)) for name, q in quantizers.items()]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluating(model):
+        model(images)
     return found
 
 

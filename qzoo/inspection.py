@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import images_of, quantizers_of
+from qzoo.collect import attached, images_of, quantizers_of
 from qzoo.errors import DataError
 from qzoo.evaluate import evaluating
 from qzoo.quant import ops
@@ -159,17 +159,13 @@ def _count_activations(
     handles = [entry.quantizer.register_forward_pre_hook(watch(entry)) for entry in watched]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen = 0
-    try:
-        with evaluating(model):
-            for batch in loader:
-                x = images_of(batch)[: images - seen]
-                model(x.to(device))
-                seen += len(x)
-                if seen >= images:
-                    break
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluating(model):
+        for batch in loader:
+            x = images_of(batch)[: images - seen]
+            model(x.to(device))
+            seen += len(x)
+            if seen >= images:
+                break
     if not seen:
         raise DataError("the loader gave no images; check the folder, the split and the subset")
     return seen
