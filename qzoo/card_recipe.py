@@ -78,11 +78,12 @@ def _edges(scheme: Scheme) -> str:
 
 
 def _mixed(config: Config, scheme: Scheme) -> str:
-    """Which layers have more bits, and why; sentences, or nothing."""
+    """Which layers have bits of their own, and why; sentences, or nothing."""
     text = ""
     for bits in sorted({bits for _, bits in scheme.layers}, reverse=True):
         names = [f"`{name}`" for name, own in scheme.layers if own == bits]
-        text += f" Mixed precision: {bits} bits, inputs too, have {', '.join(names)}."
+        inputs = ", inputs too," if bits > scheme.activation_bits else ""
+        text += f" Mixed precision: {bits} bits{inputs} have {', '.join(names)}."
     drop = config.calibration.drop if config.calibration is not None else 0.0
     if drop:
         text += f" It takes these for at most {drop:g} % of the held-back calibration images to change their top-1."
@@ -92,23 +93,6 @@ def _mixed(config: Config, scheme: Scheme) -> str:
 def _plain(value: object) -> str:
     """0.01 as such, without the digits that float adds."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _layers(config: Config, scheme: Scheme) -> str:
-    """Layers with bits of their own, in sentences, or nothing."""
-    names: dict[int, list[str]] = {}
-    for name, bits in scheme.layers:
-        names.setdefault(bits, []).append(f"`{name}`")
-    text = "".join(
-        f" {len(found)} layer{'s have' if len(found) > 1 else ' has'} {bits}: {', '.join(found)}."
-        for bits, found in sorted(names.items())
-    )
-    if text and config.calibration is not None and config.calibration.drop:
-        share = f"{config.calibration.drop:g} %"
-        text += (
-            f" They were chosen so that at most {share} of held-back calibration images changed their top-1."
-        )
-    return text
 
 
 def _train_command(name: str, options: dict[str, Any]) -> str:
@@ -162,9 +146,9 @@ def _build_flags(config: Config, record: CalibrationRecord) -> str:
     subset = f" --calibration-subset {record.subset}" if record.images else ""
     if config.float_source is not None and config.float_source.source.startswith("folder:"):
         data += f" --float {config.float_source.source.removeprefix('folder:')}"
-    mixed = f" --mixed-precision {record.drop:g}" if record.drop else ""
+    layers = _layer_flags(config, record)
     if record.recipe:
-        return f"{data}{subset} --recipe {record.recipe}{mixed}"
+        return f"{data}{subset} --recipe {record.recipe}{layers}"
     flags = [
         "" if record.candidates else f" --method {record.method}",
         " --smooth" if record.smooth else "",
@@ -172,9 +156,8 @@ def _build_flags(config: Config, record: CalibrationRecord) -> str:
         "" if record.rounding == "nearest" else f" --rounding {record.rounding}",
         "" if record.bias_correction == "none" else f" --bias-correction {record.bias_correction}",
         f" --edge-bits {config.scheme.edge_bits}" if config.scheme and config.scheme.edge_bits else "",
-        _layer_flags(config, record),
     ]
-    return f"{data}{subset}{''.join(flags)}{mixed}"
+    return f"{data}{subset}{''.join(flags)}{layers}"
 
 
 def _layer_flags(config: Config, record: CalibrationRecord) -> str:

@@ -119,7 +119,7 @@ def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.
     assert (bits.pop("conv1"), bits.pop("fc"), bits.pop("layer1.0.conv1")) == (8, 8, 6)
     assert set(bits.values()) == {4}
     assert "The first and the last layer have 8." in card(config)
-    assert "1 layer has 6: `layer1.0.conv1`." in card(config)
+    assert "Mixed precision: 6 bits have `layer1.0.conv1`." in card(config)
     assert "--edge-bits 8 --layer-bits layer1.0.conv1=6`" in card(config)
     before = (folder / "model.safetensors").read_bytes()
     build(name, out=folder, calibration_subset="0:32", again=True, progress=False)
@@ -236,7 +236,7 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
         build(name, method="max", progress=False)
     asked: list[object] = []
 
-    def tune(name: str, options: TrainOptions, job: TrainJob) -> None:
+    def tune(name: str, options: TrainOptions, job: TrainJob, float_weights: Path | None) -> None:
         asked.append((options, job.batch_size))
         model = qzoo.create_model(name)
         qzoo.calibrate(model, [torch.randn(4, 1, 28, 28)], progress=False)
