@@ -50,6 +50,7 @@ def test_the_command_trains_in_two_processes(pets: Path, tmp_path: Path) -> None
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_batch_that_can_not_be_shared_ends_the_run(pets: Path, tmp_path: Path) -> None:
     done = run(command(pets, tmp_path, "--epochs", 1, "--batch-size", 7))
     assert done.returncode != 0

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from qzoo.calibrate import calibrate
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.data.tensors import TensorLoader, crop_flip_erase
+from qzoo.distributed import Group
 from qzoo.errors import QzooError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import Scheme
-from qzoo.train import TrainOptions, train
+from qzoo.train import TrainOptions, _Run, train
 
 PREPROCESSING = Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,))
 
@@ -142,7 +143,7 @@ _SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from test_train import loader, model
-from qzoo.train import TrainOptions, train
+from qzoo.train import TrainOptions, _Run, train
 torch.set_num_threads(1)
 train(model(), loader(), TrainOptions(epochs=6, seed=1), out=sys.argv[1], progress=False)
 """
@@ -298,3 +299,33 @@ def test_bfloat16(tmp_path: Path) -> None:
     log = train(net, loader(64), TrainOptions(epochs=2, bf16=True), out=tmp_path, progress=False)
     assert math.isfinite(log[-1]["loss"])
     assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_float16_scales_the_loss_and_keeps_the_scale(tmp_path: Path) -> None:
+    """The loop alone, on the CPU, where ``train`` refuses it: torch's scaler works there, too."""
+    options, data = TrainOptions(epochs=2, lr=0.05, fp16=True), loader(128)
+    plain = TrainOptions(epochs=2, lr=0.05)
+
+    def started(options: TrainOptions, name: str) -> _Run:
+        run = _Run(droppy(), options, None, Group())
+        run.resume(tmp_path / name, len(data))
+        return run
+
+    run, exact = started(options, "half.pt"), started(plain, "float.pt")
+    assert run.epoch(data, 0, False, 0) == pytest.approx(exact.epoch(data, 0, False, 0), rel=1e-2)
+    for a, b in zip(run.model.parameters(), exact.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=2e-3)
+    before = run.scaler.state_dict()
+    assert before["_growth_tracker"] == 4  # one for each step
+    run.log.append({"epoch": 0})
+    run.save(0)
+    again = started(options, "half.pt")
+    assert again.scaler.state_dict() == before
+    # A step whose gradients overflow is left out, and the scale halved.
+    weights = [p.clone() for p in again.model.parameters()]
+    for parameter in again.model.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    again.scaler.scale(torch.ones(()))
+    again._step()
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), weights, strict=True))
+    assert again.scaler.get_scale() == before["scale"] / 2
