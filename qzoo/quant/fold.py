@@ -25,6 +25,7 @@ from qzoo.errors import QuantizationError
 from qzoo.quant import ops
 from qzoo.quant.nn import TensorQuantizer
 
+_PART = 2**18  # weights that are scaled at a time
 _TOLERANCE = 1e-3  # of the largest output; the fold itself is exact up to float32 rounding
 
 
@@ -84,8 +85,10 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
     with _evaluating(model):
         trace = _run(model, modules, example)
         pairs = list(_pairs(modules, trace))
+        inputs = {pair.layer: trace.input_of[pair.layer] for pair in pairs}
+        del trace  # all activations of the network; what follows reuses their memory
         for pair in pairs:
-            layer, norm, x = modules[pair.layer], modules[pair.norm], trace.input_of[pair.layer]
+            layer, norm, x = modules[pair.layer], modules[pair.norm], inputs.pop(pair.layer)
             before = norm(layer(x))
             _fold_pair(pair.layer, layer, norm)
             _check_pair(pair, before, layer(x))
@@ -166,20 +169,22 @@ def _fold_pair(name: str, layer: Any, norm: Any) -> None:
 
     axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
     factor = g.reshape([-1 if d == axis else 1 for d in range(layer.weight.dim())])
-    weight = (layer.weight.double() * factor).to(layer.weight.dtype)
     quantizer = getattr(layer, "_weight_quantizer", None)
     if isinstance(quantizer, TensorQuantizer) and (quantizer.amax is not None or quantizer._learn_amax):
-        weight = _scale_range(name, quantizer, layer.weight, weight, factor, axis)
-    layer.weight.copy_(weight)
+        _scale_quantized(name, quantizer, layer.weight, factor, axis)
+    else:
+        layer.weight.copy_(layer.weight.double() * factor)
     if layer.bias is None:
-        layer.bias = nn.Parameter(torch.empty_like(bias, dtype=weight.dtype), layer.weight.requires_grad)
+        layer.bias = nn.Parameter(
+            torch.empty_like(bias, dtype=layer.weight.dtype), layer.weight.requires_grad
+        )
     layer.bias.copy_(bias)
 
 
-def _scale_range(
-    name: str, quantizer: TensorQuantizer, old: Tensor, new: Tensor, factor: Tensor, axis: int
-) -> Tensor:
-    """Give the weight quantizer the range that fits the scaled weight; returns the weight, its integers unchanged."""
+def _scale_quantized(
+    name: str, quantizer: TensorQuantizer, weight: Tensor, factor: Tensor, axis: int
+) -> None:
+    """Scale the weight in place, its integers unchanged, and give the quantizer the range that fits it."""
     amax, bits = quantizer.amax, quantizer.num_bits
     if amax is None or quantizer.block is not None or quantizer.pre_quant_scale is not None:
         raise QuantizationError(
@@ -189,19 +194,24 @@ def _scale_range(
     if amax.dim() == 1:
         amax = amax.reshape(factor.shape)
     scaled = (amax.double() * factor.abs()).float()
-    if isinstance(bits, int):
-        wanted = ops.quantize(old, amax, bits, quantizer.unsigned, quantizer.narrow_range)
-        wanted = (wanted.double() * factor.sign()).to(old.dtype)
-        # The product with g is rounded once more than the division by the range: a weight halfway between two levels
-        # may tip over. Such a weight is put onto its level.
-        moved = ops.quantize(new, scaled, bits, quantizer.unsigned, quantizer.narrow_range) != wanted
-        level = (wanted.double() * scaled.double() / quantizer.maxbound).to(new.dtype)
-        new = torch.where(moved & (scaled > ops.TINY), level, new)
+    amax = amax.expand(scaled.shape)
+    step = max(1, _PART * weight.shape[axis] // weight.numel())
+    # In parts: the temporaries are in double precision, and would take several times the memory of a large weight.
+    for old, low, high, g in zip(*(t.split(step, axis) for t in (weight, amax, scaled, factor)), strict=True):
+        new = (old.double() * g).to(old.dtype)
+        if isinstance(bits, int):
+            wanted = ops.quantize(old, low, bits, quantizer.unsigned, quantizer.narrow_range)
+            wanted = (wanted.double() * g.sign()).to(old.dtype)
+            # The product with g is rounded once more than the division by the range: a weight halfway between two
+            # levels may tip over. Such a weight is put onto its level.
+            moved = ops.quantize(new, high, bits, quantizer.unsigned, quantizer.narrow_range) != wanted
+            level = (wanted.double() * high.double() / quantizer.maxbound).to(new.dtype)
+            new = torch.where(moved & (high > ops.TINY), level, new)
+        old.copy_(new)
     quantizer.reset_amax()
     quantizer._axis = axis
     quantizer.amax = scaled.cpu().numpy()
-    quantizer.to(new.device)
-    return new
+    quantizer.to(weight.device)
 
 
 def _check_pair(pair: Pair, before: Tensor, after: Tensor) -> None:
