@@ -99,6 +99,8 @@ def train(
         learn_ranges(model, options.method)
     run = _Run(model, options, teacher.eval().to(group.device) if teacher is not None else None, group)
     run.resume(folder / "state.pt", len(loader))
+    if run.log:  # a run may have been killed between its state and its log
+        _write_logs(folder, run.log, tensorboard, group)
     for epoch in range(len(run.log), options.epochs):
         row: dict[str, float] = {"epoch": epoch, "loss": run.epoch(loader, epoch, progress, save_every)}
         row["lr"] = run.lr
@@ -107,15 +109,20 @@ def train(
         row["seconds"] = round(run.seconds(), 1)
         run.log.append(row)
         run.save(0)
-        if group.first:
-            write_log(folder / "log.csv", run.log)
-            if tensorboard:
-                write_tensorboard(folder, run.log)
+        _write_logs(folder, run.log, tensorboard, group)
     if run.average is not None:
         model.load_state_dict(run.average.module.state_dict())
     freeze_ranges(model)
     model.eval()
     return run.log
+
+
+def _write_logs(folder: Path, log: list[dict[str, float]], tensorboard: bool, group: Group) -> None:
+    if not group.first:
+        return
+    write_log(folder / "log.csv", log)
+    if tensorboard:
+        write_tensorboard(folder, log)
 
 
 class _Run:

@@ -175,8 +175,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = model()
     train(first, loader(), options, out=tmp_path, progress=False)
     again = CifarResNet(1, in_channels=1)
+    (tmp_path / "log.csv").unlink()  # as if it had been killed before it wrote the last line
     log = train(again, loader(), options, out=tmp_path, progress=False)
     assert len(log) == 1
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 2
     assert_equal_state(first, again)
 
 
