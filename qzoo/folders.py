@@ -43,6 +43,15 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def remove_scratch(folder: Path) -> None:
+    """Remove what killed processes left in a folder that nobody else writes to: its caller holds it exclusively."""
+    for left in folder.glob(".*.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def place(scratch: Path, folder: Path, names: Sequence[str]) -> None:
     """Move files from ``scratch`` to ``folder``: a new folder appears at once, an old one is filled file by file.
 

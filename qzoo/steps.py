@@ -13,7 +13,7 @@ import torch
 
 from qzoo import __version__, hub
 from qzoo.errors import QzooError
-from qzoo.folders import write_text
+from qzoo.folders import remove_scratch, write_text
 
 STATE = "steps.json"
 
@@ -22,7 +22,8 @@ class Steps:
     """Finished steps with their inputs, results and files, in ``<folder>/steps.json``.
 
     Args:
-        folder: where the steps' files are, too; None remembers nothing.
+        folder: where the steps' files are, too, and which nobody else writes to meanwhile (the caller holds
+            :func:`qzoo.folders.exclusive`); None remembers nothing.
         report: gets a line for each step.
         again: forget what was finished.
 
@@ -36,6 +37,8 @@ class Steps:
         self.folder = folder
         self._report = report or (lambda text: None)
         self._done: dict[str, Any] = {} if folder is None or again else _read(folder / STATE)
+        if folder is not None:
+            remove_scratch(folder)
 
     def run(
         self, name: str, inputs: dict[str, Any], action: Callable[[], Any], files: Iterable[str] = ()

@@ -194,9 +194,12 @@ def test_killed_and_called_again_it_ends_as_if_it_had_not_been(
     before = done.stdout.splitlines()
     assert before == ["calibrate", "export for onnxruntime", "evaluate float"]
     assert not Path("card").exists()
+    left = Path("runs") / NAME / ".checkpoint.left.tmp"
+    left.mkdir()
     said: list[str] = []
     arguments = {**SMALL, "method": "max", "report": said.append}
     folder = build(NAME, out="card", **arguments)
+    assert not left.exists()
     assert said[:3] == [f"{line}: done before" for line in before]
     assert len(said) == 6
     assert not any("done before" in line for line in said[3:])

