@@ -45,7 +45,8 @@ def _round(layer: Layer) -> bool:
     quantizer, norm = layer.module._weight_quantizer, layer.norm
     affine = norm is None or (norm.affine and norm.running_var is not None)
     scaled = quantizer.pre_quant_scale is not None  # SmoothQuant: the range is of the scaled weight
-    if not isinstance(quantizer.num_bits, int) or quantizer.block is not None or not affine or scaled:
+    bits = quantizer.num_bits
+    if not isinstance(bits, int) or quantizer.block is not None or not affine or scaled:
         return False
     amax = layer.amax
     rounded = _half(amax)
@@ -56,7 +57,7 @@ def _round(layer: Layer) -> bool:
             return False
     elif not _round_norm(norm, ratio.flatten()):
         return False
-    _set_range(layer.module, quantizer, amax, rounded)
+    _set_range(layer.module, quantizer, bits, amax, rounded)
     if norm is not None and layer.module.bias is not None:
         layer.module.bias.mul_(ratio.flatten())
     return True
@@ -82,9 +83,7 @@ def _round_norm(norm: Any, ratio: Tensor) -> bool:
     return True
 
 
-def _set_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor, rounded: Tensor) -> None:
-    bits = quantizer.num_bits
-    assert isinstance(bits, int)  # the caller has checked
+def _set_range(layer: Any, quantizer: TensorQuantizer, bits: int, amax: Tensor, rounded: Tensor) -> None:
     q = ops.quantize(layer.weight, amax, bits, narrow_range=quantizer.narrow_range)
     layer.weight.copy_(ops.dequantize(q, rounded, bits))
     quantizer._set_buffer("_amax", rounded, None)
