@@ -15,6 +15,10 @@ from qzoo.folders import write_text
 from qzoo.results import SCHEMA
 from qzoo.scheme import TARGETS
 
+_TAIL = (
+    1.5  # 90th percentile over median of the wall time, beyond which a latency is no property of the model
+)
+
 
 def record_latency(
     folder: str | Path, report: str | Path | Mapping[str, Any], *, busy: bool = False
@@ -32,7 +36,8 @@ def record_latency(
         The new config.
 
     Raises:
-        QzooError: no such report, or one of another schema, without the checkpoint, or that warns of its figures.
+        QzooError: no such report, or one of another schema, without the checkpoint, or whose figures are
+            doubtful.
     """
     path = Path(folder) / "config.json"
     config = read_config(folder)
@@ -45,11 +50,18 @@ def record_latency(
         if values["warnings"] and not busy:
             raise QzooError(f"the report doubts its own figures: {' '.join(values['warnings'])}")
         found = latencies(config, values)
+        disturbed = [row for row in found if row.p90_ms > _TAIL * row.median_ms]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise QzooError(f"this is no report of qzoo benchmark ({type(error).__name__}: {error})") from error
     if not found:
         models = sorted({row["model"] for row in values["rows"]})
         raise QzooError(f"the report times {', '.join(models)}, not {config.name}")
+    if disturbed and not busy:
+        row = disturbed[0]
+        raise QzooError(
+            f"a tenth of the calls of {row.precision} in {row.runtime} took more than {row.p90_ms / row.median_ms:.1f} "
+            "times the median: the machine did something else too; measure again on a quiet one"
+        )
     config = dataclasses.replace(config, latency=found)
     write_text(path, config.to_json())
     write_card(folder)

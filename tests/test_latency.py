@@ -118,10 +118,15 @@ def test_reports_that_are_refused(folder: Path, tmp_path: Path) -> None:
     slow = Timing(wall=9.0, cpu=4.0, wall_p90=9.0, cpu_p90=4.0, calls=9)
     busy = report(row("onnxruntime", "int8", 4.0, latency={1: slow, 8: slow})).to_dict()
     assert busy["warnings"]
+    tail = Timing(wall=4.0, cpu=4.0, wall_p90=8.0, cpu_p90=4.0, calls=9)
     (tmp_path / "torn.json").write_text('{"schema":')
     for wrong, message in (
         (good | {"schema": 1}, "schema 1"),
         (busy, "machine was busy"),
+        (
+            report(row("onnxruntime", "int8", 4.0, latency={1: tail, 8: tail})).to_dict(),
+            "2.0 times the median",
+        ),
         (report(ROWS[-1]).to_dict(), f"times another, not {NAME}"),
         ({"schema": good["schema"], "warnings": []}, "no report"),
         (good | {"rows": [{"model": NAME}]}, "no report"),
@@ -131,6 +136,7 @@ def test_reports_that_are_refused(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(QzooError, match=message):
             record_latency(folder, wrong)
     assert (folder / "config.json").read_bytes() == before
+    assert record_latency(folder, busy, busy=True).latency[0].median_ms == 9.0
 
 
 def test_no_speedup_is_claimed_where_none_is_recorded() -> None:
