@@ -151,23 +151,23 @@ def compare_layers(
     """
     graph = Graph(path)
     modules = dict(simulation.named_modules())
-    nodes: dict[str, tuple[onnx.NodeProto, float, int]] = {}
+    nodes: dict[str, tuple[str, str, float, int]] = {}
     for node in graph.of("QuantizeLinear"):
         name, scale, zero = node.name.rpartition("/")[0], graph.scale(node), graph.zero_point(node)
         if scale is None or zero is None or not isinstance(modules.get(name), TensorQuantizer):
             continue
         if not graph.is_weight(node) and graph.int_type(node) in _INTEGERS:
-            nodes[name] = node, float(scale), int(zero)
+            readers = graph.readers(node)
+            last = readers[0] if [r.op_type for r in readers] == ["Clip"] else node  # to fewer than 8 bits
+            nodes[name] = last.output[0], graph.int_type(node), float(scale), int(zero)
     if runtime not in ("onnxruntime", "openvino") or not nodes:
         return ()
     with tempfile.TemporaryDirectory(prefix="qzoo-check-") as folder:
-        copy = _with_outputs(
-            path, [(n.output[0], graph.int_type(n)) for n, _, _ in nodes.values()], Path(folder)
-        )
+        copy = _with_outputs(path, [entry[:2] for entry in nodes.values()], Path(folder))
         integers = _run_all(copy, images.to(_input_type(graph)).numpy(), runtime)
     values = _record(simulation, list(nodes), images)
     rows = []
-    for (name, (_, step, offset)), q in zip(nodes.items(), integers, strict=True):
+    for (name, (_, _, step, offset)), q in zip(nodes.items(), integers, strict=True):
         if (
             q.shape == values[name].shape
         ):  # else quantized before the max pooling in the file, behind it in the module

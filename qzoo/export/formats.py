@@ -9,8 +9,8 @@
 | weights with a range per block | integers with a DequantizeLinear of ``block_size`` | 21 |
 
 ONNX has no types of 2, 3, 5, 6 or 7 bits, and ONNX Runtime's CPU no int4 activations. Narrow weights use the inner
-levels of int8 only, which is exact; narrow activations are clipped to their range first (a Clip before the
-QuantizeLinear), which is exact too, but keeps ONNX Runtime from fusing the layer before.
+levels of int8 only, which is exact; narrow activations are clipped to their range (a Clip before the QuantizeLinear;
+for ONNX Runtime a Clip of integers behind it, so that the layer before still runs in int8), which is exact too.
 """
 
 from __future__ import annotations

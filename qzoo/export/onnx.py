@@ -90,6 +90,7 @@ def _rewrite(graph: Any, target: str, weights: str) -> None:
         passes.store_4_bits(graph)
     if target == "onnxruntime":
         passes.use_unsigned_activations(graph)
+        passes.clip_integers(graph)
         passes.pad_image_channels(graph)
     if target == "openvino":
         passes.quantize_before_max_pool(graph)

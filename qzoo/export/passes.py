@@ -206,6 +206,47 @@ def use_unsigned_activations(model: ir.Model) -> None:
         q.type = ir.TensorType(ir.DataType.UINT8)
 
 
+def clip_integers(model: ir.Model) -> None:
+    """Clip, Q become Q, Clip of integers, where both limits are levels: the same values, since Q is monotone.
+
+    Activations of fewer than 8 bits are clipped to their levels. ONNX Runtime fuses a layer with the Q right behind it
+    only, and would compute one with a Clip between in floating point.
+    """
+    for q in _nodes(model, "QuantizeLinear"):
+        source = q.inputs[0]
+        clip = source.producer() if source is not None else None
+        if clip is None or clip.op_type != "Clip" or len(clip.inputs) < 3 or q.outputs[0].is_graph_output():
+            continue
+        scale, zero = constant(q.inputs[1]), constant(q.inputs[2])
+        low, high = constant(clip.inputs[1]), constant(clip.inputs[2])
+        if (
+            scale is None
+            or zero is None
+            or low is None
+            or high is None
+            or zero.size != 1
+            or zero.dtype.kind not in "iu"
+        ):
+            continue
+        levels = np.array([low.item(), high.item()], np.float64) / scale.item()
+        if np.abs(levels - np.rint(levels)).max() > 1e-3:
+            continue
+        info = np.iinfo(zero.dtype)
+        ends = np.clip(np.rint(levels) + int(zero.item()), info.min, info.max).astype(zero.dtype)
+        name = str(q.outputs[0].name)
+        limits = [
+            initializer(model, f"{name}_{end}", np.array(level))
+            for end, level in zip(("low", "high"), ends, strict=True)
+        ]
+        readers = list(q.outputs[0].uses())
+        new = _node("Clip", [q.outputs[0], *limits], like=q, outputs=1)
+        new.outputs[0].type = q.outputs[0].type
+        model.graph.insert_after(q, new)
+        for reader, index in readers:
+            reader.replace_input_with(index, new.outputs[0])
+        q.replace_input_with(0, clip.inputs[0])
+
+
 def pad_image_channels(model: ir.Model) -> None:
     """The first convolution gets a fourth channel of zeros, in its int8 weight and in the quantized image.
 

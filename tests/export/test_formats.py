@@ -63,7 +63,7 @@ def opset(path: Path) -> int:
 
 @pytest.mark.parametrize("bits", [2, 3, 6])
 def test_narrow_weights_and_activations(tmp_path: Path, bits: int) -> None:
-    """int8 with the format's scale: the levels of the weights, and a Clip before the Q of activations."""
+    """int8 with the format's scale: the levels of the weights, and activations clipped to theirs."""
     model, images = net(QuantDescriptor(bits, axis=0, narrow_range=True), QuantDescriptor(bits))
     path = export_onnx(model, tmp_path / "m.onnx", example=images)
     assert opset(path) == 18

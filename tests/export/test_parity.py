@@ -143,3 +143,24 @@ def test_openvino_is_exact_and_all_int8(build, tmp_path: Path, name: str, size: 
     count = sum(isinstance(m, QuantConv2d) for m in model.modules())
     assert len(convolutions) == count
     assert set(convolutions) <= {"u8", "i8"}
+
+
+@pytest.mark.parametrize("scheme", ["w4a4", "w3a3"])
+def test_fewer_activation_bits_run_in_int8(build, tmp_path: Path, scheme: str) -> None:
+    """Each layer is followed by its Q, and the Clip to fewer levels is one of integers."""
+    model, images = build("resnet8", 28, 1, scheme)
+    make_exact_(model, "onnxruntime", images)
+    with torch.no_grad():
+        expected = model(images)
+    path = export_onnx(model, tmp_path / "model.onnx", example=images)
+    for level in LEVELS:
+        run = OnnxRuntimeRunner(path, level=level, optimized=tmp_path / "optimized.onnx")
+        assert torch.equal(run(images), expected), level
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    ops = Counter(node.op_type for node in graph.node)
+    convolutions = sum(isinstance(m, QuantConv2d) for m in model.modules())
+    # The first one's output is also the skip of the first block, in 8 bits.
+    assert (ops["QLinearConv"], ops["FusedConv"] + ops["Conv"]) == (convolutions - 1, 1)
+    assert ops["Clip"] > 0
+    clips = {name for node in graph.node if node.op_type == "Clip" for name in node.input[1:]}
+    assert {i.data_type for i in graph.initializer if i.name in clips} == {onnx.TensorProto.UINT8}
