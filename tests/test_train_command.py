@@ -163,8 +163,11 @@ def test_lite0_is_tuned_from_its_calibrated_checkpoint(imagenet_sample: Path, tm
     assert rows["torch", "w8a8"].images == 48
     assert rows["torch", "w8a8"].agreement is not None
     assert rows["torch", "w8a8"].agreement > 90
-    moved = open_model(str(out)).state_dict()["conv_stem.weight"]
-    assert not torch.equal(moved, open_model(start).state_dict()["conv_stem.weight"])
+    # Steps this small leave most 8-bit weights on their level; those of the BatchNorms are float, and move.
+    first, second = open_model(start).state_dict(), open_model(str(out)).state_dict()
+    norms = [key for key in first if key.endswith(".weight") and first[key].dim() == 1]
+    assert len(norms) > 40
+    assert [key for key in norms if not torch.equal(first[key], second[key])] == norms
 
 
 def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
