@@ -23,7 +23,8 @@ from qzoo.runtimes.ort import OnnxRuntimeRunner
 from qzoo.scheme import Scheme
 
 LEVELS = ("none", "basic", "extended", "all")
-NAMES = [name for name in list_architectures() if name.startswith(("vit_", "deit_"))]
+# Without LayerNorm the values of the wider ones vanish over 12 blocks; their blocks are the same code.
+NAMES = [name for name in list_architectures() if name.startswith(("vit_tiny", "deit_tiny"))]
 
 
 Make = Callable[[nn.Module], tuple[nn.Module, Tensor]]
