@@ -233,6 +233,8 @@ def clip_integers(model: ir.Model) -> None:
             continue
         info = np.iinfo(zero.dtype)
         ends = np.clip(np.rint(levels) + int(zero.item()), info.min, info.max).astype(zero.dtype)
+        if (ends[0], ends[1]) == (info.min, info.max):
+            continue  # Q clips there itself: the runtime drops the Clip
         name = str(q.outputs[0].name)
         limits = [
             initializer(model, f"{name}_{end}", np.array(level))
