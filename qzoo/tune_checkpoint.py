@@ -10,7 +10,7 @@ from torch import nn
 
 from qzoo.build import record
 from qzoo.calibrate import calibrate
-from qzoo.checkpoint import load_pretrained
+from qzoo.checkpoint import empty_model, load_pretrained
 from qzoo.config import CalibrationRecord, Config, config_of
 from qzoo.data import load_data, parse_subset
 from qzoo.distributed import Group
@@ -22,6 +22,7 @@ from qzoo.ptq import Recipe, round_biases
 from qzoo.quant.calib import calibrate_weights
 from qzoo.registry import architecture, parse_name
 from qzoo.scheme import Scheme, set_target
+from qzoo.state import assign_state
 from qzoo.train_job import TrainJob, run_training, write_checkpoint
 from qzoo.training_options import TrainOptions
 
@@ -52,7 +53,9 @@ def tune_checkpoint(
         options: of the training; :data:`DEFAULTS` if None.
         job: images and places.
         float_weights: a folder with float weights of the architecture; None: what the name's tag means.
-        start: a calibrated checkpoint of the same scheme, whose weights and ranges are the start: folder or name.
+        start: a calibrated checkpoint of the architecture, folder or name. Of the same scheme, its weights and ranges
+            are the start. Of another, its weights are, with ranges calibrated anew: from more bits to fewer, as in
+            progressive quantization (Zhuang et al. 2018, arXiv:1711.00205, section 3.2).
         group: the processes that train together; rank 0 alone measures the result and writes.
 
     Returns:
@@ -60,7 +63,7 @@ def tune_checkpoint(
 
     Raises:
         UnknownModelError: no name of a tuned checkpoint.
-        CheckpointError: float weights or start of another architecture or scheme.
+        CheckpointError: float weights or start of another architecture.
         DataError: another data set than the weights', or its images can't be had.
     """
     options, group = options or DEFAULTS, group or Group()
@@ -101,12 +104,21 @@ def _start(
         return _named(model, dataclasses.replace(config_of(model), name=name)), teacher
     model = load_pretrained(start, target=TARGET)
     config = config_of(model)
-    if config.architecture != parsed.arch or str(config.scheme) != parsed.scheme:
+    if config.architecture != parsed.arch or config.scheme is None:
         raise CheckpointError(
-            f"{start} holds {config.name}; {name} starts from {parsed.arch} as {parsed.scheme}"
+            f"{start} holds {config.name}; {name} starts from a quantized checkpoint of {parsed.arch}"
         )
     teacher = reference_of(config, float_weights)
-    return _named(model, dataclasses.replace(fresh(config, name), calibration=config.calibration)), teacher
+    if str(config.scheme) == parsed.scheme:
+        return _named(
+            model, dataclasses.replace(fresh(config, name), calibration=config.calibration)
+        ), teacher
+    scheme = Scheme.parse(parsed.scheme, TARGET)
+    config = dataclasses.replace(fresh(config, name), scheme=scheme)
+    other = empty_model(config, scheme)
+    weights = ((key, value) for key, value in model.state_dict().items() if not key.endswith("._amax"))
+    assign_state(other, weights, str(start))
+    return other, teacher
 
 
 def _named(model: nn.Module, config: Config) -> nn.Module:

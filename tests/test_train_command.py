@@ -117,8 +117,30 @@ def test_tuning_starts_from_a_calibrated_checkpoint(trained: Path, pets: Path, t
     before, after = (open_model(str(folder)).state_dict() for folder in (start, out))
     moved = [key for key in before if not torch.equal(before[key], after[key])]
     assert all(key.endswith("bias") for key in moved)  # laid on the grid of the int32 sums
-    with pytest.raises(CheckpointError, match="starts from resnet20 as w4a4"):
-        tune_checkpoint("resnet20.pets-w4a4_qat", job=TrainJob(data=pets), start=start)
+    with pytest.raises(CheckpointError, match="starts from a quantized checkpoint of resnet32"):
+        tune_checkpoint("resnet32.pets-w4a4_qat", job=TrainJob(data=pets), start=start)
+    with pytest.raises(CheckpointError, match="starts from a quantized checkpoint of resnet20"):
+        tune_checkpoint("resnet20.pets-w4a4_qat", job=TrainJob(data=pets), start=trained)
+    _fewer_bits(argv, start, options, tmp_path)
+
+
+def _fewer_bits(argv: list[str], start: Path, options: list[str], tmp_path: Path) -> None:
+    """From W8A8 to W4A4: the weights are those of the start, rounded by ranges of their own."""
+    out = tmp_path / "fewer"
+    argv = [argv[0], "resnet20.pets-w4a4_qat", *argv[2:], *options]
+    assert main([*argv, "--runs", str(tmp_path / "runs4"), "--out", str(out), "-q"]) == 0
+    config = read_config(out)
+    assert (str(config.scheme), config.name) == ("w4a4", "resnet20.pets-w4a4_qat")
+    assert config.training is not None
+    assert config.training["start"] == start.name
+    assert config.calibration is not None
+    assert config.calibration.images == 48
+    assert f"--start {start.name}" in card(config)
+    before, after = (open_model(str(folder)).state_dict() for folder in (start, out))
+    name = "layer1.0.conv1."
+    step = after[f"{name}_weight_quantizer._amax"] / 7
+    off = (before[f"{name}weight"] / step).round().clamp(-7, 7) - after[f"{name}weight"] / step
+    assert off.abs().max() < 1e-4
 
 
 def test_a_folder_is_built_and_measured_too(
