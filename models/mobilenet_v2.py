@@ -138,7 +138,7 @@ class MobileNetV2(HubMixin, nn.Module):
 
 _TV_IN1K = FloatWeights(
     sources=("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",),
-    sha256=("b0353104",),  # torchvision's file names end in the first digits of their SHA-256
+    sha256=("b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",),
     license="bsd-3-clause",
 )
 

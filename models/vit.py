@@ -154,10 +154,18 @@ def _init_weights(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def _deit(file: str) -> dict[str, FloatWeights]:
+def _deit(arch: str, sha256: str, revision: str, hub_sha256: str) -> dict[str, FloatWeights]:
+    """Facebook's weights: from timm's Hub repository, or from where they were published.
+
+    Args:
+        sha256: of the published file; its first 8 hex digits are part of its name.
+        revision: commit of ``timm/<arch>.fb_in1k``; hub_sha256: SHA-256 of its ``model.safetensors``.
+    """
+    hub = f"hf:timm/{arch}.fb_in1k/model.safetensors"
+    url = f"https://dl.fbaipublicfiles.com/deit/{arch}-{sha256[:8]}.pth"
     preprocessing = Preprocessing((3, IMAGE, IMAGE), 0.9, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
-    source = f"https://dl.fbaipublicfiles.com/deit/{file}.pth"
-    return {"fb_in1k": FloatWeights((source,), (file.rpartition("-")[2],), preprocessing=preprocessing)}
+    weights = FloatWeights((hub, url), (hub_sha256, sha256), revision, preprocessing=preprocessing)
+    return {"fb_in1k": weights}
 
 
 @register_model()
@@ -184,7 +192,14 @@ def vit_base_patch16_224(
     return VisionTransformer(768, 12, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model(_deit("deit_tiny_patch16_224-a1311bcf"))
+@register_model(
+    _deit(
+        "deit_tiny_patch16_224",
+        "a1311bcf4f24e3c95adaa75535db67bc4412d95535b98f7c1dfd1164dda41c97",
+        "80e968688553f219e4a86f940ed945a23709c16f",
+        "21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e",
+    )
+)
 def deit_tiny_patch16_224(
     *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
 ) -> VisionTransformer:
@@ -192,7 +207,14 @@ def deit_tiny_patch16_224(
     return VisionTransformer(192, 3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model(_deit("deit_small_patch16_224-cd65a155"))
+@register_model(
+    _deit(
+        "deit_small_patch16_224",
+        "cd65a15597004d0ce19d7a9daef969903972db5b398e3a5febcd3c4df1d8f59f",
+        "91327a9c99f98fe6b524cd4d397b7226b80e1365",
+        "1e747b4a8d0df2cfbd3c450e8c97685d867448ab0c2ddbfb34b6885f5cb23e5b",
+    )
+)
 def deit_small_patch16_224(
     *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
 ) -> VisionTransformer:
@@ -200,7 +222,14 @@ def deit_small_patch16_224(
     return VisionTransformer(384, 6, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model(_deit("deit_base_patch16_224-b5f2ef4d"))
+@register_model(
+    _deit(
+        "deit_base_patch16_224",
+        "b5f2ef4d686982dcdab24fe285fd08fff40db01550d8d4833167a73dd85ca7a8",
+        "b78cc5532a69df6bcad9c3a8d76653fd20b31ac6",
+        "cd2da27b74ed7f68b599f16c77af3e1e80f01c75f9ad96029d22ce747a247e8e",
+    )
+)
 def deit_base_patch16_224(
     *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
 ) -> VisionTransformer:

@@ -39,7 +39,7 @@ class FloatWeights:
             or ``"qzoo:NAME"`` (one of the zoo's own checkpoints).
         sha256: for each source the SHA-256 of its file, or a prefix of it (at least 8 hex digits); "" where
             it is not known.
-        revision: commit of the Hub repository; "" where it is not known.
+        revision: commit of the Hub repository; "" is its default branch, for a file whose whole SHA-256 is known.
         key_map: renames a foreign state dict's keys, where they differ from the model's.
         license: SPDX identifier of the weights' licence.
     """

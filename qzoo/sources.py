@@ -112,8 +112,10 @@ def _from_package(place: str, sha256: str) -> tuple[Path, str]:
 
 
 def _from_hub(place: str, sha256: str, revision: str) -> tuple[Path, str]:
+    """A file of a Hub repository, and the commit that it came from."""
     organisation, name, file = place.split("/", 2)
-    return hub.fetch(f"{organisation}/{name}", file, revision or None, sha256), revision
+    path = hub.fetch(f"{organisation}/{name}", file, revision or None, sha256)
+    return path, path.parents[file.count("/")].name  # the cache has a folder for each commit
 
 
 def _from_url(url: str, sha256: str) -> Path:

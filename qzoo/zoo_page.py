@@ -58,7 +58,8 @@ def _checkpoints(configs: Sequence[Config]) -> str:
         f"{table(head, rows)}\n\n"
         "Figures are of the ONNX file in ONNX Runtime where it was run, else of its simulation; float and quantized "
         "saw the same images in the same run. The drop is float less quantized. The speed-up is over float in the "
-        "same runtime, measured on the machine that the card names; where nothing stands it has not been recorded."
+        "same runtime, by CPU time where not marked, measured on the machine that the card names; where nothing stands "
+        "it has not been recorded."
     )
 
 
@@ -131,17 +132,20 @@ def _recipes(built: set[str]) -> str:
 
 
 def _weights() -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for arch in list_architectures():
         for tag, weights in architecture(arch).weights.items():
             for i, source in enumerate(weights.sources):
                 if not source.startswith("qzoo:"):
                     rows.append((f"`{arch}.{tag}`", f"`{source}`", *_pinned(weights, i), weights.license))
+    short = sum(row[3] == "8 digits" for row in rows)
     return (
         "They are fetched from their publishers when they are asked for, the first source that can be had. A file of "
-        "another SHA-256 is not loaded. **8 digits** are what its publisher puts into the file's name; where a source "
-        "is a URL and the file has not been at hand here, these are all that is known and all that is checked. The "
-        "whole SHA-256 of the file that was loaded is in the config.json of every checkpoint made from it.\n\n"
+        "another SHA-256 is not loaded. **8 digits** are what a publisher puts into the file's name, and all that is "
+        f"known of {short} of these {len(rows)} sources; **default branch**: no commit is pinned, but the file is, by "
+        "its whole SHA-256. A checkpoint's config.json records the whole SHA-256 of the file that it was made from, "
+        "and whatever compares it with its float model (`evaluate`, `benchmark`, `sensitivity`, ...) refuses another "
+        "file of that source.\n\n"
         + table(("weights", "source", "commit", "SHA-256 checked", "licence"), rows)
     )
 
@@ -149,7 +153,9 @@ def _weights() -> str:
 def _pinned(weights: FloatWeights, i: int) -> tuple[str, str]:
     """Commit, and how much of the SHA-256 is known."""
     digits = len(weights.sha256[i]) if i < len(weights.sha256) else 0
-    commit = f"`{weights.revision[:12]}`" if weights.sources[i].startswith("hf:") and weights.revision else ""
+    commit = ""
+    if weights.sources[i].startswith("hf:"):
+        commit = f"`{weights.revision[:12]}`" if weights.revision else "default branch"
     return commit, "whole" if digits == 64 else f"{digits} digits" if digits else "not checked"
 
 
