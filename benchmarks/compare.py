@@ -3,9 +3,9 @@
     pytest benchmarks --benchmark-only --benchmark-json before.json
     python -m benchmarks.compare before.json after.json --slower 1.1
 
-Reads the files of pytest-benchmark (medians of each case) and `benchmark.json` of `qzoo benchmark` (CPU time of each
-model, runtime and batch). Exit status 1 when a case became slower than the limit; a warning when the machines differ,
-because then the figures say nothing about the library.
+Reads the files of pytest-benchmark (medians of each case) and `benchmark.json` of `qzoo benchmark` (a call of each
+model, runtime and batch: CPU time; wall time with several threads and on GPUs). Exit status 1 when a case became slower
+than the limit; a warning when the machines differ, because then the figures say nothing about the library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def times(results: dict[str, Any]) -> dict[str, float]:
     if "rows" in results and "schema" in results:
         return {
             f"{row['model']}, {row['runtime']} {row['precision']} {row.get('source', 'qzoo')}, "
-            f"batch {batch['batch']}": batch["cpu_ms"] / 1e3
+            f"batch {batch['batch']}": batch[f"{row.get('clock', 'cpu')}_ms"] / 1e3
             for row in results["rows"]
             for batch in row["batches"]
         }

@@ -201,7 +201,10 @@ def _measure(
             details.append(model_details(name, quantized, images, found, processes, options))
         logits = _record(reference, batches, options)
         results = [_accuracy(p, c, batches, logits, options) for p, c in pairs]
-    rows = [_row(name, i, found, results[i], samples, started[i], peaks[i]) for i in range(len(found))]
+    rows = [
+        _row(name, i, found, results[i], samples, started[i], peaks[i], options.threads)
+        for i in range(len(found))
+    ]
     return rows, [f"{name}: {note}" for note in notes], details
 
 
@@ -245,12 +248,14 @@ def _row(
     samples: dict[int, list[Samples]],
     started: tuple[float, float, int | None],
     peak: int | None,
+    threads: int,
 ) -> Row:
     mine = found[i]
     agreement, sqnr_db = _fidelity(result)
     base = next(j for j, c in enumerate(found) if c.runtime == mine.runtime and c.precision == "float32")
+    clock = "cpu" if threads == 1 and rt.runtime_named(mine.runtime).on_cpu else "wall"
     against = [
-        Against(other.source, other.runtime, batch, *ratio(s[j].cpu, s[i].cpu))
+        Against(other.source, other.runtime, batch, *ratio(getattr(s[j], clock), getattr(s[i], clock)))
         for j, other in enumerate(found)
         if mine.source == "qzoo" and mine.precision == "int8" and other.source != "qzoo"
         for batch, s in samples.items()
@@ -266,7 +271,8 @@ def _row(
         agreement=agreement,
         sqnr_db=sqnr_db,
         latency={batch: s[i].summary() for batch, s in samples.items()},
-        speedup={batch: ratio(s[base].cpu, s[i].cpu) for batch, s in samples.items()},
+        clock=clock,
+        cpu_speedup={batch: ratio(s[base].cpu, s[i].cpu) for batch, s in samples.items()},
         wall_speedup={batch: ratio(s[base].wall, s[i].wall) for batch, s in samples.items()},
         file_bytes=mine.bytes,
         load_seconds=started[0],
@@ -292,7 +298,7 @@ def _start(
     """Seconds to load, milliseconds of the first call, and memory before (bytes)."""
     seconds, memory = process.load(contender.runtime, contender.path, options.threads, contender.modules)
     process.images(image.numpy())
-    return seconds, 1e3 * process.time()[0], memory
+    return seconds, 1e3 * process.first(), memory
 
 
 def latencies(
@@ -304,7 +310,7 @@ def latencies(
         images = image.expand(batch, *image.shape[1:]).contiguous().numpy()
         for process in processes:
             process.images(images)
-        calls = {f"{i}": process.time for i, process in enumerate(processes)}
+        calls = {f"{i}": process.turn for i, process in enumerate(processes)}
         title = f"time {name}, batch {batch}, {options.threads} thread(s)"
         samples = measure(
             calls, seconds=options.seconds, title=title, progress=options.progress, clock=lambda call: call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qzoo.config import WEIGHTS, Config, Latency, Measurement
 from qzoo.markdown import number, table
 from qzoo.registry import architecture
+from qzoo.timing import clocks_in_words
 
 NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
@@ -59,8 +60,10 @@ def _latency(config: Config) -> str:
         for r in config.latency
     ]
     where = sorted({f"{r.machine}; {r.versions}; {r.date}" for r in config.latency})
+    clock = clocks_in_words(r.speedup_clock for r in config.latency if r.speedup is not None)
     return (
-        f"Latency of one call, wall time; speed-up over float in the same runtime:\n\n{table(head, rows)}\n\n"
+        f"Latency of one call, wall time; speed-up over float in the same runtime, {clock}:\n\n"
+        f"{table(head, rows)}\n\n"
         f"Measured on {'. '.join(where)}."
     )
 

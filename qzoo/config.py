@@ -138,6 +138,7 @@ class Latency:
         median_ms, p90_ms: wall time of a call.
         speedup: the float model's median in the same runtime over this one; None for float.
         speedup_interval: its 95 % interval.
+        speedup_clock: "cpu" or "wall", the time that the ratio is of.
         machine, versions, date: where, with what and when it was timed.
     """
 
@@ -153,6 +154,7 @@ class Latency:
     versions: str
     date: str
     speedup_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
+    speedup_clock: str = field(default="wall", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,10 @@ def _check(config: Config) -> None:
             f"is {config.preprocessing.input_size}, but in_channels is {config.arguments.in_channels}",
         ),
         "preprocessing.crop_pct": (config.preprocessing.crop_pct >= 0.1, "must be 0.1 to 1"),
+        "latency.speedup_clock": (
+            all(row.speedup_clock in ("cpu", "wall") for row in config.latency),
+            "must be 'cpu' or 'wall'",
+        ),
         "preprocessing.std": (min(config.preprocessing.std) > 0, "must be positive"),
     }
     for path, (passed, complaint) in tests.items():

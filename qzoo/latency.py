@@ -81,7 +81,7 @@ def latencies(config: Config, report: Mapping[str, Any]) -> tuple[Latency, ...]:
         runtime = "torch" if row["runtime"] == "pytorch" else str(row["runtime"])
         package = machine.get(runtime, "version unknown")
         for batch in row["batches"]:
-            speedup = batch["speedup_wall"]
+            speedup = batch[f"speedup_{row['clock']}"]
             found.append(
                 Latency(
                     runtime=runtime,
@@ -96,6 +96,7 @@ def latencies(config: Config, report: Mapping[str, Any]) -> tuple[Latency, ...]:
                     versions=f"qzoo {machine['qzoo']}, {runtime} {package}",
                     date=str(report["date"])[:10],
                     speedup_interval=None if is_float else (float(speedup["low"]), float(speedup["high"])),
+                    speedup_clock="wall" if is_float else str(row["clock"]),
                 )
             )
     return tuple(found)
@@ -108,7 +109,8 @@ def speedup_text(config: Config) -> str:
         return ""
     row = min(rows, key=lambda r: r.batch)
     threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
-    return f"{row.speedup:.2f} (batch {row.batch}, {threads})"
+    clock = "" if row.speedup_clock == "cpu" else ", wall time"
+    return f"{row.speedup:.2f} (batch {row.batch}, {threads}{clock})"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

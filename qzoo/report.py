@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qzoo.results import Report, Row
+from qzoo.timing import clocks_in_words
 
 
 def print_table(report: Report, width: int | None = None) -> None:
@@ -40,7 +41,8 @@ def footnotes(report: Report) -> list[str]:
     threads = "1 thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
     return [
         f"{machine['processor']}, {threads}, {report.date}; qzoo {machine['qzoo']}, {', '.join(versions)}",
-        "ms: wall time a call, median / 90th percentile. x: times as fast as float32 in the same runtime, by CPU time.",
+        "ms: wall time a call, median / 90th percentile. x: times as fast as float32 in the same runtime, "
+        f"{clocks_in_words(row.clock for row in report.rows)}.",
         "[ ]: 95 % interval. agree: share of images with the float PyTorch model's top-1. peak MB: memory of a process "
         "that runs this model alone.",
         *_comparisons(report),

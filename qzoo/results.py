@@ -8,16 +8,16 @@ from typing import Any
 
 from qzoo.timing import Timing
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the JSON form; it rises when a field changes its meaning."""
 
 _BUSY = 1.25  # wall time over CPU time of a single thread, beyond which the machine did something else too
-_SPREAD = 1.5  # 90th percentile over median of the CPU time, beyond which calls of one kind differ
+_SPREAD = 1.5  # 90th percentile over median of the CPU time, beyond which turns of one kind differ
 
 
 @dataclass(frozen=True)
 class Against:
-    """How many times as fast as a peer's int8 model of the same weights, by CPU time, with its 95 % interval.
+    """How many times as fast as a peer's int8 model of the same weights, by the row's clock, with its 95 % interval.
 
     Attributes:
         peer, runtime: whose model, and where it ran.
@@ -43,9 +43,11 @@ class Row:
         agreement: percent of images with the float PyTorch model's top-1.
         sqnr_db: of the logits against the float PyTorch model; infinite where they are equal.
         latency: by batch size, milliseconds a call.
-        speedup: by batch size, how many times as fast as float32 in the same runtime, by CPU time: ratio of the
+        cpu_speedup: by batch size, how many times as fast as float32 in the same runtime, by CPU time: ratio of the
             medians and its 95 % bootstrap interval.
         wall_speedup: the same by wall time.
+        clock: which of the two tables and cards show. ``"cpu"`` for one thread of the processor, which other work on
+            the machine changes least; ``"wall"`` for several threads, whose CPU time is no waiting time, and for GPUs.
         file_bytes: the ONNX file, the state dict for float PyTorch; None for the simulation, which has no file.
         load_seconds, first_ms: loading the model, and its first call.
         peak_rss_bytes: the most memory that the process of this model alone had while it was loaded and timed; None
@@ -63,7 +65,7 @@ class Row:
     agreement: float
     sqnr_db: float
     latency: dict[int, Timing]
-    speedup: dict[int, tuple[float, float, float]]
+    cpu_speedup: dict[int, tuple[float, float, float]]
     wall_speedup: dict[int, tuple[float, float, float]]
     file_bytes: int | None
     load_seconds: float
@@ -71,7 +73,13 @@ class Row:
     peak_rss_bytes: int | None = None
     idle_rss_bytes: int | None = None
     source: str = "qzoo"
+    clock: str = "cpu"
     against: tuple[Against, ...] = ()
+
+    @property
+    def speedup(self) -> dict[int, tuple[float, float, float]]:
+        """How many times as fast as float32, by the row's clock."""
+        return self.cpu_speedup if self.clock == "cpu" else self.wall_speedup
 
     @property
     def label(self) -> str:
@@ -86,7 +94,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; an infinite SQNR becomes None."""
-        values = {k: v for k, v in vars(self).items() if k not in ("latency", "speedup", "wall_speedup")}
+        values = {k: v for k, v in vars(self).items() if k not in ("latency", "cpu_speedup", "wall_speedup")}
         values["sqnr_db"] = self.sqnr_db if math.isfinite(self.sqnr_db) else None
         values["images_per_second"] = self.images_per_second
         values["against"] = [asdict(entry) for entry in self.against]
@@ -98,7 +106,8 @@ class Row:
                 "cpu_ms": timing.cpu,
                 "cpu_p90_ms": timing.cpu_p90,
                 "calls": timing.calls,
-                "speedup_cpu": dict(zip(("ratio", "low", "high"), self.speedup[batch], strict=True)),
+                "wall_over_cpu": timing.wall_over_cpu,
+                "speedup_cpu": dict(zip(("ratio", "low", "high"), self.cpu_speedup[batch], strict=True)),
                 "speedup_wall": dict(zip(("ratio", "low", "high"), self.wall_speedup[batch], strict=True)),
             }
             for batch, timing in self.latency.items()
@@ -132,17 +141,17 @@ class Report:
 
     def warnings(self) -> list[str]:
         """What makes the figures doubtful, in sentences; empty on a quiet machine."""
-        timings = [t for row in self.rows for t in row.latency.values() if t.cpu > 0]
-        if not timings:
-            return []
         found = []
-        busy = max(t.wall / t.cpu for t in timings)
-        if self.settings["threads"] == 1 and busy > _BUSY:
+        alone = [t for row in self.rows if row.clock == "cpu" for t in row.latency.values()]
+        busy = max((t.wall_over_cpu for t in alone), default=1.0)
+        if busy > _BUSY:
             found.append(
                 f"The machine was busy: up to {busy:.1f} times as much wall time as CPU time passed. The speed-ups are "
                 "by CPU time; measure again on a quiet machine for latencies."
             )
-        spread = max(t.cpu_p90 / t.cpu for t in timings)
+        spread = max(
+            (t.cpu_p90 / t.cpu for row in self.rows for t in row.latency.values() if t.cpu > 0), default=1.0
+        )
         if spread > _SPREAD:
             found.append(
                 f"The calls differed: the slowest tenth took at least {spread:.1f} times the median's CPU time. Look "

@@ -37,7 +37,11 @@ def zoo_table(configs: Sequence[Config]) -> str:
             "Quantized figures are of the ONNX file in ONNX Runtime where it was run, else of its simulation; float "
             "and quantized saw the same images. "
         )
-        text += "Speed-ups are over float in the same runtime, on the card's machine. " if timed else ""
+        text += (
+            "Speed-ups are over float in the same runtime, on the card's machine, by CPU time where not marked. "
+            if timed
+            else ""
+        )
         text += "Cards: `model_cards/`; everything in one page: [docs/zoo.md](docs/zoo.md).\n\n"
     if floats:
         text += f"Float checkpoints: {', '.join(floats)}.\n\n"

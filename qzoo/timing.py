@@ -1,13 +1,14 @@
 """How long calls take, so that the comparison holds on a machine that is not quiet.
 
 All candidates take turns, A B C A B C, so that a slow minute hits all alike; ratios compare calls of the same round.
-CPU time beside wall time shows what other processes took. Medians, and the 90th percentile for the tail.
+In its turn a candidate is called until some 20 ms have passed: single calls of a small network differ too much. CPU
+time beside wall time shows what other processes took. Medians, and the 90th percentile for the tail.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ import numpy as np
 
 from qzoo.progress import track
 
-Clock = Callable[[Callable[[], Any]], tuple[float, float]]
+Turn = tuple[Sequence[float], float]
+"""What one turn took: wall seconds of each call, and CPU seconds of a call on average."""
+
+Clock = Callable[[Callable[[], Any]], Turn]
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,10 @@ class Timing:
     """The calls of one candidate, in milliseconds.
 
     Attributes:
-        wall, cpu: median of wall time and of this process's CPU time (all its threads).
-        wall_p90, cpu_p90: 90th percentile.
+        wall, wall_p90: median and 90th percentile of the calls' wall time.
+        cpu, cpu_p90: the same of the turns' mean CPU time of a call, all threads of the process.
         calls: number of timed calls.
+        wall_over_cpu: wall time of all calls over their CPU time; above 1, with one thread, other processes ran.
     """
 
     wall: float
@@ -33,6 +38,7 @@ class Timing:
     cpu: float
     cpu_p90: float
     calls: int
+    wall_over_cpu: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -41,16 +47,34 @@ class Timing:
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of every timed call: wall and CPU time, one entry a round."""
+    """The turns of one candidate, in seconds.
+
+    Attributes:
+        wall, cpu: of a call, one entry a turn: the median of its calls' wall time, and their mean CPU time.
+        calls: wall time of every call of all turns.
+        wall_over_cpu: see :class:`Timing`.
+    """
 
     wall: np.ndarray
     cpu: np.ndarray
+    calls: np.ndarray
+    wall_over_cpu: float
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn]) -> Samples:
+        """From what a clock said, turn by turn."""
+        wall, cpu = np.array([np.median(calls) for calls, _ in turns]), np.array([mean for _, mean in turns])
+        calls = np.concatenate([np.asarray(calls) for calls, _ in turns])
+        spent = sum(mean * len(calls) for calls, mean in turns)
+        return cls(wall, cpu, calls, float(calls.sum() / spent) if spent > 0 else 1.0)
 
     def summary(self) -> Timing:
         """Medians and 90th percentiles."""
-        wall, wall_p90 = np.percentile(self.wall, (50, 90)) * 1e3
+        wall, wall_p90 = np.percentile(self.calls, (50, 90)) * 1e3
         cpu, cpu_p90 = np.percentile(self.cpu, (50, 90)) * 1e3
-        return Timing(float(wall), float(wall_p90), float(cpu), float(cpu_p90), len(self.wall))
+        return Timing(
+            float(wall), float(wall_p90), float(cpu), float(cpu_p90), len(self.calls), self.wall_over_cpu
+        )
 
 
 def measure(
@@ -66,29 +90,29 @@ def measure(
 
     Args:
         calls: what to call, by name.
-        seconds: about how long each candidate is timed, after a warm-up of three calls.
-        rounds: the least and the largest number of rounds; one call of each candidate makes a round.
+        seconds: about how long each candidate is timed, after three turns to warm up.
+        rounds: the least and the largest number of rounds; one turn of each candidate makes a round.
         title: for the progress bar.
-        clock: makes a call and says how long it took, wall and CPU seconds; by default in this process.
+        clock: makes the calls of a turn and says how long they took; by default one call in this process.
 
     Returns:
         The samples of each candidate, in the order of the rounds.
     """
     take = clock or _time
-    slowest = max(_warm_up(call, take) for call in calls.values())
-    count = int(np.clip(seconds / max(slowest, 1e-6), *rounds))
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    longest = max(_warm_up(call, take) for call in calls.values())
+    count = int(np.clip(seconds / max(longest, 1e-6), *rounds))
+    turns: dict[str, list[Turn]] = {name: [] for name in calls}
     for _ in track(range(count), title, show=progress):
         for name, call in calls.items():
-            times[name].append(take(call))
-    return {name: Samples(*np.array(values).T) for name, values in times.items()}
+            turns[name].append(take(call))
+    return {name: Samples.of(values) for name, values in turns.items()}
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:
     """How many times as fast: the ratio of the medians, and its 95 % bootstrap interval over rounds.
 
     Args:
-        slow, fast: seconds a call, [rounds] each, of the same rounds.
+        slow, fast: seconds a call, [rounds] each, of the same rounds (:attr:`Samples.cpu`, :attr:`Samples.wall`).
     """
     generator = np.random.default_rng(0)
     picks = generator.integers(0, len(slow), (draws, len(slow)))
@@ -97,13 +121,21 @@ def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 1000) -> tuple[float,
     return float(np.median(slow) / np.median(fast)), float(low), float(high)
 
 
+def clocks_in_words(clocks: Iterable[str]) -> str:
+    """``"by CPU time"`` for {"cpu"}; for speed-ups of models of which some run on GPUs, both."""
+    found = set(clocks)
+    if found == {"cpu", "wall"}:
+        return "by CPU time, on GPUs by wall time"
+    return "by wall time" if found == {"wall"} else "by CPU time"
+
+
 def _warm_up(call: Callable[[], Any], take: Clock) -> float:
     for _ in range(2):
         take(call)
-    return take(call)[0]
+    return sum(take(call)[0])
 
 
-def _time(call: Callable[[], Any]) -> tuple[float, float]:
+def _time(call: Callable[[], Any]) -> Turn:
     cpu, wall = time.process_time(), time.perf_counter()
     call()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return [time.perf_counter() - wall], time.process_time() - cpu

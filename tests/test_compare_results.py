@@ -43,7 +43,7 @@ def test_benchmark_json_and_another_machine(tmp_path: Path, capsys) -> None:
             "source": "qzoo",
             "batches": batches,
         }
-        path.write_text(json.dumps({"schema": 2, "machine": {"processor": processor}, "rows": [row]}))
+        path.write_text(json.dumps({"schema": 3, "machine": {"processor": processor}, "rows": [row]}))
         return str(path)
 
     assert main([report(tmp_path / "a.json", 2.0, "A"), report(tmp_path / "b.json", 1.0, "B")]) == 0

@@ -12,7 +12,7 @@ import qzoo
 from qzoo import hub, tables
 from qzoo.cards import card
 from qzoo.cli import main
-from qzoo.config import Measurement, read_config
+from qzoo.config import Config, Measurement, read_config
 from qzoo.errors import QzooError
 from qzoo.latency import record_latency, speedup_text
 from qzoo.results import Report, Row
@@ -35,8 +35,8 @@ def row(runtime: str, precision: str, wall: float, **changes: object) -> Row:
             b: Timing(wall=b * wall, cpu=b * wall, wall_p90=b * wall * 1.5, cpu_p90=b * wall * 1.5, calls=9)
             for b in (1, 8)
         },
-        "speedup": dict.fromkeys((1, 8), (99.0, 98.0, 99.9)),
-        "wall_speedup": dict.fromkeys((1, 8), ratio),
+        "cpu_speedup": dict.fromkeys((1, 8), ratio),
+        "wall_speedup": dict.fromkeys((1, 8), (99.0, 98.0, 99.9)),
     }
     values |= {"model": NAME, "images": 9, "top1": 1.0, "top1_interval": (0.0, 2.0), "agreement": 9.0}
     values |= {"sqnr_db": 9.0, "file_bytes": 9, "load_seconds": 9.0, "first_ms": 9.0}
@@ -115,13 +115,13 @@ def test_the_command_and_where_it_shows(
 def test_reports_that_are_refused(folder: Path, tmp_path: Path) -> None:
     before = (folder / "config.json").read_bytes()
     good = report(*ROWS).to_dict()
-    slow = Timing(wall=9.0, cpu=4.0, wall_p90=9.0, cpu_p90=4.0, calls=9)
+    slow = Timing(wall=9.0, cpu=4.0, wall_p90=9.0, cpu_p90=4.0, calls=9, wall_over_cpu=2.25)
     busy = report(row("onnxruntime", "int8", 4.0, latency={1: slow, 8: slow})).to_dict()
     assert busy["warnings"]
     tail = Timing(wall=4.0, cpu=4.0, wall_p90=8.0, cpu_p90=4.0, calls=9)
     (tmp_path / "torn.json").write_text('{"schema":')
     for wrong, message in (
-        (good | {"schema": 1}, "schema 1"),
+        (good | {"schema": 2}, "schema 2"),
         (busy, "machine was busy"),
         (
             report(row("onnxruntime", "int8", 4.0, latency={1: tail, 8: tail})).to_dict(),
@@ -137,6 +137,25 @@ def test_reports_that_are_refused(folder: Path, tmp_path: Path) -> None:
             record_latency(folder, wrong)
     assert (folder / "config.json").read_bytes() == before
     assert record_latency(folder, busy, busy=True).latency[0].median_ms == 9.0
+
+
+def test_which_clock_a_speedup_is_of(folder: Path) -> None:
+    """By wall time with several threads, and in configs that were written before the field was there."""
+    config = record_latency(folder, report(*ROWS).to_dict())
+    assert config.latency[-1].speedup_clock == "cpu"
+    assert "in the same runtime, by CPU time:" in card(config)
+    several = report(*(dataclasses.replace(r, clock="wall") for r in ROWS))
+    config = record_latency(
+        folder, dataclasses.replace(several, settings={**several.settings, "threads": 2}).to_dict()
+    )
+    assert config.latency[-1].speedup == 99.0
+    assert speedup_text(config) == "99.00 (batch 1, 2 threads, wall time)"
+    assert "in the same runtime, by wall time:" in card(config)
+    text = config.to_json()
+    assert "speedup_clock" not in text, "the default, as in older files"
+    assert Config.from_json(text) == config
+    with pytest.raises(QzooError, match=r"speedup_clock.*'cpu' or 'wall'"):
+        Config.from_json(text.replace('"speedup_interval"', '"speedup_clock": "sun",\n"speedup_interval"'))
 
 
 def test_no_speedup_is_claimed_where_none_is_recorded() -> None:

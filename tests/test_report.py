@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -37,7 +38,7 @@ def row(runtime: str, precision: str, wall: float, cpu: float, **changes) -> Row
         "agreement": 98.4,
         "sqnr_db": 19.25,
         "latency": timing,
-        "speedup": {1: (2.0, 1.9, 2.1), 8: (2.5, 2.4, 2.6)},
+        "cpu_speedup": {1: (2.0, 1.9, 2.1), 8: (2.5, 2.4, 2.6)},
         "wall_speedup": {1: (2.1, 1.8, 2.3), 8: (2.6, 2.2, 2.9)},
         "file_bytes": 4_952_105,
         "load_seconds": 0.1,
@@ -69,7 +70,7 @@ def test_table_fits_and_holds_the_figures(report: Report, capsys) -> None:
 def test_json_and_csv(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
     values = json.loads((tmp_path / "benchmark.json").read_text())
-    assert values["schema"] == 2
+    assert values["schema"] == 3
     assert values["machine"] == MACHINE
     first, fake, int8 = values["rows"]
     assert first["sqnr_db"] is None
@@ -105,9 +106,26 @@ def test_without_matplotlib(report: Report, tmp_path: Path, monkeypatch) -> None
 
 
 def test_a_busy_machine_is_said(report: Report) -> None:
+    """Short calls may all be quick while most of the time goes to other processes: the total tells."""
     assert report.warnings() == []
-    busy = Report((row("onnxruntime", "int8", 9.0, 3.0),), report.date, report.settings, MACHINE)
+    torn = {1: Timing(3.0, 3.1, 3.0, 3.1, 30, wall_over_cpu=3.0)}
+    busy = Report(
+        (row("onnxruntime", "int8", 3.0, 3.0, latency=torn),), report.date, report.settings, MACHINE
+    )
     assert "3.0 times" in footnotes(busy)[-1]
+    threads = row("onnxruntime", "int8", 3.0, 3.0, latency=torn, clock="wall")
+    assert Report((threads,), report.date, report.settings, MACHINE).warnings() == []
+
+
+def test_speedups_are_by_the_clock_that_fits(report: Report, tmp_path: Path, capsys) -> None:
+    """CPU time of one thread; wall time of several, whose CPU time adds up."""
+    assert any("in the same runtime, by CPU time" in line for line in footnotes(report))
+    rows = tuple(dataclasses.replace(r, clock="wall") for r in report.rows)
+    several = dataclasses.replace(report, rows=rows, settings={**report.settings, "threads": 2})
+    assert any("in the same runtime, by wall time" in line for line in footnotes(several))
+    print_table(several)
+    assert "2.10 / 2.60" in capsys.readouterr().out
+    assert several.to_dict()["rows"][2]["clock"] == "wall"
 
 
 def test_an_uneven_machine_is_said(report: Report) -> None:

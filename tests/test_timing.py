@@ -29,13 +29,19 @@ def test_wall_and_cpu_time_are_told_apart() -> None:
     assert sleep.wall >= 10.0
     assert sleep.cpu < 5.0
     assert sleep.calls == 3
+    assert sleep.wall_over_cpu > 2
 
 
 def test_summary_and_ratio_against_numpy() -> None:
     values = np.arange(1.0, 12.0)
-    summary = Samples(values, 2 * values).summary()
-    assert (summary.wall, summary.wall_p90) == (6e3, 10e3)
-    assert (summary.cpu, summary.cpu_p90) == (12e3, 20e3)
+    turns = [([v - 0.5, v, v + 0.5], 2 * v) for v in values]
+    samples = Samples.of(turns)
+    np.testing.assert_array_equal(samples.wall, values)
+    summary = samples.summary()
+    assert summary.calls == 33
+    assert (summary.wall, summary.cpu, summary.cpu_p90) == (6e3, 12e3, 20e3)
+    assert summary.wall_p90 == np.percentile([v for calls, _ in turns for v in calls], 90) * 1e3
+    assert summary.wall_over_cpu == 0.5
     found, low, high = ratio(np.full(20, 3.0), np.full(20, 1.5))
     assert (found, low, high) == (2.0, 2.0, 2.0)
     generator = np.random.default_rng(1)

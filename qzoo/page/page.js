@@ -20,6 +20,11 @@ const text = (x, y, value, attributes) => svg("text", { x, y, ...attributes }, S
 const line = (x1, y1, x2, y2, attributes) => svg("line", { x1, y1, x2, y2, stroke: "var(--line)", ...attributes });
 const digits = (v) => (v === null ? "" : v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v.toFixed(2));
 const label = (row) => row.runtime + " " + (row.source === "qzoo" ? row.precision : row.source);
+const speedup = (row, batch) => batch["speedup_" + row.clock];
+const by = (rows) => {
+  const clocks = new Set(rows.map((row) => row.clock));
+  return clocks.size > 1 ? "by CPU time, on GPUs by wall time" : clocks.has("wall") ? "by wall time" : "by CPU time";
+};
 const tip = (value) => svg("title", {}, value);
 
 function colour(row) {
@@ -174,7 +179,7 @@ function rowsTable(rows, batches) {
   return table(head, rows.map((row, i) => [
     `${i + 1}. ${label(row)}`, row.top1.toFixed(2), row.top1_interval.map((v) => v.toFixed(1)).join(" to "), row.agreement.toFixed(2),
     row.sqnr_db === null ? "exact" : row.sqnr_db.toFixed(2),
-    ...row.batches.flatMap((b) => [digits(b.wall_ms), digits(b.wall_p90_ms), digits(b.cpu_ms), `${b.speedup_cpu.ratio.toFixed(2)} [${b.speedup_cpu.low.toFixed(2)}, ${b.speedup_cpu.high.toFixed(2)}]`]),
+    ...row.batches.flatMap((b) => [digits(b.wall_ms), digits(b.wall_p90_ms), digits(b.cpu_ms), `${speedup(row, b).ratio.toFixed(2)} [${speedup(row, b).low.toFixed(2)}, ${speedup(row, b).high.toFixed(2)}]`]),
     row.images_per_second.toFixed(0), mega(row.file_bytes), mega(row.peak_rss_bytes), row.load_seconds.toFixed(2), digits(row.first_ms),
   ]), { class: "rows" });
 }
@@ -195,7 +200,7 @@ function modelSection(name) {
     card.append(key.cloneNode(true));
     return card;
   });
-  const against = rows.flatMap((row) => row.against.map((a) => el("p", {}, `${label(row)}: ${a.ratio.toFixed(2)} [${a.low.toFixed(2)}, ${a.high.toFixed(2)}] times as fast as ${a.peer} in ${a.runtime}, batch ${a.batch} (CPU time)`)));
+  const against = rows.flatMap((row) => row.against.map((a) => el("p", {}, `${label(row)}: ${a.ratio.toFixed(2)} [${a.low.toFixed(2)}, ${a.high.toFixed(2)}] times as fast as ${a.peer} in ${a.runtime}, batch ${a.batch}, ${by([row])}`)));
   const deep = details ? [...(details.profiles.length ? [profileChart(details)] : []), sensitivityChart(details), histogramChart(details)] : [];
   return el("section", {}, el("h2", {}, name), el("p", { class: "soft" }, `${rows[0].images} images`), rowsTable(rows, batches), ...against, el("div", { class: "grid" }, ...plots, ...deep), ...(details ? [rangesTable(details)] : []));
 }
@@ -215,7 +220,7 @@ function start() {
     ...models.map(modelSection),
     el("h2", {}, "Machine and versions"),
     table(["what", "value"], Object.entries(machine).map(([k, v]) => [k, v]), { class: "machine" }),
-    el("p", { class: "soft" }, "Times are wall time a call, calls of all models interleaved; × is by CPU time against float32 in the same runtime, with a 95 % bootstrap interval; peak MB is the memory of a process that runs this model alone."),
+    el("p", { class: "soft" }, `Times are wall time a call, all models in turns; × is the speed-up over float32 in the same runtime, ${by(report.rows)}, with its 95 % bootstrap interval; peak MB is the memory of a process that runs this model alone.`),
   );
   redraw();
   let width = window.innerWidth;

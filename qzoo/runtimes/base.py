@@ -40,6 +40,11 @@ class Runtime:
         """Whether it takes ONNX files, and not modules."""
         return bool(self.packages)
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the processor computes, so that CPU time says what a call costs."""
+        return self.name != "tensorrt" and self.provider in ("", "CPUExecutionProvider")
+
     def missing(self) -> str:
         """Why it can't run here, and what to do; empty when it can."""
         for package in self.packages:

@@ -17,8 +17,9 @@ from typing import IO, Any
 import numpy as np
 
 from qzoo.errors import BenchmarkError
+from qzoo.timing import Turn
 
-_WARM_BELOW = 0.02  # seconds; a shorter call is timed after one that is not, for its caches to be its own
+_TURN = 0.02  # seconds
 
 
 class Process:
@@ -61,10 +62,15 @@ class Process:
         self._ask("images", shape=list(images.shape))
         self._warm = False
 
-    def time(self) -> tuple[float, float]:
-        """Seconds of one call: wall time, and CPU time of the process."""
-        answer = self._ask("time", warm=self._warm)
-        self._warm = answer["wall"] < _WARM_BELOW
+    def first(self) -> float:
+        """Wall seconds of one call as it comes."""
+        wall: float = self._ask("time", warm=False, least=0.0)["wall"][0]
+        return wall
+
+    def turn(self) -> Turn:
+        """Call until 20 ms have passed. Calls shorter than that follow one that is not timed, for warm caches."""
+        answer = self._ask("time", warm=self._warm, least=_TURN)
+        self._warm = min(answer["wall"]) < _TURN
         return answer["wall"], answer["cpu"]
 
     def run(self) -> np.ndarray:

@@ -47,14 +47,23 @@ class Worker:
         self._images = np.fromfile(self._folder / "images", np.float32).reshape(shape)
         return {}
 
-    def time(self, warm: bool) -> dict[str, Any]:
-        """Time one call; ``warm``: after another one that is not timed."""
+    def time(self, warm: bool, least: float) -> dict[str, Any]:
+        """Time calls until ``least`` seconds have passed, at least one; ``warm``: after one that is not timed.
+
+        Returns wall seconds of each call, and CPU seconds of a call on average.
+        """
         call, images = self._call, self._images
         if warm:
             call(images)
-        cpu, wall = time.process_time(), time.perf_counter()
-        call(images)
-        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        walls: list[float] = []
+        cpu, now = time.process_time(), time.perf_counter()
+        end = now + least
+        while not walls or now < end:
+            start = now
+            call(images)
+            now = time.perf_counter()
+            walls.append(now - start)
+        return {"wall": walls, "cpu": (time.process_time() - cpu) / len(walls)}
 
     def run(self) -> dict[str, Any]:
         """Write the logits of the images for the parent."""
