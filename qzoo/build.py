@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from qzoo.build_plan import Overrides, Plan, make_plan
+from qzoo.build_plan import BuildJob, BuildOptions, Plan, make_plan
 from qzoo.calibrate import Calibration, Candidate
 from qzoo.cards import write_card
 from qzoo.checkpoint import load_pretrained, save_pretrained
@@ -26,64 +27,33 @@ from qzoo.own_weights import planned_config, quantized_from
 from qzoo.parts import Images
 from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.recipes import Made, how_made
-from qzoo.registry import ModelName, architecture, parse_name
+from qzoo.registry import architecture, parse_name
 from qzoo.scheme import set_target, with_target
 from qzoo.steps import Steps
 
 CHECKPOINT = "checkpoint"
-ONNX = ("onnxruntime",)
 _FILES = (f"{CHECKPOINT}/config.json", f"{CHECKPOINT}/{WEIGHTS}")
 
 
 def build(
     name: str,
+    options: BuildOptions = BuildOptions(),  # noqa: B008 - immutable
+    job: BuildJob = BuildJob(),  # noqa: B008 - immutable
     *,
-    data: str | Path | None = None,
-    calibration_subset: str | None = None,
-    evaluation_subset: str | None = None,
-    method: str | None = None,
-    rounding: str | None = None,
-    equalize: bool | None = None,
-    bias_correction: str | None = None,
-    smooth: bool | None = None,
-    recipe: str | None = None,
-    edge_bits: int | None = None,
-    drop: float | None = None,
-    layer_bits: Mapping[str, int] | None = None,
-    float_weights: str | Path | None = None,
-    onnx: Sequence[str] = ONNX,
-    out: str | Path | None = None,
-    runs: str | Path = "runs",
-    again: bool = False,
     report: Callable[[str], None] | None = None,
-    progress: bool = True,
 ) -> Path:
     """Make the quantized checkpoint ``name``: float weights, calibration, ONNX, figures, card.
 
     The same call makes the same files. Interrupted and called again it goes on: a finished step whose inputs are
-    the same is not repeated. What no argument says, the recipe of the name says (:func:`qzoo.recipes.how_made`):
-    ``build(name)`` on a checkpoint makes it again. A name in ``_qat`` is trained with its recipe's options.
+    the same is not repeated. What the options don't say, the recipe of the name says
+    (:func:`qzoo.recipes.how_made`): ``build(name)`` on a checkpoint makes it again. A name in ``_qat`` is trained
+    with its recipe's options.
 
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
-        data: the images, see :func:`qzoo.data.load_data`.
-        calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.parts`.
-        method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
-        rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
-        equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.
-        edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`.
-        drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
-            :func:`qzoo.ptq.mix_precision`.
-        layer_bits: bits of single layers, by name: ``{"fc": 4}``; see :class:`qzoo.scheme.Scheme`.
-        float_weights: a folder with float weights of your own; what the name's tag means if None.
-        recipe: ``"best"`` tries :data:`qzoo.ptq.RECIPES` on the calibration images and takes the best.
-        onnx: targets whose ONNX files go into the folder, as ``onnx/model_int8.onnx`` (ONNX Runtime) and
-            ``onnx/model_int8_<target>.onnx``.
-        out: the folder, ``model_cards/<name>`` by default.
-        runs: what is finished is kept in its subfolder ``<name>``.
-        again: repeat finished steps, too.
+        options: what to do otherwise than the recipe says.
+        job: images, device, and places of files.
         report: gets a line for each step.
-        progress: show progress bars.
 
     Returns:
         The folder: config.json, packed weights, ONNX files, card.
@@ -95,94 +65,81 @@ def build(
         HubError: the float weights can't be had.
         MissingDependencyError: ONNX is asked for, and its packages are not installed.
     """
-    overrides = Overrides(
-        calibration_subset,
-        evaluation_subset,
-        edge_bits,
-        recipe,
-        method,
-        rounding,
-        equalize,
-        bias_correction,
-        smooth,
-        drop,
-        float_weights,
-        None if layer_bits is None else tuple(layer_bits.items()),
-    )
     parsed = parse_name(name)
     if parsed.scheme is None:
         raise UnknownModelError(f"{name!r} is not quantized; give a scheme, such as {name}-w8a8")
     parsed = dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag)
-    config = planned_config(str(parsed), float_weights)
-    for target in onnx:
-        onnx_name(config, target)
-    if onnx:
+    full = str(parsed)
+    config = planned_config(full, options.float_weights)
+    for target in job.onnx:
+        onnx_name(config, target)  # refuses an unknown one
+    if job.onnx:
         require_onnx("a checkpoint with ONNX files")
-    folder, state = Path(out or Path("model_cards") / str(parsed)), Path(runs) / str(parsed)
-    made = how_made(str(parsed), folder)
+    folder, state = job.folder(full), Path(job.runs) / full
+    made = how_made(full, folder)
+    make: Callable[[Path, Steps], tuple[Measurement, ...] | None]
     if parsed.qat:
-        overrides.refuse(name)
-        state.mkdir(parents=True, exist_ok=True)
-        with exclusive(state):
-            return _tuned(
-                parsed,
-                made,
-                data,
-                tuple(onnx),
-                Steps(state, report, again),
-                runs,
-                folder,
-                progress,
-                float_weights,
-            )
-    plan = make_plan(parsed, config, made, overrides, data, progress)
+        options.refuse(name)
+        make = partial(_tuned, full, made, options.float_weights, job)
+    else:
+        make = partial(_calibrated, make_plan(parsed, config, made, options, job))
     state.mkdir(parents=True, exist_ok=True)
     with exclusive(state):
-        return _calibrated(plan, tuple(onnx), Steps(state, report, again), state, folder)
+        metrics = make(state, Steps(state, report, job.again))
+        return _assemble(state, job.onnx, metrics, folder)
 
 
 # ---- steps ----
 
 
-def _calibrated(plan: Plan, targets: tuple[str, ...], steps: Steps, state: Path, out: Path) -> Path:
-    """A checkpoint without training."""
+def _calibrated(plan: Plan, state: Path, steps: Steps) -> tuple[Measurement, ...]:
+    """A checkpoint without training, in the steps' folder; returns its figures."""
+    job = plan.job
     model, exact = quantized_from(plan.name, plan.float_weights, with_target(plan.scheme, "onnxruntime"))
-    inputs = {
+    common = {
         "float": encode(config_of(model).float_source),
+        "data": str(job.data or ""),
+        "device": job.device.type,
+    }
+    inputs = {
+        **common,
         "scheme": encode(plan.scheme),
         "recipe": "best" if plan.best else encode(plan.recipe),
         "drop": plan.drop,
         "images": encode(plan.images),
-        "data": str(plan.data or ""),
     }
     steps.run("calibrate", inputs, lambda: _calibrate(model, plan, state / CHECKPOINT), _FILES)
     made = load_pretrained(state / CHECKPOINT)
     config = config_of(made)
-    _export(made, targets, steps, state)
-    metrics = measure(
+    _export(made, job.onnx, steps, state)
+    return measure(
         made,
         exact,
         lambda: plan.load(config, plan.checks),
         plan.checks,
-        plan.progress,
+        job.progress,
         onnx=state / onnx_name(config, "onnxruntime") if can_run_onnx() else None,
         steps=steps,
-        inputs={"weights": config.files[WEIGHTS], "float": inputs["float"], "data": inputs["data"]},
+        inputs={**common, "weights": config.files[WEIGHTS]},
+        device=job.device,
     )
-    return _assemble(state, targets, metrics, out)
 
 
 def _calibrate(model: nn.Module, plan: Plan, folder: Path) -> None:
     """Float weights to a checkpoint without figures."""
-    config, chosen, choice = config_of(model), plan.recipe, None
+    chosen, choice, progress, device = plan.recipe, None, plan.job.progress, plan.job.device
+    config = config_of(model)
+    model.to(device)
+    needed = plan.best or bool(plan.drop) or not chosen.data_free
+    batches = [images.to(device) for images, _ in plan.load(config, plan.images)] if needed else []
     if plan.drop:
-        mix_precision(model, plan.load(config, plan.images), plan.drop, progress=plan.progress)
+        mix_precision(model, batches, plan.drop, progress=progress)
         config = config_of(model)
     if plan.best:
-        choice = best_recipe(model, plan.load(config, plan.images), progress=plan.progress)
+        choice = best_recipe(model, batches, progress=progress)
         chosen = choice.recipe
-    batches = [] if chosen.data_free else plan.load(config, plan.images)
-    found = apply_recipe(model, batches, chosen, preprocessing=config.preprocessing, progress=plan.progress)
+    found = apply_recipe(model, batches, chosen, preprocessing=config.preprocessing, progress=progress)
+    model.to("cpu")
     example = torch.zeros(1, *config.preprocessing.input_size)
     half = compact(model, example) > 0
     round_biases(model, example)
@@ -230,32 +187,38 @@ def _assemble(
 
 
 def _tuned(
-    parsed: ModelName,
-    made: Made,
-    data: str | Path | None,
-    targets: tuple[str, ...],
-    steps: Steps,
-    runs: str | Path,
-    out: Path,
-    progress: bool,
-    float_weights: str | Path | None,
-) -> Path:
-    """A checkpoint whose weights are trained; the training keeps its own state, epoch by epoch."""
+    name: str, made: Made, float_weights: str | Path | None, job: BuildJob, state: Path, steps: Steps
+) -> None:
+    """A checkpoint whose weights are trained, in the steps' folder; the training keeps its own state, epoch by epoch,
+    and measures."""
+    from qzoo.distributed import Group
     from qzoo.train_job import TrainJob
     from qzoo.tune_checkpoint import tune_checkpoint
 
     options, batch_size = made.options()
-    state = Path(runs) / str(parsed)
     folder = state / CHECKPOINT
 
     def action() -> None:
-        job = TrainJob(data=data, batch_size=batch_size, runs=runs, out=folder, progress=progress)
-        tune_checkpoint(str(parsed), options, job, float_weights=float_weights)
+        training = TrainJob(
+            data=job.data,
+            batch_size=batch_size,
+            workers=job.workers,
+            runs=job.runs,
+            out=folder,
+            progress=job.progress,
+        )
+        group = Group(device=job.device)
+        tune_checkpoint(name, options, training, float_weights=float_weights, group=group)
 
-    inputs = {"options": encode(options), "batch_size": batch_size, "data": str(data or "")}
+    inputs = {
+        "options": encode(options),
+        "batch_size": batch_size,
+        "data": str(job.data or ""),
+        "device": job.device.type,
+        "float": None if float_weights is None else read_config(float_weights).files,
+    }
     steps.run("train and measure", inputs, action, _FILES)
-    _export(load_pretrained(folder), targets, steps, state)
-    return _assemble(state, targets, None, out)
+    _export(load_pretrained(folder), job.onnx, steps, state)
 
 
 def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | None) -> CalibrationRecord:

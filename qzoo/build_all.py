@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from qzoo import hub
 from qzoo.build import build
+from qzoo.build_plan import BuildJob, BuildOptions
 from qzoo.config import WEIGHTS, read_config
 from qzoo.errors import QzooError
 from qzoo.recipes import recipes
@@ -24,32 +26,36 @@ def is_complete(folder: Path) -> bool:
 
 
 def build_all(
-    data: str | Path | None,
+    job: BuildJob = BuildJob(),  # noqa: B008 - immutable
     *,
-    out: str | Path = "model_cards",
-    runs: str | Path = "runs",
+    qat: bool = False,
     report: Callable[[str], None] = print,
-    progress: bool = True,
 ) -> dict[str, str]:
-    """Build every recipe that is not complete in ``out``; called again, it goes on with what is left.
+    """Build every recipe that is not complete; called again, it goes on with what is left.
 
-    Recipes of tuning take hours on a GPU and the training images: they are built by name. A recipe that fails does
-    not stop the others.
+    A recipe that fails does not stop the others.
+
+    Args:
+        job: images, device and places; its ``out`` is the folder of all the checkpoints' folders, ``model_cards`` if
+            None.
+        qat: the recipes that train, too, after the others: each takes hours on a GPU, and the training images.
+        report: gets a line for each checkpoint, and for each step of it.
 
     Returns:
         Name -> what went wrong, of those that failed.
     """
     failed = {}
-    for config in recipes():
-        folder = Path(out) / config.name
-        if parse_name(config.name).qat:
-            continue
-        if is_complete(folder):
-            report(f"{config.name}: complete")
+    names = [config.name for config in recipes()]
+    tuned = [name for name in names if parse_name(name).qat]
+    for name in [name for name in names if name not in tuned] + (tuned if qat else []):
+        folder = Path(job.out or "model_cards") / name
+        if not job.again and is_complete(folder):
+            report(f"{name}: complete")
             continue
         try:
-            report(str(build(config.name, data=data, out=folder, runs=runs, progress=progress)))
+            report(f"{name}:")
+            report(str(build(name, BuildOptions(), dataclasses.replace(job, out=folder), report=report)))
         except (QzooError, OSError) as error:
-            failed[config.name] = str(error)
-            report(f"{config.name}: {error}")
+            failed[name] = str(error)
+            report(f"{name}: {error}")
     return failed

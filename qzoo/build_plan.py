@@ -1,13 +1,14 @@
-"""What ``build`` is to do: the recipe of a name, and what its caller wants otherwise."""
+"""What ``build`` is to do: the recipe of a name, what its caller wants otherwise, and where things are."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qzoo.config import Config
@@ -22,8 +23,20 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Overrides:
-    """Arguments of :func:`qzoo.build` that say more than the recipe of the name; None says nothing.
+class BuildOptions:
+    """What :func:`qzoo.build` is to do otherwise than the recipe of the name says; None says nothing.
+
+    Attributes:
+        calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.parts`.
+        edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`.
+        recipe: ``"best"`` tries :data:`qzoo.ptq.RECIPES` on the calibration images and takes the best.
+        method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
+        rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
+        equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.
+        drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
+            :func:`qzoo.ptq.mix_precision`.
+        float_weights: a folder with float weights of your own; what the name's tag means if None.
+        layer_bits: bits of single layers, by name: ``(("fc", 4),)``; see :class:`qzoo.scheme.Scheme`.
 
     Raises:
         ValueError: an unknown recipe, or one that chooses what is given, too.
@@ -58,10 +71,14 @@ class Overrides:
         names = ("method", "rounding", "equalize", "bias_correction", "smooth")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that say something."""
+        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+
     def refuse(self, name: str) -> None:
         """A trained checkpoint takes none of them. Raises ValueError where one is given."""
-        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
-        wrong = [name for name in given if name != "float_weights"]
+        wrong = [given for given in self.given if given != "float_weights"]
         if wrong:
             raise ValueError(
                 f"{name} is trained by its recipe, where {', '.join(wrong)} does not apply; "
@@ -70,10 +87,41 @@ class Overrides:
 
 
 @dataclass(frozen=True)
+class BuildJob:
+    """Where the images of :func:`qzoo.build` come from, what computes, and where its files go.
+
+    Attributes:
+        data: the images, see :func:`qzoo.data.load_data`.
+        workers: processes that decode images.
+        device: of the passes in PyTorch, and of a training; ONNX Runtime runs on the CPU.
+        onnx: targets whose ONNX files go into the folder, as ``onnx/model_int8.onnx`` (ONNX Runtime) and
+            ``onnx/model_int8_<target>.onnx``.
+        out: the folder; ``model_cards/<name>`` if None.
+        runs: what is finished is kept in its subfolder ``<name>``.
+        again: repeat finished steps, too.
+        progress: show progress bars.
+    """
+
+    data: str | Path | None = None
+    workers: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    onnx: tuple[str, ...] = ("onnxruntime",)
+    out: str | Path | None = None
+    runs: str | Path = "runs"
+    again: bool = False
+    progress: bool = True
+
+    def folder(self, name: str) -> Path:
+        """Where the checkpoint goes."""
+        return Path(self.out) if self.out is not None else Path("model_cards") / name
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be built.
 
     Attributes:
+        job: images, device and places.
         scheme: with the bits of the first and the last layer.
         recipe: the post-training methods; with ``best`` they are still to be found.
         images, checks: to calibrate on, and to measure on.
@@ -82,13 +130,12 @@ class Plan:
     """
 
     name: str
+    job: BuildJob
     scheme: Scheme
     recipe: Recipe
     best: bool
-    data: str | Path | None
     images: Images
     checks: Images
-    progress: bool
     drop: float = 0.0
     float_weights: str | Path | None = None
 
@@ -97,21 +144,15 @@ class Plan:
         return load_data(
             config.preprocessing,
             config.labels,
-            self.data,
+            self.job.data,
             split=part.split,
             subset=part.subset,
             batch_size=BATCH,
+            workers=self.job.workers,
         )
 
 
-def make_plan(
-    name: ModelName,
-    config: Config,
-    made: Made,
-    overrides: Overrides,
-    data: str | Path | None,
-    progress: bool,
-) -> Plan:
+def make_plan(name: ModelName, config: Config, made: Made, options: BuildOptions, job: BuildJob) -> Plan:
     """The plan for a name with its tag and a scheme.
 
     Raises:
@@ -119,20 +160,19 @@ def make_plan(
         ValueError: methods that contradict each other.
     """
     scheme = Scheme.parse(name.scheme or "")
-    edge_bits = made.edge_bits if overrides.edge_bits is None else overrides.edge_bits
+    edge_bits = made.edge_bits if options.edge_bits is None else options.edge_bits
     if edge_bits:
         scheme = dataclasses.replace(scheme, edge_bits=edge_bits)
-    drop = overrides.drop
+    drop = options.drop
     if drop is None:
-        drop = 0.0 if overrides.layer_bits else made.drop
-    layers = made.layers if overrides.layer_bits is None else overrides.layer_bits
+        drop = 0.0 if options.layer_bits else made.drop
+    layers = made.layers if options.layer_bits is None else options.layer_bits
     if layers and not drop:
         scheme = dataclasses.replace(scheme, layers=layers)
-    images = calibration_images(config, data, overrides.calibration_subset or made.calibration)
-    checks = evaluation_images(config, data, overrides.evaluation_subset or made.evaluation, images)
-    recipe = dataclasses.replace(made.recipe, **overrides.methods)
-    best = overrides.recipe == "best" or (made.best and not overrides.methods)
+    images = calibration_images(config, job.data, options.calibration_subset or made.calibration)
+    checks = evaluation_images(config, job.data, options.evaluation_subset or made.evaluation, images)
+    recipe = dataclasses.replace(made.recipe, **options.methods)
+    best = options.recipe == "best" or (made.best and not options.methods)
     if drop and recipe.data_free and not best:
         raise ValueError("mixed precision chooses layers on images; choose another method than batchnorm")
-    weights = overrides.float_weights
-    return Plan(str(name), scheme, recipe, best, data, images, checks, progress, drop, weights)
+    return Plan(str(name), job, scheme, recipe, best, images, checks, drop, options.float_weights)

@@ -80,6 +80,7 @@ def calibrate_checkpoint(
     group = group or Group()
     with group.first_alone():
         model, _ = quantized_from(name, float_weights, Scheme.parse(parsed.scheme, target))
+    model.to(group.device)
     config = config_of(model)
     batches, images = [], NONE
     if recipe is not None and recipe.data_free and drop:
@@ -90,7 +91,7 @@ def calibrate_checkpoint(
             loader = load_data(
                 config.preprocessing, config.labels, data, split=images.split, subset=images.subset
             )
-        batches = [batch for batch, _ in loader]
+        batches = [batch.to(group.device) for batch, _ in loader]
     raised = mix_precision(model, batches, drop, progress=progress) if drop else None
     config, choice = config_of(model), None
     if recipe is None:
@@ -99,6 +100,7 @@ def calibrate_checkpoint(
     found = apply_recipe(
         model, batches, recipe, preprocessing=config.preprocessing, progress=progress, group=group
     )
+    model.to("cpu")
     example = torch.zeros(1, *config.preprocessing.input_size)
     half = compact(model, example) > 0
     round_biases(model, example)

@@ -210,7 +210,9 @@ class Config:
                 the message names the field.
         """
         values = parse(text)
-        version = values.get("format_version")
+        if "format_version" not in values:
+            raise CheckpointError("config.json: no format_version; this is no checkpoint of qzoo")
+        version = values["format_version"]
         if version != FORMAT_VERSION or isinstance(version, bool):
             raise CheckpointError(
                 f"config.json: format_version is {version!r}; this qzoo reads version {FORMAT_VERSION}. "

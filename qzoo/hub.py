@@ -22,7 +22,7 @@ from pathlib import Path
 
 from qzoo.config import WEIGHTS, read_config
 from qzoo.errors import CheckpointError, HubError, UnknownModelError
-from qzoo.registry import natural_key, parse_name, suggest
+from qzoo.registry import list_architectures, natural_key, parse_name, suggest
 
 EMBEDDED = Path(__file__).parent / "model_cards"
 PINS = Path(__file__).parent / "hub_pins.json"
@@ -105,6 +105,10 @@ def missing_checkpoint(name: str) -> str:
     """What to say when there is no checkpoint ``name``: which there are, and how to build it."""
     known = checkpoints()
     parsed = parse_name(name)
+    architectures = list_architectures()
+    if parsed.arch not in architectures:
+        near = suggest(name, [*known, *architectures])
+        return f"no checkpoint and no architecture {name!r}{near}; `qzoo list` and `qzoo list --pretrained` list them"
     same = [other for other in known if other.partition(".")[0] == parsed.arch]
     listed = (
         f"checkpoints of {parsed.arch}: {', '.join(same)}" if same else f"checkpoints: {', '.join(known)}"
@@ -233,8 +237,8 @@ def explain(error: BaseException) -> str:
         return "no network (the Hub's address does not resolve); connect, or set HF_ENDPOINT to a mirror"
     if isinstance(error, errors.HfHubHTTPError):
         status = getattr(error.response, "status_code", "no status")
-        return f"the server answered {status}; try again later, a broken download resumes"
-    return f"{type(error).__name__}: {redact(str(error))}; try again, a broken download resumes"
+        return f"the server answered {status}; try again later, a broken transfer resumes"
+    return f"{type(error).__name__}: {redact(str(error))}; try again, a broken transfer resumes"
 
 
 def redact(text: str) -> str:

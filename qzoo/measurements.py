@@ -37,6 +37,7 @@ def measure(
     onnx: Path | None = None,
     steps: Steps | None = None,
     inputs: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Measurement, ...]:
     """Accuracy of the float model, the simulation for each target, and the ONNX file where it can run.
 
@@ -48,12 +49,17 @@ def measure(
         onnx: the file for ONNX Runtime, exported here if None.
         steps: remembers finished rows.
         inputs: what the figures depend on, for ``steps``.
+        device: of the rows in torch; afterwards both models are on the CPU.
     """
     scheme = str(config_of(model).scheme)
     rows = Rows(reference, load, images, progress, steps or Steps(), inputs or {})
+    for module in (model, reference):
+        module.to(device)
     found = [rows.float_row()]
     for target in targets:
         found.append(rows.row(set_target(model, target), "torch", scheme, target))
+    for module in (model, reference):
+        module.to("cpu")
     if onnx is not None:
         found.append(rows.row(_Session(onnx), "onnxruntime", scheme, "onnxruntime"))
     elif can_run_onnx():
@@ -112,7 +118,8 @@ class Rows:
         return decode(Measurement, self._steps.run(name, self._inputs, action), name)
 
     def _record(self, images: Tensor) -> Tensor:
-        logits = self._reference(images)
+        device = next((p.device for p in self._reference.parameters()), torch.device("cpu"))
+        logits = self._reference(images.to(device)).cpu()
         self._logits.append(logits)
         return logits
 

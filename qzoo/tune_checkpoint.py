@@ -79,7 +79,8 @@ def tune_checkpoint(
     if not group.first:
         return job.folder(config.name)
     round_biases(model, next(iter(done.test))[0], target=TARGET)
-    metrics = measure(model, teacher, lambda: done.test, done.checks, job.progress, (TARGET,))
+    checks, progress = done.checks, job.progress
+    metrics = measure(model, teacher, lambda: done.test, checks, progress, (TARGET,), device=group.device)
     set_target(model, "tensorrt")
     origin = {"target": TARGET}
     if float_weights is not None:

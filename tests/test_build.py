@@ -6,7 +6,9 @@ import dataclasses
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,13 @@ import torch
 import qzoo
 import qzoo.tune_checkpoint
 from qzoo import hub, steps
-from qzoo.build import build
+from qzoo.build import build as build_checkpoint
+from qzoo.build_plan import BuildJob, BuildOptions
 from qzoo.cards import card
+from qzoo.cli import main
 from qzoo.config import CalibrationRecord, read_config
 from qzoo.data import load_data
+from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, UnknownModelError
 from qzoo.train import TrainOptions
 from qzoo.train_job import TrainJob
@@ -46,6 +51,14 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "code_digest", lambda: "code")  # whatever is edited meanwhile
     return store
+
+
+def build(name: str, report: Callable[[str], None] | None = None, **given: Any) -> Path:
+    """``qzoo.build`` with the fields of its options and its job by name."""
+    names = {field.name for field in dataclasses.fields(BuildOptions)}
+    options = BuildOptions(**{key: value for key, value in given.items() if key in names})
+    job = BuildJob(**{key: value for key, value in given.items() if key not in names})
+    return build_checkpoint(name, options, job, report=report)
 
 
 def test_build_makes_a_checkpoint_with_measured_figures(small_world: Path) -> None:
@@ -107,7 +120,7 @@ def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.
     # What counts here is not measured.
     monkeypatch.setattr(build_module, "measure", lambda *args, **options: ())
     name = "resnet20.fmnist-w4a8"
-    layers = {"layer1.0.conv1": 6}
+    layers = (("layer1.0.conv1", 6),)
     folder = build(name, out=small_world / name, method="max", edge_bits=8, layer_bits=layers, **SMALL)
     config = read_config(folder)
     assert config.scheme is not None
@@ -167,6 +180,7 @@ KILLED = """
 import os, pathlib, signal, sys
 from qzoo import build_plan, hub, steps
 from qzoo.build import build
+from qzoo.build_plan import BuildJob, BuildOptions
 from qzoo.data import load_data
 
 hub.EMBEDDED = pathlib.Path(sys.argv[1])
@@ -181,8 +195,8 @@ def report(line):
         os.kill(os.getpid(), signal.SIGKILL)  # at the start of the fourth step
     print(line, flush=True)
 
-build("resnet20.fmnist-w8a8", method="max", calibration_subset="0:32", evaluation_subset="100:164",
-      out="card", report=report, progress=False)
+options = BuildOptions(method="max", calibration_subset="0:32", evaluation_subset="100:164")
+build("resnet20.fmnist-w8a8", options, BuildJob(out="card", progress=False), report=report)
 """
 
 
@@ -239,8 +253,10 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
         build(name, method="max", progress=False)
     asked: list[object] = []
 
-    def tune(name: str, options: TrainOptions, job: TrainJob, float_weights: Path | None) -> None:
-        asked.append((options, job.batch_size))
+    def tune(
+        name: str, options: TrainOptions, job: TrainJob, float_weights: Path | None, group: Group
+    ) -> None:
+        asked.append((options, job.batch_size, job.workers, group.device.type))
         model = qzoo.create_model(name)
         qzoo.calibrate(model, [torch.randn(4, 1, 28, 28)], progress=False)
         assert job.out is not None
@@ -249,11 +265,43 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
     # The training itself has tests of its own.
     monkeypatch.setattr(sys.modules["qzoo.tune_checkpoint"], "tune_checkpoint", tune)
     for _ in range(2):
-        folder = build(name, out="tuned", progress=False)
-    assert asked == [(TrainOptions(epochs=2, lr=0.25, method="lsq"), 7)]
+        folder = build(name, out="tuned", workers=3, progress=False)
+    assert asked == [(TrainOptions(epochs=2, lr=0.25, method="lsq"), 7, 3, "cpu")]
     assert contents(folder).keys() == {
         "config.json",
         "model.safetensors",
         "README.md",
         "onnx/model_int8.onnx",
     }
+
+
+def test_the_command_gives_what_its_options_say(
+    small_world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["--calibration-subset", "0:32", "--evaluation-subset", "100:164"]
+    flags = ["--method", "max", "--no-onnx", "--layer-bits", "fc=6", "--device", "auto", "--workers", "0"]
+    assert main(["build", NAME, *images, *flags, "--out", "here", "-q"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == Path("here").absolute()
+    one = contents(Path("here"))
+    assert one == contents(build(NAME, out="there", method="max", onnx=(), layer_bits=(("fc", 6),), **SMALL))
+    made = read_config("here")
+    assert made.scheme is not None
+    assert made.scheme.layers == (("fc", 6),)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give a NAME or --all"),
+        ([NAME, "--all"], "give a NAME or --all"),
+        ([NAME, "--qat"], "--qat is for --all"),
+        (["--all", "--method", "max", "--float", "x"], "leave out method, float_weights"),
+        ([NAME, "--layer-bits", "fc"], "LAYER=BITS"),
+        ([NAME, "--recipe", "best", "--method", "max"], "recipe='best' chooses method itself"),
+    ],
+)
+def test_arguments_that_contradict_each_other(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", *argv]) == 2
+    assert message in capsys.readouterr().err

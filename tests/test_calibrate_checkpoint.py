@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_build import build
 
 import qzoo
 from qzoo import calibrate_checkpoint as command
 from qzoo import hub
-from qzoo.build import build
 from qzoo.cards import card
 from qzoo.cli import main
 from qzoo.config import read_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import qzoo
 from qzoo.build_all import build_all, is_complete
+from qzoo.build_plan import BuildJob, BuildOptions
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import CheckpointError, HubError
 from qzoo.recipes import recipes, write_recipes
@@ -54,18 +56,29 @@ def test_build_all_goes_on_with_what_is_left(tmp_path: Path, monkeypatch: pytest
         (tmp_path / done.name / file).write_bytes((done / file).read_bytes())
     asked = []
 
-    def build(name: str, *, data: object, out: Path, runs: object, progress: bool) -> Path:
+    def build(name: str, options: BuildOptions, job: BuildJob, *, report: object) -> Path:
+        assert job.out == tmp_path / name
+        assert (options.given, job.data, job.workers) == ([], "images", 2)
         asked.append(name)
         if name.startswith("resnet18"):
             raise HubError("no network")
-        return out
+        return tmp_path / name
 
     monkeypatch.setattr(sys.modules["qzoo.build_all"], "build", build)
-    failed = build_all("images", out=tmp_path, report=lambda text: None, progress=False)
+    job = BuildJob(data="images", workers=2, out=tmp_path)
+    failed = build_all(job, report=lambda text: None)
     assert failed == {"resnet18.tv_in1k-w8a8": "no network"}
     assert done.name not in asked
-    assert "resnet50.tv_in1k-w8a8" in asked
-    assert not any(name.endswith("_qat") for name in asked)
+    calibrated = [config.name for config in recipes() if config.training is None]
+    assert asked == [name for name in calibrated if name != done.name]
+    asked.clear()
+    build_all(job, qat=True, report=lambda text: None)
+    tuned = [config.name for config in recipes() if config.training is not None]
+    assert len(tuned) >= 3
+    assert asked[-len(tuned) :] == tuned
+    asked.clear()
+    build_all(dataclasses.replace(job, again=True), report=lambda text: None)
+    assert asked == calibrated
     (tmp_path / done.name / WEIGHTS).write_bytes(b"broken")
     assert not is_complete(tmp_path / done.name)
     assert read_config(tmp_path / done.name).metrics

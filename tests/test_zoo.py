@@ -149,6 +149,13 @@ def test_missing_checkpoint_names_those_that_exist_and_the_command(store: Path) 
         qzoo.resnet18(pretrained=True, quantize=True)
 
 
+def test_a_checkpoint_of_no_architecture_is_not_said_to_be_trainable(store: Path) -> None:
+    with pytest.raises(UnknownModelError, match=r"no architecture 'resnet19'; did you mean 'resnet18'") as error:
+        qzoo.load_pretrained("resnet19")
+    assert "qzoo list" in str(error.value)
+    assert "qzoo train" not in str(error.value)
+
+
 def test_recipe_without_weights_is_not_listed(store: Path) -> None:
     add_checkpoint(store, "resnet20.fmnist-w8a8")
     add_checkpoint(store, "resnet20.fmnist-w4a8")
@@ -303,6 +310,19 @@ def test_foreign_names_go_through_the_key_map(package: str, weights_file, store:
         qzoo.resnet20(pretrained=True)
     use_sources(monkeypatch, package, key_map=lambda s: {k.removeprefix("module."): v for k, v in s.items()})
     assert torch.equal(qzoo.resnet20(pretrained=True).conv1.weight, weights_file[1]["conv1.weight"])
+
+
+def test_a_source_of_unknown_sha256_is_held_to_the_one_that_was_recorded(
+    package: str, weights_file, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_sources(monkeypatch, package)
+    config = config_of(qzoo.resnet20(pretrained="float", quantize=True))
+    assert config.float_source is not None
+    assert config.float_source.sha256 == hub.sha256_of(sources.find(package)[0])
+    assert config_of(zoo.float_model(config)).float_source == config.float_source
+    torch.save(qzoo.create_model("resnet20.fmnist").state_dict(), sources.find(package)[0])
+    with pytest.raises(CheckpointError, match=r"was made from pypi:fake-weights.* with SHA-256"):
+        zoo.float_model(config)
 
 
 def test_next_source_where_one_fails_and_all_reasons_where_none_works(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
 from qzoo.commands.recipe_arguments import recipe_arguments
 from qzoo.scheme import TARGETS
+
+if TYPE_CHECKING:
+    from qzoo.build_plan import BuildOptions
 
 
 def register(add: Add) -> None:
@@ -16,8 +20,20 @@ def register(add: Add) -> None:
         "build", _run, "Make a checkpoint: float weights, calibration (or training), ONNX, figures, card."
     )
     sub.add_argument("name", nargs="?", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
-    sub.add_argument("--all", action="store_true", help="every recipe that is not complete in --out")
+    sub.add_argument(
+        "--all", action="store_true", help="every recipe by calibration that is not complete in --out"
+    )
+    sub.add_argument(
+        "--qat", action="store_true", help="with --all: the recipes that train, too, hours on a GPU for each"
+    )
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
+    sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
+    sub.add_argument(
+        "--device",
+        choices=["cpu", "cuda", "auto"],
+        default="cpu",
+        help="auto: a GPU where there is one (default: cpu)",
+    )
     sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
     recipe_arguments(sub)
@@ -35,54 +51,74 @@ def register(add: Add) -> None:
         help="targets of the ONNX files in the folder (default: onnxruntime)",
     )
     sub.add_argument("--no-onnx", action="store_true", help="no ONNX files in the folder")
-    sub.add_argument("--out", type=Path, help="folder (default: model_cards/NAME)")
+    sub.add_argument(
+        "--out", type=Path, help="folder (default: model_cards/NAME); with --all the folder of the folders"
+    )
     sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of what is finished")
     sub.add_argument("--again", action="store_true", help="repeat finished steps, too")
     sub.epilog = (
         "What no option says, the recipe says: config.json in the folder, in recipes/NAME, or in qzoo. Interrupted "
-        "and started again, it goes on with the step it was in. A name in _qat is trained with its recipe's options."
+        "and started again, it goes on with the step it was in. A name in _qat is trained with its recipe's options, "
+        "on the images in DIR/train; --all leaves these out, as a calibration takes minutes and a training hours: "
+        "--qat adds them."
     )
 
 
 def _run(args: argparse.Namespace) -> int:
     from qzoo.build import build
+    from qzoo.build_all import build_all
+    from qzoo.build_plan import BuildJob
+    from qzoo.distributed import joined
 
     if args.all == (args.name is not None):
         raise ValueError("give a NAME or --all, one of them")
-    if args.all:
-        from qzoo.build_all import build_all
-
-        failed = build_all(
-            args.data, out=args.out or Path("model_cards"), runs=args.runs, progress=not args.quiet
+    if args.qat and not args.all:
+        raise ValueError("--qat is for --all; a NAME in _qat is trained without it")
+    options = _options(args)
+    if args.all and options.given:
+        raise ValueError(f"--all builds recipes as they are; leave out {', '.join(options.given)}")
+    with joined(device=args.device) as group:
+        if group.world > 1:
+            raise ValueError("build is one process; torchrun is for calibrate, evaluate and train")
+        job = BuildJob(
+            data=args.data,
+            workers=args.workers,
+            device=group.device,
+            onnx=() if args.no_onnx else tuple(args.onnx),
+            out=args.out,
+            runs=args.runs,
+            again=args.again,
+            progress=not args.quiet,
         )
-        return 1 if failed else 0
-    folder = build(
-        args.name,
-        data=args.data,
+        if args.all:
+            failed = build_all(job, qat=args.qat)
+            if failed:
+                print(f"{len(failed)} failed: {', '.join(failed)}")
+            return 1 if failed else 0
+        print(build(args.name, options, job, report=None if args.quiet else print))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> BuildOptions:
+    from qzoo.build_plan import BuildOptions
+
+    return BuildOptions(
         calibration_subset=args.calibration_subset,
         evaluation_subset=args.evaluation_subset,
+        edge_bits=args.edge_bits,
+        recipe=args.recipe,
         method=args.method,
         rounding=args.rounding,
         equalize=args.equalize,
         bias_correction=args.bias_correction,
         smooth=args.smooth,
-        recipe=args.recipe,
-        edge_bits=args.edge_bits,
         drop=args.mixed_precision,
-        layer_bits=_layer_bits(args.layer_bits),
         float_weights=args.float_weights,
-        onnx=() if args.no_onnx else args.onnx,
-        out=args.out,
-        runs=args.runs,
-        again=args.again,
-        report=None if args.quiet else print,
-        progress=not args.quiet,
+        layer_bits=_layer_bits(args.layer_bits),
     )
-    print(folder)
-    return 0
 
 
-def _layer_bits(texts: list[str] | None) -> dict[str, int] | None:
+def _layer_bits(texts: list[str] | None) -> tuple[tuple[str, int], ...] | None:
     if texts is None:
         return None
     pairs = [text.rpartition("=") for text in texts]
@@ -91,4 +127,4 @@ def _layer_bits(texts: list[str] | None) -> dict[str, int] | None:
     ]
     if wrong:
         raise ValueError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
-    return {name: int(bits) for name, _, bits in pairs}
+    return tuple((name, int(bits)) for name, _, bits in pairs)

@@ -29,7 +29,9 @@ def register(add: Add) -> None:
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")
     sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
     sub.add_argument("--float", type=Path, dest="float_weights", help="_qat: folder of your float checkpoint")
-    sub.add_argument("--start", help="_qat: quantized checkpoint to start from, folder or name; bits may differ")
+    sub.add_argument(
+        "--start", help="_qat: quantized checkpoint to start from, folder or name; bits may differ"
+    )
     sub.add_argument("--epochs", type=int, help="default: 36, tuning 4")
     sub.add_argument("--batch-size", type=int, default=128, help="of all processes together (default: 128)")
     sub.add_argument("--lr", type=float, help="default: 0.1, tuning 0.001")
