@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx
 from torch import nn
 
 from qzoo.errors import ExportError
@@ -34,8 +35,8 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str)
         weights: as in :func:`qzoo.export.export_onnx`.
 
     Raises:
-        ExportError: the opset asked for has no such format, or the target's runtime does not take it; names the
-            quantizer.
+        ExportError: there is no such opset, it has not all formats, or the target's runtime does not take one; names
+            the quantizer.
     """
     wanted, reason = LOWEST_OPSET, "the exporter writes 18 and higher"
     if weights == "int4":
@@ -47,6 +48,9 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str)
             wanted, reason = needed, f"{what} ({name})"
     if opset is not None and opset < wanted:
         raise ExportError(f"opset {opset} was asked for, but needs to be {wanted} or higher: {reason}")
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and opset > newest:
+        raise ExportError(f"opset {opset} was asked for, but onnx {onnx.__version__} has none above {newest}")
     return opset or wanted
 
 

@@ -51,15 +51,22 @@ def export_onnx(
         The path.
 
     Raises:
-        ExportError: quantizers without ranges, an opset that can't be written, no example, an operator that
-            ONNX has no form for.
+        ExportError: quantizers without ranges, an opset that can't be written, no example or one that the model does
+            not take, a path that is a folder, an operator that ONNX has no form for.
         MissingDependencyError: onnxscript is not installed.
+        TypeError: no module.
         ValueError: an unknown target, batch or weights.
     """
     target_named(target)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a module, not {model!r:.60}; qzoo.create_model(NAME, pretrained=True) makes one"
+        )
+    if Path(path).is_dir():
+        raise ExportError(f"{os.fspath(path)!r} is a folder; give the file to write")
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
-    if batch != "dynamic" and not (isinstance(batch, int) and batch > 0):
+    if (batch != "dynamic" and not (isinstance(batch, int) and batch > 0)) or batch is True:
         raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
     image = _example(model, example, 2 if batch == "dynamic" else int(batch))
     from qzoo.export import naming, passes
@@ -67,7 +74,15 @@ def export_onnx(
     ready = copy_for(model, target)
     opset = choose_opset(ready, target, opset, weights)
     inner = image.float() if is_quantized(ready) else image
-    graph = to_graph(fold_and_store_(ready, inner), inner, opset, dynamic=batch == "dynamic")
+    try:
+        fold_and_store_(ready, inner)
+    except ExportError:
+        raise
+    except RuntimeError as error:  # torch's own words for a shape that a layer does not take
+        raise ExportError(
+            f"{type(model).__name__} can't run the example, {list(image.shape)} {image.dtype}: {error}"
+        ) from error
+    graph = to_graph(ready, inner, opset, dynamic=batch == "dynamic")
     _rewrite(graph, target, weights)
     if inner.dtype != image.dtype:
         passes.widen(graph, image.dtype)

@@ -149,12 +149,22 @@ def test_refusals_name_what_to_do(resnet, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     with pytest.raises(ExportError, match="13 was asked for"):
         export_onnx(model, path, example=images, opset=13)
+    with pytest.raises(ExportError, match=r"99 was asked for.*none above"):
+        export_onnx(model, path, example=images, opset=99)
+    with pytest.raises(ExportError, match=r"can't run the example, \[2, 5, 8, 8\]"):
+        export_onnx(model, path, example=torch.zeros(1, 5, 8, 8))
+    with pytest.raises(ExportError, match="is a folder"):
+        export_onnx(model, tmp_path, example=images)
+    with pytest.raises(TypeError, match=r"not 'resnet18'; qzoo\.create_model"):
+        export_onnx("resnet18", path)
     with pytest.raises(ExportError, match="example="):
         export_onnx(model, path)
     with pytest.raises(ValueError, match="tensorrt"):
         export_onnx(model, path, example=images, target="tflite")
     with pytest.raises(ValueError, match="batch"):
         export_onnx(model, path, example=images, batch=0)
+    with pytest.raises(ValueError, match="batch"):
+        export_onnx(model, path, example=images, batch=True)
     bad = copy.deepcopy(model)
     bad.layer1[0].conv1._input_quantizer.reset_amax()
     with pytest.raises(ExportError, match=r"layer1\.0\.conv1\._input_quantizer"):
