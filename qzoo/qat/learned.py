@@ -62,11 +62,7 @@ class LearnedRange(nn.Module):
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """With y the result and m the mask |x| <= amax:
-
-    d amax = sum(grad y - m grad x) / amax   (lsq), which is (y - x) / amax inside and y / amax = +-1 outside
-    d amax = sum(grad y - m grad y) / amax   (pact), 0 inside
-    """
+    """Fake quantization with a gradient to ``value``, ``gain`` times the one to ``amax``."""
 
     @staticmethod
     def forward(
@@ -80,27 +76,15 @@ class _FakeQuantize(torch.autograd.Function):
         gain: float,
         rounding: bool,
     ) -> Tensor:
-        y = ops.fake_quantize(x, amax, num_bits, unsigned, narrow_range)
-        ctx.save_for_backward(x, y, amax)
-        ctx.gain, ctx.rounding = gain, rounding
-        return y
+        ctx.save_for_backward(x, amax)
+        ctx.gain, ctx.format = gain, (num_bits, unsigned, narrow_range, rounding)
+        return ops.fake_quantize(x, amax, num_bits, unsigned, narrow_range)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, y, amax = ctx.saved_tensors
-        grad_x = ops.fake_quantize_backward(grads[0], x, amax)
-        moved = _inner(grads[0], y, amax) - _inner(grad_x, x if ctx.rounding else y, amax)
-        return grad_x, moved / amax * ctx.gain, None, None, None, None, None, None
-
-
-def _inner(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Sum of the products in float32, over all dimensions that ``like`` reduces."""
-    if like.dim() == 0:
-        if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
-            a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)  # a view, for the flat product
-        return torch.dot(a.reshape(-1).float(), b.reshape(-1).float())
-    product = a.float() * b.float()
-    return product.sum_to_size(like.shape)
+        x, amax = ctx.saved_tensors
+        grad_x, moved = ops.fake_quantize_learned_backward(grads[0], x, amax, *ctx.format)
+        return grad_x, moved * ctx.gain, None, None, None, None, None, None
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from qzoo.errors import QuantizationError
-from qzoo.quant import ops
+from qzoo.quant import native, ops
 from qzoo.quant.ops.schema import references
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -40,7 +40,8 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
             return references[name](*args)
         if request.param == "cuda":
             args = tuple(a.cuda() if isinstance(a, Tensor) else a for a in args)
-            return getattr(torch.ops.qzoo, name)(*args).cpu()
+            found = getattr(torch.ops.qzoo, name)(*args)
+            return tuple(y.cpu() for y in found) if isinstance(found, tuple) else found.cpu()
         return getattr(torch.ops.qzoo, name)(*args)
 
     return call
@@ -160,6 +161,47 @@ def test_backward_passes_inside_the_range(run: Callable[..., Any], dtype: torch.
         # a gradient that sum() made has stride 0, one through a transpose has strides of its own
         spread = grad.new_ones(()).expand(x.shape)
         assert_identical(run("fake_quantize_backward", spread, x, amax), gradient_of(x, amax, spread))
+
+
+@pytest.mark.parametrize("rounding", [True, False], ids=["lsq", "pact"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_learned_backward_is_the_sum_of_the_papers_terms(
+    run: Callable[..., Any], dtype: torch.dtype, fmt: tuple[Any, ...], rounding: bool
+) -> None:
+    for shape in ((3, 5, 4, 7), (2, 3, 41, 67), (7,), (0, 3)):
+        x = torch.randn(shape).to(dtype)
+        if len(shape) == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        grad, amax = torch.randn(shape).to(dtype), torch.tensor(1.3)
+        passed, moved = run("fake_quantize_learned_backward", grad, x, amax, *fmt, rounding)
+        assert_identical(passed, gradient_of(x, amax, grad))
+        exact, g = in_precision(x).astype(np.float64), in_precision(grad).astype(np.float64)
+        y = expected_fake(x.to(torch.float64), amax, *fmt).numpy()
+        inside = np.abs(exact) <= np.float64(amax.item())
+        terms = g * np.where(inside, (y - exact) * rounding, y) / amax.item()
+        assert (moved.dtype, moved.shape) == (torch.float32, amax.shape)
+        assert abs(moved.item() - terms.sum()) <= 1e-6 * (1 + np.abs(g * y).sum())
+
+
+def test_learned_backward_does_not_depend_on_the_number_of_threads() -> None:
+    x, grad, amax = torch.randn(40, 64, 33), torch.randn(40, 64, 33), torch.tensor(1.3)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(ops.fake_quantize_learned_backward(grad, x, amax, 4)[1])
+    torch.set_num_threads(before)
+    if native.is_loaded():
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])
+    several = amax.expand(1, 64, 1)
+    with pytest.raises(QuantizationError, match="does not broadcast"):
+        ops.fake_quantize_learned_backward(grad, x, torch.ones(3))
+    passed, moved = ops.fake_quantize_learned_backward(grad, x, several, 4)
+    assert moved.shape == several.shape
+    assert torch.equal(passed, ops.fake_quantize_backward(grad, x, amax))
+    assert torch.allclose(moved.sum(), found[0], rtol=1e-4, atol=1e-3)
 
 
 # ---- fp8 ----
@@ -421,6 +463,10 @@ def opcheck_arguments() -> dict[str, list[tuple[Any, ...]]]:
         "fake_quantize_forward": [(x, amax, 8, False, True)],
         "fake_quantize_out": [(x, channels, 8, False, True, torch.zeros_like(last))],
         "fake_quantize_backward": [(grown, x, amax), (amax.expand(2, 3, 4, 5), last, channels)],
+        "fake_quantize_learned_backward": [
+            (x, last, amax, 2, False, True, True),
+            (last, x[:, ::2].repeat(1, 2, 1, 1)[:, :3], amax, 8, True, False, False),
+        ],
         "quantize": [(x, amax, 8, False, True), (last, channels, 16, True, False)],
         "dequantize": [(q, amax, 4, False, torch.float16)],
         "pack_int4": [(q,), (q[:, ::2].to(torch.uint8),)],

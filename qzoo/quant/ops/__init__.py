@@ -15,6 +15,7 @@ from qzoo.quant.ops.integer import (
     integer_dtype,
     quantize,
 )
+from qzoo.quant.ops.learned import fake_quantize_learned_backward
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY, bounds
 from qzoo.quant.ops.search import entropy_search, mse_search
 from qzoo.quant.ops.statistics import histogram_, histogram_rows, reduce_amax_op
@@ -31,6 +32,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_backward",
     "fake_quantize_fp8",
+    "fake_quantize_learned_backward",
     "fake_quantize_out",
     "histogram_",
     "histogram_rows",

@@ -1,0 +1,76 @@
+"""The gradients of fake quantization when its range is a parameter: to the input and to the range, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qzoo.quant.ops.integer import check_broadcast, fake_quantize, fake_quantize_backward
+from qzoo.quant.ops.schema import compute_dtype, declare
+
+
+def _reference(
+    grad: Tensor,
+    x: Tensor,
+    amax: Tensor,
+    num_bits: int,
+    unsigned: bool,
+    narrow_range: bool,
+    rounding: bool,
+) -> tuple[Tensor, Tensor]:
+    check_broadcast(x, amax)
+    passed = fake_quantize_backward(grad, x, amax)
+    wide, g = x.to(compute_dtype(x)), grad.to(compute_dtype(x))
+    y, inside = fake_quantize(wide, amax, num_bits, unsigned, narrow_range), passed.to(wide.dtype)
+    terms = (g - inside) * y
+    if rounding:
+        terms += inside * (y - wide)
+    moved = terms.to(torch.float32).sum_to_size(amax.shape) / amax.to(torch.float32)
+    return passed, moved
+
+
+_op = declare(
+    "fake_quantize_learned_backward",
+    "(Tensor grad, Tensor x, Tensor amax, int num_bits, bool unsigned, bool narrow_range, bool rounding)"
+    " -> (Tensor, Tensor)",
+    _reference,
+    lambda grad, x, amax, *options: (
+        torch.empty_like(x),
+        torch.empty_like(amax, dtype=torch.float32),
+    ),
+)
+
+
+def fake_quantize_learned_backward(
+    grad: Tensor,
+    x: Tensor,
+    amax: Tensor,
+    num_bits: int = 8,
+    unsigned: bool = False,
+    narrow_range: bool = True,
+    rounding: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`fake_quantize` to ``x`` and to ``amax``.
+
+    Inside the range the derivative to ``amax`` is (y - x) / amax with ``rounding`` (LSQ, Esser et al. 2020,
+    arXiv:1902.08153, equation 3, in terms of the range) and 0 without (PACT, Choi et al. 2018, arXiv:1805.06085,
+    equation 3); outside it is y / amax.
+
+    Args:
+        grad: the gradient to y, in the shape of ``x``.
+        x: the input, floating point.
+        amax: the range, positive; several ranges broadcast to ``x``.
+        num_bits, unsigned, narrow_range: the format.
+        rounding: whether the rounding error inside counts.
+
+    Returns:
+        The gradient to ``x``, in its type and memory format, and the one to ``amax``, float32 in its shape.
+
+    Raises:
+        QuantizationError: ``amax`` does not broadcast to ``x``.
+    """
+    if amax.numel() != 1:
+        return _reference(grad, x, amax, num_bits, unsigned, narrow_range, rounding)
+    check_broadcast(x, amax)
+    passed, moved = _op(grad, x, amax, num_bits, unsigned, narrow_range, rounding)
+    return passed, moved
