@@ -37,9 +37,12 @@ def measured(config: Config) -> str:
     ]
     text = table(head, rows)
     places = sorted({f"{row.data}, images {row.subset}" for row in config.metrics})
-    text += f"\n\nImages: {'; '.join(places)}. Float and quantized saw the same images in the same run."
+    text += f"\n\nImages: {'; '.join(places)}."
     if config.scheme is not None:
-        text += " Agreement (same top-1) and SQNR (of the logits) are against the float model in PyTorch."
+        text += (
+            " Float and quantized saw the same images in the same run. Agreement (same top-1) and SQNR (of the logits) "
+            "are against the float model in PyTorch."
+        )
     if config.latency:
         text += f"\n\n{_latency(config)}"
     return f"{text}\n\n{_size_text(config)}"

@@ -26,7 +26,14 @@ _CITATIONS = {
     "resnet_cifar": citations.RESNET,
     "mobilenet_v2": citations.MOBILENET_V2,
     "efficientnet_lite": citations.EFFICIENTNET,
+    "vit": citations.VIT,
 }
+# What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its own releases, and torchvision's ResNets.
+_ALSO_IN_TIMM = (
+    "https://github.com/rwightman/pytorch-image-models/",
+    "https://download.pytorch.org/models/res",
+    "https://download.pytorch.org/models/wide_res",
+)
 
 
 def write_card(folder: str | Path, repo: str = "") -> Path:
@@ -98,7 +105,7 @@ def base_model(config: Config) -> str:
     for source in weights.sources:
         if source.startswith("hf:"):
             return "/".join(source.removeprefix("hf:").split("/")[:2])
-        if "/pytorch-image-models/" in source:
+        if source.startswith(_ALSO_IN_TIMM):
             return f"timm/{parsed.arch}.{parsed.tag}"
     return ""
 
@@ -126,8 +133,7 @@ def _summary(config: Config) -> str:
     bits = f"{config.scheme.weight_bits}-bit weights and {config.scheme.activation_bits}-bit activations"
     tuned = "quantization-aware training" if parse_name(config.name).qat else "calibration, without training"
     return (
-        f"{title} with {bits}, by {tuned}. One checkpoint for ONNX Runtime, OpenVINO and TensorRT: it holds "
-        "the "
+        f"{title} with {bits}, by {tuned}. One checkpoint for ONNX Runtime, OpenVINO and TensorRT: it holds the "
         "range of every quantizer, and the target decides which are used."
     )
 
@@ -135,7 +141,7 @@ def _summary(config: Config) -> str:
 def _usage(config: Config, repo: str) -> str:
     target = ', target="onnxruntime"' if config.scheme else ""
     mode = "L" if config.arguments.in_channels == 1 else "RGB"
-    runs = " (int8 is simulated)" if config.scheme else ""
+    runs = " (quantization is simulated)" if config.scheme else ""
     load = f'qzoo.create_model("{config.name}", pretrained=True{target})'
     if repo:
         load = f'qzoo.load_pretrained("{repo}"{target})'
@@ -173,27 +179,31 @@ def _input(config: Config) -> str:
     return table(("", ""), list(rows.items()))
 
 
+_KNOWS = {
+    "imagenet-1k": "It knows the 1000 ImageNet classes and inherits the biases of that data set.",
+    "fashion-mnist": "It knows 10 kinds of clothes, one garment in an image of 28 x 28 pixels, light on black. Of "
+    "other photos it says something that means little.",
+}
+
+
 def _limits(config: Config) -> str:
     points = []
     if any(row.images < 10_000 for row in config.metrics):
         points.append(
-            "The accuracy above is of a sample: it compares precisions on the same images and is not the "
-            "accuracy "
+            "The accuracy above is of a sample: it compares precisions on the same images and is not the accuracy "
             "on a whole validation set. The interval says how far it may be off."
         )
     if config.scheme is not None:
         points.append(
-            "PyTorch rows simulate the arithmetic in float. TensorRT's placement is simulated; TensorRT "
-            "itself has "
+            "PyTorch rows simulate the arithmetic in float. TensorRT's placement is simulated; TensorRT itself has "
             "not been run."
         )
         points.append(
-            "Ranges were chosen on the calibration images; images of another kind, or prepared in another "
-            "way, may "
+            "Ranges were chosen on the calibration images; images of another kind, or prepared in another way, may "
             "lie outside."
         )
-    if config.labels == "imagenet-1k":
-        points.append("It knows the 1000 ImageNet classes and inherits the biases of that data set.")
+    if config.labels in _KNOWS:
+        points.append(_KNOWS[config.labels])
     return "\n".join(f"- {point}" for point in points) or "- None recorded."
 
 
@@ -204,8 +214,7 @@ def _licence(config: Config) -> str:
     if source is None:
         return "Weights trained with qzoo from random initial values: Apache-2.0."
     return (
-        f"The float weights are licensed {_spdx(source.license)}, and so is this checkpoint, which is "
-        "derived from "
+        f"The float weights are licensed {_spdx(source.license)}, and so is this checkpoint, which is derived from "
         f"them.\n\nThey came from {_place(source)} (SHA-256 `{source.sha256}`)."
     )
 

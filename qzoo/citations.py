@@ -39,3 +39,18 @@ FASHION_MNIST = """@article{xiao2017fashion,
   year = {2017}
 }
 """
+
+VIT = """@article{dosovitskiy2020image,
+  title = {An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale},
+  author = {Dosovitskiy, Alexey and Beyer, Lucas and Kolesnikov, Alexander and others},
+  journal = {arXiv:2010.11929},
+  year = {2020}
+}
+
+@article{touvron2020training,
+  title = {Training data-efficient image transformers and distillation through attention},
+  author = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and others},
+  journal = {arXiv:2012.12877},
+  year = {2020}
+}
+"""

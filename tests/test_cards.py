@@ -27,6 +27,7 @@ from qzoo.config import (
     read_config,
 )
 from qzoo.errors import QzooError
+from qzoo.recipes import recipes
 
 ROOT = Path(qzoo.__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
@@ -129,6 +130,16 @@ def test_front_matter_is_accepted_by_the_hub_client() -> None:
     data = ModelCard(card(example())).data
     assert data.base_model == "timm/tf_efficientnet_lite0.in1k"
     assert [r.metric_value for r in data.eval_results if r.metric_type == "accuracy"] == [77.1, 76.9, 76.8]
+
+
+@pytest.mark.parametrize("config", recipes(), ids=lambda config: config.name)
+def test_base_model_is_where_timm_keeps_the_weights(config: Config) -> None:
+    timm = pytest.importorskip("timm")
+    name = config.name.partition("-")[0]
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    assert base_model(config) == ((known.hf_hub_id if known else "") or "")
+    assert ("base_model" in front_matter(card(config))) == bool(base_model(config))
+    assert card(config).count("@article") == 2 + ("deit" in name)  # network and data
 
 
 def test_every_recorded_fact_is_on_the_card() -> None:
