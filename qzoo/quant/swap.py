@@ -114,6 +114,8 @@ def quantize_(
     for name, module in model.named_modules():
         if isinstance(module, TensorQuantizer) and not module.name:
             module.name = name
+        elif isinstance(module, float_nn.TransformerEncoderLayer | float_nn.TransformerEncoder):
+            _without_fused_kernel(module)
     if left:
         logger.warning("left as they are, subclasses of known layers: %s", ", ".join(left))
     return names
@@ -128,6 +130,16 @@ def _timm_mapping() -> dict[type[nn.Module], type[nn.Module]]:
 def _inside_attention(parent: nn.Module) -> bool:
     # Its output projection only holds parameters: the whole attention is replaced, or nothing of it.
     return isinstance(parent, float_nn.MultiheadAttention)
+
+
+def _without_fused_kernel(module: nn.Module) -> None:
+    """Keep a transformer encoder that holds quantizers from torch's fused kernel, which would read the weights past
+    them."""
+    if any(isinstance(m, TensorQuantizer) for m in module.modules()):
+        if isinstance(module, float_nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        else:
+            module.activation_relu_or_gelu = 0  # only the fused kernel asks for it
 
 
 def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:

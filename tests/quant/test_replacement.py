@@ -217,3 +217,20 @@ def test_timm_models_in_place():
     layers = [n for n, m in model.named_modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
     assert set(layers) | {"global_pool.pool"} == set(names)
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("exclude", [(), "*self_attn*"], ids=["all", "linear layers"])
+def test_the_fused_kernel_of_transformer_encoders_does_not_pass_quantizers_by(exclude):
+    """torch's eval-mode kernel reads the weights of all layers of an encoder block itself."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    quantize_(encoder, exclude=exclude)
+    quantizers = [m for m in encoder.modules() if isinstance(m, TensorQuantizer)]
+    for quantizer in quantizers:
+        quantizer.enable_calib()
+    x, padding = torch.randn(3, 5, 8), torch.arange(5) >= torch.tensor([[5], [3], [4]])
+    with torch.no_grad():
+        inside = encoder(x, src_key_padding_mask=padding)
+    assert all(q._calibrator.compute_amax() is not None for q in quantizers)
+    outside = encoder(x, src_key_padding_mask=padding)  # with gradients torch takes the plain path
+    torch.testing.assert_close(inside[~padding], outside[~padding])

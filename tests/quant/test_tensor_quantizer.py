@@ -218,6 +218,17 @@ def test_negative_range_is_refused_after_each_change():
         quantizer(data())
 
 
+def test_negative_range_is_refused_where_memory_is_used_again():
+    quantizer = TensorQuantizer(QuantDescriptor(amax=1.0))
+    for _ in range(20):
+        quantizer.amax = 1.0
+        quantizer(data())
+        quantizer.amax = 2.0
+        quantizer.amax = -1.0  # may lie where the first one did
+        with pytest.raises(ValueError, match="Negative values in amax"):
+            quantizer(data())
+
+
 def test_no_range_and_not_dynamic_names_the_module():
     quantizer = TensorQuantizer()
     quantizer.dynamic = False

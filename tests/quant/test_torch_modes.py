@@ -277,3 +277,34 @@ def test_distributed_data_parallel(tmp_path):
             torch.testing.assert_close(a.grad, b.grad)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "desc", [QuantDescriptor(amax=1.0), QuantDescriptor((4, 3), amax=1.0)], ids=["int8", "fp8"]
+)
+def test_derivatives_of_torch_func_are_those_of_autograd(desc):
+    quantizer, x = TensorQuantizer(desc), torch.tensor([[-2.0, -0.5, 0.25], [1.0, 3.0, 0.0]])
+    passes = (x.abs() <= 1).float()
+    assert torch.equal(torch.func.grad(lambda t: quantizer(t).sum())(x), passes)
+    assert torch.equal(torch.vmap(torch.func.grad(lambda t: quantizer(t).sum()))(x), passes)
+    y, tangent = torch.func.jvp(quantizer, (x,), (torch.full_like(x, 2.0),))
+    assert torch.equal(y, quantizer(x))
+    assert torch.equal(tangent, 2 * passes)
+    second = torch.func.grad(lambda t: torch.func.grad(lambda s: (quantizer(s) ** 2).sum())(t).sum())(x)
+    assert torch.equal(second, 2 * passes)
+
+
+@pytest.mark.parametrize("descriptors", DESCRIPTORS[:3], ids=["int8", "fp8", "block"])
+def test_gradients_of_single_samples(descriptors):
+    model, x = net(**descriptors), image(3)
+    parameters = dict(model.named_parameters())
+
+    def loss(values, one):
+        return torch.func.functional_call(model, values, (one[None],)).square().sum()
+
+    found = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for i in range(len(x)):
+        model.zero_grad()
+        model(x[i : i + 1]).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found[name][i], parameter.grad, rtol=1e-4, atol=1e-5)

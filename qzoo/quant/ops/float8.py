@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qzoo.errors import QuantizationError
-from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, trimmed
+from qzoo.quant.ops.integer import check_broadcast, differentiated, fake_quantize_backward, trimmed
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY
 from qzoo.quant.ops.schema import declare, divide, is_plain
 
@@ -68,15 +68,27 @@ torch.library.register_autograd("qzoo::fake_quantize_fp8", _backward, setup_cont
 class StraightThroughFp8(torch.autograd.Function):
     """The eager-mode gradient: passes where `|x|` is at most the range (the format's limit without one)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
-        ctx.save_for_backward(x, _gradient_range(x, amax, e5m2))
+    def forward(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
         y: Tensor = _fp8_forward_op(x, amax, e5m2)
         return y
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, amax, e5m2 = inputs
+        kept = x, _gradient_range(x, amax, e5m2)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return fake_quantize_backward(grads[0], *ctx.saved_tensors), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return fake_quantize_backward(tangents[0], *ctx.saved_tensors)
 
 
 def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") -> Tensor:
@@ -104,7 +116,7 @@ def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") 
     if amax is not None:
         check_broadcast(x, amax)
         amax = amax.detach()
-    if x.requires_grad and torch.is_grad_enabled():
+    if differentiated(x):
         result: Tensor = StraightThroughFp8.apply(x, amax, e5m2)
     else:
         result = _fp8_forward_op(x, amax, e5m2)

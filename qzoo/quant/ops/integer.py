@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qzoo.errors import QuantizationError
 from qzoo.quant.ops.numbers import TINY, bounds
@@ -116,20 +117,35 @@ torch.library.register_autograd(
 
 
 class StraightThrough(torch.autograd.Function):
-    """Fake quantization in eager mode: the same gradient with less overhead than the registered formula."""
+    """Fake quantization in eager mode: the same gradient with less overhead than the registered formula.
+
+    Also for forward-mode differentiation and under ``torch.func`` (``grad``, ``vmap``, ``jvp``).
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool
-    ) -> Tensor:
-        ctx.save_for_backward(x, amax)
+    def forward(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
         y: Tensor = _forward_op(x, amax, num_bits, unsigned, narrow_range)
         return y
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.save_for_forward(inputs[0], inputs[1])
+
+    @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, amax = ctx.saved_tensors
-        return _backward_op(grads[0], x, amax), None, None, None, None
+        return fake_quantize_backward(grads[0], *ctx.saved_tensors), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return fake_quantize_backward(tangents[0], *ctx.saved_tensors)  # the Jacobian is diagonal
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether a derivative with respect to ``x`` may be asked for."""
+    return forward_ad._current_level >= 0 or (x.requires_grad and torch.is_grad_enabled())
 
 
 def fake_quantize(
@@ -156,7 +172,7 @@ def fake_quantize(
             check_broadcast(x, amax)
         if amax.requires_grad:
             amax = amax.detach()
-        if x.requires_grad and torch.is_grad_enabled():
+        if differentiated(x):
             result: Tensor = StraightThrough.apply(x, amax, num_bits, unsigned, narrow_range)
         else:
             result = _forward_op(x, amax, num_bits, unsigned, narrow_range)
@@ -194,6 +210,9 @@ def fake_quantize_out(
 def fake_quantize_backward(grad: Tensor, x: Tensor, amax: Tensor) -> Tensor:
     """Gradient of `fake_quantize`: `grad` where `|x| <= amax`, 0 elsewhere; shape and memory format of
     `x`."""
+    if torch._C._are_functorch_transforms_active():  # they know no gradient of an operator declared here
+        inside = x.to(compute_dtype(x)).abs() <= trimmed(x, amax).to(torch.float32)
+        return torch.where(inside, grad, 0.0)
     result: Tensor = _backward_op(grad, x, amax)
     return result
 

@@ -61,6 +61,7 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} isn't divisible by num_heads={num_heads}")
         self.embed_dim = embed_dim
+        self._qkv_same_embed_dim = True  # torch's transformer layers ask for it
         self.num_heads = num_heads
         self.dropout = dropout
         self.batch_first = batch_first
