@@ -21,7 +21,7 @@ from qzoo.collect import (
 )
 from qzoo.distributed import Group
 from qzoo.errors import CalibrationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluate import decibel, evaluating
 from qzoo.progress import track
 
 
@@ -114,7 +114,9 @@ def calibrate(
     if method == "auto":
         before = {name: quantizer.amax for name, quantizer in quantizers.items()}
         try:
-            compared, candidates = _compare(model, ranges, select_loader or loader, progress, group)
+            compared, candidates = _compare(
+                model, ranges, loader if select_loader is None else select_loader, progress, group
+            )
         except BaseException:
             _apply(model, {name: amax for name, amax in before.items() if amax is not None})
             for name, amax in before.items():
@@ -167,11 +169,5 @@ def _compare(
     signal = math.fsum(of_batch for _, of_batch, _ in batches)
     noise = {m: math.fsum(found[m][0] for _, _, found in batches) for m in ranges}
     agreeing = {m: sum(found[m][1] for _, _, found in batches) for m in ranges}
-    candidates = [Candidate(m, _decibel(signal, noise[m]), 100 * agreeing[m] / images) for m in ranges]
+    candidates = [Candidate(m, decibel(signal, noise[m]), 100 * agreeing[m] / images) for m in ranges]
     return images, tuple(sorted(candidates, key=lambda c: (c.sqnr_db, c.agreement), reverse=True))
-
-
-def _decibel(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -201,7 +201,13 @@ def collect(
     weights = weight_ranges(model)
     watched = {n: q for n, q in quantizers.items() if n not in weights and (q.role or not q._disabled)}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with evaluating(model), _switches_restored(quantizers.values()):
+    # Tensors of inference mode have no version, which tells one from the same one changed in place.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        evaluating(model),
+        _switches_restored(quantizers.values()),
+    ):
         for quantizer in quantizers.values():
             quantizer.disable_quant()
             quantizer._if_clip = False
@@ -213,6 +219,7 @@ def collect(
 
         def watch(number: int, batch: Any) -> None:
             images = images_of(batch).to(device)
+            images = images.clone() if images.is_inference() else images
             try:
                 model(images)
             except NonFiniteError as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import atexit
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from qzoo.errors import DistributedError, QzooError
+from qzoo.progress import length
 
 TIMEOUT = 1800.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -107,9 +108,8 @@ class Group:
 
     def share(self, loader: Iterable[Any], start: int = 0) -> int | None:
         """How many batches :meth:`deal` will give; None when ``loader`` has no length."""
-        if not isinstance(loader, Sized):
-            return None
-        return max(0, -(-(len(loader) - start - self.rank) // self.world))
+        total = length(loader)
+        return None if total is None else max(0, -(-(total - start - self.rank) // self.world))
 
     def part(self, batch: Tensor) -> Tensor:
         """This process's images of a batch that all processes have, [B, ...] to [B / world, ...].
@@ -252,7 +252,7 @@ def _every(loader: Iterable[Any], first: int, step: int) -> Iterable[Any]:
     """The batches ``first``, ``first + step``, ..."""
     if isinstance(loader, Sequence):
         return loader[first::step]
-    if isinstance(loader, DataLoader):
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
         return _dealt(loader, first, step)
     if iter(loader) is loader:
         raise DistributedError(

@@ -65,6 +65,13 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return 100 * max(0.0, (centre - spread) / norm), 100 * min(1.0, (centre + spread) / norm)
 
 
+def decibel(signal: float, noise: float) -> float:
+    """``10 log10(signal / noise)``, infinite without noise, -infinite without signal."""
+    if noise == 0:
+        return math.inf
+    return -math.inf if signal == 0 else 10 * math.log10(signal / noise)
+
+
 @dataclass(frozen=True)
 class _Sums:
     """One model's logits of one batch."""
@@ -153,7 +160,7 @@ def evaluate(
     return _evaluation(
         sums,
         agreement=100 * sum(b.agree for b in batches) / sum(b.model.images for b in batches),
-        sqnr_db=math.inf if noise == 0 else 10 * math.log10(math.fsum(b.signal for b in batches) / noise),
+        sqnr_db=decibel(math.fsum(b.signal for b in batches), noise),
         reference=_evaluation([[b.reference for b in part if b.reference] for part in parts]),
     )
 

@@ -9,6 +9,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def length(items: Iterable[object]) -> int | None:
+    """``len(items)``, None where there is none (as of a ``DataLoader`` of a stream)."""
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except TypeError:
+        return None
+
+
 def track(items: Iterable[T], title: str, total: int | None = None, show: bool = True) -> Iterator[T]:
     """Yield the items while a bar with rate and remaining time advances.
 
@@ -24,8 +32,7 @@ def track(items: Iterable[T], title: str, total: int | None = None, show: bool =
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    if total is None and isinstance(items, Sized):
-        total = len(items)
+    total = length(items) if total is None else total
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, Remaining(), console=Console(file=sys.stderr)) as bar:
         yield from bar.track(items, total=total, description=title)

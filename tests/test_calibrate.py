@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from qzoo.calibrate import calibrate
 from qzoo.data import load_data
@@ -342,3 +343,35 @@ def test_a_percentile_that_would_erase_everything_falls_back_to_the_maximum() ->
     model = nn.Sequential(TensorQuantizer(Scheme().activation_descriptor()))
     calibrate(model, [x], method="percentile", percentile=99.9, progress=False)
     assert model[0].amax.item() == 5.0
+
+
+class Stream(IterableDataset):
+    """Images without a length."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches:
+            yield from zip(images, labels, strict=True)
+
+
+@pytest.mark.parametrize("method", ["mse", "auto"])
+def test_a_stream_without_a_length(batches: list[Batch], method: str) -> None:
+    models = [resnet8(), resnet8()]
+    for model, loader in zip(models, (batches, DataLoader(Stream(batches), batch_size=16)), strict=True):
+        calibrate(model, loader, method=method, select_loader=loader)
+    found = [ranges(model) for model in models]
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_inside_inference_mode(batches: list[Batch]) -> None:
+    model, inside = resnet8("onnxruntime"), resnet8("onnxruntime")
+    calibrate(model, batches, method="mse", progress=False)
+    with torch.inference_mode():
+        calibrate(
+            inside, [(images.clone(), labels) for images, labels in batches], method="mse", progress=False
+        )
+    found = ranges(inside)
+    assert all(torch.equal(amax, found[name]) for name, amax in ranges(model).items())

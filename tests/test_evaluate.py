@@ -165,3 +165,9 @@ def test_the_result_is_ready_for_json(case: tuple[Tensor, Tensor, Tensor, list[B
     values = json.loads(json.dumps(result.to_dict()))
     assert values["reference"]["images"] == 23
     assert values["top1_interval"] == list(result.top1_interval)
+
+
+def test_a_reference_of_zeros_has_no_signal() -> None:
+    batches = [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))]
+    result = evaluate(lambda x: x + 1, batches, reference=lambda x: x, progress=False)
+    assert result.sqnr_db == -np.inf

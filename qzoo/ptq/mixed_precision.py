@@ -9,7 +9,6 @@ error for their size come first.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from qzoo.calibrate import calibrate
 from qzoo.collect import images_of, quantizers_off, set_range
 from qzoo.config import config_of
 from qzoo.errors import CalibrationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluate import decibel, evaluating
 from qzoo.progress import track
 from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.layers import Layer, layers_of
@@ -234,4 +233,4 @@ def _fidelity(logits: Tensor, expected: Tensor) -> tuple[float, float]:
     """Agreement in percent, SQNR in dB."""
     noise, signal = (logits - expected).square().sum().item(), expected.square().sum().item()
     agreement = 100 * (logits.argmax(1) == expected.argmax(1)).double().mean().item()
-    return agreement, math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    return agreement, decibel(signal, noise)

@@ -8,7 +8,6 @@ has seen, and no image of the test set is looked at.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from qzoo.calibrate import Calibration, Candidate, calibrate
 from qzoo.collect import METHODS, images_of, quantizers_off
 from qzoo.distributed import Group
 from qzoo.errors import CalibrationError, QuantizationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluate import decibel, evaluating
 from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
@@ -220,6 +219,5 @@ def _logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
 def _compared(name: str, logits: Tensor, expected: Tensor) -> Candidate:
     noise = (logits - expected).square().sum().item()
     signal = expected.square().sum().item()
-    sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
     agreement = 100 * (logits.argmax(1) == expected.argmax(1)).double().mean().item()
-    return Candidate(name, sqnr, agreement)
+    return Candidate(name, decibel(signal, noise), agreement)
