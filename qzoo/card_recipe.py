@@ -109,7 +109,11 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
     ]
     source = [f"--dataset {options['dataset']}"] if "dataset" in options else []
     source += ["--data DIR"] if options.get("data") != "Fashion-MNIST train" else []
-    source += [f"--{key} {options[key]}" for key in ("float", "start") if key in options]
+    source += [
+        f"--{key.replace('_', '-')} {options[key]}"
+        for key in ("float", "start", "layer_bits")
+        if key in options
+    ]
     source += [
         f"--{key.replace('_', '-')} {options[key]}"
         for key in ("subset", "evaluation_subset")

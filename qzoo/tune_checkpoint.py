@@ -40,6 +40,7 @@ def tune_checkpoint(
     *,
     float_weights: str | Path | None = None,
     start: str | Path | None = None,
+    layers: tuple[tuple[str, int], ...] = (),
     group: Group | None = None,
 ) -> Path:
     """Tune ``arch.tag-scheme_qat``: from float weights, its teacher too, or from a calibrated checkpoint.
@@ -56,6 +57,7 @@ def tune_checkpoint(
         start: a calibrated checkpoint of the architecture, folder or name. Of the same scheme, its weights and ranges
             are the start. Of another, its weights are, with ranges calibrated anew: from more bits to fewer, as in
             progressive quantization (Zhuang et al. 2018, arXiv:1711.00205, section 3.2).
+        layers: bits of single layers, by name; see :class:`qzoo.scheme.Scheme`.
         group: the processes that train together; rank 0 alone measures the result and writes.
 
     Returns:
@@ -68,7 +70,7 @@ def tune_checkpoint(
     """
     options, group = options or DEFAULTS, group or Group()
     with group.first_alone():
-        model, teacher = _start(name, float_weights, start)
+        model, teacher = _start(name, float_weights, start, layers)
     config = config_of(model)
     if job.dataset not in ("", config.labels):
         raise DataError(f"{name} starts from weights for {config.labels}, not for {job.dataset}")
@@ -87,11 +89,16 @@ def tune_checkpoint(
         origin["float"] = config_of(teacher).name
     if start is not None:
         origin["start"] = Path(start).name
+    if layers:
+        origin["layer_bits"] = " ".join(f"{layer}={bits}" for layer, bits in layers)
     return write_checkpoint(model, config, metrics, done, options, job, group.world, origin)
 
 
 def _start(
-    name: str, float_weights: str | Path | None, start: str | Path | None
+    name: str,
+    float_weights: str | Path | None,
+    start: str | Path | None,
+    layers: tuple[tuple[str, int], ...],
 ) -> tuple[nn.Module, nn.Module]:
     """The model to tune, and its teacher."""
     parsed = parse_name(name)
@@ -100,8 +107,9 @@ def _start(
             f"{name!r} is not the name of a tuned checkpoint, such as resnet20.fmnist-w4a4_qat"
         )
     name = str(dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag))
+    scheme = dataclasses.replace(Scheme.parse(parsed.scheme, TARGET), layers=layers)
     if start is None:
-        model, teacher = quantized_from(name, float_weights, Scheme.parse(parsed.scheme, TARGET))
+        model, teacher = quantized_from(name, float_weights, scheme)
         return _named(model, dataclasses.replace(config_of(model), name=name)), teacher
     model = load_pretrained(start, target=TARGET)
     config = config_of(model)
@@ -110,11 +118,10 @@ def _start(
             f"{start} holds {config.name}; {name} starts from a quantized checkpoint of {parsed.arch}"
         )
     teacher = reference_of(config, float_weights)
-    if str(config.scheme) == parsed.scheme:
+    if str(config.scheme) == parsed.scheme and not layers:
         return _named(
             model, dataclasses.replace(fresh(config, name), calibration=config.calibration)
         ), teacher
-    scheme = Scheme.parse(parsed.scheme, TARGET)
     config = dataclasses.replace(fresh(config, name), scheme=scheme)
     other = empty_model(config, scheme)
     weights = ((key, value) for key, value in model.state_dict().items() if not key.endswith("._amax"))

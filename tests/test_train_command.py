@@ -141,6 +141,15 @@ def _fewer_bits(argv: list[str], start: Path, options: list[str], tmp_path: Path
     step = after[f"{name}_weight_quantizer._amax"] / 7
     off = (before[f"{name}weight"] / step).round().clamp(-7, 7) - after[f"{name}weight"] / step
     assert off.abs().max() < 1e-4
+    runs = ["--runs", str(tmp_path / "runs8"), "--out", str(out), "-q"]
+    assert main([*argv, "--layer-bits", "layer2.0.downsample.0=8", *runs]) == 0
+    model, config = open_model(str(out)), read_config(out)
+    assert config.scheme is not None
+    assert config.scheme.layers == (("layer2.0.downsample.0", 8),)
+    assert "--layer-bits layer2.0.downsample.0=8" in card(config)
+    kept = model.get_submodule("layer2.0.downsample.0")
+    assert (kept._weight_quantizer.num_bits, kept._input_quantizer.num_bits) == (8, 8)
+    assert main(["train", "resnet20.pets", "--layer-bits", "fc=4"]) == 2
 
 
 def test_a_folder_is_built_and_measured_too(

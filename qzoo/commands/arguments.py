@@ -27,3 +27,23 @@ def data_arguments(sub: argparse.ArgumentParser) -> None:
     """``--data`` and ``--subset``."""
     sub.add_argument("--data", type=Path, help="folder of labelled images (not needed for Fashion-MNIST)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the images, in a fixed shuffled order")
+
+
+def layer_argument(sub: argparse.ArgumentParser) -> None:
+    """``--layer-bits``, read by :func:`layer_bits`."""
+    sub.add_argument(
+        "--layer-bits", nargs="+", metavar="LAYER=BITS", help="bits of single layers, such as fc=4"
+    )
+
+
+def layer_bits(texts: list[str] | None) -> tuple[tuple[str, int], ...] | None:
+    """``["fc=4"]`` as names and bits. Raises ValueError for another form."""
+    if texts is None:
+        return None
+    pairs = [text.rpartition("=") for text in texts]
+    wrong = [
+        text for text, (name, _, bits) in zip(texts, pairs, strict=True) if not name or not bits.isdigit()
+    ]
+    if wrong:
+        raise ValueError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
+    return tuple((name, int(bits)) for name, _, bits in pairs)

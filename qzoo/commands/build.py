@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
+from qzoo.commands.arguments import layer_argument, layer_bits
 from qzoo.commands.recipe_arguments import recipe_arguments
 from qzoo.scheme import TARGETS
 
@@ -40,9 +41,7 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--edge-bits", type=int, help="bits of the first and the last layer (default: the scheme's)"
     )
-    sub.add_argument(
-        "--layer-bits", nargs="+", metavar="LAYER=BITS", help="bits of single layers, such as fc=4"
-    )
+    layer_argument(sub)
     sub.add_argument(
         "--onnx",
         nargs="+",
@@ -114,17 +113,5 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         smooth=args.smooth,
         drop=args.mixed_precision,
         float_weights=args.float_weights,
-        layer_bits=_layer_bits(args.layer_bits),
+        layer_bits=layer_bits(args.layer_bits),
     )
-
-
-def _layer_bits(texts: list[str] | None) -> tuple[tuple[str, int], ...] | None:
-    if texts is None:
-        return None
-    pairs = [text.rpartition("=") for text in texts]
-    wrong = [
-        text for text, (name, _, bits) in zip(texts, pairs, strict=True) if not name or not bits.isdigit()
-    ]
-    if wrong:
-        raise ValueError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
-    return tuple((name, int(bits)) for name, _, bits in pairs)

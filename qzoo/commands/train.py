@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import process_arguments
+from qzoo.commands.arguments import layer_argument, layer_bits, process_arguments
 
 if TYPE_CHECKING:
     from qzoo.training_options import TrainOptions
@@ -32,6 +32,7 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--start", help="_qat: quantized checkpoint to start from, folder or name; bits may differ"
     )
+    layer_argument(sub)
     sub.add_argument("--epochs", type=int, help="default: 36, tuning 4")
     sub.add_argument("--batch-size", type=int, default=128, help="of all processes together (default: 128)")
     sub.add_argument("--lr", type=float, help="default: 0.1, tuning 0.001")
@@ -65,8 +66,8 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.tune_checkpoint import DEFAULTS, tune_checkpoint
 
     tuned = parse_name(args.name).qat
-    if not tuned and (args.float_weights or args.start):
-        raise ValueError("--float and --start are for tuning: give a name in _qat")
+    if not tuned and (args.float_weights or args.start or args.layer_bits):
+        raise ValueError("--float, --start and --layer-bits are for tuning: give a name in _qat")
     job = TrainJob(
         data=args.data,
         dataset=args.dataset,
@@ -90,6 +91,7 @@ def _run(args: argparse.Namespace) -> int:
                 job,
                 float_weights=args.float_weights,
                 start=args.start,
+                layers=layer_bits(args.layer_bits) or (),
                 group=group,
             )
         else:
