@@ -76,6 +76,16 @@ def float_weight(d: Draft) -> str:
     return d.const(d.random.normal(size=(8, 8, 3, 3)).astype(F32))
 
 
+def dynamic(d: Draft) -> str:
+    """As quantize_dynamic writes it."""
+    name = "dynamicquantizelinear0"
+    d.nodes.append(
+        onnx.helper.make_node("DynamicQuantizeLinear", ["image"], ["u8", "scale", "zero"], name=name)
+    )
+    sums = d.op("ConvInteger", "u8", d.const(np.ones((8, 8, 3, 3), np.int8)), "zero", pads=[1, 1, 1, 1])
+    return d.op("Mul", d.op("Cast", sums, to=onnx.TensorProto.FLOAT), "scale")
+
+
 def weight_pair(d: Draft) -> str:
     return d.pair(float_weight(d), np.zeros(8, np.int8), np.full(8, 0.01, F32), axis=0)
 
@@ -119,6 +129,9 @@ CASES: dict[str, Case] = {
         lambda d: d.op("MatMulInteger", d.q(d.op("Flatten", "image")), d.const(np.ones((512, 4), np.int8))),
         conv_q,
         ("matmulinteger0",),
+    ),
+    "dynamic-ranges": Case(
+        dynamic, conv_q, ("dynamicquantizelinear0", "convinteger0"), "QLinearConv", "Convolution"
     ),
     "float-input": Case(lambda d: d.pair(d.conv("image")), conv_q, ("conv0",), "QLinearConv", "Convolution"),
     "float-weight": Case(lambda d: conv_q(d, weight=float_weight(d)), conv_q, ("conv0",), ov="Convolution"),
@@ -223,7 +236,10 @@ CASES: dict[str, Case] = {
         ("dequantizelinear0", "transpose0", "quantizelinear1"),
     ),
     "shared-int8": Case(
-        lambda d: shared(d, INT8), lambda d: shared(d, MIDDLE), ("quantizelinear0",), "QLinearConv"
+        lambda d: shared(d, INT8),
+        lambda d: shared(d, MIDDLE),
+        ("quantizelinear0", "conv0", "add0"),
+        "QLinearConv",
     ),
     "float-island": Case(
         lambda d: d.pair(d.op("HardSwish", conv_q(d)), MIDDLE),

@@ -143,8 +143,9 @@ def _shared_int8(graph: Graph) -> Hits:
         if graph.is_weight(q) or graph.int_type(q) != "int8":
             continue
         pairs = [reader for reader in graph.readers(q) if reader.op_type == "DequantizeLinear"]
-        if sum(len(graph.readers(dq)) for dq in pairs) > 1:
-            yield (q,)
+        readers = [reader for dq in pairs for reader in graph.readers(dq)]
+        if len(readers) > 1:
+            yield (q, *readers)
 
 
 def _island(graph: Graph) -> Hits:
@@ -199,7 +200,8 @@ RULES = (
     Rule(
         "q-before-relu",
         EVERY,
-        "Q/DQ between a layer and its ReLU: the two can't be fused, and the ReLU runs on its own.",
+        "Q/DQ between a layer and its ReLU: the two can't be fused, and the ReLU, or a second rounding in its place, "
+        "runs on its own.",
         "Quantize after the ReLU only.",
         _pair_before_relu,
     ),

@@ -9,17 +9,24 @@ from qzoo.export.lint.graph import CONVOLUTIONS, WEIGHTED, Graph, attribute
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 
 _TOLERANCE = 1e-3
+_INTEGER = ("ConvInteger", "MatMulInteger", "QGemm")
 
 
 def _not_quantized(graph: Graph) -> Hits:
     kinds = {node.op_type for node in graph.nodes}
-    if not kinds & {"QuantizeLinear", "DequantizeLinear"} and not any("QLinear" in kind for kind in kinds):
+    known = {"QuantizeLinear", "DequantizeLinear", *_INTEGER}
+    if not kinds & known and not any("QLinear" in kind for kind in kinds):
         yield ()
+
+
+def _dynamic_ranges(graph: Graph) -> Hits:
+    for q in graph.of("DynamicQuantizeLinear"):
+        yield (q, *(layer for layer in graph.of(*_INTEGER) if q.output[0] in layer.input))
 
 
 def _integer_operators(graph: Graph) -> Hits:
     for node in graph.nodes:
-        if node.op_type.startswith("QLinear") or node.op_type in ("ConvInteger", "MatMulInteger", "QGemm"):
+        if node.op_type.startswith("QLinear") or node.op_type in _INTEGER:
             yield (node,)
 
 
@@ -149,6 +156,14 @@ RULES = (
         "TensorRT reads Q/DQ pairs; it has no operators of the QLinear and Integer kind.",
         "Write the Q/DQ format (QuantFormat.QDQ in onnxruntime.quantization).",
         _integer_operators,
+    ),
+    Rule(
+        "dynamic-ranges",
+        (ORT, OV),
+        "The range of the activation is computed at every call: ONNX Runtime fuses none of its layers with what "
+        "follows, and OpenVINO runs them in float.",
+        "Calibrate, and write static Q/DQ (qzoo.calibrate and qzoo.export_onnx; quantize_static).",
+        _dynamic_ranges,
     ),
     Rule(
         "float-input",
