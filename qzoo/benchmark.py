@@ -116,6 +116,11 @@ def benchmark(
     found: list[dict[str, Any]] = []
     models = {n: create_model(n, pretrained=True) for n in ([names] if isinstance(names, str) else names)}
     label_sets = {config_of(model).labels for model in models.values()}
+    exact = [config_of(model).name for model in models.values() if config_of(model).scheme is None]
+    if exact:
+        raise BenchmarkError(
+            f"{exact[0]} is a float model; benchmark compares a quantized one with its float model: {exact[0]}-w8a8"
+        )
     for name, quantized in models.items():
         folder = folder_for(config_of(quantized).labels, label_sets, data)
         first = calibration_images if calibrating else 0

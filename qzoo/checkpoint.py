@@ -46,8 +46,8 @@ def save_pretrained(
         config: what to write; ``model.qzoo_config`` by default. Form, files and version are filled in here.
 
     Raises:
-        CheckpointError: no config, a quantizer without a finite range or that differs from the scheme, or
-            parameters that are not float32.
+        CheckpointError: no config, a quantizer without a finite range or that differs from the scheme, parameters
+            that are not float32, or a folder that can't be written.
     """
     config = config if config is not None else config_of(model)
     form = form or ("packed" if config.scheme else "master")
@@ -211,15 +211,21 @@ def _check_weights_file(folder: Path, config: Config) -> None:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = folder.absolute()
-    with scratch_beside(folder) as scratch:
-        save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
-        (scratch / WEIGHTS).chmod(0o644)  # save_file leaves it to the owner alone
-        files = {WEIGHTS: hub.sha256_of(scratch / WEIGHTS)}
-        sizes = {WEIGHTS: (scratch / WEIGHTS).stat().st_size}
-        config = dataclasses.replace(config, files=files, sizes=sizes)
-        (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
-        place(scratch, folder, (WEIGHTS, "config.json"))
+    try:
+        with scratch_beside(folder) as scratch:
+            save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+            (scratch / WEIGHTS).chmod(0o644)  # save_file leaves it to the owner alone
+            files = {WEIGHTS: hub.sha256_of(scratch / WEIGHTS)}
+            sizes = {WEIGHTS: (scratch / WEIGHTS).stat().st_size}
+            config = dataclasses.replace(config, files=files, sizes=sizes)
+            (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
+            place(scratch, folder, (WEIGHTS, "config.json"))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{folder} can't be written ({error}); free some space, or choose another folder"
+        ) from error
     return folder

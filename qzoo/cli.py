@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Command = args.command
     try:
         return command(args)
-    except (QzooError, ValueError, FileNotFoundError) as error:
+    except (QzooError, ValueError, OSError) as error:
         print(f"qzoo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import urllib.error
@@ -146,6 +147,10 @@ def _download(url: str, path: Path) -> None:
         os.replace(temporary, path)
     except (OSError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HubError(
+                "the disk is full; free some space, or let TORCH_HOME name a folder on another disk"
+            ) from error
         raise HubError(f"download failed ({reason}); check the network, or put the file at {path}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -138,6 +138,11 @@ def test_refusals(setting) -> None:
 
 
 @pytest.mark.skipif("tensorrt" in runtimes.installed(), reason="TensorRT is here")
+def test_a_float_checkpoint_is_no_contender() -> None:
+    with pytest.raises(BenchmarkError, match=r"resnet20.fmnist is a float model; .*resnet20.fmnist-w8a8"):
+        qzoo.benchmark("resnet20.fmnist")
+
+
 def test_of_tensorrt_the_file_is_checked(report: Report) -> None:
     note = report.notes[0]
     assert "was not run (the package 'tensorrt' is not installed: pip install" in note

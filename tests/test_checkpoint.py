@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -321,7 +322,7 @@ def test_crash_while_writing_a_new_folder_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match=r"can't be written .*No space"):
         qzoo.save_pretrained(model, tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
@@ -340,7 +341,7 @@ def test_crash_while_overwriting_never_loads_wrongly(
         real(source, target)
 
     monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(OSError, match="crash"):
+    with pytest.raises(CheckpointError, match="crash"):
         qzoo.save_pretrained(calibrated(seed=1), folder)
     monkeypatch.undo()
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
@@ -349,6 +350,24 @@ def test_crash_while_overwriting_never_loads_wrongly(
             qzoo.load_pretrained(folder)
     else:
         assert torch.equal(qzoo.load_pretrained(folder)(images()), model(images()))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of this kind")
+def test_a_file_system_that_takes_no_more_is_said_and_nothing_stays(model: nn.Module, tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (20_000, before[1])
+    )  # a write beyond it fails, as on a full disk
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"c can't be written \(.*File too large.*\); free some space"
+        ):
+            qzoo.save_pretrained(model, tmp_path / "c", form="master")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_concurrent_writers_leave_one_whole_checkpoint(tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ def test_a_wrong_name_is_one_line_that_suggests(capsys: pytest.CaptureFixture[st
     assert "Traceback" not in error
 
 
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["card", "--page", str(tmp_path / "file" / "zoo.md")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_evaluate_prints_accuracy_interval_and_fidelity(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "resnet20.fmnist-w8a8", "--subset", "0:256", "-q"]) == 0
     out = capsys.readouterr().out

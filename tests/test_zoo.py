@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -150,7 +152,9 @@ def test_missing_checkpoint_names_those_that_exist_and_the_command(store: Path) 
 
 
 def test_a_checkpoint_of_no_architecture_is_not_said_to_be_trainable(store: Path) -> None:
-    with pytest.raises(UnknownModelError, match=r"no architecture 'resnet19'; did you mean 'resnet18'") as error:
+    with pytest.raises(
+        UnknownModelError, match=r"no architecture 'resnet19'; did you mean 'resnet18'"
+    ) as error:
         qzoo.load_pretrained("resnet19")
     assert "qzoo list" in str(error.value)
     assert "qzoo train" not in str(error.value)
@@ -369,6 +373,16 @@ def test_broken_and_wrong_downloads_leave_nothing(server: Server, tmp_path: Path
     server.server.server_close()
     with pytest.raises(HubError, match="download failed"):
         sources._from_url(server.url, "")
+
+
+def test_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sources.os, "replace", full)
+    with pytest.raises(HubError, match=r"the disk is full; .*TORCH_HOME"):
+        sources._from_url(server.url, "")
+    assert list((tmp_path / "torch" / "hub" / "checkpoints").iterdir()) == []
 
 
 def test_offline_is_respected_for_urls(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
