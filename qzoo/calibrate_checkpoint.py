@@ -31,7 +31,8 @@ class Calibrated:
         recipe: the recipe.
         candidates: what it was chosen from, best first; empty when it was given.
         images: number of images that the checkpoint was calibrated on.
-        held_back: how many of these the candidates were compared on, none of them having seen these.
+        held_back: how many of these the candidates were compared on: held back from recipes, the same ones for
+            methods of the ranges ("auto").
         raised: what mixed precision came to, None without it.
     """
 

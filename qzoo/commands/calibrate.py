@@ -55,7 +55,8 @@ def _run(args: argparse.Namespace) -> int:
         agreement = f"agreement {candidate.agreement:6.2f} %"
         print(f"{candidate.sqnr_db:7.2f} dB  {agreement}  {candidate.method}")
     if done.held_back:
-        print(f"compared on {done.held_back} images that no recipe had seen; applied with {done.images}")
+        seen = "that no recipe had seen" if args.recipe else "that the ranges come from"
+        print(f"compared on {done.held_back} images {seen}; applied with {done.images}")
     if done.raised is not None:
         layers = ", ".join(done.raised.order) or "none is needed"
         print(f"raised to 8 bits: {layers}")

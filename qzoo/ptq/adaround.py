@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qzoo.collect import images_of, set_range
 from qzoo.progress import track
-from qzoo.ptq.layers import Layer, layers_of
+from qzoo.ptq.layers import Layer, layers_of, rows_only
 from qzoo.ptq.moments import Moments, input_moments
 from qzoo.quant import ops
 
@@ -75,10 +75,10 @@ def adaround(
         The gain of each layer, in the order in which they run.
 
     Raises:
-        CalibrationError: no quantized layers, ranges or images.
+        CalibrationError: no quantized layers, ranges or images; ranges per group of inputs.
     """
     batches = loader if isinstance(loader, list) else list(loader)
-    layers = layers_of(model, images_of(batches[0])[:1] if batches else None)
+    layers = rows_only(layers_of(model, images_of(batches[0])[:1] if batches else None))
     moments = input_moments(model, layers, batches, positions=positions, seed=seed, progress=progress)
     return [
         _round_layer(layer, moments[layer.name], passes, damping)

@@ -28,6 +28,7 @@ from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.moments import input_moments
+from qzoo.quant.nn import QuantConv2d
 
 
 def correct_bias(
@@ -89,16 +90,17 @@ def _output_means(
     sums: dict[str, Tensor] = {}
     images = sum(len(batch) for batch in batches)
 
-    def watch(name: str) -> Any:
+    def watch(layer: Layer) -> Any:
+        name = layer.name
         if name not in modules:
             raise CalibrationError(f"the reference has no layer {name!r}; pass the float model of this one")
 
         def hook(_: nn.Module, args: Any, output: Tensor) -> None:
-            sums[name] = sums.get(name, 0) + channel_mean(output) * (len(output) / images)
+            sums[name] = sums.get(name, 0) + layer.mean(output) * (len(output) / images)
 
         return modules[name].register_forward_hook(hook)
 
-    handles = [watch(layer.name) for layer in layers]
+    handles = [watch(layer) for layer in layers]
     with attached(handles), evaluating(source):
         for batch in track(batches, "float means", show=progress):
             if reference is None:
@@ -118,13 +120,13 @@ def _empirical(
 
     def watch(layer: Layer) -> Any:
         def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-            shift = channel_mean(output) - wanted[layer.name]
+            shift = layer.mean(output) - wanted[layer.name]
             shifts[layer.name] = shift
             layer.shift(shift)
             if layer.norm is not None:
                 return output  # the BatchNorm, which runs next, has it already
-            shape = [1, -1] + [1] * (output.dim() - 2) if output.dim() > 2 else [1, -1]
-            return output - shift.to(output).reshape(shape)
+            own = shift.to(output)
+            return output - (own.reshape(-1, 1, 1) if isinstance(layer.module, QuantConv2d) else own)
 
         return layer.module.register_forward_hook(hook)
 
@@ -132,8 +134,3 @@ def _empirical(
     with attached(handles), evaluating(model):
         model(images)
     return shifts
-
-
-def channel_mean(output: Tensor) -> Tensor:
-    """Mean over all but the channel axis: [N, out, H, W] or [N, out] -> [out], float64."""
-    return output.double().mean([d for d in range(output.dim()) if d != 1])

@@ -32,7 +32,8 @@ def round_biases(model: nn.Module, example: Tensor, *, target: str = "onnxruntim
 
     Returns:
         Layer name -> how far its bias moved [out]. Channels whose weights are all zero, and biases that an int32
-        can't hold in that unit, don't move.
+        can't hold in that unit, don't move; nor do layers whose weights have a range per group of inputs, which no
+        single unit serves.
 
     Raises:
         CalibrationError: a layer has no range yet.
@@ -44,7 +45,7 @@ def round_biases(model: nn.Module, example: Tensor, *, target: str = "onnxruntim
 def _can_move(layer: Layer) -> bool:
     inputs = layer.module._input_quantizer
     one_range = inputs.amax is not None and inputs.amax.numel() == 1 and isinstance(inputs.num_bits, int)
-    return one_range and _movable(layer) is not None
+    return one_range and layer.one_range_a_row and _movable(layer) is not None
 
 
 def _movable(layer: Layer) -> Tensor | None:

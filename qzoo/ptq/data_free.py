@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qzoo.calibrate import Calibration
 from qzoo.collect import quantizers_of, set_range, weight_ranges
 from qzoo.preprocessing import Preprocessing
-from qzoo.ptq.equalize import equalize
+from qzoo.ptq.equalize import equalize, some
 from qzoo.ptq.layers import layers_of
 from qzoo.ptq.statistics import Channels, batchnorm_statistics
 
@@ -39,25 +39,26 @@ def calibrate_data_free(
         preprocessing: of its images.
         sigmas: the paper's n.
         correct: take the mean error of each layer's rounded weights out of its bias (or the BatchNorm behind it).
-
         equalized: cross-layer equalization first, see :func:`qzoo.ptq.equalize`; pairs with ReLU6 stay.
 
     Returns:
         The record: method ``"batchnorm"``, no images.
 
     Raises:
-        CalibrationError: no quantizers, or an activation whose statistics don't follow from BatchNorms.
+        CalibrationError: no quantizers, an activation whose statistics don't follow from BatchNorms, or nothing to
+            equalize.
         NonFiniteError: NaN or infinity in a weight.
         ValueError: sigmas is not positive.
     """
     if not sigmas > 0:
         raise ValueError(f"sigmas must be above 0, not {sigmas}")
-    quantizers, inputs = quantizers_of(model), of_images(preprocessing)
+    quantizers, device = quantizers_of(model), next(model.parameters()).device
+    inputs = of_images(preprocessing, device)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, *preprocessing.input_size, generator=generator).to(next(model.parameters()).device)
+    image = torch.randn(1, *preprocessing.input_size, generator=generator, device="cpu").to(device)
     known = batchnorm_statistics(model, inputs, image, sigmas)
     if equalized:
-        equalize(model, [image], statistics=known, progress=False)
+        some(equalize(model, [image], statistics=known, progress=False))
         known = batchnorm_statistics(model, inputs, image, sigmas)
     weights = weight_ranges(model)
     ranges = {name: known[name].amax() for name in quantizers if name in known}
@@ -69,9 +70,11 @@ def calibrate_data_free(
     return Calibration(METHOD, 0)
 
 
-def of_images(preprocessing: Preprocessing) -> Channels:
+def of_images(preprocessing: Preprocessing, device: torch.device | None = None) -> Channels:
     """What is known of preprocessed images: black and white are the limits; the rest as if it were even between."""
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (preprocessing.mean, preprocessing.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64, device=device) for v in (preprocessing.mean, preprocessing.std)
+    )
     low, high = -mean / std, (1 - mean) / std
     return Channels((low + high) / 2, (high - low).square() / 12, low, high)
 

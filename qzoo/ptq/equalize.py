@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qzoo.collect import attached, images_of, quantizers_off
-from qzoo.errors import QuantizationError
+from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
@@ -119,6 +119,20 @@ def equalize(
             "layers is read elsewhere too"
         )
     return done
+
+
+def some(pairs: list[Equalized]) -> list[Equalized]:
+    """The pairs, for who has asked for equalization by name.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    if not pairs:
+        raise CalibrationError(
+            "nothing to equalize: no two quantized layers have only a BatchNorm and a ReLU between them (pairs with "
+            "ReLU6 stay as they are); leave equalization out"
+        )
+    return pairs
 
 
 def _pairs(model: nn.Module, layers: list[Layer], example: Tensor) -> list[tuple[Layer, Layer, float]]:

@@ -53,9 +53,19 @@ class Layer:
         return bits
 
     @property
+    def one_range_a_row(self) -> bool:
+        """Whether all weights of an output channel share a range; False for ranges per group of inputs."""
+        return self.amax.numel() in (1, len(self.module.weight))
+
+    @property
     def groups(self) -> int:
         """Groups of the convolution, 1 for a linear layer."""
         return self.module.groups if isinstance(self.module, QuantConv2d) else 1
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Mean of each channel of the layer's output, [N, out, H, W] or [.., out] -> [out], float64."""
+        channel = 1 if isinstance(self.module, QuantConv2d) else output.dim() - 1
+        return output.double().mean([d for d in range(output.dim()) if d != channel])
 
     def shift(self, delta: Tensor) -> None:
         """Subtract ``delta`` [out] from the layer's output: in the BatchNorm's mean, else in its bias."""
@@ -89,11 +99,31 @@ class Layer:
         windows = x.unfold(2, size[0], module.stride[0]).unfold(3, size[1], module.stride[1])
         windows = windows[..., :: module.dilation[0], :: module.dilation[1]]
         height, width = windows.shape[2:4]
-        chosen = torch.randperm(height * width, generator=generator)[:positions].to(x.device)
+        chosen = drawn(height * width, positions, generator).to(x.device)
         taken = windows[:, :, chosen // width, chosen % width]  # [N, in, positions, k, k]
         count, channels = taken.shape[:2]
         taken = taken.reshape(count, module.groups, channels // module.groups, len(chosen), -1)
         return taken.permute(1, 0, 3, 2, 4).reshape(module.groups, count * len(chosen), -1)
+
+
+def drawn(count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """At most ``wanted`` of the numbers below ``count``, where the generator is."""
+    return torch.randperm(count, generator=generator, device=generator.device)[:wanted]
+
+
+def rows_only(layers: list[Layer]) -> list[Layer]:
+    """The layers, for rounding that is learned.
+
+    Raises:
+        CalibrationError: a weight has a range per group of inputs.
+    """
+    for layer in layers:
+        if not layer.one_range_a_row:
+            raise CalibrationError(
+                f"the weight of {layer.name!r} has a range for every group of inputs; learned rounding needs one for "
+                "each output channel: leave it out, or choose a scheme without groups"
+            )
+    return layers
 
 
 @torch.no_grad()

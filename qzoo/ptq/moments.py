@@ -81,7 +81,7 @@ def input_moments(
         def hook(_: nn.Module, args: Any) -> None:
             x = layer.patches(args[0], positions, generator)
             total, quantized = x.sum(1).double(), _input_quantized(layer, x).sum(1).double()
-            outer = (x.transpose(1, 2) @ x).double() if covariance else torch.zeros(0, dtype=torch.float64)
+            outer = (x.transpose(1, 2) @ x).double() if covariance else total.new_zeros(0)
             if layer.name in found:
                 sums = found[layer.name]
                 sums.count += x.shape[1]

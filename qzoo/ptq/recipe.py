@@ -8,8 +8,9 @@ has seen, and no image of the test set is looked at.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.data_free import METHOD, calibrate_data_free
-from qzoo.ptq.equalize import equalize
+from qzoo.ptq.equalize import equalize, some
 from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import smooth
+
+logger = logging.getLogger(__name__)
 
 ROUNDINGS = ("nearest", "learned", "sequential")
 CORRECTIONS = ("none", "analytic", "empirical")
@@ -102,6 +105,13 @@ RECIPES = (
 """What ``best_recipe`` tries; the cheap ones first."""
 
 
+def recipes_for(model: nn.Module) -> tuple[Recipe, ...]:
+    """:data:`RECIPES`; for a model with LayerNorms, a transformer, each also behind SmoothQuant."""
+    if any(isinstance(module, nn.LayerNorm) for module in model.modules()):
+        return RECIPES + tuple(replace(recipe, smooth=True) for recipe in RECIPES)
+    return RECIPES
+
+
 @dataclass(frozen=True)
 class Choice:
     """What ``best_recipe`` found.
@@ -138,7 +148,7 @@ def apply_recipe(
         group: processes that share the pass for the ranges, see :func:`qzoo.calibrate`; each does all the rest.
 
     Raises:
-        CalibrationError: no quantizers or images; see the methods.
+        CalibrationError: no quantizers or images, nothing to smooth or to equalize; see the methods.
         ValueError: a recipe without data, but no preprocessing.
     """
     if recipe.data_free:
@@ -149,10 +159,12 @@ def apply_recipe(
         correct = recipe.bias_correction == "analytic"
         return calibrate_data_free(model, preprocessing, correct=correct, equalized=recipe.equalize)
     batches = [images_of(batch) for batch in loader]
-    if recipe.smooth:
-        smooth(model, batches, progress=progress)
+    if recipe.smooth and not smooth(model, batches, progress=progress):
+        raise CalibrationError(
+            "nothing to smooth: no quantized linear layer reads a LayerNorm; leave smoothing out"
+        )
     if recipe.equalize:
-        equalize(model, batches, progress=progress)
+        some(equalize(model, batches, progress=progress))
     found = calibrate(model, batches, method=recipe.method, progress=progress, group=group)
     exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
     if recipe.rounding == "learned":
@@ -171,7 +183,7 @@ def best_recipe(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    recipes: tuple[Recipe, ...] = RECIPES,
+    recipes: tuple[Recipe, ...] | None = None,
     held_back: float = SHARE,
     progress: bool = True,
 ) -> Choice:
@@ -180,7 +192,8 @@ def best_recipe(
     Args:
         model: with quantizers and float weights, at the target that counts.
         loader: batches of calibration images.
-        recipes: the candidates; each needs images.
+        recipes: the candidates, each of which needs images; None: :func:`recipes_for` the model. One that the
+            model refuses is left out, with a warning.
         held_back: share of the images that the recipes are compared on, the last ones.
         progress: show a progress bar.
 
@@ -188,6 +201,7 @@ def best_recipe(
         CalibrationError: fewer than two images, or no recipe could be applied.
         ValueError: no recipes, or a share outside 0 to 1.
     """
+    recipes = recipes_for(model) if recipes is None else recipes
     if not recipes:
         raise ValueError("no recipes to choose from; pass some")
     fit, check = hold_back(loader, held_back)
@@ -199,8 +213,9 @@ def best_recipe(
         candidate = copy.deepcopy(model)
         try:
             apply_recipe(candidate, fit, recipe, progress=False)
-        except QuantizationError as error:
+        except (QuantizationError, CalibrationError) as error:
             problems.append(f"{recipe}: {error}")
+            logger.warning("left out, %s", problems[-1])
             continue
         tried.append((_compared(str(recipe), _logits(candidate, check), expected), recipe))
     if not tried:

@@ -113,7 +113,7 @@ def wanted_weights(weight: Tensor, parts: list[CrossMoments]) -> Tensor:
     if len(parts) < 2:
         return weight.clone()
     total = sum(parts[1:], start=parts[0])
-    errors = torch.zeros(1 + len(STRENGTHS), *weight.shape[:2], dtype=torch.float64)
+    errors = torch.zeros(1 + len(STRENGTHS), *weight.shape[:2], dtype=torch.float64, device=weight.device)
     for part in parts:
         errors[0] += part.error(weight) * part.count
         for i, change in enumerate(_changes(weight, total - part)):
@@ -130,7 +130,7 @@ def _changes(weight: Tensor, moments: CrossMoments) -> list[Tensor]:
     h = moments.covariance()
     left = (moments.cross_covariance() - torch.matmul(weight.double(), h)).float().transpose(1, 2)
     level = h.diagonal(dim1=1, dim2=2).clamp(min=0).mean(1).clamp(min=1e-20)
-    unit = torch.eye(moments.n, dtype=torch.float64)
+    unit = torch.eye(moments.n, dtype=torch.float64, device=h.device)
     found = []
     for strength in STRENGTHS:
         ridge = h + (strength * level).reshape(-1, 1, 1) * unit

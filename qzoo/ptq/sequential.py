@@ -29,7 +29,7 @@ from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, Rounded, solve
 from qzoo.ptq.blocks import Block, tails_of
-from qzoo.ptq.layers import Layer, layers_of
+from qzoo.ptq.layers import Layer, drawn, layers_of, rows_only
 from qzoo.ptq.regression import CrossMoments, shrunk_covariance, wanted_weights
 from qzoo.quant import ops
 
@@ -64,13 +64,13 @@ def adaround_sequential(
         weights rounded to nearest on the quantized prefix, ``learned`` for those that it has now.
 
     Raises:
-        CalibrationError: no quantized layers, ranges or images.
+        CalibrationError: no quantized layers, ranges or images; ranges per group of inputs.
         ValueError: fewer than two folds.
     """
     if folds < 2:
         raise ValueError(f"folds must be at least 2, not {folds}")
     batches = [images_of(batch) for batch in loader]
-    layers = layers_of(model, batches[0][:1] if batches else None)
+    layers = rows_only(layers_of(model, batches[0][:1] if batches else None))
     sampler = _Sampler(model, layers, batches[0][:1], positions, seed)
     wanted = sampler.float_outputs(model, batches, progress)
     images, done = torch.cat(batches), []
@@ -120,7 +120,7 @@ class _Sampler:
         if not hasattr(layer.module, "kernel_size"):
             return output.reshape(-1, output.shape[-1])
         height, width = output.shape[2:]
-        chosen = torch.randperm(height * width, generator=self.generator(layer))[: self.positions]
+        chosen = drawn(height * width, self.positions, self.generator(layer))
         picked = output.flatten(2)[:, :, chosen.to(output.device)]
         return picked.transpose(1, 2).flatten(0, 1)
 
@@ -189,8 +189,8 @@ def _round(layer: Layer, parts: list[CrossMoments], passes: int, damping: float)
     levels = integers.reshape(weight.shape).to(ops.integer_dtype(layer.bits))
     chosen = ops.dequantize(levels, layer.amax, layer.bits).reshape(rows.shape)
 
-    bias = torch.zeros(len(weight)) if layer.module.bias is None else layer.module.bias
-    layer.shift(total.error_of_mean(chosen).flatten() + bias.double())
+    bias = 0.0 if layer.module.bias is None else layer.module.bias.double()
+    layer.shift(total.error_of_mean(chosen).flatten() + bias)
     power = max(total.power().sum().item(), 1e-30)
     gain = [total.error(used).sum().item() / power for used in (before, chosen)]
     weight.copy_(chosen.reshape(weight.shape))

@@ -139,7 +139,7 @@ def _without_fused_kernel(module: nn.Module) -> None:
         if isinstance(module, float_nn.TransformerEncoder):
             module.use_nested_tensor = False
         else:
-            module.activation_relu_or_gelu = 0  # only the fused kernel asks for it
+            module.activation_relu_or_gelu = 0  # type: ignore[assignment] # only the fused kernel asks for it
 
 
 def _patterns(value: str | Iterable[str]) -> tuple[str, ...]:

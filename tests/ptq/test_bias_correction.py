@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from fidelity import sqnr
@@ -35,6 +37,32 @@ def test_one_layer_ends_with_the_mean_of_the_float_layer() -> None:
         assert (before - expected).abs().max() > 1e-2
         torch.testing.assert_close(after, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(shifts[""].float(), before - expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["analytic", "empirical"])
+@pytest.mark.parametrize("tokens", [6, 5])
+def test_tokens_are_no_channels(method: str, tokens: int) -> None:
+    """Linear layers of transformers, [N, tokens, out], also where there are as many tokens as channels."""
+    torch.manual_seed(0)
+    model, batches = (
+        nn.Sequential(QuantLinear(8, 6), nn.GELU(), QuantLinear(6, 6)),
+        [torch.rand(40, tokens, 8)],
+    )
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            module._input_quantizer.num_bits = module._weight_quantizer.num_bits = 3
+    exact = copy.deepcopy(model)
+    for name, module in exact.named_children():
+        if isinstance(module, QuantLinear):
+            exact._modules[name] = nn.Linear(module.in_features, 6)
+    exact.load_state_dict(model.state_dict())
+    calibrate(model, batches, progress=False)
+    with torch.no_grad():
+        expected, before = exact(batches[0]).mean((0, 1)), model(batches[0]).mean((0, 1))
+        shifts = correct_bias(model, batches, method=method, progress=False)
+        after = model(batches[0]).mean((0, 1))
+    assert {name: shift.shape for name, shift in shifts.items()} == {"0": (6,), "2": (6,)}
+    assert (after - expected).abs().max() < 0.3 * (before - expected).abs().max()
 
 
 def test_empirical_matches_the_mean_of_every_layer(w3a8: Pair, batches: list[Batch]) -> None:

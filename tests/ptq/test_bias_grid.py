@@ -16,6 +16,7 @@ from qzoo.export.prepare import prepare
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import round_biases
 from qzoo.quant.nn import QuantLinear
+from qzoo.quant.tensor_quant import QuantDescriptor
 
 Pair = tuple[CifarResNet, CifarResNet]
 Batch = tuple[Tensor, Tensor]
@@ -60,6 +61,15 @@ def test_zero_weights_and_layers_without_bias_stay() -> None:
     assert set(moved) == {"0"}
     assert layer.bias[1] == bias[1]
     assert not torch.equal(layer.bias, bias)
+
+
+def test_ranges_per_group_of_inputs_have_no_unit_and_stay() -> None:
+    weight = QuantDescriptor(4, axis=0, block=(1, 2))
+    model = nn.Sequential(QuantLinear(4, 3, quant_desc_weight=weight), QuantLinear(3, 2))
+    calibrate(model, [torch.rand(8, 4)], progress=False)
+    bias = model[0].bias.clone()  # type: ignore[union-attr]
+    assert set(round_biases(model, torch.rand(2, 4))) == {"1"}
+    assert torch.equal(model[0].bias, bias)  # type: ignore[arg-type]
 
 
 def test_without_ranges_an_error_names_the_layer() -> None:

@@ -7,15 +7,15 @@ import copy
 import pytest
 import torch
 from fidelity import sqnr
-from torch import Tensor
+from torch import Tensor, nn
 
 from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.models.vit import VisionTransformer
 from qzoo.preprocessing import Preprocessing
-from qzoo.ptq import Recipe, adaround, apply_recipe, best_recipe, correct_bias, equalize, smooth
-from qzoo.quant.nn import TensorQuantizer
+from qzoo.ptq import RECIPES, Recipe, adaround, apply_recipe, best_recipe, correct_bias, equalize, smooth
+from qzoo.quant.nn import QuantConv2d, TensorQuantizer
 from qzoo.scheme import Scheme
 
 Pair = tuple[CifarResNet, CifarResNet]
@@ -118,3 +118,61 @@ def test_smooth_comes_before_the_ranges() -> None:
     apply_recipe(model, [images], Recipe(method="max", smooth=True), progress=False)
     assert equal(model, by_hand)  # type: ignore[arg-type]
     assert str(Recipe(method="max", smooth=True)) == "smooth + max"
+
+
+def transformer() -> VisionTransformer:
+    torch.manual_seed(0)
+    scheme = Scheme(target="onnxruntime")
+    return VisionTransformer(48, 3, depth=1, num_classes=10, quantize=scheme).eval()
+
+
+def test_transformers_are_tried_with_smoothing_too(caplog: pytest.LogCaptureFixture) -> None:
+    choice = best_recipe(transformer(), [torch.rand(4, 3, 224, 224)], progress=False)
+    tried = {candidate.method for candidate in choice.candidates}
+    assert tried == {str(recipe) for recipe in RECIPES} | {f"smooth + {recipe}" for recipe in RECIPES}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("recipe", [Recipe(smooth=True), Recipe(True), Recipe(True, "batchnorm")], ids=str)
+def test_what_finds_nothing_to_do_is_refused(recipe: Recipe) -> None:
+    """MobileNetV2 and its kin have neither LayerNorms nor a ReLU without an upper end."""
+    preprocessing = Preprocessing((3, 24, 24), 1.0, "bilinear")
+    layers = QuantConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), QuantConv2d(4, 4, 3), nn.BatchNorm2d(4)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(CalibrationError, match=r"nothing to (smooth|equalize).*leave .* out"):
+        apply_recipe(model, [torch.rand(2, 3, 24, 24)], recipe, preprocessing=preprocessing, progress=False)
+
+
+@pytest.mark.parametrize("rounding", ["learned", "sequential"])
+def test_groups_of_inputs_are_not_rounded_by_learning(
+    rounding: str, batches: list[Batch], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = CifarResNet(1, in_channels=1, quantize=Scheme.parse("w4g16a8", "onnxruntime")).eval()
+    recipe = Recipe(method="max", rounding=rounding)
+    with pytest.raises(CalibrationError, match="a range for every group of inputs"):
+        apply_recipe(copy.deepcopy(model), batches, recipe, progress=False)
+    choice = best_recipe(model, batches, recipes=(recipe, Recipe(method="max")), progress=False)
+    assert choice.recipe == Recipe(method="max")
+    assert f"left out, max + {rounding}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(method="auto"),
+        Recipe(True, "mse", "learned"),
+        Recipe(method="max", rounding="sequential"),
+        Recipe(method="entropy", bias_correction="analytic"),
+        Recipe(method="percentile", bias_correction="empirical"),
+        Recipe(True, "batchnorm", bias_correction="analytic"),
+    ],
+    ids=str,
+)
+def test_everything_is_computed_where_the_model_is(fresh: Pair, batches: list[Batch], recipe: Recipe) -> None:
+    """On a GPU, say. Another default device stands in for it: what is not made at the model's would not fit it."""
+    preprocessing = Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,))
+    model, other = fresh[1], copy.deepcopy(fresh[1])
+    apply_recipe(model, batches, recipe, preprocessing=preprocessing, progress=False)
+    with torch.device("meta"):
+        apply_recipe(other, batches, recipe, preprocessing=preprocessing, progress=False)
+    assert equal(model, other)

@@ -249,7 +249,7 @@ class HistogramCalibrator(_Calibrator):
         return raw
 
     def _store(self, raw: torch.Tensor, width: float, limit: float) -> None:
-        edges = (torch.arange(len(raw), dtype=torch.float64) * width).to(torch.float32)
+        edges = (torch.arange(len(raw), dtype=torch.float64, device="cpu") * width).to(torch.float32)
         edges[-1] = limit
         self._width, self._limit, self._raw = width, limit, raw
         self._calib_bin_edges = edges.to(raw.device) if self._torch_hist else edges.numpy()
