@@ -9,7 +9,7 @@ import torch
 
 from qzoo.config import config_of
 from qzoo.data import label_names
-from qzoo.data.imagenet import open_image
+from qzoo.data.files import open_image
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import parse_name
 from qzoo.runtimes import Runner, check, load

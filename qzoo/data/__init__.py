@@ -12,9 +12,10 @@ from torch.utils.data import Subset
 
 from qzoo.data import fashion_mnist
 from qzoo.data.cifar import cifar as _cifar
+from qzoo.data.files import ImageFiles, image_batches
 from qzoo.data.folders import FolderLoader, split_folder
 from qzoo.data.image_folder import ImageFolder
-from qzoo.data.imagenet import ImageNetFolder, image_batches
+from qzoo.data.imagenet import ImageNetFolder
 from qzoo.data.labels import label_names
 from qzoo.data.tensors import TensorLoader, crop_flip, crop_flip_erase
 from qzoo.data.transforms import Augmentation, training_transform
@@ -144,7 +145,7 @@ def image_files(
     root: str | Path,
     preprocessing: Preprocessing,
     transform: Callable[[Any], Tensor] | None = None,
-) -> ImageNetFolder | ImageFolder:
+) -> ImageFiles:
     """The images of a folder, of the label set ``"imagenet-1k"`` or ``"folders"``."""
     return (ImageNetFolder if labels == "imagenet-1k" else ImageFolder)(root, preprocessing, transform)
 
