@@ -55,6 +55,12 @@ def test_export_writes_a_file_that_onnx_runtime_opens(tmp_path: Path) -> None:
     assert session.get_inputs()[0].shape == [1, 1, 28, 28]
 
 
+def test_export_of_a_wrong_batch_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", "resnet20.fmnist-w8a8", str(tmp_path / "m.onnx"), "--batch", "many"])
+    assert "'dynamic' or a positive number, not 'many'" in capsys.readouterr().err
+
+
 def test_training_without_its_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "resnet18.tv_in1k"]) == 2
     assert "pass data=FOLDER (--data FOLDER)" in capsys.readouterr().err

@@ -22,7 +22,9 @@ def register(add: Add) -> None:
     sub.add_argument("path", type=Path, help="the file to write")
     sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
     sub.add_argument("--opset", type=int, help="default: the lowest that has the model's formats")
-    sub.add_argument("--batch", default="dynamic", help="'dynamic' or a number (default: dynamic)")
+    sub.add_argument(
+        "--batch", type=_batch, default="dynamic", help="'dynamic' or a number (default: dynamic)"
+    )
     sub.add_argument("--weights", choices=("int8", "int4", "float"), default="int8")
     text = "run the file in its runtime and compare with the simulation; exit status 1 below 10 dB"
     sub.add_argument("--check", action="store_true", help=text)
@@ -37,9 +39,8 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.export import check, lint
 
     model = qzoo.create_model(args.name, pretrained=True)
-    batch = args.batch if args.batch == "dynamic" else int(args.batch)
     path = qzoo.export_onnx(
-        model, args.path, target=args.target, opset=args.opset, batch=batch, weights=args.weights
+        model, args.path, target=args.target, opset=args.opset, batch=args.batch, weights=args.weights
     )
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     quantized = getattr(model, "qzoo_config").scheme is not None  # noqa: B009 - nn.Module hides it from mypy
@@ -47,10 +48,16 @@ def _run(args: argparse.Namespace) -> int:
         print(finding)
     if not args.check:
         return 0
-    count = args.images if batch == "dynamic" else batch
+    count = args.images if args.batch == "dynamic" else args.batch
     result = check(path, model, _images(model, args.data, count), target=args.target)
     print(result)
     return 1 if result.sqnr_db < _WORTH_A_LOOK_DB else 0
+
+
+def _batch(text: str) -> str | int:
+    if text == "dynamic" or (text.isdecimal() and int(text) > 0):
+        return text if text == "dynamic" else int(text)
+    raise argparse.ArgumentTypeError(f"must be 'dynamic' or a positive number, not {text!r}")
 
 
 def _images(model: nn.Module, data: Path | None, count: int) -> Tensor | None:

@@ -52,7 +52,8 @@ class Check:
         agreement: share of images with the same highest logit, in percent.
         sqnr_db: 10 log10(sum of squared logits / sum of squared differences); infinite when equal.
         max_difference: the largest difference of two logits.
-        layers: quantizer by quantizer in the order of the file; empty where the logits are equal.
+        layers: quantizer by quantizer in the order of the file; empty where the logits are equal, or nothing is
+            quantized.
     """
 
     target: str
@@ -79,6 +80,8 @@ class Check:
         )
         if self.exact:
             return f"{head} (equal to the bit)"
+        if not self.layers:
+            return head
         rows = [
             f"  {row.differing:8.4f} %  {row.steps:4d}  {row.sqnr_db:6.1f} dB  {row.name}"
             for row in self.layers

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from qzoo.cli import main
 from qzoo.errors import ExportError
@@ -96,6 +97,14 @@ def test_another_model_is_refused_or_far(exact, build) -> None:
     other.fc = torch.nn.Linear(64, 3)
     with pytest.raises(ExportError, match="shape"):
         check(path, other, images)
+
+
+def test_a_float_model_has_no_layers_to_show(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU()).eval()
+    found = check(export_onnx(model, tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8)), model)
+    assert found.sqnr_db > 100
+    assert found.layers == ()
+    assert len(str(found).splitlines()) == 1
 
 
 def test_sqnr() -> None:

@@ -79,7 +79,8 @@ RULES = (
         "zero-point",
         (TRT,),
         "TensorRT quantizes symmetrically: the zero point must be 0.",
-        "Calibrate symmetric ranges (ActivationSymmetric and WeightSymmetric in onnxruntime.quantization).",
+        "Use zero point 0 (target 'tensorrt' of qzoo.export_onnx; ActivationSymmetric and WeightSymmetric in "
+        "onnxruntime.quantization).",
         _asymmetric,
     ),
     Rule(
