@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, dim: int, quantize: Scheme | None) -> None:
         super().__init__()
-        self.proj = conv2d(in_channels, dim, PATCH, stride=PATCH, bias=True, quantize=quantize)
+        self.proj = conv2d(in_channels, dim, PATCH, stride=PATCH, bias=True, quantize=quantize, edge=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
@@ -129,7 +129,7 @@ class VisionTransformer(HubMixin, nn.Module):
         self.patch_embed = PatchEmbed(in_channels, dim, quantize)
         self.blocks = nn.Sequential(*(Block(dim, heads, quantize) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, 1e-6)
-        self.head = linear(dim, num_classes, quantize=quantize)
+        self.head = linear(dim, num_classes, quantize=quantize, edge=True)
         self.quantize = quantize is not None
         if quantize is not None:
             self.output_quantizer = quantize.quantizer("output")

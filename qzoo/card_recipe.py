@@ -28,10 +28,20 @@ def recipe(config: Config) -> str:
 
 
 def _places(config: Config, scheme: Scheme) -> str:
+    if scheme.weight_format == "int":
+        weights = f"{scheme.weight_bits} bits, symmetric"
+    else:
+        weights = f"8-bit floats ({scheme.weight_format.upper()})"
+    ranges = "one range per output channel"
+    if scheme.group:
+        ranges = (
+            f"one range for {scheme.group} input channels of an output channel; for all where they don't divide into "
+            "such groups"
+        )
     return (
-        f"- Weights: {scheme.weight_bits} bits, symmetric, one range per output channel "
-        f"({_weight_rule(config)}).{_edges(scheme)}{_mixed(config, scheme)}\n"
-        f"- Activations: {scheme.activation_bits} bits, symmetric or unsigned, one range per tensor.\n"
+        f"- Weights: {weights}, {ranges} ({_weight_rule(config)}).{_edges(scheme)}{_mixed(config, scheme)}\n"
+        f"- Activations: {scheme.activation_bits} bits, symmetric or unsigned, one range per tensor."
+        f"{_edge_activations(scheme)}\n"
         f"- Not quantized: biases and BatchNorm, which is folded on export.{_half(config)}"
     )
 
@@ -75,6 +85,14 @@ def _edges(scheme: Scheme) -> str:
     if scheme.edge.weight_bits == scheme.weight_bits:
         return ""
     return f" The first and the last layer have {scheme.edge.weight_bits}."
+
+
+def _edge_activations(scheme: Scheme) -> str:
+    """Which activations have other bits; a sentence, or nothing."""
+    bits = scheme.edge.activation_bits
+    if bits == scheme.activation_bits:
+        return ""
+    return f" Those of the first and the last layer, and what is added, pooled and given out, have {bits}."
 
 
 def _mixed(config: Config, scheme: Scheme) -> str:

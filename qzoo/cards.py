@@ -93,7 +93,8 @@ def _tags(config: Config) -> list[str]:
     if config.scheme is None:
         return []
     kind = "quantization-aware-training" if parse_name(config.name).qat else "post-training-quantization"
-    return ["quantization", f"int{config.scheme.weight_bits}", str(config.scheme), kind]
+    number = "int" if config.scheme.weight_format == "int" else "float"
+    return ["quantization", f"{number}{config.scheme.weight_bits}", str(config.scheme), kind]
 
 
 def base_model(config: Config) -> str:
@@ -130,7 +131,10 @@ def _summary(config: Config) -> str:
     title = f"{summary.partition(':')[0]} for {_DATASETS.get(config.labels, ('', 'your own data'))[1]}"
     if config.scheme is None:
         return f"{title}: float weights, trained with qzoo."
-    bits = f"{config.scheme.weight_bits}-bit weights and {config.scheme.activation_bits}-bit activations"
+    kind = "" if config.scheme.weight_format == "int" else " floating-point"
+    bits = (
+        f"{config.scheme.weight_bits}-bit{kind} weights and {config.scheme.activation_bits}-bit activations"
+    )
     tuned = "quantization-aware training" if parse_name(config.name).qat else "calibration, without training"
     return (
         f"{title} with {bits}, by {tuned}. One checkpoint for ONNX Runtime, OpenVINO and TensorRT: it holds the "

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 import qzoo
-from qzoo import hub, tables
+from qzoo import hub, registry, tables
 from qzoo.card_figures import float_bytes
 from qzoo.cards import base_model, card
 from qzoo.config import (
@@ -28,6 +29,8 @@ from qzoo.config import (
 )
 from qzoo.errors import QzooError
 from qzoo.recipes import recipes
+from qzoo.scheme import Scheme
+from qzoo.state import quantizers
 
 ROOT = Path(qzoo.__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))
@@ -140,6 +143,40 @@ def test_base_model_is_where_timm_keeps_the_weights(config: Config) -> None:
     assert base_model(config) == ((known.hf_hub_id if known else "") or "")
     assert ("base_model" in front_matter(card(config))) == bool(base_model(config))
     assert card(config).count("@article") == 2 + ("deit" in name)  # network and data
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        ("w8a8", "- Weights: 8 bits, symmetric, one range per output channel (its maximum).\n"),
+        (
+            "w4g32a8",
+            "- Weights: 4 bits, symmetric, one range for 32 input channels of an output channel; for all",
+        ),
+        ("w8e4m3a8", "- Weights: 8-bit floats (E4M3), one range per output channel"),
+        ("w4a4", "(its maximum). The first and the last layer have 8.\n- Activations: 4 bits"),
+        ("w4a4", "Those of the first and the last layer, and what is added, pooled and given out, have 8."),
+    ],
+)
+def test_the_number_format_is_said_as_it_is(scheme: str, said: str) -> None:
+    config = dataclasses.replace(example(metrics=()), scheme=Scheme.parse(scheme))
+    text = card(config)
+    assert said in text
+    assert ("floating-point weights" in text) == ("e4m3" in scheme)
+    assert ("float8" in front_matter(text)["tags"]) == ("e4m3" in scheme)
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet20", "resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
+)
+def test_what_cards_say_of_the_first_and_the_last_layer_is_so(arch: str) -> None:
+    with torch.device("meta"):
+        model = registry.architecture(arch).build(quantize=Scheme.parse("w4a4"))
+    layers = [name for name, m in model.named_modules() if hasattr(m, "weight_quantizer")]
+    edges = {f"{name}._{kind}_quantizer" for name in (layers[0], layers[-1]) for kind in ("input", "weight")}
+    for name, quantizer in quantizers(model).items():
+        wide = name in edges or quantizer.role in ("residual", "branch", "pool", "output")
+        assert quantizer.num_bits == (8 if wide else 4), name
 
 
 def test_every_recorded_fact_is_on_the_card() -> None:
