@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qzoo.errors import QuantizationError
-from qzoo.quant.ops.integer import check_broadcast, differentiated, fake_quantize_backward, trimmed
+from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, transformed, trimmed
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY
 from qzoo.quant.ops.schema import declare, divide, is_plain
 
@@ -68,6 +68,21 @@ torch.library.register_autograd("qzoo::fake_quantize_fp8", _backward, setup_cont
 class StraightThroughFp8(torch.autograd.Function):
     """The eager-mode gradient: passes where `|x|` is at most the range (the format's limit without one)."""
 
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
+        ctx.save_for_backward(x, _gradient_range(x, amax, e5m2))
+        y: Tensor = _fp8_forward_op(x, amax, e5m2)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return fake_quantize_backward(grads[0], *ctx.saved_tensors), None, None
+
+
+class TransformedStraightThroughFp8(torch.autograd.Function):
+    """The same under ``torch.func`` and for forward-mode differentiation, see
+    :class:`qzoo.quant.ops.integer.TransformedStraightThrough`."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -116,8 +131,10 @@ def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") 
     if amax is not None:
         check_broadcast(x, amax)
         amax = amax.detach()
-    if differentiated(x):
-        result: Tensor = StraightThroughFp8.apply(x, amax, e5m2)
+    if transformed():
+        result: Tensor = TransformedStraightThroughFp8.apply(x, amax, e5m2)
+    elif x.requires_grad and torch.is_grad_enabled():
+        result = StraightThroughFp8.apply(x, amax, e5m2)
     else:
         result = _fp8_forward_op(x, amax, e5m2)
     return result
