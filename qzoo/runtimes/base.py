@@ -10,9 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.errors import MissingDependencyError
+from qzoo.errors import DataError, MissingDependencyError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -94,6 +95,18 @@ class Runner(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(runtime={self.runtime!r}, threads={self.threads})"
+
+
+def check_images(images: Tensor, dtype: torch.dtype, shape: list[int | str]) -> None:
+    """Raise DataError where images are not what a file takes; text in ``shape`` stands for any size."""
+    fits = images.dim() == len(shape) and all(
+        not isinstance(want, int) or want == has for want, has in zip(shape, images.shape, strict=True)
+    )
+    if images.dtype != dtype or not fits:
+        raise DataError(
+            f"the model takes {dtype} {shape}, not {images.dtype} {list(images.shape)}; "
+            "export it for this size, or convert the images"
+        )
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qzoo.errors import DataError, ExportError
-from qzoo.runtimes.base import Runner
+from qzoo.errors import ExportError
+from qzoo.runtimes.base import Runner, check_images
 from qzoo.runtimes.sessions import onnxruntime_session
 
 _TYPES = {
@@ -50,7 +50,8 @@ class OnnxRuntimeRunner(Runner):
 
     def __call__(self, images: Tensor) -> Tensor:
         x = images.detach().to(self._device).contiguous()
-        self._check(x)
+        # On a GPU the session is handed an address only: what lies there has to be right.
+        check_images(x, self._type[0], self._shape)
         if (
             self._device.type == "cpu"
         ):  # numpy shares the tensors' memory, and takes half the time of a binding
@@ -72,17 +73,6 @@ class OnnxRuntimeRunner(Runner):
             torch.cuda.current_stream().synchronize()  # the session has a stream of its own
         self._session.run_with_iobinding(binding)
         return torch.from_numpy(binding.copy_outputs_to_cpu()[0]) if shape is None else y
-
-    def _check(self, x: Tensor) -> None:
-        # On a GPU the session is handed an address only: what lies there has to be right.
-        fits = x.dim() == len(self._shape) and all(
-            not isinstance(want, int) or want == has for want, has in zip(self._shape, x.shape, strict=True)
-        )
-        if x.dtype != self._type[0] or not fits:
-            raise DataError(
-                f"the model takes {self._type[0]} {self._shape}, not {x.dtype} {list(x.shape)}; "
-                "export it for this size, or convert the images"
-            )
 
     def _shape_of_result(self, batch: int) -> tuple[int, ...] | None:
         """The result's shape where the input tells it: all sizes fixed, or the first one that of the batch."""

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qzoo.runtimes.base import Runner
+from qzoo.errors import ExportError
+from qzoo.runtimes.base import Runner, check_images
 from qzoo.runtimes.sessions import openvino_model
+
+_TYPES = {"f32": torch.float32, "f16": torch.float16, "f64": torch.float64}
 
 
 class OpenVinoRunner(Runner):
@@ -22,8 +25,15 @@ class OpenVinoRunner(Runner):
         super().__init__(threads)
         self.compiled: Any = openvino_model(path, threads)
         self._local = threading.local()
+        source = self.compiled.inputs[0]
+        kind = source.element_type.get_type_name()
+        if kind not in _TYPES:
+            raise ExportError(f"{str(path)!r} takes images of {kind}; expected one of {', '.join(_TYPES)}")
+        self._type = _TYPES[kind]
+        self._shape = [d.get_length() if d.is_static else "batch" for d in source.partial_shape]
 
     def __call__(self, images: Tensor) -> Tensor:
+        check_images(images, self._type, self._shape)
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self.compiled.create_infer_request()
