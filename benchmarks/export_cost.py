@@ -23,10 +23,8 @@ from torch import nn
 
 from benchmarks.measure import machine
 
-SECONDS, TIMES_FILE = (
-    30.0,
-    4.0,
-)  # the bars, for ResNet-50; of CPU time, which other work on the machine does not change
+# The bars, for ResNet-50: CPU time, which other work on the machine hardly changes, and memory of the float file.
+SECONDS, TIMES_FILE = 30.0, 4.0
 
 
 def measure(name: str, target: str) -> dict[str, Any]:
@@ -56,7 +54,7 @@ def measure(name: str, target: str) -> dict[str, Any]:
         "cpu_s": round(cpu, 2),
         "extra_memory_of_float_file": round(extra / float_file, 2),
         "file_of_float_file": round(size / float_file, 3),
-        "met": cpu <= SECONDS and extra <= TIMES_FILE * float_file,
+        "met": (cpu <= SECONDS and extra <= TIMES_FILE * float_file) if name == "resnet50" else None,
     }
 
 

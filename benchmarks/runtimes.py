@@ -76,7 +76,7 @@ def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
                 others["quantize_static"] = place(runtime, "int8", "quantize_static")
             for other, index in others.items():
                 entry[f"times_as_fast_as_{other}"] = [round(v, 3) for v in ratio(timed[index].cpu, int8)]
-            bar = BARS[name].get(runtime, {}).get(batch)
+            bar = BARS.get(name, {}).get(runtime, {}).get(batch)
             entry["bar"] = bar
             entry["met"] = None if bar is None else entry["times_as_fast_as_float"][0] >= bar
             entries.append(entry)
