@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from qzoo import hub
+from qzoo import hub, runtimes
 from qzoo.cards import card
 from qzoo.checkpoint import load_pretrained
 from qzoo.config import Config, Measurement, read_config
@@ -16,7 +18,10 @@ from qzoo.errors import QzooError
 from qzoo.eval_results import PATH as EVAL_RESULTS
 from qzoo.eval_results import eval_results
 from qzoo.evaluate import evaluate
+from qzoo.export.onnx import export_onnx
 from qzoo.latency import speedup_text
+from qzoo.measurements import can_run_onnx
+from qzoo.onnx_files import onnx_name
 from qzoo.progress import track
 from qzoo.scheme import set_target
 from qzoo.tables import embedded_configs
@@ -48,8 +53,8 @@ def verify(
 
     Args:
         names: of checkpoints; all that the package knows by default.
-        load: gives the labelled images of a recorded measurement; then its simulated figures are measured
-            again and must lie in the recorded intervals.
+        load: gives the labelled images of a recorded measurement; then its figures are measured again, simulated
+            and in ONNX Runtime where that is installed, and must lie in the recorded intervals.
         progress: show a progress bar.
 
     Raises:
@@ -85,7 +90,7 @@ def _finding(name: str, place: str, find: Callable[[str], Path], repo: str, load
         model = load_pretrained(folder)
         problem = _files_problem(folder, config, repo)
         if not problem and load is not None:
-            problem = _measure_again(model, config, load)
+            problem = _measure_again(folder, model, config, load)
     except QzooError as error:
         return Finding(name, place, str(error))
     return Finding(name, place, problem, speedup_text(config))
@@ -108,18 +113,38 @@ def _files_problem(folder: Path, config: Config, repo: str) -> str:
     return ""
 
 
-def _measure_again(model: nn.Module, config: Config, load: Load) -> str:
-    for row in config.metrics:
-        if row.runtime != "torch" or (row.precision == "float") != (config.scheme is None):
-            continue  # another runtime's figure, or the float model's in a quantized checkpoint
-        if row.target is not None:
-            set_target(model, row.target)
-        found = evaluate(model, load(config, row), progress=False).top1
-        low, high = row.top1_interval
-        if not low <= found <= high:
-            where = f" for {row.target}" if row.target else ""
-            return f"top-1{where} is {found:.2f} %, outside the recorded {low:.2f} to {high:.2f}"
+def _measure_again(folder: Path, model: nn.Module, config: Config, load: Load) -> str:
+    with tempfile.TemporaryDirectory(prefix="qzoo-verify-") as scratch:
+        for row in config.metrics:
+            run = _as_measured(row, folder, model, config, Path(scratch))
+            if run is None:
+                continue
+            found = evaluate(run, load(config, row), progress=False).top1
+            low, high = row.top1_interval
+            if not low <= found <= high:
+                place = f" in {row.runtime}" if row.runtime != "torch" else ""
+                where = f" for {row.target}" if row.target else ""
+                return f"top-1{place}{where} is {found:.2f} %, outside the recorded {low:.2f} to {high:.2f}"
     return ""
+
+
+def _as_measured(
+    row: Measurement, folder: Path, model: nn.Module, config: Config, scratch: Path
+) -> Callable[[Tensor], Tensor] | None:
+    """What a recorded figure is of; None for the float model beside a quantized one, and for runtimes not here."""
+    if (row.precision == "float") != (config.scheme is None):
+        return None
+    if row.target is not None:
+        set_target(model, row.target)
+    if row.runtime == "torch":
+        return model
+    if row.runtime != "onnxruntime" or not can_run_onnx():
+        return None
+    target = row.target or "onnxruntime"
+    file = folder / onnx_name(config, target)
+    if not file.is_file():
+        file = export_onnx(model, scratch / f"{target}.onnx", target=target)
+    return runtimes.load(file, "onnxruntime", threads=torch.get_num_threads())
 
 
 def _download_all(name: str) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -185,3 +186,24 @@ def test_verify_measures_again(server: Hub, folder: Path, monkeypatch: pytest.Mo
     assert verify([NAME], load, progress=False)[0].problem == ""
     labels[:10] = (labels[:10] + 1) % 10
     assert "outside the recorded 80.00 to 95.00" in verify([NAME], load, progress=False)[0].problem
+
+
+def test_verify_runs_the_onnx_file_again(server: Hub, folder: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = qzoo.load_pretrained(folder)
+    rows = read_config(folder).metrics
+    ran = dataclasses.replace(rows[1], runtime="onnxruntime", target="onnxruntime")
+    config = dataclasses.replace(model.qzoo_config, metrics=(*rows, ran))
+    publish(qzoo.save_pretrained(model, folder, config=config), REPO)
+    x = torch.randn(20, 1, 28, 28)
+    labels = model(x).argmax(1)
+    labels[:2] = (labels[:2] + 1) % 10
+    asked = []
+
+    def load(config: Config, row: Measurement) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        asked.append(row.runtime)
+        return [(x, labels if row.runtime == "torch" else (labels + 5) % 10)]
+
+    (finding,) = verify([NAME], load, progress=False)
+    assert asked == ["torch", "onnxruntime"]
+    assert re.match(r"top-1 in onnxruntime for onnxruntime is \d", finding.problem)
