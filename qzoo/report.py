@@ -17,15 +17,15 @@ def print_table(report: Report, width: int | None = None) -> None:
     """Print all rows to standard output: accuracy and latency, then what the models cost besides.
 
     Args:
-        width: columns of the terminal; by default its own, and 120 where there is none.
+        width: columns of the terminal; by default its own; where there is none, what the tables need, at least 120.
     """
     from rich.console import Console
 
-    console = Console(width=width)
+    console, tables = Console(width=width), (_table(report), _costs(report))
     if width is None and not console.is_terminal:
-        console = Console(width=120)
-    console.print(_table(report))
-    console.print(_costs(report))
+        console = Console(width=max(120, *(Console(width=1000).measure(table).maximum for table in tables)))
+    for table in tables:
+        console.print(table)
     for line in footnotes(report):
         console.print(line, highlight=False, markup=False)
 

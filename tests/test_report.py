@@ -67,6 +67,20 @@ def test_table_fits_and_holds_the_figures(report: Report, capsys) -> None:
     assert "…" not in text, "nothing may be cut off"
 
 
+def test_many_batches_are_not_cut_off_in_a_file(report: Report, capsys) -> None:
+    timing = report.rows[1].latency[8]
+    batches = [1, 8, 32, 64]
+    rows = tuple(
+        dataclasses.replace(
+            r, latency=dict.fromkeys(batches, timing), cpu_speedup=dict.fromkeys(batches, (2.0, 1.9, 2.1))
+        )
+        for r in report.rows
+    )
+    wide = dataclasses.replace(report, rows=rows, settings={**report.settings, "batches": batches})
+    print_table(wide)
+    assert "…" not in capsys.readouterr().out
+
+
 def test_json_and_csv(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
     values = json.loads((tmp_path / "benchmark.json").read_text())
