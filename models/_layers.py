@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qzoo.quant.nn import QuantConv2d, QuantLinear
+from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
+from qzoo.quant.nn.modules.quant_conv_same import pad_same
 from qzoo.scheme import Scheme
 
 
@@ -30,8 +30,8 @@ def conv2d(
     """A 2-d convolution, [N, in, H, W] -> [N, out, H', W'].
 
     Args:
-        padding: zeros on every side, or ``"same"``: TensorFlow's rule, H' = ceil(H / stride)
-        (:func:`pad_same`). quantize: quantizes input (per tensor) and weight (per output channel) when given.
+        padding: zeros on every side, or ``"same"``: TensorFlow's rule, H' = ceil(H / stride) (:func:`pad_same`).
+        quantize: quantizes input (per tensor) and weight (per output channel) when given.
         nonnegative: the input is never below zero.
         edge: the model's first or last layer, which keeps 8 bits where others have few (``Scheme.edge_bits``).
     """
@@ -85,41 +85,11 @@ def linear(
     return layer
 
 
-def pad_same(x: Tensor, kernel_size: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """Zeros around [N, C, H, W], so that a convolution gives [N, C, ceil(H / stride), ceil(W / stride)].
-
-    That is TensorFlow's "SAME" rule. An odd number of zeros has the larger half at the bottom and on the
-    right, so the padding of a stride of 2 depends on the input's size.
-    """
-    above, below = _same_padding(x.shape[-2], kernel_size[0], stride[0])
-    left, right = _same_padding(x.shape[-1], kernel_size[1], stride[1])
-    return F.pad(x, (left, right, above, below))
-
-
-def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
-    total = max((math.ceil(size / stride) - 1) * stride + kernel_size - size, 0)
-    return total // 2, total - total // 2
-
-
-class _SamePadding:
-    """Mixin of a convolution: pads the operand of the convolution proper.
-
-    In the quantized layer that operand is the quantizer's output, so an exported graph reads Q, DQ, Pad,
-    Conv: zero is exact in every symmetric type, and the Pad merges into the Conv, which then follows its DQ
-    directly, as the int8 kernels of the runtimes demand.
-    """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        input = pad_same(input, self.kernel_size, self.stride)  # type: ignore[attr-defined]
-        return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
-
-
-class Conv2dSame(_SamePadding, nn.Conv2d):
+class Conv2dSame(nn.Conv2d):
     """``nn.Conv2d`` with TensorFlow's "SAME" padding."""
 
-
-class QuantConv2dSame(_SamePadding, QuantConv2d):
-    """``QuantConv2d`` with TensorFlow's "SAME" padding, put on after the input is quantized."""
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(pad_same(input, self.kernel_size, self.stride), weight, bias)
 
 
 def init_weights(model: nn.Module) -> None:

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qzoo.collect import quantizers_off
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import evaluating
-from qzoo.models._layers import QuantConv2dSame, pad_same
 from qzoo.ptq.calls import calls_of
-from qzoo.quant.nn import QuantConv2d, QuantLinear
+from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
+from qzoo.quant.nn.modules.quant_conv_same import pad_same
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Layer:
         if isinstance(module, QuantLinear):
             return x.reshape(1, -1, x.shape[-1])
         if isinstance(module, QuantConv2dSame):
-            x = pad_same(x, module.kernel_size, module.stride)  # type: ignore[arg-type]
+            x = pad_same(x, module.kernel_size, module.stride, module.dilation)
         else:
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)

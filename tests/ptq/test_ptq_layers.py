@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
-from qzoo.models._layers import QuantConv2dSame
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.layers import Layer, layers_of
-from qzoo.quant.nn import QuantConv2d, QuantLinear
+from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.scheme import Scheme
 
 
@@ -46,6 +45,7 @@ def test_what_is_not_ready_is_refused(others: Tensor) -> None:
         QuantConv2d(6, 4, 3, dilation=2, padding=2),
         QuantConv2d(6, 4, (3, 1), padding=(1, 0), padding_mode="reflect"),
         QuantConv2dSame(6, 8, 3, stride=2),
+        QuantConv2dSame(6, 8, 3, stride=2, dilation=2, padding=1),
         QuantLinear(6, 5),
     ],
     ids=lambda layer: f"{type(layer).__name__}-{layer.extra_repr()}".replace(" ", ""),

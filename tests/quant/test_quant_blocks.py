@@ -78,6 +78,21 @@ def test_attention_equals_torch_when_disabled(options):
     torch.testing.assert_close(ours(single, single, single), plain(single, single, single))
 
 
+def test_attention_drops_what_torch_drops():
+    torch.manual_seed(0)
+    plain, ours = (
+        nn.MultiheadAttention(8, 2, dropout=0.5),
+        off(qnn.QuantMultiheadAttention(8, 2, dropout=0.5)),
+    )
+    ours.load_state_dict(plain.state_dict())
+    x, results = torch.randn(5, 3, 8), []
+    for attention in (plain, ours):
+        torch.manual_seed(1)
+        results.append(attention(x, x, x))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_attention_in_place_and_quantized():
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     x = torch.randn(2, 5, 8)

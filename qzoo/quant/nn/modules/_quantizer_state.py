@@ -182,7 +182,8 @@ class QuantizerState(nn.Module):
         # A tensor born under inference_mode could not be saved for a later backward.
         with torch.inference_mode(False), torch.no_grad():
             self._checked = None  # a new tensor may have the identity of one that was freed
-            fresh = (value if isinstance(value, torch.Tensor) else torch.as_tensor(value)).detach().to(torch.float32, copy=True)
+            given = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+            fresh = given.detach().to(torch.float32, copy=True)
             present = self._buffers.get(key)
             if present is None:
                 self.register_buffer(key, fresh)

@@ -128,8 +128,8 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
         scores = q @ self._key_heads_quantizer(k).transpose(-2, -1)
         mask = _merged_mask(attn_mask, key_padding_mask, scores)
         weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-        dropped = F.dropout(weights, self.dropout, self.training)
-        context = self._softmax_quantizer(dropped) @ self._value_heads_quantizer(v)
+        weights = F.dropout(weights, self.dropout, self.training)
+        context = self._softmax_quantizer(weights) @ self._value_heads_quantizer(v)
         output = self.out_proj(context.transpose(1, 2).flatten(2))
         if not batched:
             output, weights = output.squeeze(0), weights.squeeze(0)

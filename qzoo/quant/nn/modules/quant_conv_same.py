@@ -10,26 +10,36 @@ from qzoo.quant.nn.modules.quant_conv import QuantConv2d
 __all__ = ["QuantConv2dSame"]
 
 
-class QuantConv2dSame(QuantConv2d):
-    """Pads so that the output has ``ceil(size / stride)`` positions; the odd one goes right and down.
+def pad_same(
+    x: torch.Tensor,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...] = (1, 1),
+) -> torch.Tensor:
+    """Zeros around [N, C, H, W], so that a convolution gives [N, C, ceil(H / stride), ceil(W / stride)].
 
-    Stands in for ``timm.layers.Conv2dSame``; the padding argument is ignored. The input is quantized before
-    it is padded: zero is always a level.
+    That is TensorFlow's "SAME" rule. An odd number of zeros has the larger half at the bottom and on the
+    right, so the padding of a stride of 2 depends on the input's size.
+    """
+    sides: list[int] = []
+    for axis in (1, 0):
+        size, step = x.shape[2 + axis], stride[axis]
+        reach = ((size + step - 1) // step - 1) * step + (kernel_size[axis] - 1) * dilation[axis] + 1
+        missing = max(reach - size, 0)
+        sides += [missing // 2, missing - missing // 2]
+    return F.pad(x, sides)
+
+
+class QuantConv2dSame(QuantConv2d):
+    """``QuantConv2d`` with :func:`pad_same`; the padding argument is ignored. Stands in for ``timm.layers.Conv2dSame``.
+
+    The input is padded behind its quantizer, so an exported graph reads Q, DQ, Pad, Conv: zero is exact in every
+    symmetric type, and the Pad merges into the Conv, which then follows its DQ directly, as the int8 kernels of the
+    runtimes demand.
     """
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``[N, in, H, W]`` to ``[N, out, ceil(H / stride), ceil(W / stride)]``."""
-        x = self._input_quantizer(input)
-        sides: list[int] = []
-        for size, kernel, stride, dilation in zip(
-            (x.shape[-1], x.shape[-2]),
-            reversed(self.kernel_size),
-            reversed(self.stride),
-            reversed(self.dilation),
-            strict=True,
-        ):
-            reach = ((size + stride - 1) // stride - 1) * stride + (kernel - 1) * dilation + 1
-            missing = max(reach - size, 0)
-            sides += [missing // 2, missing - missing // 2]
-        weight = self._weight_quantizer(self.weight)
-        return F.conv2d(F.pad(x, sides), weight, self.bias, self.stride, 0, self.dilation, self.groups)
+    def _conv_forward(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        padded = pad_same(input, self.kernel_size, self.stride, self.dilation)
+        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
