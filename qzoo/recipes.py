@@ -20,11 +20,13 @@ from qzoo.training_options import TrainOptions
 from qzoo.zoo import new_config
 
 FOLDER = Path("recipes")
+_TRANSFORMERS = ("vit_", "deit_")
+_DEPTHWISE = ("mobilenet_", "efficientnet_", "tf_efficientnet_")
 # Tuning: a tenth of the float model's schedule at a hundredth of its learning rate, with a cosine, from the calibrated
 # model, batches of 256. The schedules are those of torchvision's weights: ResNets 90 epochs at 0.1, MobileNetV2 300 at
 # 0.045. For ResNet-50 (float 76.13 %) the old toolkit documents 15 epochs from 0.001 with a cosine: above 76.7 %; one
 # epoch: above 76.4 %; calibration alone: 76.1 %. MobileNetV2's BatchNorm is fixed in the second half, as Krishnamoorthi
-# (2018, arXiv:1806.08342, section 5.2) advises for it.
+# (2018, arXiv:1806.08342) advises.
 _SCHEDULES: dict[str, dict[str, Any]] = {
     "resnet18": {"epochs": 9, "lr": 0.001, "weight_decay": 1e-4},
     "resnet50": {"epochs": 15, "lr": 0.001, "weight_decay": 1e-4},
@@ -48,7 +50,8 @@ def recipes() -> list[Config]:
     """A W8A8 recipe for every architecture whose float weights are public, and tuning for three of them.
 
     Transformers are smoothed first: a few channels of what their LayerNorms give are far larger than the others
-    (:mod:`qzoo.ptq.smoothquant`).
+    (:mod:`qzoo.ptq.smoothquant`). Networks of depthwise convolutions lose most by rounding to nearest (Nagel et al.,
+    2019, arXiv:1906.04721; here 5 dB on EfficientNet-Lite0): their weights are rounded by learning.
     """
     found = []
     for arch in list_architectures():
@@ -66,12 +69,18 @@ def _recipe(name: str) -> Config:
     weights = architecture(parsed.arch).weights[parsed.tag or ""]
     source, digest = weights.sources[0], weights.sha256[0] if weights.sha256 else ""
     revision = weights.revision if source.startswith("hf:") else ""
+    learned = parsed.arch.startswith(_DEPTHWISE) and not parsed.qat
     return dataclasses.replace(
         new_config(name),
         form="packed",
         float_source=FloatSource(source, revision, digest, weights.license),
         calibration=CalibrationRecord(
-            "auto", "ImageNet-1k", "0:128", 128, smooth=parsed.arch.startswith(("vit_", "deit_"))
+            "mse" if learned else "auto",
+            "ImageNet-1k",
+            "0:128",
+            128,
+            rounding="learned" if learned else "nearest",
+            smooth=parsed.arch.startswith(_TRANSFORMERS),
         ),
     )
 
