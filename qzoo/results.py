@@ -12,7 +12,7 @@ SCHEMA = 3
 """Version of the JSON form; it rises when a field changes its meaning."""
 
 _BUSY = 1.25  # wall time over CPU time of a single thread, beyond which the machine did something else too
-_SPREAD = 1.5  # 90th percentile over median of the CPU time, beyond which turns of one kind differ
+_SPREAD = 1.5  # 90th percentile over median, beyond which turns of one kind differ
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,14 @@ class Row:
         return self.cpu_speedup if self.clock == "cpu" else self.wall_speedup
 
     @property
+    def spread(self) -> float:
+        """90th percentile over median of the time that the speed-ups are of; the largest of the batch sizes."""
+        pairs = [
+            (t.cpu_p90, t.cpu) if self.clock == "cpu" else (t.wall_p90, t.wall) for t in self.latency.values()
+        ]
+        return max((tail / median for tail, median in pairs if median > 0), default=1.0)
+
+    @property
     def label(self) -> str:
         """Runtime and precision, or runtime and peer."""
         return f"{self.runtime} {self.precision if self.source == 'qzoo' else self.source}"
@@ -149,12 +157,10 @@ class Report:
                 f"The machine was busy: up to {busy:.1f} times as much wall time as CPU time passed. The speed-ups are "
                 "by CPU time; measure again on a quiet machine for latencies."
             )
-        spread = max(
-            (t.cpu_p90 / t.cpu for row in self.rows for t in row.latency.values() if t.cpu > 0), default=1.0
-        )
+        spread = max((row.spread for row in self.rows), default=1.0)
         if spread > _SPREAD:
             found.append(
-                f"The calls differed: the slowest tenth took at least {spread:.1f} times the median's CPU time. Look "
+                f"The calls differed: the slowest tenth took at least {spread:.1f} times as long as the median. Look "
                 "at the intervals; other work on the machine, or a changing clock, does this."
             )
         governor = self.machine.get("frequency governor", "unknown")

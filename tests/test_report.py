@@ -145,7 +145,10 @@ def test_speedups_are_by_the_clock_that_fits(report: Report, tmp_path: Path, cap
 def test_an_uneven_machine_is_said(report: Report) -> None:
     uneven = row("onnxruntime", "int8", 9.0, 9.0, latency={1: Timing(9.0, 20.0, 9.0, 18.0, 30)})
     (warning,) = Report((uneven,), report.date, report.settings, MACHINE).warnings()
-    assert "at least 2.0 times the median" in warning
+    assert "at least 2.0 times as long as the median" in warning
+    threads = dataclasses.replace(uneven, clock="wall", latency={1: Timing(9.0, 27.0, 9.0, 9.0, 30)})
+    (warning,) = Report((threads,), report.date, report.settings, MACHINE).warnings()
+    assert "at least 3.0 times as long" in warning, "wall time, with several threads"
     slow_clock = Report(
         report.rows, report.date, report.settings, {**MACHINE, "frequency governor": "powersave"}
     )
