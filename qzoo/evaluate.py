@@ -151,7 +151,7 @@ def evaluate(
             mine.append(_batch(model, reference, images, labels))
     parts = group.gather(mine)
     batches = [batch for part in parts for batch in part]
-    if not batches:
+    if not any(batch.model.images for batch in batches):
         raise DataError("the loader gave no images; check the folder, the split and the limit")
     sums = [[batch.model for batch in part] for part in parts]
     if reference is None:

@@ -154,9 +154,10 @@ def test_any_callable_and_half_precision(case: tuple[Tensor, Tensor, Tensor, lis
     assert result.agreement == expected.agreement
 
 
-def test_no_images() -> None:
+@pytest.mark.parametrize("batches", [[], [(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))]])
+def test_no_images(batches: list[Batch]) -> None:
     with pytest.raises(DataError, match="no images"):
-        evaluate(nn.Identity(), [], progress=False)
+        evaluate(nn.Identity(), batches, progress=False)
 
 
 def test_the_result_is_ready_for_json(case: tuple[Tensor, Tensor, Tensor, list[Batch]]) -> None:

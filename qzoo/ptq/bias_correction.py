@@ -92,14 +92,15 @@ def _output_means(
 
     def watch(layer: Layer) -> Any:
         name = layer.name
-        if name not in modules:
-            raise CalibrationError(f"the reference has no layer {name!r}; pass the float model of this one")
 
         def hook(_: nn.Module, args: Any, output: Tensor) -> None:
             sums[name] = sums.get(name, 0) + layer.mean(output) * (len(output) / images)
 
         return modules[name].register_forward_hook(hook)
 
+    missing = [layer.name for layer in layers if layer.name not in modules]
+    if missing:
+        raise CalibrationError(f"the reference has no layer {missing[0]!r}; pass the float model of this one")
     handles = [watch(layer) for layer in layers]
     with attached(handles), evaluating(source):
         for batch in track(batches, "float means", show=progress):

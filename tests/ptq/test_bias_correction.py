@@ -126,3 +126,11 @@ def test_refusals(w8a8: Pair, batches: list[Batch]) -> None:
         correct_bias(model, [], progress=False)
     with pytest.raises(CalibrationError, match="no layer 'conv1'"):
         correct_bias(model, batches, method="empirical", reference=nn.Identity(), progress=False)
+
+
+def test_a_reference_that_lacks_a_layer_keeps_no_hooks(w8a8: Pair, batches: list[Batch]) -> None:
+    exact, model = w8a8
+    del exact.fc
+    with pytest.raises(CalibrationError, match="no layer 'fc'"):
+        correct_bias(model, batches, method="empirical", reference=exact, progress=False)
+    assert not any(module._forward_hooks for module in exact.modules())
