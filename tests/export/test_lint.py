@@ -416,6 +416,7 @@ def test_command(tmp_path: Path, capsys) -> None:
 def test_default_target_is_the_one_exported_for(build, tmp_path: Path) -> None:
     model, images = build("resnet8", 16)
     path = export_onnx(model, tmp_path / "model.onnx", example=images, target="tensorrt")
+    assert lint(path) == lint(path, "tensorrt") == []
     assert main(["lint", str(path)]) == 0
     assert main(["lint", str(path), "--target", "onnxruntime"]) == 1
 

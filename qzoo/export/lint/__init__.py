@@ -48,8 +48,9 @@ def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Findin
 
     Args:
         path: an ONNX file; large weights are not read.
-        target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``; None looks for the findings of all, each of
-            which says what it hits. No file is free of findings for all three (see :mod:`qzoo.scheme`).
+        target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``; by default what qzoo exported the file for. For
+            other tools' files the findings of all are looked for, each of which says what it hits. No file is free of
+            findings for all three (see :mod:`qzoo.scheme`).
 
     Returns:
         Findings, rule by rule in the order of :data:`RULES`; the nodes of a rule in the order of the file.
@@ -61,6 +62,7 @@ def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Findin
     if target is not None and target not in EVERY:
         raise ValueError(f"no target {target!r}; expected one of {', '.join(EVERY)}")
     graph = Graph(path)
+    target = target or _target_of(graph)
     return [
         Finding(rule.id, tuple(label(node) for node in nodes), rule.targets, rule.why, rule.fix)
         for rule in RULES
@@ -71,5 +73,10 @@ def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Findin
 
 def written_for(path: str | os.PathLike[str]) -> str | None:
     """The target that a file of qzoo was exported for; None for other files."""
-    facts = {entry.key: entry.value for entry in Graph(path).model.metadata_props}
-    return facts.get("qzoo.target")
+    return _target_of(Graph(path))
+
+
+def _target_of(graph: Graph) -> str | None:
+    facts = {entry.key: entry.value for entry in graph.model.metadata_props}
+    target = facts.get("qzoo.target")
+    return target if target in EVERY else None
