@@ -143,8 +143,8 @@ class Made:
 def how_made(name: str, folder: Path) -> Made:
     """How a checkpoint was, or is to be, made.
 
-    Looked up in the folder that it is written to, in ``recipes/`` here, in the package's checkpoints (without
-    their images: other data have other numbers), in the package's recipes; what is nowhere is made with defaults.
+    Looked up in the folder that it is written to, in the package's checkpoints (without their images: other data
+    have other numbers), in ``recipes/`` here, in the package's recipes; what is nowhere is made with defaults.
 
     Args:
         name: with its tag.
@@ -157,12 +157,12 @@ def how_made(name: str, folder: Path) -> Made:
         if old.name != name:
             raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {name}")
         return _made(old, f"{folder / 'config.json'}")
-    stored = FOLDER / name
-    if (stored / "config.json").is_file():
-        return _made(read_config(stored), f"{stored / 'config.json'}")
     if name in hub.embedded():
         made = _made(read_config(hub.embedded()[name]), f"qzoo's checkpoint {name}")
         return dataclasses.replace(made, evaluation=None)
+    stored = FOLDER / name
+    if (stored / "config.json").is_file():
+        return _made(read_config(stored), f"{stored / 'config.json'}")
     known = {config.name: config for config in recipes()}
     return _made(known[name], f"qzoo's recipe {name}") if name in known else Made()
 

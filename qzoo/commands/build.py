@@ -56,7 +56,7 @@ def register(add: Add) -> None:
     sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of what is finished")
     sub.add_argument("--again", action="store_true", help="repeat finished steps, too")
     sub.epilog = (
-        "What no option says, the recipe says: config.json in the folder, in recipes/NAME, or in qzoo. Interrupted "
+        "What no option says, the recipe says: config.json in the folder, in qzoo, or in recipes/NAME. Interrupted "
         "and started again, it goes on with the step it was in. A name in _qat is trained with its recipe's options, "
         "on the images in DIR/train; --all leaves these out, as a calibration takes minutes and a training hours: "
         "--qat adds them."

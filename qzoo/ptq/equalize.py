@@ -129,8 +129,8 @@ def some(pairs: list[Equalized]) -> list[Equalized]:
     """
     if not pairs:
         raise CalibrationError(
-            "nothing to equalize: no two quantized layers have only a BatchNorm and a ReLU between them (pairs with "
-            "ReLU6 stay as they are); leave equalization out"
+            "nothing to equalize: no two quantized layers have only a BatchNorm and a ReLU between them. Pairs with "
+            "ReLU6 stay as they are, but for qzoo.ptq.equalize(model, images, relu6=True); leave equalization out"
         )
     return pairs
 
