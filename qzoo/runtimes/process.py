@@ -111,9 +111,11 @@ class Process:
         status = self._child.wait()
         said = self._log.read_text(errors="replace")
         _, expired, places = said.rpartition("Timeout (")  # what faulthandler writes at the limit
-        if status == 1 and expired:
+        # Any status: its watchdog reads the stack of a thread that runs on, and may crash (SIGSEGV) while it writes.
+        if expired:
             innermost = " < ".join(line.strip() for line in places.splitlines() if line.startswith("  File"))
-            return f"no answer to {do!r} within {self.limit:g} s; it was at {innermost[:600]}"
+            where = innermost[:600] or "a place it could not name"
+            return f"no answer to {do!r} within {self.limit:g} s; it was at {where}"
         words = " ".join(said.split()[-60:])
         return f"its process ended with status {status}; it said: {words or 'nothing'}"
 
