@@ -9,26 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from qzoo.build_plan import BuildJob, BuildOptions, Plan, make_plan
-from qzoo.calibrate import Calibration, Candidate
+from qzoo.calibrate_checkpoint import quantize_to
 from qzoo.cards import write_card
-from qzoo.checkpoint import load_pretrained, save_pretrained
-from qzoo.compact import compact
-from qzoo.config import WEIGHTS, CalibrationRecord, Measurement, Tried, config_of, read_config
+from qzoo.checkpoint import load_pretrained
+from qzoo.config import WEIGHTS, Measurement, config_of, read_config
 from qzoo.errors import UnknownModelError
 from qzoo.fields import encode
 from qzoo.folders import exclusive, place, scratch_beside
-from qzoo.measurements import can_run_onnx, finite, measure, require_onnx
+from qzoo.measurements import can_run_onnx, measure, require_onnx
 from qzoo.onnx_files import export_files, onnx_name, with_files
 from qzoo.own_weights import planned_config, quantized_from
-from qzoo.parts import Images
-from qzoo.ptq import Choice, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.recipes import Made, how_made
 from qzoo.registry import architecture, parse_name
-from qzoo.scheme import set_target, with_target
+from qzoo.scheme import with_target
 from qzoo.steps import Steps
 
 CHECKPOINT = "checkpoint"
@@ -127,25 +123,18 @@ def _calibrated(plan: Plan, state: Path, steps: Steps) -> tuple[Measurement, ...
 
 def _calibrate(model: nn.Module, plan: Plan, folder: Path) -> None:
     """Float weights to a checkpoint without figures."""
-    chosen, choice, progress, device = plan.recipe, None, plan.job.progress, plan.job.device
-    config = config_of(model)
-    model.to(device)
-    needed = plan.best or bool(plan.drop) or not chosen.data_free
-    batches = [images.to(device) for images, _ in plan.load(config, plan.images)] if needed else []
-    if plan.drop:
-        mix_precision(model, batches, plan.drop, progress=progress)
-        config = config_of(model)
-    if plan.best:
-        choice = best_recipe(model, batches, progress=progress)
-        chosen = choice.recipe
-    found = apply_recipe(model, batches, chosen, preprocessing=config.preprocessing, progress=progress)
-    model.to("cpu")
-    example = torch.zeros(1, *config.preprocessing.input_size)
-    half = compact(model, example) > 0
-    round_biases(model, example)
-    calibration = dataclasses.replace(record(found, plan.images, chosen, choice), half=half, drop=plan.drop)
-    config = dataclasses.replace(config, calibration=calibration)
-    save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
+    device = plan.job.device
+    needed = plan.best or bool(plan.drop) or not plan.recipe.data_free
+    loader = plan.load(config_of(model), plan.images) if needed else ()
+    quantize_to(
+        folder,
+        model.to(device),
+        [images.to(device) for images, _ in loader],
+        plan.images,
+        None if plan.best else plan.recipe,
+        drop=plan.drop,
+        progress=plan.job.progress,
+    )
 
 
 def _export(model: nn.Module, targets: tuple[str, ...], steps: Steps, state: Path) -> None:
@@ -219,22 +208,3 @@ def _tuned(
     }
     steps.run("train and measure", inputs, action, _FILES)
     _export(load_pretrained(folder), job.onnx, steps, state)
-
-
-def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | None) -> CalibrationRecord:
-    """What the config says of a calibration."""
-    tried: tuple[Candidate, ...] = choice.candidates if choice else found.candidates
-    return CalibrationRecord(
-        method=found.method,
-        data=images.text if found.images else "none",
-        subset=images.subset if found.images else "",
-        images=found.images,
-        percentile=found.percentile,
-        candidates=tuple(Tried(c.method, finite(c.sqnr_db), c.agreement) for c in tried),
-        rounding=recipe.rounding,
-        equalize=recipe.equalize,
-        bias_correction=recipe.bias_correction,
-        smooth=recipe.smooth,
-        recipe="best" if choice else "",
-        held_back=choice.held_back if choice else 0,
-    )

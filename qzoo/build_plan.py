@@ -33,6 +33,7 @@ class BuildOptions:
         method: of :func:`qzoo.calibrate`, ``"auto"`` by default; or ``"batchnorm"``, without calibration images.
         rounding: of the weights: ``"nearest"`` (the default), ``"learned"`` or ``"sequential"``.
         equalize, bias_correction, smooth: see :class:`qzoo.ptq.Recipe`; by default none of them.
+        percentile, alpha: of the method "percentile" and of ``smooth``, as there.
         drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
             :func:`qzoo.ptq.mix_precision`.
         float_weights: a folder with float weights of your own; what the name's tag means if None.
@@ -51,6 +52,8 @@ class BuildOptions:
     equalize: bool | None = None
     bias_correction: str | None = None
     smooth: bool | None = None
+    percentile: float | None = None
+    alpha: float | None = None
     drop: float | None = None
     float_weights: str | Path | None = None
     layer_bits: tuple[tuple[str, int], ...] | None = None
@@ -68,7 +71,7 @@ class BuildOptions:
     @property
     def methods(self) -> dict[str, Any]:
         """The post-training methods that are given."""
-        names = ("method", "rounding", "equalize", "bias_correction", "smooth")
+        names = [f.name for f in dataclasses.fields(Recipe)]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
@@ -171,7 +174,7 @@ def make_plan(name: ModelName, config: Config, made: Made, options: BuildOptions
         scheme = dataclasses.replace(scheme, layers=layers)
     images = calibration_images(config, job.data, options.calibration_subset or made.calibration)
     checks = evaluation_images(config, job.data, options.evaluation_subset or made.evaluation, images)
-    recipe = dataclasses.replace(made.recipe, **options.methods)
+    recipe = made.recipe.changed(options.methods)
     best = options.recipe == "best" or (made.best and not options.methods)
     if drop and recipe.data_free and not best:
         raise ValueError("mixed precision chooses layers on images; choose another method than batchnorm")

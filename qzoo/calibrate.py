@@ -24,6 +24,8 @@ from qzoo.errors import CalibrationError
 from qzoo.evaluate import decibel, evaluating
 from qzoo.progress import track
 
+PERCENTILE = 99.99
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -69,7 +71,7 @@ def calibrate(
     loader: Iterable[Any],
     *,
     method: str = "max",
-    percentile: float = 99.99,
+    percentile: float = PERCENTILE,
     select_loader: Iterable[Any] | None = None,
     progress: bool = True,
     group: Group | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qzoo.calibrate import PERCENTILE
 from qzoo.config import CalibrationRecord, Config
 from qzoo.markdown import number, table
 from qzoo.scheme import Scheme
@@ -16,7 +17,7 @@ def recipe(config: Config) -> str:
     if config.scheme is not None:
         parts.append(_places(config, config.scheme))
     if config.calibration is not None:
-        parts.append(_ranges(config.calibration))
+        parts.append(_ranges(config, config.calibration))
         if config.calibration.candidates:
             parts.append(_candidates(config.calibration))
         if config.training is None:
@@ -46,13 +47,13 @@ def _places(config: Config, scheme: Scheme) -> str:
     )
 
 
-def _ranges(record: CalibrationRecord) -> str:
-    percentile = f" {record.percentile:g}" if record.percentile is not None else ""
+def _ranges(config: Config, record: CalibrationRecord) -> str:
+    percentile = f" {record.percentile:g}" if record.method == "percentile" and record.percentile else ""
     if record.images:
         images = f"from {record.images} images ({record.data}, images {record.subset})"
     else:
         images = "without data: from the statistics in the BatchNorm layers"
-    return f"Ranges of activations: method *{record.method}{percentile}*, {images}.{_steps(record)}"
+    return f"Ranges of activations: method *{record.method}{percentile}*, {images}.{_steps(config, record)}"
 
 
 def _candidates(record: CalibrationRecord) -> str:
@@ -173,7 +174,9 @@ def _build_flags(config: Config, record: CalibrationRecord) -> str:
         return f"{data}{subset} --recipe {record.recipe}{layers}"
     flags = [
         "" if record.candidates else f" --method {record.method}",
+        "" if record.percentile in (None, PERCENTILE) else f" --percentile {record.percentile:g}",
         " --smooth" if record.smooth else "",
+        "" if record.alpha is None else f" --alpha {record.alpha:g}",
         " --equalize" if record.equalize else "",
         "" if record.rounding == "nearest" else f" --rounding {record.rounding}",
         "" if record.bias_correction == "none" else f" --bias-correction {record.bias_correction}",
@@ -189,10 +192,12 @@ def _layer_flags(config: Config, record: CalibrationRecord) -> str:
     return f" --layer-bits {' '.join(f'{name}={bits}' for name, bits in layers)}" if layers else ""
 
 
-def _steps(record: CalibrationRecord) -> str:
+def _steps(config: Config, record: CalibrationRecord) -> str:
     """What else was done to the model, a sentence, or nothing."""
-    steps = ["SmoothQuant"] if record.smooth else []
-    steps += ["cross-layer equalization"] if record.equalize else []
+    alpha = "" if record.alpha is None else f" (alpha {record.alpha:g})"
+    steps = [f"SmoothQuant{alpha}"] if record.smooth else []
+    plain = " with a ReLU in place of every ReLU6" if config.plain_relu else ""
+    steps += [f"cross-layer equalization{plain}"] if record.equalize else []
     if record.bias_correction != "none":
         steps.append(f"{record.bias_correction} bias correction")
     return f" Also: {', '.join(steps)}." if steps else ""

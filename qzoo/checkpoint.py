@@ -21,6 +21,7 @@ from qzoo.errors import CheckpointError
 from qzoo.folders import place, scratch_beside
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.registry import architecture
+from qzoo.relu6 import replace_relu6
 from qzoo.scheme import TARGETS, Scheme, set_layer_bits, with_target
 from qzoo.state import (
     assign_state,
@@ -98,6 +99,8 @@ def empty_model(config: Config, scheme: Scheme | None) -> nn.Module:
     entry = architecture(config.architecture)
     with torch.device("meta"):
         model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
+    if config.plain_relu:
+        replace_relu6(model)
     if scheme is not None:
         set_layer_bits(model, scheme)
     name_quantizers(model)

@@ -71,13 +71,13 @@ class CalibrationRecord:
         data: the images, in words.
         subset: ``"start:stop"`` in the data set's fixed order.
         images: their number.
-        percentile: of the method "percentile", None for others.
+        percentile: of the method "percentile", or tried beside others; None where it is not of those.
         candidates: with method "auto" or a chosen recipe, what each candidate reached on the selection images.
         rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround` on the same images) or
             "sequential" (:func:`qzoo.ptq.adaround_sequential`).
         equalize: cross-layer equalization came first.
         bias_correction: "none", "analytic" or "empirical".
-        smooth: SmoothQuant came first.
+        smooth: SmoothQuant came first; alpha: its alpha, None for the default.
         recipe: "best" where :func:`qzoo.ptq.best_recipe` chose all this.
         held_back: number of calibration images that it compared recipes on.
         drop: mixed precision: layers got more bits (``Scheme.layers``) until at most this share of the held-back
@@ -99,6 +99,7 @@ class CalibrationRecord:
     held_back: int = field(default=0, metadata=OPTIONAL)
     half: bool = field(default=False, metadata=OPTIONAL)
     drop: float = field(default=0.0, metadata=OPTIONAL)
+    alpha: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class Config:
         form: "master" (float weights, to train on) or "packed" (integer weights).
         scheme: None for a float model. The target is no part of it: one checkpoint serves all.
         labels: the set of classes, such as "imagenet-1k"; "" where it is not known.
+        plain_relu: every ReLU6 of the architecture is a plain ReLU here: equalization put it there.
         training: options and data of a training run by qzoo, None without one.
         files: SHA-256 of each file of the folder but README.md, by its path with forward slashes.
         sizes: bytes of the same files.
@@ -185,6 +187,7 @@ class Config:
     latency: tuple[Latency, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    plain_relu: bool = field(default=False, metadata=OPTIONAL)
     qzoo_version: str = ""
     format_version: int = FORMAT_VERSION
 

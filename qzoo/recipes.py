@@ -15,6 +15,7 @@ from qzoo.config import CalibrationRecord, Config, FloatSource, read_config
 from qzoo.errors import CheckpointError
 from qzoo.folders import write_text
 from qzoo.ptq import Recipe
+from qzoo.ptq.recipe import WITH_PERCENTILE
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name
 from qzoo.training_options import TrainOptions
 from qzoo.zoo import new_config
@@ -178,7 +179,15 @@ def _made(config: Config, source: str) -> Made:
     method = "auto" if record.candidates and not record.recipe else record.method
     return dataclasses.replace(
         made,
-        recipe=Recipe(record.equalize, method, record.rounding, record.bias_correction, record.smooth),
+        recipe=Recipe(
+            equalize=record.equalize,
+            method=method,
+            rounding=record.rounding,
+            bias_correction=record.bias_correction,
+            smooth=record.smooth,
+            percentile=record.percentile if method in WITH_PERCENTILE else None,
+            alpha=record.alpha,
+        ),
         best=bool(record.recipe),
         calibration=record.subset or None,
         drop=record.drop,

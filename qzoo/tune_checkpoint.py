@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qzoo.build import record
 from qzoo.calibrate import calibrate
+from qzoo.calibrate_checkpoint import record
 from qzoo.checkpoint import empty_model, load_pretrained
 from qzoo.config import CalibrationRecord, Config, config_of
 from qzoo.data import load_data, parse_subset

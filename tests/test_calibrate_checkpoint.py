@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from test_build import build
+from torch import nn
 
 import qzoo
 from qzoo import calibrate_checkpoint as command
 from qzoo import hub
+from qzoo.calibrate import Calibration
 from qzoo.cards import card
 from qzoo.cli import main
-from qzoo.config import read_config
+from qzoo.collect import quantizers_off
+from qzoo.config import Config, read_config
 from qzoo.data import load_data
 from qzoo.errors import UnknownModelError
+from qzoo.parts import Images
+from qzoo.ptq import Recipe
+from qzoo.recipes import how_made
+from qzoo.zoo import new_config
 
 module = sys.modules["qzoo.build_plan"]
 NAME = "resnet20.fmnist-w8a8"
@@ -107,3 +115,80 @@ def test_contradictions_and_other_names(small_world: Path, capsys: pytest.Captur
     with pytest.raises(UnknownModelError, match="give a scheme"):
         command.calibrate_checkpoint("resnet20.fmnist", out=small_world / "x")
     assert not (small_world / "x").exists()
+
+
+def test_numbers_of_the_methods_and_bits_of_layers_are_recorded_and_repeated(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["qzoo.build"], "measure", lambda *args, **options: ())
+    name, out = "resnet20.fmnist-w4a8", small_world / "here"
+    flags = [
+        "--method",
+        "percentile",
+        "--percentile",
+        "99.5",
+        "--edge-bits",
+        "8",
+        "--layer-bits",
+        "layer1.0.conv1=6",
+    ]
+    assert main(["calibrate", name, "--subset", "0:32", *flags, "--out", str(out), "-q"]) == 0
+    config = read_config(out)
+    assert config.calibration is not None
+    assert config.scheme is not None
+    assert config.calibration.percentile == 99.5
+    assert (config.scheme.edge_bits, config.scheme.layers) == (8, (("layer1.0.conv1", 6),))
+    assert "--method percentile --percentile 99.5 --edge-bits 8 --layer-bits layer1.0.conv1=6`" in card(
+        config
+    )
+    weights = (out / "model.safetensors").read_bytes()
+    built = build(name, out=out, evaluation_subset="100:110", progress=False)  # by the folder's own config
+    assert (built / "model.safetensors").read_bytes() == weights
+    assert read_config(built).calibration == config.calibration
+    flags = ["--mixed-precision", "1", "--layer-bits", "fc=8"]
+    assert main(["calibrate", name, *flags, "--out", str(small_world / "x")]) == 2
+
+
+def test_the_percentile_that_auto_tried_is_recorded(small_world: Path) -> None:
+    out = small_world / "here"
+    argv = ["calibrate", NAME, "--subset", "0:32", "--percentile", "60", "--out", str(out), "-q"]
+    assert main(argv) == 0
+    made = read_config(out).calibration
+    assert made is not None
+    assert made.method != "percentile"  # which cuts far too much
+    assert made.percentile == 60
+    assert f"method *{made.method}*," in card(read_config(out))
+    assert " --percentile 60`" in card(read_config(out))
+    again = how_made(NAME, out).recipe
+    assert (again.method, again.percentile) == ("auto", 60)
+
+
+def test_alpha_is_recorded_and_repeated(tmp_path: Path) -> None:
+    recipe = Recipe(method="max", smooth=True, alpha=0.7)
+    made = command.record(Calibration("max", 32), Images("some", "val", "0:32", 32), recipe, None)
+    config = dataclasses.replace(new_config("deit_tiny_patch16_224.fb_in1k-w8a8"), calibration=made)
+    assert Config.from_json(config.to_json()) == config
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert how_made(config.name, tmp_path).recipe == recipe
+    assert "--method max --smooth --alpha 0.7`" in card(config)
+    assert "SmoothQuant (alpha 0.7)" in card(config)
+
+
+def test_a_relu_in_place_of_relu6_is_recorded_and_loaded(tmp_path: Path) -> None:
+    model = qzoo.create_model("mobilenet_v2.tv_in1k-w8a8", target="onnxruntime")
+    image, recipe = torch.rand(2, 3, 64, 64), Recipe(equalize=True, method="max")
+    with torch.no_grad(), quantizers_off(model):
+        model.train()(image)  # settles the BatchNorms: hardly a value is above 6
+    model.eval()
+    done = command.quantize_to(
+        tmp_path, model, [image], Images("some", "val", "0:1", 1), recipe, progress=False
+    )
+    assert done.recipe == recipe
+    config = read_config(tmp_path)
+    assert config.plain_relu
+    assert Config.from_json(config.to_json()) == config
+    assert "cross-layer equalization with a ReLU in place of every ReLU6" in card(config)
+    loaded = qzoo.load_pretrained(tmp_path)
+    assert not any(isinstance(m, nn.ReLU6) for m in loaded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(image), model(image))

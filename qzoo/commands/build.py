@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import layer_argument, layer_bits
-from qzoo.commands.recipe_arguments import recipe_arguments
+from qzoo.commands.arguments import layer_bits
+from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ def register(add: Add) -> None:
     sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
     recipe_arguments(sub)
-    sub.add_argument(
-        "--edge-bits", type=int, help="bits of the first and the last layer (default: the scheme's)"
-    )
-    layer_argument(sub)
     sub.add_argument(
         "--onnx",
         nargs="+",
@@ -106,11 +102,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         evaluation_subset=args.evaluation_subset,
         edge_bits=args.edge_bits,
         recipe=args.recipe,
-        method=args.method,
-        rounding=args.rounding,
-        equalize=args.equalize,
-        bias_correction=args.bias_correction,
-        smooth=args.smooth,
+        **given_methods(args),
         drop=args.mixed_precision,
         float_weights=args.float_weights,
         layer_bits=layer_bits(args.layer_bits),

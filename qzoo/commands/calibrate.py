@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import process_arguments
-from qzoo.commands.recipe_arguments import recipe_arguments
+from qzoo.commands.arguments import layer_bits, process_arguments
+from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 
 
 def register(add: Add) -> None:
@@ -29,11 +29,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
     from qzoo.ptq import Recipe
 
-    given = {
-        key: getattr(args, key)
-        for key in ("method", "rounding", "equalize", "bias_correction", "smooth")
-        if getattr(args, key) is not None
-    }
+    given = given_methods(args)
     if args.recipe and given:
         raise ValueError(f"--recipe {args.recipe} chooses {', '.join(given)} itself; leave them out")
     with joined(args.timeout, args.device) as group:
@@ -46,6 +42,8 @@ def _run(args: argparse.Namespace) -> int:
             target=args.target or "onnxruntime",
             float_weights=args.float_weights,
             drop=args.mixed_precision or 0.0,
+            edge_bits=args.edge_bits,
+            layer_bits=layer_bits(args.layer_bits),
             progress=not args.quiet and group.first,
             group=group,
         )

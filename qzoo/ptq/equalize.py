@@ -8,15 +8,14 @@ something to gain. A channel c is scaled by the factor that makes the noise of i
 d_a) and of the weights that read it (steps d_w) least, s^4 = d_a^2 mean(w_c^2) / (mean(d_w^2) E[x_c^2]);
 for a depthwise reader, whose step shrinks with its weight, by all that the range allows.
 
-ReLU6 clips at 6 whatever the scale, so behind it a channel may grow only as far as it stays below 6 on every
-image. That leaves little: on EfficientNet-Lite0 channels have tails far beyond what 128 images show, the
-scaled float network is 16 to 27 dB away from the original on other images, and with a bound that is safe
-nothing moves. So these pairs are left alone unless asked for, and no ReLU6 is replaced by a plain ReLU,
-which would be another network. Learned rounding and bias correction do not need equalization.
+ReLU6 clips at 6 whatever the scale: relu6(s x) is not s relu6(x). The paper puts a plain ReLU in its place first, in
+the whole network, see :mod:`qzoo.ptq.relu6`. To grow channels only as far as they stay below 6 leaves nothing on
+EfficientNet-Lite0, whose channels have tails far beyond what 128 images show.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +32,7 @@ from qzoo.ptq.calls import calls_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.statistics import Channels
 from qzoo.quant.nn import TensorQuantizer
-
-TAIL = 10.0
-"""Standard deviations above its mean that a channel before ReLU6 is expected to reach."""
+from qzoo.relu6 import replace_relu6
 
 _TOLERANCE = 1e-3  # of the largest output, on the first batch
 
@@ -74,23 +71,19 @@ def equalize(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    relu6: bool = False,
-    margin: float = 2.0,
     statistics: Mapping[str, Channels] | None = None,
     progress: bool = True,
 ) -> list[Equalized]:
-    """Equalize every pair of quantized layers with BatchNorm and ReLU or ReLU6 between, in place.
+    """Equalize every pair of quantized layers with BatchNorm and ReLU between, in place.
 
-    Call it on float weights, before ``calibrate``: ranges change. The float function stays the same; with
-    ``relu6`` only on images that drive no scaled channel into the clipping.
+    Call it on float weights, before ``calibrate``: ranges change. The float function stays the same. Pairs with
+    ReLU6 between stay as they are: :func:`qzoo.ptq.without_relu6` goes first.
 
     Args:
         model: quantized layers; ranges are not needed.
         loader: batches of images, as for ``calibrate``.
-        relu6: take pairs with ReLU6 between too.
         statistics: of each layer's input, by its name (:func:`qzoo.ptq.statistics.batchnorm_statistics`); then
             nothing is measured, and the batches only show that the function stays.
-        margin: how far beyond what was seen a channel before ReLU6 is expected to reach, at least.
 
     Returns:
         The pairs; empty where the model has none.
@@ -105,12 +98,12 @@ def equalize(
     state = {name: value.clone() for name, value in model.state_dict().items()}
     with evaluating(model), quantizers_off(model):
         expected = model(batches[0])
-        pairs = [pair for pair in _pairs(model, layers, batches[0][:1]) if relu6 or pair[2] == float("inf")]
+        pairs = _pairs(model, layers, batches[0][:1])
         if statistics is None:
             channels = _measure(model, pairs, batches, progress)
         else:
-            channels = {b.name: _Channels.expected(statistics[b.name]) for _, b, _ in pairs}
-        done = [_equalize(a, b, limit, channels[b.name], margin) for a, b, limit in pairs]
+            channels = {b.name: _Channels.expected(statistics[b.name]) for _, b in pairs}
+        done = [_equalize(a, b, channels[b.name]) for a, b in pairs]
         change = (model(batches[0]) - expected).abs().max().item()
     if not change <= _TOLERANCE * expected.abs().max().item():
         model.load_state_dict(state)
@@ -129,45 +122,54 @@ def some(pairs: list[Equalized]) -> list[Equalized]:
     """
     if not pairs:
         raise CalibrationError(
-            "nothing to equalize: no two quantized layers have only a BatchNorm and a ReLU between them. Pairs with "
-            "ReLU6 stay as they are, but for qzoo.ptq.equalize(model, images, relu6=True); leave equalization out"
+            "nothing to equalize: no two quantized layers have only a BatchNorm and a ReLU between them (ReLU6 stays "
+            "where there are no images to show that a ReLU may stand for it); leave equalization out"
         )
     return pairs
 
 
-def _pairs(model: nn.Module, layers: list[Layer], example: Tensor) -> list[tuple[Layer, Layer, float]]:
-    """Layers a, b where b alone reads relu(norm(a)), and where the activation clips (6 or infinity)."""
+def can_equalize(model: nn.Module, example: Tensor) -> bool:
+    """Whether there are pairs, once a ReLU is in place of every ReLU6; the model stays as it is."""
+    model = copy.deepcopy(model)
+    replace_relu6(model)
+    layers = layers_of(model, example, calibrated=False)
+    with torch.no_grad(), evaluating(model), quantizers_off(model):
+        return bool(_pairs(model, layers, example))
+
+
+def _pairs(model: nn.Module, layers: list[Layer], example: Tensor) -> list[tuple[Layer, Layer]]:
+    """Layers a, b where b alone reads relu(norm(a))."""
     of_norm = {layer.norm: layer for layer in layers if layer.norm is not None}
     of_module: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
     inner = {q for layer in layers for q in (layer.module._input_quantizer, layer.module._weight_quantizer)}
-    between = (_BatchNorm, nn.ReLU, nn.ReLU6)
+    between = (_BatchNorm, nn.ReLU)
     watched = [
         m
         for m in model.modules()
         if m in of_module or isinstance(m, between) or (isinstance(m, TensorQuantizer) and m not in inner)
     ]
-    source: dict[int, tuple[Layer, float]] = {}
+    normed: dict[int, Layer] = {}
+    rectified: dict[int, Layer] = {}
     readers: dict[int, list[nn.Module]] = {}
     for call in calls_of(model, example, watched):
         if not isinstance(call.module, between):
             readers.setdefault(call.reads, []).append(call.module)
         elif isinstance(call.module, _BatchNorm) and call.module in of_norm:
-            source[call.gives] = (of_norm[call.module], -1.0)  # not rectified yet
-        elif call.reads in source:
-            limit = 6.0 if isinstance(call.module, nn.ReLU6) else float("inf")
-            source[call.gives] = (source[call.reads][0], limit)
+            normed[call.gives] = of_norm[call.module]
+        elif call.reads in normed and isinstance(call.module, nn.ReLU):
+            rectified[call.gives] = normed[call.reads]
     found = []
-    for key, (layer, limit) in source.items():
+    for key, layer in rectified.items():
         reading = [of_module.get(module) for module in readers.get(key, [])]
-        if limit > 0 and len(reading) == 1 and reading[0] is not None:
+        if len(reading) == 1 and reading[0] is not None:
             reader = reading[0]
             if reader.groups in (1, reader.module.weight.shape[0]):
-                found.append((layer, reader, limit))
+                found.append((layer, reader))
     return found
 
 
 def _measure(
-    model: nn.Module, pairs: list[tuple[Layer, Layer, float]], batches: list[Tensor], progress: bool
+    model: nn.Module, pairs: list[tuple[Layer, Layer]], batches: list[Tensor], progress: bool
 ) -> dict[str, _Channels]:
     found: dict[str, _Channels] = {}
 
@@ -181,23 +183,19 @@ def _measure(
 
         return hook
 
-    handles = [b.module.register_forward_pre_hook(watch(b.name)) for _, b, _ in pairs]
+    handles = [b.module.register_forward_pre_hook(watch(b.name)) for _, b in pairs]
     with attached(handles):
         for batch in track(batches, "channel ranges", show=progress):
             model(batch)
     return found
 
 
-def _equalize(a: Layer, b: Layer, limit: float, channels: _Channels, margin: float) -> Equalized:
+def _equalize(a: Layer, b: Layer, channels: _Channels) -> Equalized:
     weight = b.module.weight
     top = channels.largest.max()
     # A channel that was never active gives no hint of its range, and stays.
     room = torch.where(channels.largest > 0, top / channels.largest.clamp(min=1e-12), 1.0)
     norm: Any = a.norm
-    if limit < float("inf"):
-        # What unseen images may reach: a margin beyond the data, and the tail that the BatchNorm tells of.
-        reach = torch.maximum(margin * channels.largest, norm.bias + TAIL * norm.weight.abs())
-        room = torch.minimum(room, limit / reach.clamp(min=1e-12)).where(channels.largest > 0, 1.0)
     factors = room.clamp(min=1.0, max=64.0)
     if b.groups == 1:
         factors = torch.minimum(factors, _balance(weight, top, channels)).clamp(min=1.0)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qzoo.calibrate import Calibration, Candidate, calibrate
+from qzoo.calibrate import PERCENTILE, Calibration, Candidate, calibrate
 from qzoo.collect import METHODS, images_of, quantizers_off
 from qzoo.distributed import Group
 from qzoo.errors import CalibrationError, QuantizationError
@@ -26,15 +26,17 @@ from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.data_free import METHOD, calibrate_data_free
-from qzoo.ptq.equalize import equalize, some
+from qzoo.ptq.equalize import can_equalize, equalize, some
 from qzoo.ptq.held_back import SHARE, hold_back
+from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
-from qzoo.ptq.smoothquant import smooth
+from qzoo.ptq.smoothquant import ALPHA, smooth
 
 logger = logging.getLogger(__name__)
 
 ROUNDINGS = ("nearest", "learned", "sequential")
 CORRECTIONS = ("none", "analytic", "empirical")
+WITH_PERCENTILE = ("percentile", "auto")
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,18 @@ class Recipe:
     """Post-training methods, applied in the order of the attributes. ``str()`` gives ``"equalize + mse + learned"``.
 
     Attributes:
-        equalize: cross-layer equalization first.
+        equalize: cross-layer equalization first, with a ReLU in place of every ReLU6 (:func:`qzoo.ptq.without_relu6`).
         method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or "batchnorm", without images.
         rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround`) or "sequential"
             (:func:`qzoo.ptq.adaround_sequential`).
         smooth: SmoothQuant first (:func:`qzoo.ptq.smooth`), for transformers.
         bias_correction: "none", "analytic" or "empirical". Learned rounding corrects the biases already.
+        percentile: of the method "percentile", chosen or tried by "auto"; None is 99.99.
+        alpha: of SmoothQuant; None is 0.5.
 
     Raises:
-        ValueError: an unknown value, or images needed by one method and refused by another.
+        ValueError: an unknown value, one of a method that is not used, or images needed by one method and refused by
+            another.
     """
 
     equalize: bool = False
@@ -58,6 +63,8 @@ class Recipe:
     rounding: str = "nearest"
     bias_correction: str = "none"
     smooth: bool = False
+    percentile: float | None = None
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         known = {
@@ -68,6 +75,7 @@ class Recipe:
         for field, values in known.items():
             if getattr(self, field) not in values:
                 raise ValueError(f"{field} must be one of {', '.join(values)}, not {getattr(self, field)!r}")
+        self._check_numbers()
         if self.rounding != "nearest" and self.bias_correction == "analytic":
             raise ValueError(
                 f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
@@ -77,6 +85,29 @@ class Recipe:
         ):
             raise ValueError(f"method {METHOD!r} uses no images; {self} would need some")
 
+    def _check_numbers(self) -> None:
+        if self.percentile is not None:
+            if self.method not in WITH_PERCENTILE:
+                raise ValueError(
+                    f"a percentile is for method percentile or auto, not {self.method!r}; leave it out"
+                )
+            if not 0 < self.percentile <= 100:
+                raise ValueError(f"percentile must be above 0 and at most 100, not {self.percentile}")
+        if self.alpha is not None:
+            if not self.smooth:
+                raise ValueError("alpha is SmoothQuant's; give smooth, too, or leave it out")
+            if not 0 <= self.alpha <= 1:
+                raise ValueError(f"alpha must be between 0 and 1, not {self.alpha}")
+
+    def changed(self, given: Mapping[str, Any]) -> Recipe:
+        """With other values, by name. A percentile or an alpha goes with the method that it belongs to."""
+        values = {**asdict(self), **given}
+        if values["method"] not in WITH_PERCENTILE:
+            values["percentile"] = given.get("percentile")
+        if not values["smooth"]:
+            values["alpha"] = given.get("alpha")
+        return Recipe(**values)
+
     @property
     def data_free(self) -> bool:
         """Whether no image is needed."""
@@ -84,13 +115,17 @@ class Recipe:
 
     def __str__(self) -> str:
         parts = [
-            "smooth" if self.smooth else "",
+            _with("smooth", self.alpha) if self.smooth else "",
             "equalize" if self.equalize else "",
-            self.method,
+            _with(self.method, self.percentile),
             "" if self.rounding == "nearest" else self.rounding,
             "" if self.bias_correction == "none" else f"{self.bias_correction} bias correction",
         ]
         return " + ".join(part for part in parts if part)
+
+
+def _with(method: str, number: float | None) -> str:
+    return method if number is None else f"{method} {number:g}"
 
 
 RECIPES = (
@@ -102,7 +137,7 @@ RECIPES = (
     Recipe(method="percentile", rounding="sequential"),
     Recipe(method="mse", rounding="sequential"),
 )
-"""What ``best_recipe`` tries; the cheap ones first."""
+"""What ``best_recipe`` tries first, the cheap ones before the others; then the best behind equalization."""
 
 
 def recipes_for(model: nn.Module) -> tuple[Recipe, ...]:
@@ -159,13 +194,19 @@ def apply_recipe(
         correct = recipe.bias_correction == "analytic"
         return calibrate_data_free(model, preprocessing, correct=correct, equalized=recipe.equalize)
     batches = [images_of(batch) for batch in loader]
-    if recipe.smooth and not smooth(model, batches, progress=progress):
-        raise CalibrationError(
-            "nothing to smooth: no quantized linear layer reads a LayerNorm; leave smoothing out"
-        )
+    if recipe.smooth:
+        alpha = ALPHA if recipe.alpha is None else recipe.alpha
+        if not smooth(model, batches, alpha=alpha, progress=progress):
+            raise CalibrationError(
+                "nothing to smooth: no quantized linear layer reads a LayerNorm; leave smoothing out"
+            )
     if recipe.equalize:
+        without_relu6(model, batches)
         some(equalize(model, batches, progress=progress))
-    found = calibrate(model, batches, method=recipe.method, progress=progress, group=group)
+    percentile = PERCENTILE if recipe.percentile is None else recipe.percentile
+    found = calibrate(
+        model, batches, method=recipe.method, percentile=percentile, progress=progress, group=group
+    )
     exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
     if recipe.rounding == "learned":
         adaround(model, batches, progress=progress)
@@ -192,8 +233,9 @@ def best_recipe(
     Args:
         model: with quantizers and float weights, at the target that counts.
         loader: batches of calibration images.
-        recipes: the candidates, each of which needs images; None: :func:`recipes_for` the model. One that the
-            model refuses is left out, with a warning.
+        recipes: the candidates, each of which needs images; None: :func:`recipes_for` the model, then the best of
+            them behind cross-layer equalization where the model has pairs for it. One that the model refuses is left
+            out, with a warning.
         held_back: share of the images that the recipes are compared on, the last ones.
         progress: show a progress bar.
 
@@ -201,26 +243,31 @@ def best_recipe(
         CalibrationError: fewer than two images, or no recipe could be applied.
         ValueError: no recipes, or a share outside 0 to 1.
     """
-    recipes = recipes_for(model) if recipes is None else recipes
-    if not recipes:
+    if recipes is not None and not recipes:
         raise ValueError("no recipes to choose from; pass some")
     fit, check = hold_back(loader, held_back)
     with quantizers_off(model):
         expected = _logits(model, check)
     tried: list[tuple[Candidate, Recipe]] = []
     problems: list[str] = []
-    for recipe in track(recipes, "try recipes", show=progress):
+
+    def attempt(recipe: Recipe) -> None:
         candidate = copy.deepcopy(model)
         try:
             apply_recipe(candidate, fit, recipe, progress=False)
         except (QuantizationError, CalibrationError) as error:
             problems.append(f"{recipe}: {error}")
             logger.warning("left out, %s", problems[-1])
-            continue
+            return
         tried.append((_compared(str(recipe), _logits(candidate, check), expected), recipe))
+        tried.sort(key=lambda pair: (pair[0].sqnr_db, pair[0].agreement), reverse=True)
+
+    for recipe in track(recipes_for(model) if recipes is None else recipes, "try recipes", show=progress):
+        attempt(recipe)
     if not tried:
         raise CalibrationError(f"no recipe could be applied: {'; '.join(problems)}")
-    tried.sort(key=lambda pair: (pair[0].sqnr_db, pair[0].agreement), reverse=True)
+    if recipes is None and can_equalize(model, fit[0][:1]):
+        attempt(replace(tried[0][1], equalize=True))
     candidates = tuple(candidate for candidate, _ in tried)
     return Choice(tried[0][1], candidates, sum(map(len, fit)), sum(map(len, check)))
 

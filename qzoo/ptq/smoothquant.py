@@ -23,6 +23,7 @@ from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 
+ALPHA = 0.5
 _TOLERANCE = 1e-3  # of the largest output, on the first batch
 
 
@@ -37,7 +38,7 @@ class Smoothed:
 
 @torch.no_grad()
 def smooth(
-    model: nn.Module, loader: Iterable[Any], *, alpha: float = 0.5, progress: bool = True
+    model: nn.Module, loader: Iterable[Any], *, alpha: float = ALPHA, progress: bool = True
 ) -> list[Smoothed]:
     """Smooth every activation between a LayerNorm and the quantized linear layers that read it, in place.
 

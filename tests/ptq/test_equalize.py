@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from qzoo.calibrate import calibrate
 from qzoo.collect import quantizers_off
-from qzoo.errors import QuantizationError
-from qzoo.ptq import equalize
+from qzoo.errors import CalibrationError, QuantizationError
+from qzoo.ptq import equalize, without_relu6
+from qzoo.ptq.relu6 import LEAST_DB
 from qzoo.quant.nn import QuantConv2d
 
 
@@ -48,12 +49,11 @@ def batches() -> list[Tensor]:
     return [torch.randn(8, 3, 8, 8, generator=generator) * 2 for _ in range(3)]
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
-def test_the_float_function_stays(activation: type[nn.Module], batches: list[Tensor]) -> None:
-    model = chain(activation)
+def test_the_float_function_stays(batches: list[Tensor]) -> None:
+    model = chain(nn.ReLU)
     with torch.no_grad(), quantizers_off(model):
         before = [model(x) for x in batches]
-        pairs = equalize(model, batches, relu6=True, progress=False)
+        pairs = equalize(model, batches, progress=False)
         after = [model(x) for x in batches]
     assert [(pair.layer, pair.reader) for pair in pairs] == [
         ("expand", "depthwise"),
@@ -64,37 +64,13 @@ def test_the_float_function_stays(activation: type[nn.Module], batches: list[Ten
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_relu6_is_not_reached_by_channels_that_grew(batches: list[Tensor]) -> None:
-    model = chain(nn.ReLU6)
-    largest: dict[str, Tensor] = {}
-
-    def watch(name: str, module: nn.Module) -> None:
-        module.register_forward_pre_hook(
-            lambda _, args: largest.__setitem__(
-                name, torch.maximum(largest.get(name, torch.zeros(8)), args[0].amax((0, 2, 3)))
-            )
-        )
-
-    (first, second) = equalize(model, batches, relu6=True, progress=False)
-    watch("depthwise", model.depthwise)
-    watch("project", model.project)
-    with torch.no_grad(), quantizers_off(model):
-        for x in batches:
-            model(x)
-    for pair in (first, second):
-        grown = pair.factors > 1
-        assert largest[pair.reader][grown].max() <= 6 / 2 + 1e-4
-
-
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
-def test_fidelity_rises(activation: type[nn.Module], batches: list[Tensor]) -> None:
-    plain, equalized = chain(activation), chain(activation)
-    exact = chain(activation)
+def test_fidelity_rises(batches: list[Tensor]) -> None:
+    plain, equalized, exact = chain(nn.ReLU), chain(nn.ReLU), chain(nn.ReLU)
     for module in exact.modules():
         if isinstance(module, QuantConv2d):
             module._input_quantizer.disable()
             module._weight_quantizer.disable()
-    equalize(equalized, batches, relu6=True, progress=False)
+    equalize(equalized, batches, progress=False)
     for model in (plain, equalized):
         for module in model.modules():
             if isinstance(module, QuantConv2d):
@@ -108,7 +84,7 @@ def test_an_activation_read_elsewhere_is_refused_and_restored(batches: list[Tens
     model = chain(nn.ReLU, leak=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(QuantizationError, match="read elsewhere"):
-        equalize(model, batches, relu6=True, progress=False)
+        equalize(model, batches, progress=False)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -116,13 +92,35 @@ def test_a_dead_channel_stays(batches: list[Tensor]) -> None:
     model = chain(nn.ReLU)
     with torch.no_grad():
         model.norm1.weight[5] = model.norm1.bias[5] = 0
-    (first, _) = equalize(model, batches, relu6=True, progress=False)
+    (first, _) = equalize(model, batches, progress=False)
     assert first.factors[5] == 1
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-def test_relu6_is_left_alone_unless_asked_for(batches: list[Tensor]) -> None:
+def test_pairs_with_relu6_stay(batches: list[Tensor]) -> None:
     model = chain(nn.ReLU6)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert equalize(model, batches, progress=False) == []
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_relu_takes_the_place_of_relu6_that_hardly_clips(batches: list[Tensor]) -> None:
+    model = chain(nn.ReLU6)
+    for norm in (model.norm1, model.norm2):
+        norm.weight.data.clamp_(max=0.8)  # the largest channel goes over 6 now and then no more
+    with torch.no_grad(), quantizers_off(model):
+        before = torch.cat([model(x) for x in batches])
+        assert without_relu6(model, batches) == 1
+        assert type(model.act) is nn.ReLU
+        assert len(equalize(model, batches, progress=False)) == 2
+        after = torch.cat([model(x) for x in batches])
+    assert 10 * torch.log10(before.square().sum() / (after - before).square().sum()) >= LEAST_DB
+    assert without_relu6(model, batches) == 0
+
+
+def test_relu6_that_clips_much_is_refused(batches: list[Tensor]) -> None:
+    model = chain(nn.ReLU6)
+    model.norm1.weight.data *= 20
+    with pytest.raises(CalibrationError, match=r"would keep .* dB of its logits, 20 are needed"):
+        without_relu6(model, batches)
+    assert type(model.act) is nn.ReLU6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -95,11 +96,43 @@ def test_without_data_no_image_is_looked_at(fresh: Pair) -> None:
         ({"bias_correction": "yes"}, "bias_correction must be one of none"),
         ({"rounding": "learned", "bias_correction": "analytic"}, "corrects biases itself"),
         ({"method": "batchnorm", "smooth": True}, "uses no images; smooth \\+ batchnorm"),
+        ({"method": "mse", "percentile": 99.9}, "is for method percentile or auto, not 'mse'"),
+        ({"percentile": 101.0}, "at most 100, not 101"),
+        ({"alpha": 0.7}, "alpha is SmoothQuant's"),
+        ({"smooth": True, "alpha": 2.0}, "between 0 and 1, not 2"),
     ],
 )
 def test_recipes_that_make_no_sense(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**values)
+
+
+def test_percentile_and_alpha_go_with_their_methods() -> None:
+    recipe = Recipe(method="percentile", percentile=99.9, smooth=True, alpha=0.7)
+    assert str(recipe) == "smooth 0.7 + percentile 99.9"
+    assert recipe.changed({"method": "mse"}) == Recipe(method="mse", smooth=True, alpha=0.7)
+    assert recipe.changed({"smooth": False}) == Recipe(method="percentile", percentile=99.9)
+    assert recipe.changed({"method": "auto", "alpha": 0.2}) == Recipe(percentile=99.9, smooth=True, alpha=0.2)
+    with pytest.raises(ValueError, match="not 'max'"):
+        recipe.changed({"method": "max", "percentile": 99.0})
+
+
+def test_percentile_is_of_the_ranges(fresh: Pair, batches: list[Batch]) -> None:
+    by_hand = copy.deepcopy(fresh[1])
+    calibrate(by_hand, batches, method="percentile", percentile=95.0, progress=False)
+    found = apply_recipe(fresh[1], batches, Recipe(method="percentile", percentile=95.0), progress=False)
+    assert equal(fresh[1], by_hand)
+    assert found.percentile == 95.0
+
+
+def test_the_best_is_tried_behind_equalization_too(
+    fresh: Pair, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["qzoo.ptq.recipe"], "RECIPES", FEW)
+    choice = best_recipe(fresh[1], batches, progress=False)
+    assert {c.method for c in choice.candidates} == {"max", "max + learned", "equalize + max + learned"}
+    assert str(choice.recipe) == choice.candidates[0].method
+    assert choice.candidates[0].sqnr_db == max(c.sqnr_db for c in choice.candidates)
 
 
 def test_too_few_images_to_choose(fresh: Pair, batches: list[Batch]) -> None:
@@ -109,13 +142,14 @@ def test_too_few_images_to_choose(fresh: Pair, batches: list[Batch]) -> None:
         best_recipe(fresh[1], batches, held_back=1.0)
 
 
-def test_smooth_comes_before_the_ranges() -> None:
+@pytest.mark.parametrize("alpha", [None, 0.8])
+def test_smooth_comes_before_the_ranges(alpha: float | None) -> None:
     torch.manual_seed(0)
     model = VisionTransformer(48, 3, depth=1, num_classes=10, quantize=Scheme()).eval()
     by_hand, images = copy.deepcopy(model), torch.rand(2, 3, 224, 224)
-    smooth(by_hand, [images], progress=False)
+    smooth(by_hand, [images], alpha=0.5 if alpha is None else alpha, progress=False)
     calibrate(by_hand, [images], method="max", progress=False)
-    apply_recipe(model, [images], Recipe(method="max", smooth=True), progress=False)
+    apply_recipe(model, [images], Recipe(method="max", smooth=True, alpha=alpha), progress=False)
     assert equal(model, by_hand)  # type: ignore[arg-type]
     assert str(Recipe(method="max", smooth=True)) == "smooth + max"
 
@@ -135,9 +169,15 @@ def test_transformers_are_tried_with_smoothing_too(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("recipe", [Recipe(smooth=True), Recipe(True), Recipe(True, "batchnorm")], ids=str)
 def test_what_finds_nothing_to_do_is_refused(recipe: Recipe) -> None:
-    """MobileNetV2 and its kin have neither LayerNorms nor a ReLU without an upper end."""
+    """Neither a LayerNorm, nor a ReLU between two layers."""
     preprocessing = Preprocessing((3, 24, 24), 1.0, "bilinear")
-    layers = QuantConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), QuantConv2d(4, 4, 3), nn.BatchNorm2d(4)
+    layers = (
+        QuantConv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Hardtanh(0, 1),
+        QuantConv2d(4, 4, 3),
+        nn.BatchNorm2d(4),
+    )
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with pytest.raises(CalibrationError, match=r"nothing to (smooth|equalize).*leave .* out"):
         apply_recipe(model, [torch.rand(2, 3, 24, 24)], recipe, preprocessing=preprocessing, progress=False)
