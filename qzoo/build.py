@@ -24,7 +24,6 @@ from qzoo.onnx_files import export_files, onnx_name, with_files
 from qzoo.own_weights import planned_config, quantized_from
 from qzoo.recipes import Made, how_made
 from qzoo.registry import architecture, parse_name
-from qzoo.scheme import with_target
 from qzoo.steps import Steps
 
 CHECKPOINT = "checkpoint"
@@ -91,7 +90,7 @@ def build(
 def _calibrated(plan: Plan, state: Path, steps: Steps) -> tuple[Measurement, ...]:
     """A checkpoint without training, in the steps' folder; returns its figures."""
     job = plan.job
-    model, exact = quantized_from(plan.name, plan.float_weights, with_target(plan.scheme, "onnxruntime"))
+    model, exact = quantized_from(plan.name, plan.float_weights, plan.scheme)
     common = {
         "float": encode(config_of(model).float_source),
         "data": str(job.data or ""),
@@ -100,6 +99,7 @@ def _calibrated(plan: Plan, state: Path, steps: Steps) -> tuple[Measurement, ...
     inputs = {
         **common,
         "scheme": encode(plan.scheme),
+        "target": plan.scheme.target,
         "recipe": "best" if plan.best else encode(plan.recipe),
         "drop": plan.drop,
         "images": encode(plan.images),

@@ -38,6 +38,7 @@ class BuildOptions:
             :func:`qzoo.ptq.mix_precision`.
         float_weights: a folder with float weights of your own; what the name's tag means if None.
         layer_bits: bits of single layers, by name: ``(("fc", 4),)``; see :class:`qzoo.scheme.Scheme`.
+        target: the runtime whose quantizers the methods see, ``"onnxruntime"`` by default.
 
     Raises:
         ValueError: an unknown recipe, or one that chooses what is given, too.
@@ -57,6 +58,7 @@ class BuildOptions:
     drop: float | None = None
     float_weights: str | Path | None = None
     layer_bits: tuple[tuple[str, int], ...] | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if self.recipe not in (None, "best"):
@@ -125,7 +127,7 @@ class Plan:
 
     Attributes:
         job: images, device and places.
-        scheme: with the bits of the first and the last layer.
+        scheme: with the bits of the first and the last layer, and the target that the methods see.
         recipe: the post-training methods; with ``best`` they are still to be found.
         images, checks: to calibrate on, and to measure on.
         drop: of mixed precision (:func:`qzoo.ptq.mix_precision`), 0 without it.
@@ -162,7 +164,7 @@ def make_plan(name: ModelName, config: Config, made: Made, options: BuildOptions
         DataError: the images are not there, or calibration and evaluation share some.
         ValueError: methods that contradict each other.
     """
-    scheme = Scheme.parse(name.scheme or "")
+    scheme = Scheme.parse(name.scheme or "", options.target or made.target)
     edge_bits = made.edge_bits if options.edge_bits is None else options.edge_bits
     if edge_bits:
         scheme = dataclasses.replace(scheme, edge_bits=edge_bits)

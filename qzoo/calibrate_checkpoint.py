@@ -126,7 +126,7 @@ def quantize_to(
     """
     group = group or Group()
     raised = mix_precision(model, batches, drop, progress=progress) if drop else None
-    preprocessing, choice = config_of(model).preprocessing, None
+    preprocessing, scheme, choice = config_of(model).preprocessing, config_of(model).scheme, None
     if recipe is None:
         choice = best_recipe(model, batches, progress=progress)
         recipe = choice.recipe
@@ -136,6 +136,8 @@ def quantize_to(
     half = compact(model, example) > 0
     round_biases(model, example)
     calibration = dataclasses.replace(record(found, images, recipe, choice), half=half, drop=drop)
+    if scheme is not None:
+        calibration = dataclasses.replace(calibration, target=scheme.target)
     config = dataclasses.replace(config_of(model), calibration=calibration)
     if group.first:
         save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)

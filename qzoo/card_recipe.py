@@ -170,6 +170,7 @@ def _build_flags(config: Config, record: CalibrationRecord) -> str:
     if config.float_source is not None and config.float_source.source.startswith("folder:"):
         data += f" --float {config.float_source.source.removeprefix('folder:')}"
     layers = _layer_flags(config, record)
+    layers += "" if record.target == "onnxruntime" else f" --target {record.target}"
     if record.recipe:
         return f"{data}{subset} --recipe {record.recipe}{layers}"
     flags = [

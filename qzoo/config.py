@@ -82,6 +82,7 @@ class CalibrationRecord:
         held_back: number of calibration images that it compared recipes on.
         drop: mixed precision: layers got more bits (``Scheme.layers``) until at most this share of the held-back
             calibration images, in percent, changed its top-1 (:func:`qzoo.ptq.mix_precision`); 0 without it.
+        target: whose quantizers the choices and the learned rounding saw.
         half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.compact.compact`).
     """
 
@@ -100,6 +101,7 @@ class CalibrationRecord:
     half: bool = field(default=False, metadata=OPTIONAL)
     drop: float = field(default=0.0, metadata=OPTIONAL)
     alpha: float | None = field(default=None, metadata=OPTIONAL)
+    target: str = field(default="onnxruntime", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,13 @@ class Config:
         tuned = (self.training or {}).get("target")
         return tuned if isinstance(tuned, str) and tuned in TARGETS else "tensorrt"
 
+    @property
+    def made_for(self) -> str:
+        """The target that it was tuned for, or calibrated for: the one to judge it at."""
+        if self.calibration is None or self.training is not None:
+            return self.target
+        return self.calibration.target
+
     def to_json(self) -> str:
         """The text of the file, ending in a newline."""
         order = ("format_version", "name", "architecture", "arguments", "form", "scheme")
@@ -285,6 +294,10 @@ def _check(config: Config) -> None:
             f"is {config.preprocessing.input_size}, but in_channels is {config.arguments.in_channels}",
         ),
         "preprocessing.crop_pct": (config.preprocessing.crop_pct >= 0.1, "must be 0.1 to 1"),
+        "calibration.target": (
+            config.calibration is None or config.calibration.target in TARGETS,
+            f"must be one of {', '.join(TARGETS)}",
+        ),
         "latency.speedup_clock": (
             all(row.speedup_clock in ("cpu", "wall") for row in config.latency),
             "must be 'cpu' or 'wall'",

@@ -110,6 +110,7 @@ class Made:
         calibration, evaluation: subsets of the images.
         edge_bits: of the first and the last layer; layers: of single ones.
         drop: of mixed precision.
+        target: whose quantizers the methods see.
         training: options of a training, as a config records them.
     """
 
@@ -121,6 +122,7 @@ class Made:
     edge_bits: int = 0
     layers: tuple[tuple[str, int], ...] = ()
     drop: float = 0.0
+    target: str = "onnxruntime"
     training: dict[str, Any] | None = None
 
     def options(self) -> tuple[TrainOptions, int]:
@@ -191,4 +193,5 @@ def _made(config: Config, source: str) -> Made:
         best=bool(record.recipe),
         calibration=record.subset or None,
         drop=record.drop,
+        target=record.target,
     )

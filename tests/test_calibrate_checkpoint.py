@@ -122,25 +122,17 @@ def test_numbers_of_the_methods_and_bits_of_layers_are_recorded_and_repeated(
 ) -> None:
     monkeypatch.setattr(sys.modules["qzoo.build"], "measure", lambda *args, **options: ())
     name, out = "resnet20.fmnist-w4a8", small_world / "here"
-    flags = [
-        "--method",
-        "percentile",
-        "--percentile",
-        "99.5",
-        "--edge-bits",
-        "8",
-        "--layer-bits",
-        "layer1.0.conv1=6",
-    ]
+    values = "--method percentile --percentile 99.5 --edge-bits 8"
+    bits = "--layer-bits layer1.0.conv1=6 --target openvino"
+    flags = [*values.split(), *bits.split()]
     assert main(["calibrate", name, "--subset", "0:32", *flags, "--out", str(out), "-q"]) == 0
     config = read_config(out)
     assert config.calibration is not None
     assert config.scheme is not None
     assert config.calibration.percentile == 99.5
     assert (config.scheme.edge_bits, config.scheme.layers) == (8, (("layer1.0.conv1", 6),))
-    assert "--method percentile --percentile 99.5 --edge-bits 8 --layer-bits layer1.0.conv1=6`" in card(
-        config
-    )
+    assert f"{values} {bits}`" in card(config)
+    assert config.made_for == "openvino"
     weights = (out / "model.safetensors").read_bytes()
     built = build(name, out=out, evaluation_subset="100:110", progress=False)  # by the folder's own config
     assert (built / "model.safetensors").read_bytes() == weights

@@ -103,6 +103,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         edge_bits=args.edge_bits,
         recipe=args.recipe,
         **given_methods(args),
+        target=args.target,
         drop=args.mixed_precision,
         float_weights=args.float_weights,
         layer_bits=layer_bits(args.layer_bits),

@@ -18,7 +18,6 @@ def register(add: Add) -> None:
     sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
-    sub.add_argument("--target", help="runtime that the recipe is for (default: onnxruntime)")
     recipe_arguments(sub)
     process_arguments(sub)
     sub.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")

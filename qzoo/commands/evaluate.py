@@ -33,19 +33,22 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.data import load_data
     from qzoo.distributed import joined
     from qzoo.own_weights import open_model, reference_of
+    from qzoo.scheme import set_target
 
     with joined(args.timeout, args.device) as group:
         with group.first_alone():
             model = open_model(args.name, args.target).to(group.device)
             config, reference = config_of(model), None
+            target = args.target or config.made_for
             if config.scheme is not None:
+                set_target(model, target)
                 reference = reference_of(config, args.float_weights).to(group.device)
             loader = load_data(
                 config.preprocessing, config.labels, args.data, subset=args.subset, workers=args.workers
             )
         result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
-        _print(args.name, args.target or config.target, result)
+        _print(args.name, target, result)
     return 0
 
 

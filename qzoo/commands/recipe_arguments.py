@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qzoo.commands.arguments import layer_argument
+from qzoo.scheme import TARGETS
 
 _METHODS = ("equalize", "method", "rounding", "bias_correction", "smooth", "percentile", "alpha")
 
@@ -47,6 +48,11 @@ def recipe_arguments(sub: argparse.ArgumentParser) -> None:
         type=float,
         metavar="DROP",
         help="8 bits for the layers that need them, until at most DROP %% of held-back images change their top-1",
+    )
+    sub.add_argument(
+        "--target",
+        choices=list(TARGETS),
+        help="runtime whose quantizers the methods see (default: onnxruntime)",
     )
     sub.add_argument("--float", type=Path, dest="float_weights", help="folder of your own float checkpoint")
     sub.add_argument(
