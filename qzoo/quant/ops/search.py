@@ -1,5 +1,8 @@
 """Searches over a histogram for the range that loses least: relative entropy and mean squared error.
 
+Papers: entropy, "8-bit Inference with TensorRT" (Migacz, GTC 2017); squared error, "Low-bit Quantization of Neural
+Networks for Efficient Inference" (Choukroun et al., 2019, arXiv:1902.06822).
+
 Both are written for whole rows of candidates at once. With prefix sums a candidate of the entropy search
 costs one logarithm per group, not one per bin. They run on the CPU wherever the histogram lies.
 """
