@@ -1,7 +1,7 @@
 """``qzoo.calibrate``: gives every quantizer of a model its range, from one pass over a few images.
 
-Per-channel maxima of weights, and maximum, percentile, squared error and entropy of activations, are compared in "Integer
-Quantization for Deep Learning Inference: Principles and Empirical Evaluation" (Wu et al., 2020, arXiv:2004.09602). The
+Paper: "Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation" (Wu et al., 2020,
+arXiv:2004.09602) compares per-channel maxima of weights, and maximum, percentile and entropy of activations. The
 searches are in :mod:`qzoo.quant.ops.search`.
 """
 
