@@ -48,15 +48,16 @@ def save_pretrained(
 
     Raises:
         CheckpointError: no config, a quantizer without a finite range or that differs from the scheme, parameters
-            that are not float32, or a folder that can't be written.
+            that are not float32 or that the config's architecture has not, or a folder that can't be written.
     """
     config = config if config is not None else config_of(model)
     form = form or ("packed" if config.scheme else "master")
     if form not in ("master", "packed") or (form == "packed" and config.scheme is None):
         raise CheckpointError(f"form is {form!r}; expected 'master', or 'packed' for a quantized model")
     check_ranges(model)
-    if config.scheme is not None:
-        _check_quantizers(model, config)
+    built = empty_model(config, config.scheme)
+    _check_quantizers(model, built, config)
+    _check_shapes(model, built, config)
     state = _state(model)
     tensors = packing.packed_state(model, state) if form == "packed" else state
     config = dataclasses.replace(config, form=form, qzoo_version=__version__)
@@ -86,10 +87,12 @@ def load_pretrained(
     """
     folder = hub.locate(where, revision, hub.Access(cache_dir, token, local_files_only))
     config = read_config(folder)
-    _check_weights_file(folder, config)
+    checked = _check_weights_file(folder, config)
     scheme = with_target(config.scheme, target or config.target) if config.scheme else None
     model = empty_model(config, scheme)
     assign_state(model, _read_tensors(folder / WEIGHTS, model, config), str(folder))
+    if _identity(folder / WEIGHTS) != checked:
+        raise CheckpointError(f"{folder / WEIGHTS} was replaced while it was read; load it again")
     check_ranges(model)
     return model.eval()
 
@@ -161,13 +164,28 @@ def _unpacked(
         raise CheckpointError(f"{key} {error}") from error
 
 
-def _check_quantizers(model: nn.Module, config: Config) -> None:
+def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
+    """Refuse what would not load again: tensors that the config's architecture has not, or of other shapes."""
+    found = {key: list(value.shape) for key, value in model.state_dict().items() if "_amax" not in key}
+    wanted = {key: list(value.shape) for key, value in built.state_dict().items() if "_amax" not in key}
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"{key} is {found.get(key, 'missing')}, but {config.architecture} with {config.arguments} has "
+                f"{wanted.get(key, 'no such tensor')}; for another number of classes or channels call "
+                f"qzoo.create_model with it, load model.state_dict() into that model, and save that"
+            )
+
+
+def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) -> None:
     """Refuse what the config can't record: quantizers that it doesn't build, or that were switched by hand."""
-    found, built = quantizers(model), quantizers(empty_model(config, config.scheme))
+    found, built = quantizers(model), quantizers(built_model)
     if found.keys() != built.keys():
-        other = sorted(found.keys() ^ built.keys())
+        other = min(found.keys() ^ built.keys())
+        text = "a quantizer" if other in found else "no quantizer"
         raise CheckpointError(
-            f"{config.architecture} as {config.scheme} has no quantizer {other[0]}, or lacks it"
+            f"the model has {text} {other}, unlike {config.architecture} as {config.scheme or 'float'}; a layer can be "
+            "replaced only by one that is quantized in the same way"
         )
     for name, quantizer in found.items():
         mine, theirs = _settings(quantizer), _settings(built[name])
@@ -199,18 +217,27 @@ def _settings(quantizer: TensorQuantizer) -> dict[str, object]:
 # ---- files ----
 
 
-def _check_weights_file(folder: Path, config: Config) -> None:
+def _check_weights_file(folder: Path, config: Config) -> tuple[int, ...]:
+    """Refuse weights that are not those of the config; returns which file that was, see :func:`_identity`."""
     path = folder / WEIGHTS
     if WEIGHTS not in config.files or not path.is_file():
         raise CheckpointError(
             f"{folder} has no weights, only a recipe; `qzoo build {config.name} --data DIR` makes them"
         )
+    identity = _identity(path)
     found = hub.sha256_of(path)
     if found != config.files[WEIGHTS]:
         raise CheckpointError(
             f"{path} was altered or is not whole: its SHA-256 is {found}, "
             f"config.json says {config.files[WEIGHTS]}"
         )
+    return identity
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:
@@ -221,7 +248,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:
     try:
         with scratch_beside(folder) as scratch:
             save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
-            (scratch / WEIGHTS).chmod(0o644)  # save_file leaves it to the owner alone
+            # save_file leaves its file to the owner alone
+            (scratch / WEIGHTS).chmod(scratch.stat().st_mode & 0o666)
             files = {WEIGHTS: hub.sha256_of(scratch / WEIGHTS)}
             sizes = {WEIGHTS: (scratch / WEIGHTS).stat().st_size}
             config = dataclasses.replace(config, files=files, sizes=sizes)

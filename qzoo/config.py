@@ -243,9 +243,14 @@ def read_config(folder: str | Path) -> Config:
     """
     path = Path(folder) / "config.json"
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if not path.is_file():  # nor a link to a device, a pipe: reading might not end
+            found = "it has no file config.json" if path.parent.is_dir() else "there is no such folder"
+            raise CheckpointError(f"{folder} is no checkpoint: {found}")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise CheckpointError(f"{path} has more than {MAX_BYTES} bytes; that is no checkpoint's config")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder} is no checkpoint: config.json can't be read ({error})") from error
     try:
@@ -263,8 +268,8 @@ def config_of(model: nn.Module) -> Config:
     config = getattr(model, "qzoo_config", None)
     if not isinstance(config, Config):
         raise CheckpointError(
-            f"{type(model).__name__} has no qzoo_config: it wasn't made by qzoo.create_model; set "
-            "model.qzoo_config = qzoo.config.Config(...)"
+            f"{type(model).__name__} has no qzoo_config: it wasn't made by qzoo.create_model. Register its builder "
+            "(qzoo.registry.register_model), or keep it with torch.save(model.state_dict(), ...)"
         )
     return config
 
@@ -273,6 +278,11 @@ def _check(config: Config) -> None:
     """Relations between fields that types can't say."""
     try:
         architecture(config.architecture)
+    except QzooError as error:
+        raise CheckpointError(
+            f"config.json: {error}; if it is your own, import the module that registers it first"
+        ) from error
+    try:
         name = parse_name(config.name)
     except QzooError as error:
         raise CheckpointError(f"config.json: {error}") from error
@@ -321,7 +331,7 @@ def is_plain_path(text: str) -> bool:
         bool(text)
         and not path.is_absolute()
         and str(path) == text
-        and not any(part.startswith(".") for part in path.parts)
+        and not any(part.startswith(".") or part != part.strip(" ").rstrip(".") for part in path.parts)
         and not set(text) & set('\\:*?"<>|\0')
         and text.isprintable()
     )

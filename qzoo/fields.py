@@ -60,6 +60,7 @@ def encode(value: Any) -> Any:
     return value
 
 
+_DEEPEST = 16
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number"}
 
 
@@ -70,7 +71,7 @@ def _kind(value: Any) -> str:
 def decode(kind: Any, value: Any, path: str) -> Any:
     """``value``, as JSON gave it, as an instance of the annotated type; an error names ``path``."""
     if kind is Any:
-        return value
+        return _plain(value, path, 0)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (types.UnionType, Union):
         if value is None:
@@ -83,12 +84,31 @@ def decode(kind: Any, value: Any, path: str) -> Any:
     if origin is dict:
         values = _expect(value, dict, path)
         return {key: decode(arguments[1], item, f"{path}[{key!r}]") for key, item in values.items()}
+    if kind is str:
+        return _text(_expect(value, str, path), path)
     if kind is float:
         number = _expect(value, int if isinstance(value, int) else float, path)
         if not abs(number) < 1e300:  # 1e999 is infinity to JSON, and a long integer has no float
             raise CheckpointError(f"config.json: {path} is no finite number of sensible size")
         return float(number)
     return _expect(value, kind, path)
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    """JSON without an annotation, where it can be written and copied again."""
+    if depth > _DEEPEST:
+        raise CheckpointError(f"config.json: {path} is nested more than {_DEEPEST} levels deep")
+    if isinstance(value, dict):
+        return {_text(key, path): _plain(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+    return value if value is None else decode(type(value), value, path)
+
+
+def _text(value: str, path: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in value):  # JSON has them, UTF-8 does not
+        raise CheckpointError(f"config.json: {path} holds half of a surrogate pair, which is no text")
+    return value
 
 
 def _decode_fields(kind: Any, values: dict[str, Any], path: str) -> Any:

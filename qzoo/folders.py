@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,15 +15,13 @@ from qzoo.errors import CheckpointError
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8, whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp leaves it to the owner alone
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -36,8 +35,11 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} exists and is no folder")
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    scratch.chmod(0o755)
     try:
+        # mkdtemp leaves its folder to the owner alone; another one in it has the permissions that the user wants.
+        (scratch / "probe").mkdir()
+        scratch.chmod((scratch / "probe").stat().st_mode & 0o777)
+        (scratch / "probe").rmdir()
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

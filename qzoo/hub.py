@@ -22,11 +22,14 @@ from pathlib import Path
 
 from qzoo.config import WEIGHTS, read_config
 from qzoo.errors import CheckpointError, HubError, UnknownModelError
-from qzoo.registry import list_architectures, natural_key, parse_name, suggest
+from qzoo.registry import architecture, list_architectures, natural_key, parse_name, suggest
 
+_LONGEST = 1024  # characters of a folder or a name
 EMBEDDED = Path(__file__).parent / "model_cards"
 PINS = Path(__file__).parent / "hub_pins.json"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_ADDRESS = re.compile(r"(?:hf-hub:|hf:|hf://|https://[\w.-]+/)([\w.-]+/[\w.-]+)/?", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
         HubError: the download failed.
     """
     path, text = Path(where), str(where)
+    if len(text) > _LONGEST:
+        raise CheckpointError(f"{text[:40]!r}... is no folder and no name: it has {len(text)} characters")
     is_name = isinstance(where, str) and "/" not in text and os.sep not in text
     if is_name and (text in embedded() or text in pins()):
         if revision is not None:
@@ -94,11 +99,20 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
         return embedded()[text] if text in embedded() else download_pin(text, access)
     if path.is_dir():
         return path
-    if isinstance(where, str) and _REPOSITORY.fullmatch(text) and not path.exists():
+    if path.is_file():
+        raise CheckpointError(
+            f"{text!r} is a file; give the folder of a checkpoint, or load a state dict that pytorch-quantization "
+            "calibrated with qzoo.load_calibrated(model, file)"
+        )
+    if isinstance(where, str) and _REPOSITORY.fullmatch(text):
         return download(text, revision, access=access)
     if is_name:
         raise UnknownModelError(missing_checkpoint(text))
-    raise CheckpointError(f"{text!r} is no folder, no checkpoint's name and no Hub repository (org/name)")
+    address = _ADDRESS.fullmatch(text)
+    hint = f"; did you mean {address[1]!r}?" if address else ""
+    raise CheckpointError(
+        f"{text!r} is no folder, no checkpoint's name and no Hub repository (org/name){hint}"
+    )
 
 
 def missing_checkpoint(name: str) -> str:
@@ -110,12 +124,14 @@ def missing_checkpoint(name: str) -> str:
         near = suggest(name, [*known, *architectures])
         return f"no checkpoint and no architecture {name!r}{near}; `qzoo list` and `qzoo list --pretrained` list them"
     same = [other for other in known if other.partition(".")[0] == parsed.arch]
-    listed = (
-        f"checkpoints of {parsed.arch}: {', '.join(same)}" if same else f"checkpoints: {', '.join(known)}"
+    what = (
+        f"those of {parsed.arch}: {', '.join(same)}" if same else f"none of {parsed.arch} has been built yet"
     )
-    what = "none has been built yet" if not known else listed
-    command = f"qzoo build {name} --data DIR" if parsed.scheme else f"qzoo train {name}"
-    return f"no checkpoint {name!r}{suggest(name, known)} ({what}); `{command}` makes one"
+    text = f"no checkpoint {name!r}{suggest(name, same)} ({what}); "
+    if parsed.scheme is None:
+        return f"{text}`qzoo train {name}` makes one"
+    by_hand = ', or calibrate what pretrained="float" gives' if architecture(parsed.arch).weights else ""
+    return f"{text}`qzoo build {name} --data DIR` makes one{by_hand}"
 
 
 def download(
@@ -171,6 +187,8 @@ def fetch(
     """
     from huggingface_hub import constants, hf_hub_download
 
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise HubError(f"{revision!r} is no revision; expected a commit, a branch or a tag of {repo}")
     place = f"{repo}{f' at {revision}' if revision else ''}"
     try:
         if not (constants.HF_HUB_OFFLINE or access.local_files_only):
@@ -242,8 +260,8 @@ def explain(error: BaseException) -> str:
 
 
 def redact(text: str) -> str:
-    """The text without anything that looks like an access token."""
-    return re.sub(r"hf_\w{4,}|(?i:bearer)\s+\S+", "[token]", text)
+    """The text without anything that looks like an access token, or a password in an address."""
+    return re.sub(r"hf_\w{4,}|(?i:bearer)\s+\S+|(?<=://)[^/@\s]+(?=@)", "[token]", text)
 
 
 # ---- integrity ----
@@ -289,7 +307,8 @@ def check_file(path: Path, sha256: str) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file from a cache: in the Hub's the link and what it points to."""
+    """Remove a file from a cache: in the Hub's the link and what it points to, elsewhere a user's link alone."""
     target = path.resolve()
     path.unlink(missing_ok=True)
-    target.unlink(missing_ok=True)
+    if target.parent.name == "blobs":
+        target.unlink(missing_ok=True)

@@ -108,7 +108,7 @@ def _files_problem(folder: Path, config: Config, repo: str) -> str:
         if not path.is_file():
             if repo and text:
                 return f"{file} is missing"
-        elif path.read_text(encoding="utf-8") != text:
+        elif path.read_text(encoding="utf-8", errors="replace") != text:
             return f"{file} differs from what config.json generates; `qzoo card` and `qzoo publish` write it again"
     return ""
 
