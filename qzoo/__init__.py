@@ -78,7 +78,18 @@ _MODULE_OF = {
     "Scheme": "qzoo.scheme",
     "set_target": "qzoo.scheme",
 }
-_SUBPACKAGES = ("models", "quant", "export")
+_SUBMODULES = (
+    "models",
+    "quant",
+    "export",
+    "data",
+    "ptq",
+    "qat",
+    "runtimes",
+    "registry",
+    "config",
+    "distributed",
+)
 
 
 class _Package(ModuleType):
@@ -100,7 +111,7 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    elif name in _SUBPACKAGES:
+    elif name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     elif name.startswith("_"):
         raise AttributeError(f"module 'qzoo' has no attribute {name!r}")

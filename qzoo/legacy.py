@@ -39,6 +39,10 @@ def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor])
     if not any(key.endswith("_amax") for key in state):
         raise CheckpointError(f"{where} has no ranges (keys that end in _amax): it was not calibrated")
     own = quantizers(model)
+    if not own:
+        raise CheckpointError(
+            f"{where} has ranges, but {type(model).__name__} no quantizers; build the model with quantize=True"
+        )
     assign_state(model, [(name, _shaped(name, value, own)) for name, value in _renamed(state).items()], where)
     check_ranges(model, enabled_only=True)
     return model.eval()

@@ -9,7 +9,7 @@ from torch import nn
 
 from qzoo.checkpoint import empty_model, load_pretrained
 from qzoo.config import WEIGHTS, Config, FloatSource, config_of, read_config
-from qzoo.errors import CheckpointError
+from qzoo.errors import CheckpointError, UnknownModelError
 from qzoo.registry import parse_name
 from qzoo.scheme import Scheme
 from qzoo.state import assign_state
@@ -17,10 +17,13 @@ from qzoo.zoo import create_model, float_model, new_config
 
 
 def open_model(where: str, target: str | None = None) -> nn.Module:
-    """A model with its weights: of a checkpoint folder, or by name (:func:`qzoo.create_model`)."""
-    if Path(where).is_dir():
+    """A model with its weights: of a checkpoint folder or Hub repository, or by name (:func:`qzoo.create_model`)."""
+    if Path(where).is_dir() or "/" in where:
         return load_pretrained(where, target=target)
-    return create_model(where, pretrained=True, target=target)
+    try:
+        return create_model(where, pretrained=True, target=target)
+    except UnknownModelError as error:
+        raise UnknownModelError(f"{error} (nor is there a folder {where!r})") from error
 
 
 def quantized_from(

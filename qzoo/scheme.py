@@ -109,7 +109,10 @@ class Scheme:
         """Read ``"w8a8"``. Raises ValueError when the text has another form."""
         match = _SCHEME.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not a scheme; expected w<bits>a<bits>, such as 'w8a8' or 'w4a8'")
+            hint = f"; did you mean {text.lower()!r}?" if _SCHEME.fullmatch(text.lower()) else ""
+            raise ValueError(
+                f"{text!r} is not a scheme; expected w<bits>a<bits>, such as 'w8a8' or 'w4a8'{hint}"
+            )
         return cls(int(match[1]), int(match[4]), target, match[2] or "int", int(match[3] or 0))
 
     def __str__(self) -> str:

@@ -36,9 +36,9 @@ Quantize = bool | str | Scheme | None
 
 def create_model(
     name: str,
-    *,
     pretrained: Pretrained = False,
     quantize: Quantize = None,
+    *,
     target: str | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
@@ -65,6 +65,10 @@ def create_model(
     """
     if pretrained not in (True, False, "float"):
         raise ValueError(f"pretrained must be True, False or 'float', not {pretrained!r}")
+    if "/" in name:
+        raise UnknownModelError(
+            f"{name!r} is no name of the zoo; qzoo.load_pretrained loads folders and repositories of the Hub"
+        )
     parsed = parse_name(name)
     entry = architecture(parsed.arch)
     _check_tag(parsed, entry)
@@ -273,6 +277,6 @@ def _check_arguments(config: Config, num_classes: int | None, in_channels: int |
         has = getattr(config.arguments, field)
         if asked is not None and asked != has:
             raise CheckpointError(
-                f"{field}={asked}, but the weights {config.name} have {field}={has}; leave it out and change "
-                "the layer of the loaded model, or build with pretrained=False"
+                f"{field}={asked}, but the weights {config.name} have {field}={has}; leave it out, or build with "
+                "pretrained=False and load the layers that fit with load_state_dict(..., strict=False)"
             )

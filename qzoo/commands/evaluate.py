@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("evaluate", _run, "Accuracy of a checkpoint, and fidelity to its float model.")
-    sub.add_argument("name", metavar="NAME", help="of a checkpoint, or its folder")
+    sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
     data_arguments(sub)
     sub.add_argument(
         "--float", type=Path, dest="float_weights", help="folder of the float model to compare with"

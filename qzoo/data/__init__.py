@@ -135,7 +135,7 @@ def load_training_data(
         loader = FolderLoader(part, batch_size, seed, workers)
     if not len(loader):
         raise DataError(
-            f"{stop - start} training images don't fill one batch of {batch_size}; lower batch_size"
+            f"{stop - start} training images don't fill one batch of {batch_size}; lower batch_size (--batch-size)"
         )
     return loader
 
@@ -160,14 +160,15 @@ def _folder(labels: str, data: str | Path | None) -> str | Path:
     """The folder of images of a label set that has one."""
     if labels == "folders":
         if data is None:
-            raise DataError("pass data=FOLDER, with one folder of images a class")
+            raise DataError("pass data=FOLDER (--data FOLDER), with one folder of images a class")
         return data
     if labels != "imagenet-1k":
         label_names(labels)  # refuses what it does not know
         raise DataError(f"no loader for the label set {labels!r}")
     if data is None:
         raise DataError(
-            "ImageNet is not embedded: pass data=FOLDER, with one folder of images a class (n01440764)"
+            "ImageNet is not embedded: pass data=FOLDER (--data FOLDER), with one folder of images a class "
+            "(n01440764)"
         )
     return data
 

@@ -1,0 +1,121 @@
+"""What newcomers try first: it works, or the error says what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qzoo
+from qzoo.cli import main
+from qzoo.config import config_of
+from qzoo.errors import CheckpointError, DataError, UnknownModelError
+from qzoo.models._layers import conv2d, linear
+from qzoo.own_weights import open_model
+from qzoo.preprocessing import Preprocessing
+from qzoo.registry import _entries, register_model
+from qzoo.scheme import Scheme
+
+
+def test_pretrained_comes_second_as_in_timm() -> None:
+    model = qzoo.create_model("resnet20", True, "w8a8")
+    assert config_of(model).name == "resnet20.fmnist-w8a8"
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (lambda: qzoo.create_model("org/name", True), UnknownModelError, "qzoo.load_pretrained loads"),
+        (lambda: qzoo.load_pretrained("hf-hub:org/name"), CheckpointError, "did you mean 'org/name'"),
+        (lambda: qzoo.load_pretrained("https://huggingface.co/org/name"), CheckpointError, "mean 'org/name'"),
+        (lambda: qzoo.load_pretrained(__file__), CheckpointError, "is a file.*load_calibrated"),
+        (lambda: qzoo.resnet20(quantize="W8A8"), ValueError, "did you mean 'w8a8'"),
+        (lambda: qzoo.resnet56(pretrained=True, quantize=True), UnknownModelError, "none of resnet56 has been"),
+        (lambda: open_model("my-tuned"), UnknownModelError, "nor is there a folder 'my-tuned'"),
+        (lambda: open_model("runs/my-tuned/best"), CheckpointError, "is no folder"),
+        (lambda: qzoo.save_pretrained(nn.Linear(2, 2), "unused"), CheckpointError, "register_model"),
+        (lambda: qzoo.publish("unused"), CheckpointError, "unused is no checkpoint: there is no such folder"),
+        (lambda: qzoo.data.load_data(Preprocessing(), "imagenet-1k"), DataError, "--data FOLDER"),
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_errors_say_what_to_do(action: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        action()
+
+
+def test_a_replaced_head_is_not_saved_as_what_would_not_load(tmp_path: Path) -> None:
+    model = qzoo.create_model("resnet20", True)
+    model.fc = nn.Linear(64, 5)
+    with pytest.raises(
+        CheckpointError, match=r"fc\.bias is \[5\].*num_classes=10.*qzoo\.create_model with it"
+    ):
+        model.save_pretrained(tmp_path / "c")
+    assert list(tmp_path.iterdir()) == []
+    right = qzoo.create_model("resnet20", num_classes=5, in_channels=1)
+    right.load_state_dict(model.state_dict())
+    x = torch.randn(2, 1, 28, 28)
+    loaded = qzoo.load_pretrained(right.save_pretrained(tmp_path / "c"))
+    assert torch.equal(loaded(x), right.eval()(x))
+
+
+def test_a_float_head_in_a_quantized_model_is_named(tmp_path: Path) -> None:
+    model = qzoo.create_model("resnet20", True, True)
+    model.fc = nn.Linear(64, 10)
+    with pytest.raises(CheckpointError, match=r"no quantizer fc\._input_quantizer, unlike resnet20 as w8a8"):
+        model.save_pretrained(tmp_path / "c")
+    model = qzoo.create_model("resnet20", True)
+    qzoo.quant.quantize_(model)
+    qzoo.calibrate(model, [torch.randn(2, 1, 28, 28)], progress=False)
+    with pytest.raises(CheckpointError, match=r"has a quantizer .*, unlike resnet20 as float"):
+        model.save_pretrained(tmp_path / "c")
+    model = qzoo.create_model("resnet20", True, True)
+    model.layer4 = nn.Conv2d(64, 64, 1)
+    with pytest.raises(CheckpointError, match=r"layer4\.bias is \[64\], but .* has no such tensor"):
+        model.save_pretrained(tmp_path / "c")
+
+
+def test_ranges_into_a_float_model_are_explained() -> None:
+    state = qzoo.create_model("resnet20", True, True).state_dict()
+    with pytest.raises(CheckpointError, match="no quantizers; build the model with quantize=True"):
+        qzoo.load_calibrated(qzoo.create_model("resnet20.fmnist"), state)
+
+
+class Own(qzoo.HubMixin, nn.Module):
+    """A network of a project of its own."""
+
+    def __init__(self, num_classes: int, in_channels: int, quantize: Scheme | None) -> None:
+        super().__init__()
+        self.conv = conv2d(in_channels, 8, 3, padding=1, quantize=quantize)
+        self.fc = linear(8, num_classes, quantize=quantize, nonnegative=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_an_architecture_of_ones_own_project(tmp_path: Path) -> None:
+    def own_net(*, num_classes: int = 4, in_channels: int = 3, quantize: Scheme | None = None) -> Own:
+        return Own(num_classes, in_channels, quantize)
+
+    register_model()(own_net)
+    try:
+        model = qzoo.create_model("own_net-w8a8")
+        images = torch.randn(4, 3, 16, 16)
+        qzoo.calibrate(model, [images], progress=False)
+        folder = model.save_pretrained(tmp_path / "own")
+        assert torch.equal(Own.from_pretrained(folder)(images), model.eval()(images))
+    finally:
+        del _entries["own_net"]
+    with pytest.raises(CheckpointError, match="import the module that registers it"):
+        qzoo.load_pretrained(folder)
+
+
+def test_the_command_alone_helps_and_knows_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "benchmark" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"qzoo {qzoo.__version__}\n"
