@@ -18,6 +18,7 @@ from qzoo.collect import quantizers_of, set_range, weight_ranges
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.equalize import equalize, some
 from qzoo.ptq.layers import layers_of
+from qzoo.ptq.relu6 import without_relu6_unseen
 from qzoo.ptq.statistics import Channels, batchnorm_statistics
 
 METHOD = "batchnorm"
@@ -39,7 +40,8 @@ def calibrate_data_free(
         preprocessing: of its images.
         sigmas: the paper's n.
         correct: take the mean error of each layer's rounded weights out of its bias (or the BatchNorm behind it).
-        equalized: cross-layer equalization first, see :func:`qzoo.ptq.equalize`; pairs with ReLU6 stay.
+        equalized: cross-layer equalization first, see :func:`qzoo.ptq.equalize`, with a ReLU in place of every ReLU6
+            (:func:`qzoo.ptq.relu6.without_relu6_unseen`).
 
     Returns:
         The record: method ``"batchnorm"``, no images.
@@ -56,6 +58,8 @@ def calibrate_data_free(
     inputs = of_images(preprocessing, device)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *preprocessing.input_size, generator=generator, device="cpu").to(device)
+    if equalized:
+        without_relu6_unseen(model, image)
     known = batchnorm_statistics(model, inputs, image, sigmas)
     if equalized:
         some(equalize(model, [image], statistics=known, progress=False))

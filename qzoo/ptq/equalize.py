@@ -122,8 +122,8 @@ def some(pairs: list[Equalized]) -> list[Equalized]:
     """
     if not pairs:
         raise CalibrationError(
-            "nothing to equalize: no two quantized layers have only a BatchNorm and a ReLU between them (ReLU6 stays "
-            "where there are no images to show that a ReLU may stand for it); leave equalization out"
+            "nothing to equalize: no two quantized layers have only a BatchNorm and a ReLU between them; leave "
+            "equalization out"
         )
     return pairs
 

@@ -8,19 +8,23 @@ top-1 of 89.1 %, 0.4 dB of the logits (float, 128 images of the ImageNet sample)
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qzoo.collect import images_of, quantizers_off
 from qzoo.errors import CalibrationError
 from qzoo.evaluate import decibel, evaluating
+from qzoo.ptq.calls import calls_of
+from qzoo.ptq.statistics import clipped_normal
 from qzoo.relu6 import replace_relu6
 
 LEAST_DB = 20.0
-"""SQNR of the logits that a network must keep when its ReLU6 become ReLU: 8-bit quantization leaves about 25 dB."""
+"""SQNR that must be kept when ReLU6 become ReLU: 8-bit quantization leaves about 25 dB."""
 
 
 @torch.no_grad()
@@ -43,10 +47,46 @@ def without_relu6(model: nn.Module, loader: Iterable[Any]) -> int:
             expected = model(images_of(batch)).double()
             signal += expected.square().sum().item()
             noise += (trial(images_of(batch)).double() - expected).square().sum().item()
-    left = decibel(signal, noise)
+    _require("the float network", "its logits", decibel(signal, noise))
+    return replace_relu6(model)
+
+
+@torch.no_grad()
+def without_relu6_unseen(model: nn.Module, image: Tensor) -> int:
+    """As :func:`without_relu6` by the statistics in the BatchNorms, without data: at each ReLU6 by itself.
+
+    Args:
+        image: any image [1, C, H, W]; its shape counts, not its values.
+
+    Raises:
+        CalibrationError: what a ReLU6 lets through keeps less than :data:`LEAST_DB`, or it follows no BatchNorm; the
+            model is as before then.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    normed: dict[int, Any] = {}
+    with evaluating(model), quantizers_off(model):
+        calls = calls_of(model, image, [m for m in names if isinstance(m, (_BatchNorm, nn.ReLU6))])
+    for call in calls:
+        if isinstance(call.module, _BatchNorm):
+            normed[call.gives] = call.module
+            continue
+        norm = normed.pop(call.reads, None)
+        if norm is None or norm.weight is None:
+            raise CalibrationError(
+                f"equalization takes a ReLU in place of every ReLU6, but {names[call.module]!r} follows no BatchNorm "
+                "that tells how much it clips; leave equalization out, or calibrate on images"
+            )
+        mean, deviation = norm.bias.double(), norm.weight.double().abs()
+        passed = clipped_normal(mean, deviation, 0.0, 6.0)
+        beyond = clipped_normal(mean - 6, deviation, 0.0, math.inf)
+        signal, noise = ((first.square() + variance).sum().item() for first, variance in (passed, beyond))
+        _require(f"the ReLU6 behind {names[norm]!r}", "what it lets through", decibel(signal, noise))
+    return replace_relu6(model)
+
+
+def _require(what: str, of: str, left: float) -> None:
     if not left >= LEAST_DB:
         raise CalibrationError(
-            f"equalization takes a ReLU in place of every ReLU6, but these clip too much here: the float network would "
-            f"keep {left:.1f} dB of its logits, {LEAST_DB:g} are needed; leave equalization out"
+            f"equalization takes a ReLU in place of every ReLU6, but here these clip too much: {what} would keep "
+            f"{left:.1f} dB of {of}, {LEAST_DB:g} are needed; leave equalization out"
         )
-    return replace_relu6(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from fidelity import sqnr
@@ -11,7 +13,7 @@ from qzoo.calibrate import calibrate
 from qzoo.collect import quantizers_off
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.ptq import equalize, without_relu6
-from qzoo.ptq.relu6 import LEAST_DB
+from qzoo.ptq.relu6 import LEAST_DB, without_relu6_unseen
 from qzoo.quant.nn import QuantConv2d
 
 
@@ -124,3 +126,32 @@ def test_relu6_that_clips_much_is_refused(batches: list[Tensor]) -> None:
     with pytest.raises(CalibrationError, match=r"would keep .* dB of its logits, 20 are needed"):
         without_relu6(model, batches)
     assert type(model.act) is nn.ReLU6
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_relu6_is_judged_by_batchnorms_without_data(scale: float) -> None:
+    """Against a sample of the normal distribution that the BatchNorm tells of."""
+    model, image = chain(nn.ReLU6), torch.zeros(1, 3, 8, 8)
+    nn.init.constant_(model.norm1.weight, 0.5)
+    norm = model.norm2
+    norm.weight.data *= scale
+    x = norm.bias + norm.weight * torch.randn(400_000, 8, generator=torch.Generator().manual_seed(0))
+    signal, noise = x.clamp(0, 6).double().square().sum(), (x.double() - 6).clamp(min=0).square().sum()
+    kept = 10 * torch.log10(signal / noise).item()
+    assert (kept < LEAST_DB) == (scale > 0.5)
+    if scale == 0.5:
+        assert without_relu6_unseen(model, image) == 1
+        assert type(model.act) is nn.ReLU
+        return
+    with pytest.raises(CalibrationError, match=r"the ReLU6 behind 'norm2' would keep") as caught:
+        without_relu6_unseen(model, image)
+    said = re.search(r"keep (\S+) dB", str(caught.value))
+    assert said is not None
+    assert float(said[1]) == pytest.approx(kept, abs=0.15)
+    assert type(model.act) is nn.ReLU6
+
+
+def test_relu6_behind_no_batchnorm_is_refused_without_data() -> None:
+    model = nn.Sequential(QuantConv2d(3, 4, 1), nn.ReLU6(), QuantConv2d(4, 2, 1)).eval()
+    with pytest.raises(CalibrationError, match=r"'1' follows no BatchNorm"):
+        without_relu6_unseen(model, torch.zeros(1, 3, 8, 8))
