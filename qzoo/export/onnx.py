@@ -94,7 +94,7 @@ def export_onnx(
 
 def _rewrite(graph: Any, target: str, weights: str) -> None:
     """The passes, in an order in which each finds what the one before has made."""
-    from qzoo.export import passes
+    from qzoo.export import for_onnxruntime, passes
 
     passes.use_global_pooling(graph)
     passes.merge_padding(graph)
@@ -104,14 +104,16 @@ def _rewrite(graph: Any, target: str, weights: str) -> None:
     if weights == "int4":
         passes.store_4_bits(graph)
     if target == "onnxruntime":
-        passes.use_unsigned_activations(graph)
-        passes.clip_integers(graph)
-        passes.pad_image_channels(graph)
+        for_onnxruntime.use_unsigned_activations(graph)
+        for_onnxruntime.clip_integers(graph)
+        for_onnxruntime.pad_image_channels(graph)
     if target == "openvino":
-        passes.quantize_before_max_pool(graph)
+        passes.quantize_before_moves(graph)
     passes.share_zero_points(graph)
     passes.drop_defaults(graph)
     passes.drop_unused(graph)
+    if target == "onnxruntime":
+        for_onnxruntime.copy_for_each_quantizer(graph)
 
 
 def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True) -> Any:

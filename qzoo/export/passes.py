@@ -38,7 +38,7 @@ def store_integer_weights(model: ir.Model) -> None:
 
     The weights are on their levels already, so rounding is exact; without this the file stays as large as float.
     """
-    for node in _nodes(model, "QuantizeLinear"):
+    for node in nodes_of(model, "QuantizeLinear"):
         source = node.inputs[0]
         weight, scale, zero = (constant(value) for value in node.inputs[:3])
         if source is None or weight is None or scale is None or zero is None:
@@ -60,7 +60,7 @@ def store_4_bits(model: ir.Model) -> None:
         ExportError: there are none.
     """
     found = False
-    for node in _nodes(model, "DequantizeLinear"):
+    for node in nodes_of(model, "DequantizeLinear"):
         q, source = constant(node.inputs[0]), node.inputs[0]
         if q is None or source is None or q.dtype != np.int8 or q.min() < -8 or q.max() > 7:
             continue
@@ -77,7 +77,7 @@ def store_4_bits(model: ir.Model) -> None:
 
 def use_global_pooling(model: ir.Model) -> None:
     """ReduceMean over height and width becomes GlobalAveragePool, which has an int8 kernel in ONNX Runtime."""
-    for node in _nodes(model, "ReduceMean"):
+    for node in nodes_of(model, "ReduceMean"):
         x, axes = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None
         if x is None or x.shape is None or len(x.shape) != 4 or axes is None:
             continue
@@ -85,11 +85,11 @@ def use_global_pooling(model: ir.Model) -> None:
             continue
         keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
         out = node.outputs[0]
-        pool = _node("GlobalAveragePool", [x], like=node, outputs=1)
+        pool = node_like("GlobalAveragePool", [x], like=node, outputs=1)
         pool.outputs[0].type, pool.outputs[0].shape = out.type, ir.Shape([x.shape[0], x.shape[1], 1, 1])
         new = [pool]
         if not keep:
-            flat = _node("Flatten", [pool.outputs[0]], like=node, outputs=1, axis=1)
+            flat = node_like("Flatten", [pool.outputs[0]], like=node, outputs=1, axis=1)
             flat.outputs[0].type, flat.outputs[0].shape = out.type, out.shape
             new.append(flat)
         model.graph.insert_before(node, new)
@@ -102,7 +102,7 @@ def merge_padding(model: ir.Model) -> None:
     Zero quantizes to zero, so padding before or after Q/DQ is the same; but a Pad between DQ and Conv keeps the
     convolution in floating point.
     """
-    for conv in _nodes(model, "Conv"):
+    for conv in nodes_of(model, "Conv"):
         path, pad = _find_pad(conv)
         if (
             pad is None
@@ -164,7 +164,7 @@ def merge_pairs(model: ir.Model) -> None:
     """
     for op_type in ("QuantizeLinear", "DequantizeLinear"):
         seen: dict[Any, ir.Node] = {}
-        for node in _nodes(model, op_type):
+        for node in nodes_of(model, op_type):
             key = _pair_key(node)
             if key is None:
                 continue
@@ -181,110 +181,13 @@ def _pair_key(node: ir.Node) -> tuple[Any, ...] | None:
     return id(node.inputs[0]), scale.tobytes(), scale.shape, zero.tobytes(), str(zero.dtype), axis
 
 
-def use_unsigned_activations(model: ir.Model) -> None:
-    """int8 activations with zero point 0 become uint8 with zero point 128: the same levels, 128 higher.
+def quantize_before_moves(model: ir.Model) -> None:
+    """MaxPool or Reshape, Q, DQ become Q, DQ, MaxPool or Reshape: the same values, since Q is monotone.
 
-    ONNX Runtime's x86 kernels take uint8 activations. It makes this change itself, but not where a tensor has two
-    readers (a block's input that is also the skip), and leaves the convolutions around it in floating point.
+    OpenVINO leaves a max pooling before a Q in float, and fuses an average pooling with the Q right behind it only;
+    ONNX Runtime moves the Q itself.
     """
-    shifted = initializer(model, "zero_point_128", np.array(128, np.uint8))
-    for node in _nodes(model, "QuantizeLinear"):
-        zero, q = constant(node.inputs[2]), node.outputs[0]
-        if (
-            zero is None
-            or zero.dtype != np.int8
-            or zero.size != 1
-            or zero.any()
-            or constant(node.inputs[0]) is not None
-        ):
-            continue
-        readers = [use.node for use in q.uses()]
-        if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in readers):
-            continue
-        for pair_node in [node, *readers]:
-            pair_node.replace_input_with(2, shifted)
-        q.type = ir.TensorType(ir.DataType.UINT8)
-
-
-def clip_integers(model: ir.Model) -> None:
-    """Clip, Q become Q, Clip of integers, where both limits are levels: the same values, since Q is monotone.
-
-    Activations of fewer than 8 bits are clipped to their levels. ONNX Runtime fuses a layer with the Q right behind it
-    only, and would compute one with a Clip between in floating point.
-    """
-    for q in _nodes(model, "QuantizeLinear"):
-        source = q.inputs[0]
-        clip = source.producer() if source is not None else None
-        if clip is None or clip.op_type != "Clip" or len(clip.inputs) < 3 or q.outputs[0].is_graph_output():
-            continue
-        scale, zero = constant(q.inputs[1]), constant(q.inputs[2])
-        low, high = constant(clip.inputs[1]), constant(clip.inputs[2])
-        if (
-            scale is None
-            or zero is None
-            or low is None
-            or high is None
-            or zero.size != 1
-            or zero.dtype not in (np.int8, np.uint8)  # ONNX Runtime clips no 16-bit integers
-        ):
-            continue
-        levels = np.array([low.item(), high.item()], np.float64) / scale.item()
-        if np.abs(levels - np.rint(levels)).max() > 1e-3:
-            continue
-        info = np.iinfo(zero.dtype)
-        ends = np.clip(np.rint(levels) + int(zero.item()), info.min, info.max).astype(zero.dtype)
-        if (ends[0], ends[1]) == (info.min, info.max):
-            continue  # Q clips there itself: the runtime drops the Clip
-        name = str(q.outputs[0].name)
-        limits = [
-            initializer(model, f"{name}_{end}", np.array(level))
-            for end, level in zip(("low", "high"), ends, strict=True)
-        ]
-        readers = list(q.outputs[0].uses())
-        new = _node("Clip", [q.outputs[0], *limits], like=q, outputs=1)
-        new.outputs[0].type = q.outputs[0].type
-        model.graph.insert_after(q, new)
-        for reader, index in readers:
-            reader.replace_input_with(index, new.outputs[0])
-        q.replace_input_with(0, clip.inputs[0])
-
-
-def pad_image_channels(model: ir.Model) -> None:
-    """The first convolution gets a fourth channel of zeros, in its int8 weight and in the quantized image.
-
-    The results are the same integers. ONNX Runtime's x86 kernel reads pixels in groups of four channels; with three
-    it copies every window of the image first, which costs more than the padding.
-    """
-    for conv in _nodes(model, "Conv"):
-        dq, weight_dq = (value.producer() if value is not None else None for value in conv.inputs[:2])
-        q = dq.inputs[0].producer() if dq is not None and dq.inputs[0] is not None else None
-        if dq is None or weight_dq is None or q is None or q.op_type != "QuantizeLinear":
-            continue
-        source, stored = q.outputs[0], weight_dq.inputs[0]
-        weight, zero = constant(stored), constant(q.inputs[2])
-        alone = len(source.uses()) == len(dq.outputs[0].uses()) == 1 and not source.is_graph_output()
-        if not alone or stored is None or weight is None or weight.dtype != np.int8 or zero is None:
-            continue
-        if weight.shape[1] != 3 or weight.shape[2:] == (1, 1) or len(weight.shape) != 4:
-            continue
-        name, stored.name = str(stored.name), f"{stored.name}_3_channels"
-        wide = np.concatenate([weight, np.zeros_like(weight[:, :1])], axis=1)
-        weight_dq.replace_input_with(0, initializer(model, name, wide))
-        amounts = initializer(model, f"{name}_padding", np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64))
-        level = initializer(model, f"{name}_zero", zero.reshape(()))
-        pad = _node("Pad", [source, amounts, level], like=q, outputs=1)
-        pad.outputs[0].type = source.type
-        model.graph.insert_before(dq, pad)
-        dq.replace_input_with(0, pad.outputs[0])
-        dq.outputs[0].shape = None
-
-
-def quantize_before_max_pool(model: ir.Model) -> None:
-    """MaxPool, Q, DQ become Q, DQ, MaxPool: the same values, since Q is monotone, and the pooling runs in int8.
-
-    OpenVINO leaves a max pooling before a Q in float; ONNX Runtime moves the Q itself.
-    """
-    for pool in _nodes(model, "MaxPool"):
+    for pool in [*nodes_of(model, "MaxPool"), *nodes_of(model, "Reshape"), *nodes_of(model, "Flatten")]:
         out = pool.outputs[0]
         readers = [use.node for use in out.uses()]
         if len(pool.outputs) > 1 or out.is_graph_output() or len(readers) != 1:
@@ -327,7 +230,7 @@ def widen(model: ir.Model, dtype: torch.dtype) -> None:
 def share_zero_points(model: ir.Model) -> None:
     """One tensor of zeros for all Q and DQ that want the same type and shape."""
     shared: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
-    for node in (*_nodes(model, "QuantizeLinear"), *_nodes(model, "DequantizeLinear")):
+    for node in (*nodes_of(model, "QuantizeLinear"), *nodes_of(model, "DequantizeLinear")):
         zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if zero is None or zero.any():
             continue
@@ -370,11 +273,15 @@ def drop_unused(model: ir.Model) -> None:
             del model.graph.initializers[name]
 
 
-def _nodes(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
+def nodes_of(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
+    """The nodes of a type as they are now; the caller may change the graph."""
     yield from [node for node in model.graph if node.op_type == op_type and node.domain == ""]
 
 
-def _node(op_type: str, inputs: list[ir.Value], *, like: ir.Node, outputs: int, **attributes: int) -> ir.Node:
+def node_like(
+    op_type: str, inputs: list[ir.Value], *, like: ir.Node, outputs: int, **attributes: int
+) -> ir.Node:
+    """A new node with the module path of another."""
     node = ir.Node(
         "", op_type, inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()], num_outputs=outputs
     )

@@ -247,7 +247,7 @@ RULES = (
         (ORT,),
         "The inputs are quantized, but the output does not go into one QuantizeLinear and nowhere else: the operator "
         "runs in float.",
-        "Quantize the output, once for all its readers.",
+        "Quantize the output, once for all its readers; or repeat the operator for each Q (qzoo.export_onnx does).",
         _add_output_float,
     ),
     Rule(

@@ -1,0 +1,170 @@
+"""Rewrites for ONNX Runtime only: what its int8 kernels want. All keep the integers, in place on an ``onnx_ir`` model.
+
+A tensor that is quantized in two ways is a matter of its own: below 8 bits a block's input goes to its first
+convolution in few bits and to the skip in 8. ONNX Runtime makes an int8 kernel only of an operator whose output goes
+into one QuantizeLinear, and would run the add or convolution before in float, which costs more than its int8 kernel
+twice; so the file has that operator twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qzoo.export.passes import constant, initializer, node_like, nodes_of
+
+_FOLLOWS = ("Relu", "Clip", "MaxPool")  # fused with the operator before, or Q is moved across
+
+
+def use_unsigned_activations(model: ir.Model) -> None:
+    """int8 activations with zero point 0 become uint8 with zero point 128: the same levels, 128 higher.
+
+    ONNX Runtime's x86 kernels take uint8 activations. It makes this change itself, but not where a tensor has two
+    readers (a block's input that is also the skip), and leaves the convolutions around it in floating point.
+    """
+    shifted = initializer(model, "zero_point_128", np.array(128, np.uint8))
+    for node in nodes_of(model, "QuantizeLinear"):
+        zero, q = constant(node.inputs[2]), node.outputs[0]
+        if (
+            zero is None
+            or zero.dtype != np.int8
+            or zero.size != 1
+            or zero.any()
+            or constant(node.inputs[0]) is not None
+        ):
+            continue
+        readers = [use.node for use in q.uses()]
+        if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in readers):
+            continue
+        for pair_node in [node, *readers]:
+            pair_node.replace_input_with(2, shifted)
+        q.type = ir.TensorType(ir.DataType.UINT8)
+
+
+def clip_integers(model: ir.Model) -> None:
+    """Clip, Q become Q, Clip of integers, where both limits are levels: the same values, since Q is monotone.
+
+    Activations of fewer than 8 bits are clipped to their levels. ONNX Runtime fuses a layer with the Q right behind it
+    only, and would compute one with a Clip between in floating point.
+    """
+    for q in nodes_of(model, "QuantizeLinear"):
+        source = q.inputs[0]
+        clip = source.producer() if source is not None else None
+        if clip is None or clip.op_type != "Clip" or len(clip.inputs) < 3 or q.outputs[0].is_graph_output():
+            continue
+        scale, zero = constant(q.inputs[1]), constant(q.inputs[2])
+        low, high = constant(clip.inputs[1]), constant(clip.inputs[2])
+        if (
+            scale is None
+            or zero is None
+            or low is None
+            or high is None
+            or zero.size != 1
+            or zero.dtype not in (np.int8, np.uint8)  # ONNX Runtime clips no 16-bit integers
+        ):
+            continue
+        levels = np.array([low.item(), high.item()], np.float64) / scale.item()
+        if np.abs(levels - np.rint(levels)).max() > 1e-3:
+            continue
+        info = np.iinfo(zero.dtype)
+        ends = np.clip(np.rint(levels) + int(zero.item()), info.min, info.max).astype(zero.dtype)
+        if (ends[0], ends[1]) == (info.min, info.max):
+            continue  # Q clips there itself: the runtime drops the Clip
+        name = str(q.outputs[0].name)
+        limits = [
+            initializer(model, f"{name}_{end}", np.array(level))
+            for end, level in zip(("low", "high"), ends, strict=True)
+        ]
+        readers = list(q.outputs[0].uses())
+        new = node_like("Clip", [q.outputs[0], *limits], like=q, outputs=1)
+        new.outputs[0].type = q.outputs[0].type
+        model.graph.insert_after(q, new)
+        for reader, index in readers:
+            reader.replace_input_with(index, new.outputs[0])
+        q.replace_input_with(0, clip.inputs[0])
+
+
+def pad_image_channels(model: ir.Model) -> None:
+    """The first convolution gets channels of zeros up to four, in its int8 weight and in the quantized image.
+
+    The results are the same integers. ONNX Runtime's x86 kernel reads pixels in groups of four channels; with fewer
+    it copies every window of the image first, which costs more than the padding.
+    """
+    for conv in nodes_of(model, "Conv"):
+        dq, weight_dq = (value.producer() if value is not None else None for value in conv.inputs[:2])
+        q = dq.inputs[0].producer() if dq is not None and dq.inputs[0] is not None else None
+        if dq is None or weight_dq is None or q is None or q.op_type != "QuantizeLinear":
+            continue
+        source, stored = q.outputs[0], weight_dq.inputs[0]
+        weight, zero = constant(stored), constant(q.inputs[2])
+        alone = len(source.uses()) == len(dq.outputs[0].uses()) == 1 and not source.is_graph_output()
+        if not alone or stored is None or weight is None or weight.dtype != np.int8 or zero is None:
+            continue
+        missing = 4 - weight.shape[1]
+        if missing <= 0 or weight.shape[2:] == (1, 1) or len(weight.shape) != 4 or _groups(conv) > 1:
+            continue
+        name, stored.name = str(stored.name), f"{stored.name}_narrow"
+        wide = np.pad(weight, [(0, 0), (0, missing), (0, 0), (0, 0)])
+        weight_dq.replace_input_with(0, initializer(model, name, wide))
+        amounts = initializer(model, f"{name}_padding", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
+        level = initializer(model, f"{name}_zero", zero.reshape(()))
+        pad = node_like("Pad", [source, amounts, level], like=q, outputs=1)
+        pad.outputs[0].type = source.type
+        model.graph.insert_before(dq, pad)
+        dq.replace_input_with(0, pad.outputs[0])
+        dq.outputs[0].shape = None
+
+
+def _groups(conv: ir.Node) -> int:
+    return conv.attributes["group"].as_int() if "group" in conv.attributes else 1
+
+
+def copy_for_each_quantizer(model: ir.Model) -> None:
+    """Conv or Add of int8 operands (then ReLU, max pooling) that two Q read: the second Q gets a copy. Same integers.
+
+    ONNX Runtime merges operators that are written alike, so the copy differs: an Add has its operands exchanged, a
+    Conv says the dilations of 1 that are the default.
+    """
+    for first in [*nodes_of(model, "Conv"), *nodes_of(model, "Add")]:
+        chain = _chain(first)
+        quantizers = [use.node for use in chain[-1].outputs[0].uses()]
+        if [node.op_type for node in quantizers] != ["QuantizeLinear"] * 2 or not _is_int8(first):
+            continue
+        copies: list[ir.Node] = []
+        for node in chain:
+            before = copies[-1].outputs[0] if copies else None
+            copies.append(_copy(node, before))
+        model.graph.insert_after(chain[-1], copies)
+        quantizers[1].replace_input_with(0, copies[-1].outputs[0])
+
+
+def _chain(first: ir.Node) -> list[ir.Node]:
+    """The operator and those behind it up to the one that is read otherwise than by one ReLU or max pooling."""
+    chain = [first]
+    while True:
+        out = chain[-1].outputs[0]
+        readers = [use.node for use in out.uses()]
+        if out.is_graph_output() or len(readers) != 1 or readers[0].op_type not in _FOLLOWS:
+            return chain
+        chain.append(readers[0])
+
+
+def _is_int8(node: ir.Node) -> bool:
+    makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
+    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+
+
+def _copy(node: ir.Node, source: ir.Value | None) -> ir.Node:
+    """The same operator on ``source``; without one on the node's own inputs, and written differently."""
+    inputs, attributes = list(node.inputs), dict(node.attributes)
+    if source is not None:
+        inputs[0] = source
+    elif node.op_type == "Add":
+        inputs.reverse()
+    elif "dilations" not in attributes and inputs[1] is not None and inputs[1].shape is not None:
+        ones = [1] * (len(inputs[1].shape) - 2)
+        attributes["dilations"] = ir.AttrInt64s("dilations", ones)
+    copy = ir.Node("", node.op_type, inputs, list(attributes.values()), num_outputs=1)
+    copy.metadata_props.update(node.metadata_props)
+    copy.outputs[0].type, copy.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    return copy
