@@ -1,6 +1,7 @@
-"""int8 against float in ONNX Runtime and OpenVINO, and against `quantize_static`, for whole networks.
+"""int8 against float in ONNX Runtime and OpenVINO, and against other tools' int8 models, for whole networks.
 
     taskset -c 1 python -m benchmarks.runtimes --out benchmarks/results/runtimes.json
+    taskset -c 1 python -m benchmarks.runtimes --runtimes openvino --compare nncf --out benchmarks/results/nncf.json
 
 Weights are random (the speed of a network does not depend on them), BatchNorm statistics and ranges are those of noise.
 One thread, CPU time, processes that take turns; a ratio is of medians, with its 95 % bootstrap interval.
@@ -12,6 +13,7 @@ import argparse
 import json
 import tempfile
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from benchmarks.measure import machine
 from qzoo import runtimes
 from qzoo.benchmark import Options, latencies
 from qzoo.contenders import Contender, contenders
+from qzoo.peers import RUNS_IN
 from qzoo.runtimes.process import Process
 from qzoo.timing import ratio
 
@@ -72,8 +75,7 @@ def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
             entry["int8_cpu_ms"] = round(1e3 * float(torch.tensor(int8).median()), 3)
             entry["rounds"] = len(int8)
             others = {"float": place(runtime, "float32", "qzoo")}
-            if runtime == "onnxruntime":
-                others["quantize_static"] = place(runtime, "int8", "quantize_static")
+            others |= {p: place(runtime, "int8", p) for p in options.compare if RUNS_IN[p] == runtime}
             for other, index in others.items():
                 entry[f"times_as_fast_as_{other}"] = [round(v, 3) for v in ratio(timed[index].cpu, int8)]
             bar = BARS.get(name, {}).get(runtime, {}).get(batch)
@@ -92,24 +94,27 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", default=list(BARS), metavar="NAME")
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"], metavar="NAME")
+    parser.add_argument("--compare", nargs="*", default=["quantize_static"], metavar="PEER")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = tuple(name for name in ("onnxruntime", "openvino") if name in runtimes.installed())
-    options = Options(chosen, (1, 8), 1, args.seconds, ("quantize_static",), progress=False)
-    head = {**machine(), "threads": 1, "seconds": args.seconds, **qzoo_versions()}
+    chosen = tuple(name for name in args.runtimes if name in runtimes.installed())
+    options = Options(chosen, (1, 8), 1, args.seconds, tuple(args.compare), progress=False)
+    head = {**machine(), "threads": 1, "seconds": args.seconds, **versions(args.compare)}
     entries = [entry for name in args.names for entry in measure_network(name, options)]
     if args.out:
         args.out.write_text(json.dumps({**head, "results": entries}, indent=1) + "\n")
 
 
-def qzoo_versions() -> dict[str, str]:
-    """Versions of the runtimes."""
+def versions(compare: list[str]) -> dict[str, str]:
+    """Versions of the runtimes, and of peers that are packages of their own."""
     from qzoo.environment import describe
 
     facts = describe()
-    return {package: facts[package] for package in ("onnxruntime", "openvino")}
+    own = {peer: version(peer) for peer in compare if peer == "nncf"}
+    return {package: facts[package] for package in ("onnxruntime", "openvino")} | own
 
 
 if __name__ == "__main__":
