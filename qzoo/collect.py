@@ -239,6 +239,11 @@ def collect(
     statistics = parts[0]
     for part in parts[1:]:
         statistics.merge(part)
+    _check_seen(statistics, watched)
+    return statistics
+
+
+def _check_seen(statistics: Statistics, watched: Iterable[str]) -> None:
     if statistics.images == 0:
         raise CalibrationError("the loader gave no images; check the folder, the split and the subset")
     seen = statistics.ranges("max", 100.0)
@@ -248,7 +253,6 @@ def collect(
             f"{len(unseen)} quantizers saw no data: {', '.join(unseen)}; the model's forward does not reach "
             "them. Disable them, or remove them from the model"
         )
-    return statistics
 
 
 def _started(

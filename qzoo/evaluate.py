@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qzoo.distributed import Group
 from qzoo.errors import DataError
 from qzoo.progress import track
+from qzoo.quant.fold import evaluating as evaluating
 
 
 @dataclass(frozen=True)
@@ -183,18 +184,6 @@ def _batch(
         signal=expected.double().square().sum().item(),
         noise=(expected.double() - logits.double()).square().sum().item(),
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within, each module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, float]:

@@ -52,13 +52,13 @@ def verify(
     """Check checkpoints: the pin resolves, hashes match, the model loads, card and .eval_results are its config's.
 
     Args:
-        names: of checkpoints; all that the package knows by default.
+        names: of checkpoints, or their folders; all that the package knows by default.
         load: gives the labelled images of a recorded measurement; then its figures are measured again, simulated
             and in ONNX Runtime where that is installed, and must lie in the recorded intervals.
         progress: show a progress bar.
 
     Raises:
-        UnknownModelError: a name that the package does not know.
+        UnknownModelError: a name that the package does not know, and no folder.
     """
     chosen = list(names) if names is not None else hub.checkpoints()
     findings = []
@@ -69,7 +69,9 @@ def verify(
             pin = hub.pins()[name]
             findings.append(_finding(name, f"{pin.repo} at {pin.revision}", _download_all, pin.repo, load))
         if name not in hub.checkpoints():
-            hub.locate(name)  # raises the error that suggests
+            folder = hub.locate(name)  # or the error that suggests
+            place = "folder" if Path(name).is_dir() else "Hub"
+            findings.append(_finding(name, place, {name: folder}.__getitem__, "", load))
     return findings
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import qzoo
+from qzoo import hub
 from qzoo.cli import main
 from qzoo.config import config_of
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
@@ -119,3 +122,40 @@ def test_the_command_alone_helps_and_knows_its_version(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"qzoo {qzoo.__version__}\n"
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkpoint of somebody's own data, in a folder ``tuned`` of the current one."""
+    torch.manual_seed(0)
+    model = qzoo.create_model("resnet20-w8a8", num_classes=3)
+    qzoo.calibrate(model, [torch.randn(2, 3, 32, 32)], progress=False)
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(config_of(model), labels="folders")
+    return str(qzoo.save_pretrained(model, "tuned", config=config).relative_to(tmp_path))
+
+
+def test_commands_take_folders(tuned: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    Image.new("RGB", (40, 30), "teal").save("photo.png")
+    assert main(["predict", "photo.png", "--model", tuned]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split("%")[1].strip() for line in lines) == ["class 0", "class 1", "class 2"]
+    assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.02)
+    assert main(["inspect", tuned]) == 0
+    assert "output_quantizer" in capsys.readouterr().out
+    assert main(["export", tuned, "model.onnx"]) == 0
+    assert Path("model.onnx").stat().st_size > 100_000
+
+
+def test_verify_takes_folders_and_never_checks_nothing(
+    tuned: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["verify", tuned, "-q"]) == 0
+    assert capsys.readouterr().out.split() == ["ok", "tuned", "folder"]
+    Path(tuned, "README.md").write_bytes(b"\xff no card")
+    assert main(["verify", tuned, "-q"]) == 1
+    assert "README.md differs" in capsys.readouterr().out
+    monkeypatch.setattr(hub, "EMBEDDED", Path.cwd())
+    assert main(["verify", "-q"]) == 1  # without names: all
+    assert "tuned" in capsys.readouterr().out

@@ -37,8 +37,9 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.export import check, lint
+    from qzoo.own_weights import open_model
 
-    model = qzoo.create_model(args.name, pretrained=True)
+    model = open_model(args.name)
     path = qzoo.export_onnx(
         model, args.path, target=args.target, opset=args.opset, batch=args.batch, weights=args.weights
     )

@@ -12,7 +12,7 @@ from qzoo.scheme import TARGETS
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("inspect", _run, "Quantizers of a checkpoint: bits, ranges, saturation, dead levels.")
-    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
     data_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
     sub.add_argument(
@@ -24,8 +24,9 @@ def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
     from qzoo.data import load_data
+    from qzoo.own_weights import open_model
 
-    model = qzoo.create_model(args.name, pretrained=True, target=args.target)
+    model = open_model(args.name, args.target)
     config = config_of(model)
     loader = None
     if args.images and (args.data is not None or config.labels == "fashion-mnist"):

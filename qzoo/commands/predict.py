@@ -12,7 +12,11 @@ def register(add: Add) -> None:
     """Declare the command."""
     sub = add("predict", _run, "Top labels of a photo, int8 in ONNX Runtime.")
     sub.add_argument("image", type=Path)
-    sub.add_argument("--model", default="tf_efficientnet_lite0", help="default: tf_efficientnet_lite0")
+    sub.add_argument(
+        "--model",
+        default="tf_efficientnet_lite0",
+        help="name, folder, or org/name on the Hub (default: tf_efficientnet_lite0)",
+    )
     sub.add_argument("--top", type=int, default=5, help="labels to print (default: 5)")
 
 

@@ -14,7 +14,7 @@ from qzoo.scheme import TARGETS
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("sensitivity", _run, "Layers of a checkpoint, ranked by what their quantization costs.")
-    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
     data_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
     sub.add_argument("--images", type=int, default=64, help="number of images (default: 64)")
@@ -25,8 +25,9 @@ def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
     from qzoo.data import load_data
+    from qzoo.own_weights import open_model
 
-    model = qzoo.create_model(args.name, pretrained=True, target=args.target)
+    model = open_model(args.name, args.target)
     config = config_of(model)
     loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset, batch_size=32)
     found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)

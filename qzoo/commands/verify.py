@@ -19,8 +19,10 @@ PAGE = Path("docs/zoo.md")
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("verify", _run, "Check that checkpoints are there, whole, and what their cards say.")
-    sub.add_argument("names", nargs="*", metavar="NAME")
-    sub.add_argument("--all", action="store_true", help="every checkpoint that the package knows")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="of checkpoints, or their folders")
+    sub.add_argument(
+        "--all", action="store_true", help="every checkpoint that the package knows (the default)"
+    )
     sub.add_argument(
         "--page", type=Path, help="the zoo's page (default with --all: docs/zoo.md, if it is here)"
     )
@@ -36,8 +38,9 @@ def _run(args: argparse.Namespace) -> int:
         return load_data(config.preprocessing, config.labels, args.data, subset=row.subset)
 
     load: Load | None = images if args.measure or args.data is not None else None
-    findings = verify(None if args.all else args.names, load, progress=not args.quiet)
-    page = args.page or (PAGE if args.all and PAGE.is_file() else None)
+    everything = args.all or not (args.names or args.page)
+    findings = verify(None if everything else args.names, load, progress=not args.quiet)
+    page = args.page or (PAGE if everything and PAGE.is_file() else None)
     if page is not None:
         findings.append(verify_page(page))
     for f in findings:

@@ -82,7 +82,7 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
         QuantizationError: a pair whose fold would change the result, such as a weight range that is learned.
     """
     modules = dict(model.named_modules())
-    with _evaluating(model):
+    with evaluating(model):
         trace = _run(model, modules, example)
         pairs = list(_pairs(modules, trace))
         inputs = {pair.layer: trace.input_of[pair.layer] for pair in pairs}
@@ -150,7 +150,8 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> _T
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within, each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
