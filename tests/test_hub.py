@@ -263,6 +263,13 @@ def test_names_that_are_nothing(server: Hub) -> None:
     assert server.log == []
 
 
+def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(server: Hub, repo: Repo) -> None:
+    qzoo.load_pretrained(REPO)
+    assert server.requests("GET /lfs/")
+    assert any("config.json" in line for line in server.authorization)
+    assert not any("/lfs/" in line for line in server.authorization)
+
+
 def test_tokens_are_never_repeated() -> None:
     assert hub.redact("Bearer hf_abcdefgh and hf_abcdefgh!") == "[token] and [token]!"
 
