@@ -308,6 +308,10 @@ def _check(config: Config) -> None:
             config.calibration is None or config.calibration.target in TARGETS,
             f"must be one of {', '.join(TARGETS)}",
         ),
+        "target": (
+            all(row.target in (None, *TARGETS) for row in (*config.metrics, *config.latency)),
+            f"of metrics and latency must be null or one of {', '.join(TARGETS)}",
+        ),
         "latency.speedup_clock": (
             all(row.speedup_clock in ("cpu", "wall") for row in config.latency),
             "must be 'cpu' or 'wall'",

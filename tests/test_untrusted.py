@@ -14,7 +14,7 @@ from torch import nn
 
 import qzoo
 from qzoo import hub
-from qzoo.config import WEIGHTS, is_plain_path, read_config
+from qzoo.config import WEIGHTS, Config, is_plain_path, read_config
 from qzoo.errors import CheckpointError, HubError, QzooError
 from qzoo.folders import write_text
 
@@ -65,6 +65,15 @@ def test_json_of_any_kind_comes_back(folder: Path, tmp_path: Path) -> None:
     assert again.training == {
         "note": {"a": [1, 2.5, None, True, "é"], "b": {"c": int("9" * 400)}},
     }
+
+
+@pytest.mark.parametrize("rows", ["metrics", "latency"])
+def test_figures_of_a_target_that_does_not_exist_are_refused(rows: str) -> None:
+    path = hub.EMBEDDED / "resnet20.fmnist-w8a8" / "config.json"
+    values = json.loads(path.read_text())
+    values[rows][-1]["target"] = "ensorrt"
+    with pytest.raises(CheckpointError, match="target of metrics and latency must be"):
+        Config.from_json(json.dumps(values))
 
 
 def test_a_text_that_no_file_can_hold_is_refused(folder: Path) -> None:
