@@ -309,7 +309,8 @@ def _check(config: Config) -> None:
             f"must be one of {', '.join(TARGETS)}",
         ),
         "target": (
-            all(row.target in (None, *TARGETS) for row in (*config.metrics, *config.latency)),
+            {row.target for row in config.metrics} | {row.target for row in config.latency}
+            <= {None, *TARGETS},
             f"of metrics and latency must be null or one of {', '.join(TARGETS)}",
         ),
         "latency.speedup_clock": (

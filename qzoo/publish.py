@@ -17,7 +17,7 @@ from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import HubError
 from qzoo.eval_results import write_eval_results
 from qzoo.export.onnx import export_onnx
-from qzoo.folders import write_text
+from qzoo.folders import exclusive, write_text
 from qzoo.onnx_files import onnx_name, with_files
 from qzoo.upload import tag_commit, upload
 
@@ -66,7 +66,7 @@ def publish(
 
     Raises:
         CheckpointError: the folder does not load.
-        HubError: it has no figures, or the upload failed.
+        HubError: it has no figures, the upload failed, or the pin can't be written.
         ExportError, MissingDependencyError: the ONNX files can't be written.
     """
     folder = Path(folder)
@@ -119,7 +119,15 @@ def _stage(folder: Path, config: Config, staged: Path, repo: str) -> Path:
 
 def write_pin(name: str, pin: hub.Pin) -> None:
     """Record where a checkpoint is, in the package's own list."""
-    pins = {**hub.pins(), name: pin}
-    text = json.dumps({key: dataclasses.asdict(pins[key]) for key in sorted(pins)}, indent=2) + "\n"
-    write_text(hub.PINS, text)
+    try:
+        with exclusive(hub.PINS.parent):  # whoever publishes at the same time adds to the same list
+            hub.pins.cache_clear()
+            pins = {**hub.pins(), name: pin}
+            text = json.dumps({key: dataclasses.asdict(pins[key]) for key in sorted(pins)}, indent=2) + "\n"
+            write_text(hub.PINS, text)
+    except OSError as error:
+        raise HubError(
+            f"{name} was published to {pin.repo} as commit {pin.revision}, but its pin can't be written to {hub.PINS} "
+            f"({error}); publish without a pin (--no-pin) where the package is not yours to change"
+        ) from error
     hub.pins.cache_clear()

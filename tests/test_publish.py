@@ -17,9 +17,10 @@ from test_hub import NAME, checkpoint, server  # noqa: F401 - fixtures
 
 import qzoo
 from qzoo import hub
+from qzoo.cli import main
 from qzoo.config import WEIGHTS, Config, Measurement, read_config
 from qzoo.errors import HubError, UnknownModelError
-from qzoo.publish import publish
+from qzoo.publish import publish, write_pin
 from qzoo.verify import verify
 
 REPO = f"lab/{NAME}"
@@ -80,6 +81,33 @@ def test_publish_uploads_once_tags_pins_and_the_name_loads(
     x = torch.randn(2, 1, 28, 28)
     assert torch.equal(qzoo.create_model(NAME, pretrained=True)(x), qzoo.load_pretrained(folder)(x))
     assert [(f.name, f.problem) for f in verify(progress=False)] == [(NAME, "")]
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_a_package_that_can_t_be_written_to_hides_no_commit(
+    server: Hub,
+    folder: Path,
+    pins_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys.modules["qzoo.publish"], "write_text", write_nothing)
+    with pytest.raises(HubError, match=rf"published to {REPO} as commit \w{{40}}, but its pin .*--no-pin"):
+        publish(folder, REPO)
+    assert main(["publish", str(folder), "--to", REPO, "--no-pin"]) == 0
+    assert server.repos[REPO].refs["main"] in capsys.readouterr().out
+    assert pins_file.read_text() == "{}"
+
+
+def write_nothing(path: Path, text: str) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_pins_of_others_who_publish_at_the_same_time_stay(pins_file: Path) -> None:
+    assert hub.pins() == {}  # read, and remembered
+    pins_file.write_text(json.dumps({"b": dataclasses.asdict(hub.Pin("lab/b", "2", "3"))}))
+    write_pin("a", hub.Pin("lab/a", "1", "2"))
+    assert list(json.loads(pins_file.read_text())) == ["a", "b"]
 
 
 @pytest.mark.usefixtures("quick_export")

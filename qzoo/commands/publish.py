@@ -17,13 +17,21 @@ def register(add: Add) -> None:
     )
     sub.add_argument("--private", action="store_true")
     sub.add_argument("--revision", default="main", help="branch (default: main)")
+    sub.add_argument("--no-pin", action="store_true", help="don't write the commit to the package's own list")
     sub.add_argument("--dry-run", action="store_true", help="everything but the upload")
 
 
 def _run(args: argparse.Namespace) -> int:
     from qzoo.publish import publish
 
-    done = publish(args.folder, args.to, private=args.private, revision=args.revision, dry_run=args.dry_run)
+    done = publish(
+        args.folder,
+        args.to,
+        private=args.private,
+        revision=args.revision,
+        dry_run=args.dry_run,
+        pin=not args.no_pin,
+    )
     for path, size in done.files.items():
         print(f"{size:12,}  {path}")
     print(
