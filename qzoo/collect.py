@@ -169,8 +169,17 @@ def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
 
 
 def images_of(batch: Any) -> Tensor:
-    """The images of a batch: the first of a tuple or list, or the batch itself."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    """The images of a batch: the first of a tuple or list, or the batch itself.
+
+    Raises:
+        CalibrationError: something else.
+    """
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor):
+        raise CalibrationError(
+            f"the loader gave a {type(images).__name__}; expected batches of images, or (images, labels), as tensors"
+        )
+    return images
 
 
 @torch.no_grad()

@@ -90,6 +90,18 @@ class _Sums:
         return cls(len(labels), int(ranked[:, 0].sum()), int(ranked.any(1).sum()), loss, seconds)
 
 
+def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch. Raises DataError for what is not a pair of these."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise DataError(f"the loader gave a {type(batch).__name__}; expected (images, labels)")
+    images, labels = batch
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise DataError(
+            f"labels must be class indices [B], integers, not {labels.dtype} {list(labels.shape)}"
+        )
+    return images, labels
+
+
 @dataclass(frozen=True)
 class _Batch:
     """A model and, where there is one, its reference on one batch."""
@@ -148,8 +160,8 @@ def evaluate(
                 stack.enter_context(evaluating(module))
         stack.enter_context(torch.inference_mode())
         total = group.share(loader)
-        for _, (images, labels) in track(group.deal(loader), "evaluate", total, progress and group.first):
-            mine.append(_batch(model, reference, images, labels))
+        for _, batch in track(group.deal(loader), "evaluate", total, progress and group.first):
+            mine.append(_batch(model, reference, *_labelled(batch)))
     parts = group.gather(mine)
     batches = [batch for part in parts for batch in part]
     if not any(batch.model.images for batch in batches):

@@ -13,7 +13,7 @@ from qzoo.export.blocks import store_blocks_
 from qzoo.export.formats import is_on
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
-from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
 from qzoo.scheme import set_target
 
 _INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
@@ -55,7 +55,7 @@ def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
             elif isinstance(quantizer.num_bits, int):
                 _put_on_levels(module, quantizer, quantizer.num_bits)
             else:
-                weight: Any = module.weight
+                weight = _parameters(module)[0]
                 weight.copy_(quantizer(weight))
     return ready
 
@@ -103,7 +103,7 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer, bits: int) -> None:
         raise ExportError(
             f"{quantizer.name or 'a weight quantizer'} needs one fixed range per channel or tensor"
         )
-    weight, narrow = layer.weight, quantizer.narrow_range
+    weight, narrow = _parameters(layer)[0], quantizer.narrow_range
     weight.copy_(ops.fake_quantize(weight, amax, bits, quantizer.unsigned, narrow))
     wide = torch.maximum(amax, _smallest_range(layer, quantizer, amax))
     if not torch.equal(wide, amax):
@@ -114,6 +114,21 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer, bits: int) -> None:
     quantizer.amax = (wide * (quantizer.maxbound / ops.bounds(bits, quantizer.unsigned)[1])).numpy()
 
 
+def _parameters(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer; of attention those of its three projections together.
+
+    Raises:
+        ExportError: a layer with several weights.
+    """
+    if isinstance(layer, QuantMultiheadAttention):
+        return layer.in_proj_weight, layer.in_proj_bias
+    if not isinstance(getattr(layer, "weight", None), Tensor):
+        raise ExportError(
+            f"{type(layer).__name__} has several quantized weights, which are not exported; disable its quantizers"
+        )
+    return layer.weight, layer.bias
+
+
 def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Tensor:
     """The least weight range of each channel with which the bias fits an int32.
 
@@ -121,16 +136,11 @@ def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Ten
     round it to multiples of input scale x weight scale. A channel of exactly zero weights takes the widest range.
     """
     dead = torch.where(amax <= ops.TINY, amax.max(), torch.zeros_like(amax))
-    source = getattr(layer, "_input_quantizer", None)
-    if (
-        layer.bias is None
-        or not isinstance(source, TensorQuantizer)
-        or not is_on(source)
-        or source.amax is None
-    ):
+    source, bias = getattr(layer, "_input_quantizer", None), _parameters(layer)[1]
+    if bias is None or not isinstance(source, TensorQuantizer) or not is_on(source) or source.amax is None:
         return dead
-    if amax.dim() and amax.numel() != layer.bias.numel():
+    if amax.dim() and amax.numel() != bias.numel():
         return dead
     step = source.amax.max().clamp(min=ops.TINY) / source.maxbound
-    least = layer.bias.abs() * quantizer.maxbound / (step * _INT32_ROOM)
+    least = bias.abs() * quantizer.maxbound / (step * _INT32_ROOM)
     return torch.maximum(dead, least.reshape(amax.shape) if amax.dim() else least.max())

@@ -67,8 +67,9 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
     """Fold every BatchNorm whose input is the output of one convolution or linear layer, in place.
 
     The pairs are found by running ``example``: the very tensor that the layer returned must enter the BatchNorm and
-    nothing else. The BatchNorm is replaced by ``nn.Identity``, the layer gets a bias. Works for grouped, depthwise and
-    transposed convolutions, quantized or not; each pair is checked by running both forms on the layer's input.
+    nothing else. The BatchNorm is replaced by ``nn.Identity`` (timm's by its activation), the layer gets a bias. Works
+    for grouped, depthwise and transposed convolutions, quantized or not; each pair is checked by running both forms on
+    the layer's input.
     Left as they are: layers that are called twice or share their weight, transposed convolutions with groups,
     BatchNorms without running statistics.
 
@@ -89,10 +90,10 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
         del trace  # all activations of the network; what follows reuses their memory
         for pair in pairs:
             layer, norm, x = modules[pair.layer], modules[pair.norm], inputs.pop(pair.layer)
-            before = norm(layer(x))
+            before, rest = norm(layer(x)), _rest(norm)
             _fold_pair(pair.layer, layer, norm)
-            _check_pair(pair, before, layer(x))
-            model.set_submodule(pair.norm, nn.Identity())
+            _check_pair(pair, before, rest(layer(x)))
+            model.set_submodule(pair.norm, rest)
     return pairs
 
 
@@ -110,6 +111,12 @@ def _pairs(modules: dict[str, nn.Module], trace: _Trace) -> Iterator[Pair]:
             continue
         if trace.calls[name] == trace.readers[id(output)] == uses[id(layer.weight)] == 1:
             yield Pair(name, norm)
+
+
+def _rest(norm: nn.Module) -> nn.Module:
+    """What a BatchNorm does beyond normalizing: timm's have dropout and activation as children, in this order."""
+    children = list(norm.children())
+    return nn.Sequential(*children) if children else nn.Identity()
 
 
 def _has_statistics(module: nn.Module) -> bool:

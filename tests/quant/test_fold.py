@@ -191,3 +191,15 @@ def test_full_range_with_negative_factor_is_refused() -> None:
     layer.weight_quantizer.amax, layer.input_quantizer.amax = np.full((1, 1, 1, 1), 127.0), 1.0
     with pytest.raises(QuantizationError, match="narrow_range"):
         fold_batchnorm_(nn.Sequential(layer, norm).eval(), torch.ones(1, 1, 2, 2))
+
+
+def test_timms_batchnorm_leaves_its_activation() -> None:
+    from timm.layers import BatchNormAct2d
+
+    layer, norm = nn.Conv2d(3, 5, 3), BatchNormAct2d(5, act_layer=nn.Hardswish)
+    randomize(norm)
+    model, x = nn.Sequential(layer, norm).eval(), torch.randn(2, 3, 8, 8)
+    before = model(x).detach()
+    assert len(fold_batchnorm_(model, x)) == 1
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
