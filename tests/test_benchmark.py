@@ -184,7 +184,10 @@ def test_details(setting, report: Report) -> None:
 
 
 def test_runs_the_same_kernels_as_quantize_static(report: Report) -> None:
-    """Never slower, without a clock: operator by operator the graph that ONNX Runtime makes of the peer's file."""
+    """Never slower, without a clock: operator by operator the graph that ONNX Runtime makes of the peer's file.
+
+    Only the image's channels are padded to four besides, for a faster first convolution.
+    """
     (details,) = report.details
     kernels = [
         Counter((node["op"], node["precision"]) for node in profile["nodes"])
@@ -192,7 +195,7 @@ def test_runs_the_same_kernels_as_quantize_static(report: Report) -> None:
         if (profile["runtime"], profile["precision"]) == ("onnxruntime", "int8")
     ]
     assert len(kernels) == 2
-    assert kernels[0] == kernels[1]
+    assert kernels[0] == kernels[1] + Counter({("Pad", "int8"): 1})
 
 
 def test_peer_that_is_not_installed() -> None:
