@@ -21,6 +21,7 @@ from qzoo.config import config_of
 from qzoo.contenders import WRITTEN_ANYWAY, Contender, contenders
 from qzoo.errors import BenchmarkError, DataError
 from qzoo.evaluate import Evaluation, evaluate
+from qzoo.own_weights import open_model, reference_of
 from qzoo.progress import track
 from qzoo.results import Against, Report, Row
 from qzoo.runtimes.process import Process
@@ -73,6 +74,7 @@ def benchmark(
     names: str | Sequence[str],
     *,
     data: str | os.PathLike[str] | None = None,
+    float_weights: str | os.PathLike[str] | None = None,
     subset: str | None = None,
     runtimes: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8),
@@ -87,9 +89,11 @@ def benchmark(
     """Measure checkpoints and the float models they were made from, on the same images and machine.
 
     Args:
-        names: checkpoints such as ``"resnet20.fmnist-w8a8"``; they are loaded, with their float model.
+        names: checkpoints such as ``"resnet20.fmnist-w8a8"``, their folders, or ``"org/name"`` on the Hub; they are
+            loaded, with their float model.
         data: folder of labelled images; by default the embedded test set where the checkpoint has one. With
             checkpoints of several label sets, those of Fashion-MNIST take the embedded one.
+        float_weights: folder of the float model, of checkpoints that were made from weights of your own.
         subset: part of the images, ``"start:stop"``.
         runtimes: by default PyTorch, and of ONNX Runtime and OpenVINO what is installed. Of TensorRT where it is not
             at hand the file is written, linted and checked in ONNX Runtime; a note says the result.
@@ -103,8 +107,6 @@ def benchmark(
         QzooError: a name, a checkpoint, data, a runtime or a peer that is not there.
         ValueError: options out of range.
     """
-    from qzoo.zoo import create_model
-
     default = [name for name in rt.installed() if rt.runtime_named(name).default]
     chosen = tuple(default if runtimes is None else runtimes)
     options = Options(chosen, tuple(batches), threads, seconds, tuple(compare), details, progress, limit)
@@ -114,17 +116,18 @@ def benchmark(
     rows: list[Row] = []
     notes: list[str] = []
     found: list[dict[str, Any]] = []
-    models = {n: create_model(n, pretrained=True) for n in ([names] if isinstance(names, str) else names)}
+    models = _opened([names] if isinstance(names, str) else names)
     label_sets = {config_of(model).labels for model in models.values()}
-    exact = [config_of(model).name for model in models.values() if config_of(model).scheme is None]
-    if exact:
+    floats = [config_of(model).name for model in models.values() if config_of(model).scheme is None]
+    if floats:
         raise BenchmarkError(
-            f"{exact[0]} is a float model; benchmark compares a quantized one with its float model: {exact[0]}-w8a8"
+            f"{floats[0]} is a float model; benchmark compares a quantized one with its float model: {floats[0]}-w8a8"
         )
+    first = calibration_images if calibrating else 0
     for name, quantized in models.items():
         folder = folder_for(config_of(quantized).labels, label_sets, data)
-        first = calibration_images if calibrating else 0
-        mine, said, layers = _measure_zoo_model(name, quantized, folder, subset, first, options)
+        exact = reference_of(config_of(quantized), float_weights)
+        mine, said, layers = _measure_checkpoint(name, quantized, exact, folder, subset, first, options)
         rows, notes, found = [*rows, *mine], [*notes, *said], [*found, *layers]
     return new_report(rows, options, notes, found)
 
@@ -134,12 +137,27 @@ def folder_for(labels: str, label_sets: set[str], data: str | os.PathLike[str] |
     return None if data is None or (len(label_sets) > 1 and labels == EMBEDDED) else Path(data)
 
 
-def _measure_zoo_model(
-    name: str, quantized: nn.Module, folder: Path | None, subset: str | None, first: int, options: Options
+def _opened(names: Sequence[str]) -> dict[str, nn.Module]:
+    """The models by their own names; by what was asked for where two have the same one."""
+    found = {asked: open_model(asked) for asked in names}
+    own = [config_of(model).name for model in found.values()]
+    return {
+        name if own.count(name) == 1 else asked: model
+        for name, (asked, model) in zip(own, found.items(), strict=True)
+    }
+
+
+def _measure_checkpoint(
+    name: str,
+    quantized: nn.Module,
+    reference: nn.Module,
+    folder: Path | None,
+    subset: str | None,
+    first: int,
+    options: Options,
 ) -> Measured:
     """One checkpoint on its data; ``first``: number of images to calibrate peers on."""
     from qzoo.data import load_data
-    from qzoo.zoo import float_model
 
     config = config_of(quantized)
     size = 250 if config.labels == EMBEDDED else 50
@@ -148,7 +166,7 @@ def _measure_zoo_model(
     if first:
         calibration = load_data(config.preprocessing, config.labels, folder, subset=f":{first}")
         images = torch.cat([x for x, _ in calibration])
-    return _measure(name, quantized, float_model(config), loader, options, images)
+    return _measure(name, quantized, reference, loader, options, images)
 
 
 def benchmark_models(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from qzoo.train import TrainOptions
 from qzoo.train_job import TrainJob
 from qzoo.zoo import new_config
 
-build_module = sys.modules["qzoo.build"]  # qzoo.build is the function
-plan_module = sys.modules["qzoo.build_plan"]
+build_module = import_module("qzoo.build")  # qzoo.build is the function
+plan_module = import_module("qzoo.build_plan")
 NAME = "resnet20.fmnist-w8a8"
 SMALL = {"calibration_subset": "0:32", "evaluation_subset": "100:164", "progress": False}
 
@@ -263,7 +264,7 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
         qzoo.save_pretrained(model, job.out, config=dataclasses.replace(model.qzoo_config, training=training))
 
     # The training itself has tests of its own.
-    monkeypatch.setattr(sys.modules["qzoo.tune_checkpoint"], "tune_checkpoint", tune)
+    monkeypatch.setattr(import_module("qzoo.tune_checkpoint"), "tune_checkpoint", tune)
     for _ in range(2):
         folder = build(name, out="tuned", workers=3, progress=False)
     assert asked == [(TrainOptions(epochs=2, lr=0.25, method="lsq"), 7, 3, "cpu")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from qzoo.ptq import Recipe
 from qzoo.recipes import how_made
 from qzoo.zoo import new_config
 
-module = sys.modules["qzoo.build_plan"]
+module = import_module("qzoo.build_plan")
 NAME = "resnet20.fmnist-w8a8"
 
 
@@ -120,7 +120,7 @@ def test_contradictions_and_other_names(small_world: Path, capsys: pytest.Captur
 def test_numbers_of_the_methods_and_bits_of_layers_are_recorded_and_repeated(
     small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["qzoo.build"], "measure", lambda *args, **options: ())
+    monkeypatch.setattr(import_module("qzoo.build"), "measure", lambda *args, **options: ())
     name, out = "resnet20.fmnist-w4a8", small_world / "here"
     values = "--method percentile --percentile 99.5 --edge-bits 8"
     bits = "--layer-bits layer1.0.conv1=6 --target openvino"

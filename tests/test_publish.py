@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ def pins_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting takes seconds; tests of the upload do without."""
-    publish_module = sys.modules["qzoo.publish"]
+    publish_module = import_module("qzoo.publish")
     monkeypatch.setattr(publish_module, "export_onnx", lambda m, path, target: path.write_text(target * 1000))
 
 
@@ -91,7 +91,7 @@ def test_a_package_that_can_t_be_written_to_hides_no_commit(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys.modules["qzoo.publish"], "write_text", write_nothing)
+    monkeypatch.setattr(import_module("qzoo.publish"), "write_text", write_nothing)
     with pytest.raises(HubError, match=rf"published to {REPO} as commit \w{{40}}, but its pin .*--no-pin"):
         publish(folder, REPO)
     assert main(["publish", str(folder), "--to", REPO, "--no-pin"]) == 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,11 @@ def test_it_is_tuned_and_measured(
     assert f"agreement  {row.agreement:.2f} %" in text
     assert main([*measured[:4], "-q"]) == 2
     assert "name the folder with --float" in capsys.readouterr().err
+    timed = ["benchmark", *measured[1:], "--runtimes", "pytorch", "--batch", "1", "--seconds", "0.01"]
+    assert main(timed) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  pytorch")]
+    assert f"{config.metrics[0].top1:.2f} [" in lines[0]
+    assert f"{row.top1:.2f} [" in lines[1]
 
 
 def test_tuning_starts_from_a_calibrated_checkpoint(trained: Path, pets: Path, tmp_path: Path) -> None:
@@ -156,7 +162,7 @@ def test_a_folder_is_built_and_measured_too(
     trained: Path, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        sys.modules["qzoo.build"], "can_run_onnx", lambda: False
+        import_module("qzoo.build"), "can_run_onnx", lambda: False
     )  # seconds, and nothing new here
     name, out = "resnet20.pets-w4a4", tmp_path / "built"
     argv = ["build", name, "--float", str(trained), "--data", str(pets), "--calibration-subset", "0:16"]

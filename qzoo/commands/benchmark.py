@@ -12,11 +12,19 @@ from qzoo.commands.arguments import data_arguments
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("benchmark", _run, "Accuracy and latency of checkpoints, in one table.")
-    sub.add_argument("names", nargs="+", metavar="NAME", help="checkpoints, such as resnet20.fmnist-w8a8")
+    sub.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="checkpoints, such as resnet20.fmnist-w8a8, folders, org/name",
+    )
     sub.epilog = (
         "--threads is the number that a timed call may use (default: 1); accuracy is measured with all."
     )
     data_arguments(sub)
+    sub.add_argument(
+        "--float", type=Path, dest="float_weights", help="folder of the float model to compare with"
+    )
     sub.add_argument(
         "--runtimes",
         nargs="+",
@@ -49,6 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     report = benchmark(
         args.names,
         data=args.data,
+        float_weights=args.float_weights,
         subset=args.subset,
         runtimes=args.runtimes,
         batches=args.batch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -128,7 +128,7 @@ def test_percentile_is_of_the_ranges(fresh: Pair, batches: list[Batch]) -> None:
 def test_the_best_is_tried_behind_equalization_too(
     fresh: Pair, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["qzoo.ptq.recipe"], "RECIPES", FEW)
+    monkeypatch.setattr(import_module("qzoo.ptq.recipe"), "RECIPES", FEW)
     choice = best_recipe(fresh[1], batches, progress=False)
     assert {c.method for c in choice.candidates} == {"max", "max + learned", "equalize + max + learned"}
     assert str(choice.recipe) == choice.candidates[0].method
