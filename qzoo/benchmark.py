@@ -126,7 +126,7 @@ def benchmark(
     first = calibration_images if calibrating else 0
     for name, quantized in models.items():
         folder = folder_for(config_of(quantized).labels, label_sets, data)
-        exact = reference_of(config_of(quantized), float_weights)
+        exact = reference_of(config_of(quantized), None if float_weights is None else Path(float_weights))
         mine, said, layers = _measure_checkpoint(name, quantized, exact, folder, subset, first, options)
         rows, notes, found = [*rows, *mine], [*notes, *said], [*found, *layers]
     return new_report(rows, options, notes, found)
