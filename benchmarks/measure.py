@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import qzoo
+from qzoo.environment import processor
 from qzoo.quant import native
 
 REUSE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "4000000000"}
@@ -62,11 +63,9 @@ def machine() -> dict[str, Any]:
             line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if ":" in line
         )
         fields = {key.strip(): value.strip() for key, value in fields.items()}
-        flags = fields.get("flags", "").split()
-        simd = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if flag in flags]
         model = f"{fields.get('model name', model)}, family {fields.get('cpu family')}"
         model += f" model {fields.get('model')}"
-        model += f", {os.cpu_count()} cores, {' '.join(simd)}"
+        model += f", {os.cpu_count()} cores, {processor()['instruction sets']}"
     return {
         "date": date.today().isoformat(),
         "machine": model,
