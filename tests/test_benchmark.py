@@ -137,12 +137,20 @@ def test_refusals(setting) -> None:
             Options(**bad)
 
 
-@pytest.mark.skipif("tensorrt" in runtimes.installed(), reason="TensorRT is here")
 def test_a_float_checkpoint_is_no_contender() -> None:
     with pytest.raises(BenchmarkError, match=r"resnet20.fmnist is a float model; .*resnet20.fmnist-w8a8"):
         qzoo.benchmark("resnet20.fmnist")
 
 
+def test_two_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    name = "resnet20.fmnist-w8a8"
+    folder = qzoo.create_model(name, pretrained=True).save_pretrained(tmp_path / "mine")
+    options = {"runtimes": ["pytorch"], "subset": "0:20", "seconds": 0.001, "batches": [1], "progress": False}
+    assert {row.model for row in qzoo.benchmark([name, str(folder)], **options).rows} == {name, str(folder)}
+    assert {row.model for row in qzoo.benchmark(str(folder), **options).rows} == {name}
+
+
+@pytest.mark.skipif("tensorrt" in runtimes.installed(), reason="TensorRT is here")
 def test_of_tensorrt_the_file_is_checked(report: Report) -> None:
     note = report.notes[0]
     assert "was not run (the package 'tensorrt' is not installed: pip install" in note
