@@ -15,6 +15,9 @@ from it in the last bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -168,6 +171,40 @@ def _deit(arch: str, sha256: str, revision: str, hub_sha256: str) -> dict[str, F
     return {"fb_in1k": weights}
 
 
+_TORCHVISION_NAMES = {
+    "class_token": "cls_token",
+    "encoder.pos_embedding": "pos_embed",
+    "conv_proj": "patch_embed.proj",
+    "encoder.layers.encoder_layer_": "blocks.",
+    ".ln_": ".norm",
+    ".self_attention.in_proj_": ".attn.qkv.",
+    ".self_attention.out_proj": ".attn.proj",
+    ".mlp.0": ".mlp.fc1",
+    ".mlp.3": ".mlp.fc2",
+    ".mlp.linear_": ".mlp.fc",  # so in the files of torchvision 0.12, when the weights were published
+    "encoder.ln": "norm",
+    "heads.head": "head",
+}
+
+
+def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the entries of torchvision's ``vit_b_16`` as timm does; the tensors are the same."""
+    renamed = {}
+    for key, value in state_dict.items():
+        for theirs, ours in _TORCHVISION_NAMES.items():
+            key = key.replace(theirs, ours)
+        renamed[key] = value
+    return renamed
+
+
+_TV_IN1K = FloatWeights(
+    sources=("https://download.pytorch.org/models/vit_b_16-c867db91.pth",),
+    sha256=("c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9",),
+    license="bsd-3-clause",
+    key_map=torchvision_names,
+)
+
+
 @register_model()
 def vit_tiny_patch16_224(
     *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
@@ -184,7 +221,7 @@ def vit_small_patch16_224(
     return VisionTransformer(384, 6, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
 
 
-@register_model()
+@register_model({"tv_in1k": _TV_IN1K})
 def vit_base_patch16_224(
     *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
 ) -> VisionTransformer:

@@ -8,12 +8,14 @@ import pytest
 import timm
 import timm.layers
 import torch
+import torchvision
 from references import quantizers, random_state, with_state
 from timm.models.vision_transformer import VisionTransformer as Theirs
 from torch import nn
+from torch.testing import assert_close
 
 from qzoo import registry
-from qzoo.models.vit import VisionTransformer
+from qzoo.models.vit import VisionTransformer, torchvision_names
 from qzoo.preprocessing import Preprocessing
 from qzoo.quant.nn import QuantConv2d, QuantLinear
 from qzoo.scheme import Scheme, set_target
@@ -78,6 +80,31 @@ def test_weights_are_timms(arch: str) -> None:
     assert ours.preprocessing == Preprocessing(
         theirs.input_size, theirs.crop_pct, theirs.interpolation, theirs.mean, theirs.std
     )
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_torchvisions_weights_give_its_outputs(published: bool, images: torch.Tensor) -> None:
+    theirs = torchvision.models.VisionTransformer(224, 16, 2, 3, 192, 768).eval()
+    state = random_state(theirs)
+    theirs = with_state(theirs, state)
+    if published:  # the file is older than torchvision's present names of the two linear layers
+        state = {
+            k.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for k, v in state.items()
+        }
+    renamed = torchvision_names(state)
+    ours = with_state(VisionTransformer(192, 3, depth=2), renamed)
+    with torch.inference_mode():
+        expected = theirs(images)
+        assert expected.std() > 1e-3
+        assert_close(ours(images), expected, rtol=1e-4, atol=1e-5)
+    assert torchvision_names(renamed) == renamed
+
+
+def test_torchvisions_vit_b_16_has_the_parameters_of_ours() -> None:
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.vit_b_16(), registry.architecture("vit_base_patch16_224").build()
+    renamed = {name: value.shape for name, value in torchvision_names(theirs.state_dict()).items()}
+    assert renamed == {name: value.shape for name, value in ours.state_dict().items()}
 
 
 def test_quantizers_are_where_the_products_are(pair, images) -> None:  # type: ignore[no-untyped-def]

@@ -73,7 +73,8 @@ def test_deit_weights(arch: str) -> None:
 @pytest.mark.parametrize("arch", [arch for arch, tag in TAGGED if tag == "tv_in1k"])
 def test_torchvision_weights(arch: str) -> None:
     ours = registry.architecture(arch).weights["tv_in1k"]
-    theirs = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+    name = {"vit_base_patch16_224": "vit_b_16"}.get(arch, arch)
+    theirs = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     assert theirs.url in ours.sources
     transforms, prepared = theirs.transforms(), ours.preprocessing
     assert [prepared.resize] == transforms.resize_size
