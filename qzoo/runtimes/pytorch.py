@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +13,33 @@ from torch import Tensor, nn
 from qzoo.runtimes.base import Runner
 
 
+_ANOTHER_NUMBER = threading.RLock()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """torch's number of threads, changed and put back.
+
+    The number is the process's, and what a new thread begins with: two that changed it at once would put back each
+    other's. Calls that want another number than torch has take turns therefore; the others run side by side.
+    """
+    with _ANOTHER_NUMBER:
+        before = torch.get_num_threads()
+        if before != number:
+            torch.set_num_threads(number)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
+            return
+    yield
+
+
 class TorchRunner(Runner):
-    """A copy of a module in eval mode, channels last (PyTorch's faster layout for convolutions), on its device."""
+    """A copy of a module in eval mode, channels last (PyTorch's faster layout for convolutions), on its device.
+
+    May be called from several threads at once; where ``threads`` is not torch's own number, they take turns.
+    """
 
     runtime = "pytorch"
 
@@ -22,16 +50,9 @@ class TorchRunner(Runner):
         self._device = torch.device("cpu") if parameter is None else parameter.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        before = torch.get_num_threads()
-        if before != self.threads:
-            torch.set_num_threads(self.threads)
-        try:
-            with torch.inference_mode():
-                x = images.detach().to(self._device, memory_format=_layout(images))
-                return self._run(x).to(images.device)
-        finally:
-            if before != self.threads:
-                torch.set_num_threads(before)
+        with _threads(self.threads), torch.inference_mode():
+            x = images.detach().to(self._device, memory_format=_layout(images))
+            return self._run(x).to(images.device)
 
     def _run(self, images: Tensor) -> Tensor:
         return self.module(images)

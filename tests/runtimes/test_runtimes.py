@@ -77,6 +77,19 @@ def test_pytorch_takes_a_copy_and_gives_threads_back(model: nn.Module) -> None:
     model.eval()
 
 
+def test_numbers_of_threads_do_not_mix(model: nn.Module) -> None:
+    """The number is the process's: of two calls that change it at once, one would put back the other's."""
+    before = torch.get_num_threads()
+    runs = [runtimes.load(model, "pytorch", threads=before + extra) for extra in (0, 1, 2)]
+    images = torch.randn(2, 3, 8, 8)
+    with ThreadPoolExecutor(6) as pool:
+        for _ in pool.map(lambda i: runs[i % 3](images), range(300)):
+            pass
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(60))) == {before}
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(torch.get_num_threads).result() == before
+
+
 def test_missing_package_names_the_install_line(monkeypatch, path: Path) -> None:
     monkeypatch.setattr("qzoo.runtimes.base.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'qzoo\[onnx\]'"):
