@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from qzoo.errors import ExportError
 from qzoo.quant import TensorQuantizer, calib, enable_onnx_export, quantize_
 from qzoo.quant import nn as qnn
 from qzoo.quant.onnx_translation import custom_translation_table
@@ -202,6 +203,14 @@ def test_uncalibrated_is_refused_inside(dynamo):
         exported(layers, torch.randn(4, 16), dynamo=dynamo)
     with enable_onnx_export(), pytest.raises(AssertionError, match="Quantizer has not been calibrated"):
         layers(torch.randn(4, 16))
+
+
+def test_the_torchscript_exporter_alone_says_what_to_call():
+    layer = qnn.QuantLinear(4, 2)
+    for quantizer in (layer.input_quantizer, layer.weight_quantizer):
+        quantizer.amax = torch.tensor(1.0)
+    with pytest.raises(ExportError, match=r"dynamo=False.*enable_onnx_export.*qzoo\.export_onnx"):
+        torch.onnx.export(layer, (torch.randn(1, 4),), io.BytesIO(), dynamo=False)
 
 
 def test_still_calibrating_is_a_warning(caplog):

@@ -48,6 +48,14 @@ def check_calibrated(q: TensorQuantizer) -> None:
         )
 
 
+def refuse_tracing(q: TensorQuantizer) -> None:
+    """The TorchScript exporter knows no ``qzoo::fake_quantize``, and says so without a way out."""
+    raise NotExportableError(
+        f"{q._place()} can't be written by torch.onnx.export(dynamo=False) as it is; call it inside "
+        "`with qzoo.quant.enable_onnx_export():`, or use qzoo.export_onnx"
+    )
+
+
 def check_ready(q: TensorQuantizer) -> None:
     """The checks inside ``enable_onnx_export()``, for a quantizer that isn't disabled.
 

@@ -229,6 +229,8 @@ class TensorQuantizer(QuantizerState):
             return learner(inputs, self._num_bits, self._unsigned, self._narrow_range)
         if traced and export.in_onnx_export():
             export.check_calibrated(self)
+            if torch.jit.is_tracing() and not (self._enable_onnx_export or self.use_fb_fake_quant):
+                export.refuse_tracing(self)
         if self._learn_amax:
             inputs = self.clip(inputs)
             amax = torch.max(-self.clip.clip_value_min, self.clip.clip_value_max).detach()
