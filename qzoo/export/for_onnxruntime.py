@@ -8,11 +8,15 @@ twice; so the file has that operator twice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
 from qzoo.export.passes import constant, initializer, node_like, nodes_of
 
+_FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+_MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 _FOLLOWS = ("Relu", "Clip", "MaxPool")  # fused with the operator before, or Q is moved across
 
 
@@ -82,6 +86,33 @@ def clip_integers(model: ir.Model) -> None:
         for reader, index in readers:
             reader.replace_input_with(index, new.outputs[0])
         q.replace_input_with(0, clip.inputs[0])
+
+
+def keep_activations_before_float8(model: ir.Model) -> None:
+    """ReLU and Clip before a Q to 8-bit floating point become Max and Min: the same values.
+
+    ONNX Runtime takes every Q for one that clips as ReLU and Clip do: before float8, which has a sign, it drops the
+    ReLU, and fails on the Clip. It looks through operators that only move values, too.
+    """
+    lowest = initializer(model, "lowest_of_relu", np.array(0, np.float32))
+    for q in nodes_of(model, "QuantizeLinear"):
+        zero = q.inputs[2] if len(q.inputs) > 2 else None
+        node = q.inputs[0].producer() if q.inputs[0] is not None else None
+        while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        if node is None or node.op_type not in ("Relu", "Clip") or zero is None or zero.dtype not in _FLOAT8:
+            continue
+        limits = [lowest] if node.op_type == "Relu" else node.inputs[1:]
+        result: Any = node.inputs[0]
+        for op_type, limit in zip(("Max", "Min"), limits, strict=False):
+            if limit is None:
+                continue
+            new = node_like(op_type, [result, limit], like=node, outputs=1)
+            model.graph.insert_before(node, new)
+            result = new.outputs[0]
+            result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+        for reader, index in list(node.outputs[0].uses()):
+            reader.replace_input_with(index, result)
 
 
 def pad_image_channels(model: ir.Model) -> None:

@@ -106,6 +106,7 @@ def _rewrite(graph: Any, target: str, weights: str) -> None:
     if target == "onnxruntime":
         for_onnxruntime.use_unsigned_activations(graph)
         for_onnxruntime.clip_integers(graph)
+        for_onnxruntime.keep_activations_before_float8(graph)
         for_onnxruntime.pad_image_channels(graph)
     if target == "openvino":
         passes.quantize_before_moves(graph)

@@ -30,7 +30,11 @@ def net(
     conv = qnn.QuantConv2d(8, 16, 3, padding=1, quant_desc_weight=weight, quant_desc_input=activation)
     fc = qnn.QuantLinear(16, 8, quant_desc_weight=weight, quant_desc_input=activation)
     model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc)
-    images = torch.randn(4, 8, 6, 6)
+    model, images = calibrated(model, torch.randn(4, 8, 6, 6))
+    return model.to(dtype), images.to(dtype)
+
+
+def calibrated(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     quantizers = [m for m in model.modules() if isinstance(m, qnn.TensorQuantizer)]
     for q in quantizers:
         q.enable_calib()
@@ -40,7 +44,7 @@ def net(
         q.load_calib_amax()
         q.disable_calib()
         q.enable_quant()
-    return model.to(dtype).eval(), images.to(dtype)
+    return model.eval(), images
 
 
 def simulated(model: nn.Module, images: Tensor) -> Tensor:
@@ -93,6 +97,23 @@ def test_float8(tmp_path: Path, fmt: str) -> None:
     assert initializers(path)["0.weight_quantized"].data_type == kind
     assert close(load(path)(3 * images), simulated(model, 3 * images))
     assert "activation-type" in {f.rule for f in lint(path, "onnxruntime")}
+
+
+@pytest.mark.parametrize("fmt", ["e4m3", "e5m2"])
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU6(), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))])
+def test_activations_before_float8_are_computed(tmp_path: Path, fmt: str, between: nn.Module) -> None:
+    """ONNX Runtime drops a ReLU before a Q to float8, whose lowest value is below zero, and fails on a Clip."""
+    desc = QuantDescriptor(float_format=fmt)
+    weight = QuantDescriptor(axis=0, float_format=fmt)
+    layers = [
+        qnn.QuantConv2d(8, 16, 3, quant_desc_weight=weight, quant_desc_input=desc),
+        between,
+        qnn.QuantConv2d(16, 8, 1, quant_desc_weight=weight, quant_desc_input=desc),
+        nn.Flatten(),
+    ]
+    model, images = calibrated(nn.Sequential(*layers), 5 * torch.randn(4, 8, 6, 6))
+    path = export_onnx(model, tmp_path / "m.onnx", example=images)
+    assert close(load(path)(images), simulated(model, images))
 
 
 def test_int4_weights_are_packed_and_exact(build, tmp_path: Path) -> None:
