@@ -1,4 +1,4 @@
-"""Small Q/DQ graphs written by hand, for the tests of lint, and what ONNX Runtime makes of them."""
+"""Small Q/DQ graphs written by hand, for the tests of lint, and what the runtimes make of them."""
 
 from __future__ import annotations
 
@@ -81,3 +81,20 @@ def optimized_ops(path: Path) -> Counter[str]:
     options.log_severity_level = 4
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return Counter(n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def openvino_layers(path: Path) -> list[tuple[str, str, str]]:
+    """Type, precision and the first tensor or layer of origin of what OpenVINO runs on the CPU."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    return [
+        (
+            info["layerType"].astype(str),
+            info["runtimePrecision"].astype(str),
+            info["originalLayersNames"].astype(str).split(",")[0],
+        )
+        for info in infos
+    ]

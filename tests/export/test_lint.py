@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from qdq_graphs import INT8, UINT8, Draft, optimized_ops
+from qdq_graphs import INT8, UINT8, Draft, openvino_layers, optimized_ops
 
 from qzoo.cli import main
 from qzoo.export import export_onnx
@@ -117,6 +117,23 @@ def shared(d: Draft, zero) -> str:
     return d.pair(d.op("Add", d.pair(d.conv(start), zero), start), zero)
 
 
+def branches(d: Draft) -> str:
+    """An If with a quantized convolution in both branches."""
+    bodies = {}
+    for name in ("then_branch", "else_branch"):
+        inner = Draft()
+        output = conv_q(inner)
+        for node in inner.nodes:
+            node.name = f"{name}_{node.name}"
+        value = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [2, 8, 8, 8])
+        bodies[name] = onnx.helper.make_graph(inner.nodes, name, [], [value], inner.initializers)
+    return d.op("If", d.const(np.bool_(True), "condition"), **bodies)
+
+
+def pad(d: Draft, tensor: str) -> str:
+    return d.op("Pad", tensor, d.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+
+
 def q_names(*numbers: int) -> tuple[str, ...]:
     return tuple(f"quantizelinear{i}" for i in numbers)
 
@@ -125,6 +142,7 @@ CASES: dict[str, Case] = {
     "not-quantized": Case(
         lambda d: d.conv("image", weight=float_weight(d)), conv_q, (), "QLinearConv", "Convolution"
     ),
+    "body-not-read": Case(branches, conv_q, ("if0",)),
     "integer-operators": Case(
         lambda d: d.op("MatMulInteger", d.q(d.op("Flatten", "image")), d.const(np.ones((512, 4), np.int8))),
         conv_q,
@@ -235,6 +253,12 @@ CASES: dict[str, Case] = {
         lambda d: moved(d, 0.05),
         ("dequantizelinear0", "transpose0", "quantizelinear1"),
     ),
+    "move-not-crossed": Case(
+        lambda d: d.pair(pad(d, d.op("Relu", d.conv(x(d))))),
+        lambda d: d.pair(pad(d, conv_relu_q(d))),
+        ("conv0", "relu0", "pad0"),
+        "QLinearConv",
+    ),
     "shared-int8": Case(
         lambda d: shared(d, INT8),
         lambda d: shared(d, MIDDLE),
@@ -246,6 +270,17 @@ CASES: dict[str, Case] = {
         lambda d: d.pair(d.op("Sigmoid", conv_q(d))),
         ("hardswish0",),
         "QLinearSigmoid",
+    ),
+    "float-island-openvino": Case(
+        lambda d: d.pair(d.op("Softmax", conv_q(d), axis=1), MIDDLE),
+        lambda d: d.pair(d.op("HardSwish", d.conv(x(d))), MIDDLE),
+        ("softmax0",),
+        ov="Softmax",
+    ),
+    "float-island-tensorrt": Case(
+        lambda d: d.pair(d.op("Softmax", conv_q(d), axis=1), INT8),
+        lambda d: d.pair(d.op("Relu", d.conv(x(d))), INT8),
+        ("softmax0",),
     ),
     "zero-point": Case(
         lambda d: d.conv(d.pair("image", np.int8(3))),
@@ -337,12 +372,7 @@ def test_openvino_agrees(case) -> None:
 
 
 def openvino_float_layers(path: Path) -> set[str]:
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
-    return {i["layerType"].astype(str) for i in infos if i["runtimePrecision"].astype(str) == "f32"}
+    return {kind for kind, precision, _ in openvino_layers(path) if precision == "f32"}
 
 
 # Whole files

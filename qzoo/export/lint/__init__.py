@@ -6,13 +6,19 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qzoo.export.lint import activations, layers, types
+from qzoo.export.lint import activations, islands, layers, moves, types
 from qzoo.export.lint.graph import Graph, label
 from qzoo.export.lint.rule import EVERY, Rule
 
 __all__ = ["RULES", "Finding", "Rule", "lint"]
 
-RULES: tuple[Rule, ...] = (*layers.RULES, *activations.RULES, *types.RULES)
+RULES: tuple[Rule, ...] = (
+    *layers.RULES,
+    *activations.RULES,
+    *moves.RULES,
+    *islands.RULES,
+    *types.RULES,
+)
 
 
 @dataclass(frozen=True)

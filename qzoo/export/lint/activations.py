@@ -1,16 +1,14 @@
-"""Rules about what stands between the layers: ReLU, adds, pooling, pairs that are doubled or change the scale."""
+"""Rules about what stands between the layers: ReLU, adds, pooling, pairs that are doubled or shared."""
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CLAMPS, MOVES, WEIGHTED, Graph
+from qzoo.export.lint.graph import CLAMPS, MOVES, POOLS, WEIGHTED, Graph
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 
-_POOLS = ("AveragePool", "GlobalAveragePool")
-# With both operands from DQ and one Q behind, ONNX Runtime has int8 kernels for these.
-_KERNELS = ("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "Where", "Resize", *_POOLS)
-_OWN_RULES = (*WEIGHTED, *CLAMPS, *_POOLS, "Add", "BatchNormalization", "ReduceMean")
+_EPSILON = np.finfo(np.float32).eps
 
 
 def _pair_before_relu(graph: Graph) -> Hits:
@@ -29,18 +27,38 @@ def _signed_after_relu(graph: Graph) -> Hits:
         zero = graph.zero_point(q)
         if graph.is_nonnegative(relu) and zero is not None:
             kind = graph.int_type(q)
-            if kind.startswith("int") or (kind.startswith("uint") and zero.any()):
+            if kind.startswith(("int", "uint")) and (zero != _lowest(kind)).any():
                 yield (relu, q)
 
 
-def _clip_left(graph: Graph) -> Hits:
+def _lowest(kind: str) -> int:
+    return -(2 ** (int(kind[3:]) - 1)) if kind.startswith("int") else 0
+
+
+def _clip_kept(graph: Graph) -> Hits:
     for clip, q in _clamped(graph):
-        high = graph.array(clip.input[2]) if clip.op_type == "Clip" and len(clip.input) > 2 else None
         scale, zero = graph.scale(q), graph.zero_point(q)
-        if high is None or scale is None or zero is None or scale.size > 1 or graph.int_type(q) != "uint8":
+        source = graph.source(clip.input[0], through=(*MOVES, *CLAMPS))
+        if clip.op_type != "Clip" or source is None or not graph.has_int8_kernel(source):
             continue
-        if not zero.any() and 255 * float(scale.reshape(-1)[0]) > float(high) * (1 + 1e-6):
+        if graph.int_type(q) not in ("int8", "uint8") or scale is None or zero is None or scale.size > 1:
+            continue
+        levels = np.iinfo(graph.int_type(q))
+        first, last = (level - int(zero.reshape(-1)[0]) for level in (levels.min, levels.max))
+        low, high = graph.limits(clip)
+        if low == 0 and first != 0:
+            low = -np.inf  # signed-after-relu
+        if low is None or high is None or scale.ndim or not _is_dropped(low, high, float(scale), first, last):
             yield (clip, q)
+
+
+def _is_dropped(low: float, high: float, scale: float, first: int, last: int) -> bool:
+    """Whether Q clips as tightly: in its real ends to float32's epsilon, or in what the limits are rounded to."""
+    step = np.float32(scale)
+    if np.float32(low) - step * np.float32(first) <= _EPSILON >= step * np.float32(last) - np.float32(high):
+        return True
+    # The rounded limit is an int32, which a missing upper limit overflows.
+    return bool(np.rint(low / scale) <= first and last <= np.rint(high / scale) < 2**31)
 
 
 def _clamped(graph: Graph) -> list[tuple[NodeProto, NodeProto]]:
@@ -56,7 +74,7 @@ def _clamped(graph: Graph) -> list[tuple[NodeProto, NodeProto]]:
 def _add_float_input(graph: Graph) -> Hits:
     for add in _adds(graph):
         quantized = [graph.is_dequantized(x) for x in add.input]
-        if not all(quantized) and (any(quantized) or any(_is_int8_layer(graph, x) for x in add.input)):
+        if not all(quantized) and (any(quantized) or any(graph.is_int8_layer(x) for x in add.input)):
             yield (add, *_makers(graph, add, quantized))
 
 
@@ -67,7 +85,7 @@ def _makers(graph: Graph, add: NodeProto, quantized: list[bool]) -> list[NodePro
 
 def _residual_float(graph: Graph) -> Hits:
     for add in _adds(graph):
-        if any(_is_int8_layer(graph, x) for x in add.input) and not any(
+        if any(graph.is_int8_layer(x) for x in add.input) and not any(
             graph.is_dequantized(x) for x in add.input
         ):
             yield (add,)
@@ -92,14 +110,14 @@ def _branch(graph: Graph, tensor: str) -> tuple[NodeProto, ...]:
 
 
 def _add_output_float(graph: Graph) -> Hits:
-    for node in graph.of("Add", "Mul", *_POOLS):
-        operands = node.input[:1] if node.op_type in _POOLS else node.input
+    for node in graph.of("Add", "Mul", *POOLS):
+        operands = node.input[:1] if node.op_type in POOLS else node.input
         if all(graph.is_dequantized(x) for x in operands) and not graph.is_quantized_once(node):
             yield (node,)
 
 
 def _pool_float_input(graph: Graph) -> Hits:
-    for pool in graph.of(*_POOLS):
+    for pool in graph.of(*POOLS, "ReduceMean"):
         source = graph.source(pool.input[0], through=(*MOVES, *CLAMPS))
         if source is not None and (graph.runs_quantized(source) or _is_int8_add(graph, source)):
             yield (source, pool)
@@ -127,17 +145,6 @@ def _doubled(graph: Graph) -> Hits:
             yield (dq, q)
 
 
-def _scale_changes(graph: Graph) -> Hits:
-    for move in graph.of(*MOVES):
-        dq = graph.producer(move.input[0])
-        readers = graph.readers(move)
-        if dq is None or dq.op_type != "DequantizeLinear" or graph.is_weight(dq) or len(readers) != 1:
-            continue
-        q = readers[0]
-        if q.op_type == "QuantizeLinear" and graph.parameters(dq) != graph.parameters(q):
-            yield (dq, move, q)
-
-
 def _shared_int8(graph: Graph) -> Hits:
     for q in graph.of("QuantizeLinear"):
         if graph.is_weight(q) or graph.int_type(q) != "int8":
@@ -148,52 +155,12 @@ def _shared_int8(graph: Graph) -> Hits:
             yield (q, *readers)
 
 
-def _island(graph: Graph) -> Hits:
-    """Connected operators without int8 kernel that have int8 layers before and a Q behind."""
-    island_of: dict[str, list[NodeProto]] = {}  # by the tensors that its nodes make
-    islands: list[list[NodeProto]] = []
-    for node in graph.nodes:
-        if not _is_float(graph, node):
-            continue
-        joined = [node]
-        for other in [island for island in islands if any(island_of.get(x) is island for x in node.input)]:
-            islands.remove(other)
-            joined = [*other, *joined]
-        islands.append(joined)
-        island_of |= {name: joined for member in joined for name in member.output}
-    for island in islands:
-        yield from _closed(graph, island)
-
-
-def _closed(graph: Graph, island: list[NodeProto]) -> Hits:
-    before = any(graph.is_dequantized(x) or _is_int8_layer(graph, x) for node in island for x in node.input)
-    behind = any(
-        n is not None and n.op_type == "QuantizeLinear" for node in island for n in graph.sinks(node)
-    )
-    if before and behind:
-        yield tuple(island)
-
-
-def _is_float(graph: Graph, node: NodeProto) -> bool:
-    if node.op_type in (*_OWN_RULES, *MOVES, "QuantizeLinear", "DequantizeLinear", "Shape", "Cast"):
-        return False
-    operands = [x for x in node.input if x and not graph.is_constant(x)]
-    if not any(graph.producer(x) is not None and not graph.is_stored(x) for x in operands):
-        return False
-    return node.op_type not in _KERNELS or not all(graph.is_dequantized(x) for x in operands)
-
-
 def _adds(graph: Graph) -> list[NodeProto]:
     return [add for add in graph.of("Add") if not any(graph.is_stored(x) for x in add.input)]
 
 
 def _is_int8_add(graph: Graph, node: NodeProto) -> bool:
     return node.op_type == "Add" and any(graph.is_dequantized(x) for x in node.input)
-
-
-def _is_int8_layer(graph: Graph, tensor: str) -> bool:
-    node = graph.producer(tensor)
-    return node is not None and graph.runs_quantized(node)
 
 
 RULES = (
@@ -216,10 +183,11 @@ RULES = (
     Rule(
         "clip-wider-range",
         (ORT,),
-        "The quantizer reaches beyond the upper limit of the Clip, so that the Clip must stay, and the layer before it "
-        "runs in float.",
-        "Limit the range (amax) to the Clip's upper limit.",
-        _clip_left,
+        "The quantizer reaches beyond a limit of the Clip (or a limit is computed, or the scale is no scalar), so that "
+        "the Clip must stay, and the layer before it runs in float.",
+        "Choose scale and zero point such that the range ends at the Clip's limits or within, or clip the integers "
+        "behind the QuantizeLinear.",
+        _clip_kept,
     ),
     Rule(
         "add-float-input",
@@ -253,7 +221,7 @@ RULES = (
     Rule(
         "pool-float-input",
         (ORT, OV),
-        "The average pooling's input is not quantized: it runs in float, and so does the layer before it in ONNX "
+        "The input of the average is not quantized: it runs in float, and so does the layer before it in ONNX "
         "Runtime.",
         "Quantize the input of the pooling.",
         _pool_float_input,
@@ -281,25 +249,11 @@ RULES = (
         _doubled,
     ),
     Rule(
-        "scale-changes",
-        (ORT,),
-        "The operator only moves values, but the scale before and behind differs: it runs in float between the two.",
-        "Use the same scale and zero point on both sides.",
-        _scale_changes,
-    ),
-    Rule(
         "shared-int8",
         (ORT,),
         "An int8 activation with several readers: ONNX Runtime's x86 kernels want uint8, and it converts only tensors "
         "with one reader; the layers around run in float.",
         "Use uint8 with zero point 128: the same levels.",
         _shared_int8,
-    ),
-    Rule(
-        "float-island",
-        (ORT,),
-        "Operators without an int8 kernel between two int8 layers: the tensor is converted to float and back.",
-        "Use an operator with a kernel (ReLU, Sigmoid or LeakyRelu with Q/DQ around), or accept the cost.",
-        _island,
     ),
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+import onnx.inliner
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -18,11 +19,16 @@ MOVES = (
     *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"),
     *("DepthToSpace", "SpaceToDepth", "Slice", "Gather", "Split", "Expand", "Pad"),
 )
+# Those that ONNX Runtime carries them across; it drops Identity and Dropout.
+CARRIED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
 CLAMPS = ("Relu", "Clip")
+POOLS = ("AveragePool", "GlobalAveragePool")
+# With all operands from DQ and one Q behind, ONNX Runtime has int8 kernels for these.
+KERNELS = ("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "Where", "Resize", *POOLS)
 
 
 class Graph:
-    """The main graph of a file. Large constants are not read.
+    """The main graph of a file, with the functions of the file inlined. Large constants are not read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,6 +43,8 @@ class Graph:
             self.model = onnx.load(file, load_external_data=False)
         except Exception as error:  # protobuf's own error type is not public
             raise ValueError(f"{str(path)!r} is not an ONNX file: {error}") from error
+        if self.model.functions:
+            self.model = onnx.inliner.inline_local_functions(self.model)
         graph = self.model.graph
         if not graph.node:
             raise ValueError(f"{str(path)!r} is not an ONNX file, or has no nodes")
@@ -45,13 +53,13 @@ class Graph:
         self._constants: dict[str, TensorProto] = {i.name: i for i in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant":
-                self._constants.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+                self._constants.update((node.output[0], tensor) for tensor in _value(node))
         self.outputs = {value.name for value in graph.output}
         self._producer = {name: node for node in self.nodes for name in node.output}
         self._readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in node.input:
-                self._readers[name].append(node)
+            for name in dict.fromkeys((*node.input, *self._captured(node))):
+                self._readers[name] += [node] * max(1, list(node.input).count(name))
 
     def of(self, *op_types: str) -> Iterator[NodeProto]:
         """The nodes of these types, in the order of the file."""
@@ -105,10 +113,26 @@ class Graph:
 
     def is_nonnegative(self, clamp: NodeProto) -> bool:
         """A ReLU, or a Clip whose lower limit is 0."""
-        if clamp.op_type == "Relu":
-            return True
-        low = self.array(clamp.input[1]) if len(clamp.input) > 1 and clamp.input[1] else None
-        return low is not None and low.size == 1 and not low.any()
+        return clamp.op_type == "Relu" or self.limits(clamp)[0] == 0
+
+    def limits(self, clip: NodeProto) -> tuple[float | None, float | None]:
+        """Lower and upper limit of a Clip: infinite where it has none, None where it is computed."""
+        found: list[float | None] = []
+        for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+            if len(clip.input) > index and clip.input[index]:
+                value = self.array(clip.input[index])
+                found.append(float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None)
+            else:  # an attribute before opset 11
+                found.append(next((a.f for a in clip.attribute if a.name == name), default))
+        return found[0], found[1]
+
+    def inner(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes of its bodies, those of the branches of an If and so on, at any depth."""
+        return [deep for body in _bodies(node) for n in body.node for deep in (n, *self.inner(n))]
+
+    def _captured(self, node: NodeProto) -> list[str]:
+        """Tensors of this graph that its bodies read."""
+        return [name for n in self.inner(node) for name in n.input if name in self._producer]
 
     # Q and DQ
 
@@ -140,6 +164,18 @@ class Graph:
         other = self.source(node.input[1])
         return other is not None and other.op_type == "DequantizeLinear"
 
+    def is_int8_layer(self, tensor: str) -> bool:
+        """The output of a layer with both operands from DQ."""
+        node = self.producer(tensor)
+        return node is not None and self.runs_quantized(node)
+
+    def has_int8_kernel(self, node: NodeProto) -> bool:
+        """A layer or operator that ONNX Runtime computes in int8 if one Q reads the output."""
+        if node.op_type not in KERNELS:
+            return self.runs_quantized(node)
+        operands = [x for x in node.input if x and not self.is_constant(x)]
+        return bool(operands) and all(self.is_dequantized(x) for x in operands)
+
     def parameters(self, node: NodeProto) -> tuple[bytes, bytes, str]:
         """What makes two Q or DQ equal: scale, zero point, type."""
         scale, zero = self.scale(node), self.zero_point(node)
@@ -169,6 +205,21 @@ class Graph:
         if maker is not None and maker.op_type == "QuantizeLinear":
             return self.int_type(maker)
         return self.constant_type(node.input[0])
+
+
+def _value(node: NodeProto) -> Iterator[TensorProto]:
+    """What a Constant holds: a tensor, or numbers in an attribute of their own."""
+    for a in node.attribute:
+        if a.name == "value":
+            yield a.t
+        elif a.name in ("value_float", "value_floats"):
+            yield numpy_helper.from_array(np.array(helper.get_attribute_value(a), np.float32))
+        elif a.name in ("value_int", "value_ints"):
+            yield numpy_helper.from_array(np.array(helper.get_attribute_value(a), np.int64))
+
+
+def _bodies(node: NodeProto) -> list[GraphProto]:
+    return [body for a in node.attribute for body in ((a.g,) if a.HasField("g") else a.graphs)]
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:

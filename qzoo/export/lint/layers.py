@@ -10,13 +10,23 @@ from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 
 _TOLERANCE = 1e-3
 _INTEGER = ("ConvInteger", "MatMulInteger", "QGemm")
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", *_INTEGER)
 
 
 def _not_quantized(graph: Graph) -> Hits:
-    kinds = {node.op_type for node in graph.nodes}
-    known = {"QuantizeLinear", "DequantizeLinear", *_INTEGER}
-    if not kinds & known and not any("QLinear" in kind for kind in kinds):
+    every = [n for node in graph.nodes for n in (node, *graph.inner(node))]
+    if not any(_is_quantized(n) for n in every):
         yield ()
+
+
+def _is_quantized(node: NodeProto) -> bool:
+    return node.op_type in _QUANTIZED or "QLinear" in node.op_type
+
+
+def _body(graph: Graph) -> Hits:
+    for node in graph.nodes:
+        if any(_is_quantized(n) or n.op_type in WEIGHTED for n in graph.inner(node)):
+            yield (node,)
 
 
 def _dynamic_ranges(graph: Graph) -> Hits:
@@ -34,8 +44,14 @@ def _float_input(graph: Graph) -> Hits:
     if any(graph.of("QuantizeLinear", "DequantizeLinear")):
         for node in graph.of(*WEIGHTED):
             operands = node.input[:1] if graph.has_weight(node) else node.input[:2]
-            if not all(graph.is_dequantized(x) for x in operands):
+            floats = [x for x in operands if not graph.is_dequantized(x)]
+            if floats and not any(_from_body(graph, x) for x in floats):
                 yield (node,)
+
+
+def _from_body(graph: Graph, tensor: str) -> bool:
+    source = graph.source(tensor)
+    return source is not None and bool(graph.inner(source))
 
 
 def _float_weight(graph: Graph) -> Hits:
@@ -79,8 +95,19 @@ def _output_float(graph: Graph) -> Hits:
             graph.runs_quantized(node)
             and not _has_own_rule(graph, node)
             and not graph.is_quantized_once(node)
+            and not (_writes_float(graph, node) and not _reaches_q(graph, node))
         ):
             yield (node,)
+
+
+def _writes_float(graph: Graph, node: NodeProto) -> bool:
+    """QGemm can, with a bias of integers or none: a float bias is quantized only before a Q."""
+    return node.op_type == "Gemm" and not (len(node.input) > 2 and graph.is_constant(node.input[2]))
+
+
+def _reaches_q(graph: Graph, node: NodeProto) -> bool:
+    """With a Q among several readers there is no kernel, since Q reads a float tensor that others read too."""
+    return any(reader is not None and reader.op_type == "QuantizeLinear" for reader in graph.sinks(node))
 
 
 def _has_own_rule(graph: Graph, node: NodeProto) -> bool:
@@ -149,6 +176,13 @@ RULES = (
         "The file has no QuantizeLinear: everything runs in floating point.",
         "Quantize and calibrate the model, then export it.",
         _not_quantized,
+    ),
+    Rule(
+        "body-not-read",
+        EVERY,
+        "Layers or Q/DQ stand in a body (of an If, Loop or Scan), into which lint does not look.",
+        "Choose the branch, or unroll the loop, before the export; or lint the body as a file of its own.",
+        _body,
     ),
     Rule(
         "integer-operators",

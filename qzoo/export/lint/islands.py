@@ -1,0 +1,116 @@
+"""Rules about operators without an int8 form between int8 layers: what each runtime converts to float and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnx import NodeProto
+
+from qzoo.export.lint.graph import CLAMPS, KERNELS, MOVES, POOLS, WEIGHTED, Graph
+from qzoo.export.lint.rule import ORT, OV, TRT, Hits, Rule
+
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+_OWN_RULES = (*WEIGHTED, *CLAMPS, *POOLS, "Add", "BatchNormalization", "ReduceMean")
+_NORMS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization")
+# OpenVINO fuses elementwise operators with the layer before or the Q behind, but not these.
+_FLOAT_IN_OPENVINO = ("Softmax", "LogSoftmax", "LRN", "CumSum", "TopK", *_NORMS)
+# They keep the type of a quantized input; Resize does in its mode "nearest".
+_OF_ANY_TYPE = ("ReduceMax", "ReduceMin", "GlobalMaxPool", "Resize")
+# No documented quantized form, and no elementwise operator that is fused with a layer; never run.
+_FLOAT_IN_TENSORRT = ("Softmax", "LogSoftmax", *_NORMS)
+
+
+def _island(graph: Graph) -> Hits:
+    """Connected operators without int8 kernel that have int8 layers before and a Q behind."""
+    yield from _islands(graph, _is_float)
+
+
+def _in_openvino(graph: Graph) -> Hits:
+    for island in _islands(graph, _is_between):
+        yield from ((node,) for node in island if _is_float_in_openvino(graph, node))
+
+
+def _in_tensorrt(graph: Graph) -> Hits:
+    for island in _islands(graph, _is_between):
+        found = (node for node in island if node.op_type in _FLOAT_IN_TENSORRT)
+        yield from ((node,) for node in found if not _is_attention(graph, node))
+
+
+def _is_float_in_openvino(graph: Graph, node: NodeProto) -> bool:
+    if node.op_type in _OF_ANY_TYPE:
+        mode = next((a.s for a in node.attribute if a.name == "mode"), b"nearest")
+        return mode != b"nearest" or not graph.is_dequantized(node.input[0])
+    return node.op_type in _FLOAT_IN_OPENVINO and not _is_attention(graph, node)
+
+
+def _is_attention(graph: Graph, node: NodeProto) -> bool:
+    """Softmax between two matrix products of activations: OpenVINO and TensorRT compute all three as one operator."""
+    before = graph.source(node.input[0], through=(*MOVES, "Mul", "Div", "Add", *_PAIR))
+    behind = graph.sinks(node, through=(*MOVES, *_PAIR))
+    products = [n for n in (before, *behind) if n is not None and n.op_type == "MatMul"]
+    return "Softmax" in node.op_type and len(products) > 1 and not any(graph.has_weight(n) for n in products)
+
+
+def _islands(graph: Graph, belongs: Callable[[Graph, NodeProto], bool]) -> Hits:
+    island_of: dict[str, list[NodeProto]] = {}  # by the tensors that its nodes make
+    islands: list[list[NodeProto]] = []
+    for node in graph.nodes:
+        if not belongs(graph, node):
+            continue
+        joined = [node]
+        for other in [island for island in islands if any(island_of.get(x) is island for x in node.input)]:
+            islands.remove(other)
+            joined = [*other, *joined]
+        islands.append(joined)
+        island_of |= {name: joined for member in joined for name in member.output}
+    for island in islands:
+        yield from _closed(graph, island)
+
+
+def _closed(graph: Graph, island: list[NodeProto]) -> Hits:
+    before = any(graph.is_dequantized(x) or graph.is_int8_layer(x) for node in island for x in node.input)
+    behind = any(
+        n is not None and n.op_type == "QuantizeLinear" for node in island for n in graph.sinks(node)
+    )
+    if before and behind:
+        yield tuple(island)
+
+
+def _is_between(graph: Graph, node: NodeProto) -> bool:
+    """Neither a layer nor anything that other rules judge, and of activations."""
+    if node.op_type in (*_OWN_RULES, *MOVES, *_PAIR, "Shape", "Cast"):
+        return False
+    operands = [x for x in node.input if x and not graph.is_constant(x)]
+    return any(graph.producer(x) is not None and not graph.is_stored(x) for x in operands)
+
+
+def _is_float(graph: Graph, node: NodeProto) -> bool:
+    return _is_between(graph, node) and not (node.op_type in KERNELS and graph.has_int8_kernel(node))
+
+
+RULES = (
+    Rule(
+        "float-island",
+        (ORT,),
+        "Operators without an int8 kernel between two int8 layers: the tensor is converted to float and back.",
+        "Use an operator with a kernel (ReLU, Sigmoid or LeakyRelu with Q/DQ around), or accept the cost.",
+        _island,
+    ),
+    Rule(
+        "float-island-openvino",
+        (OV,),
+        "OpenVINO runs the operator in float between two int8 layers: the layer before writes float, and what the "
+        "operator makes is quantized again.",
+        "Quantize its input too, if it only picks values (ReduceMax, nearest Resize); else use an operator that is "
+        "fused (ReLU, Sigmoid, HardSwish), or accept the cost.",
+        _in_openvino,
+    ),
+    Rule(
+        "float-island-tensorrt",
+        (TRT,),
+        "TensorRT fuses Q and DQ into layers with a quantized form only. As far as it is documented this operator has "
+        "none and runs in floating point, with a conversion on either side (not run by the project).",
+        "Use an operator that is fused with the layer before (ReLU), or accept the cost.",
+        _in_tensorrt,
+    ),
+)

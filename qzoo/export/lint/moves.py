@@ -1,0 +1,112 @@
+"""Rules about operators that only move values: whether a runtime carries Q and DQ across them."""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from qzoo.export.lint.graph import CARRIED, CLAMPS, KERNELS, MOVES, WEIGHTED, Graph
+from qzoo.export.lint.rule import ORT, Hits, Rule
+
+_STAY = tuple(kind for kind in MOVES if kind not in CARRIED)
+
+
+def _scale_changes(graph: Graph) -> Hits:
+    for move in graph.of(*MOVES):
+        dq = graph.producer(move.input[0])
+        readers = graph.readers(move)
+        if dq is None or dq.op_type != "DequantizeLinear" or graph.is_weight(dq) or len(readers) != 1:
+            continue
+        q = readers[0]
+        if q.op_type == "QuantizeLinear" and graph.parameters(dq) != graph.parameters(q):
+            yield (dq, move, q)
+
+
+def _not_carried(graph: Graph) -> Hits:
+    yield from _before_q(graph)
+    yield from _behind_dq(graph)
+
+
+def _before_q(graph: Graph) -> Hits:
+    """Layer, move, Q: a ReLU is dropped only right behind the layer, so that a move must not come first, either."""
+    for node in graph.nodes:
+        if not graph.has_int8_kernel(node) or _has_float_output(graph, node):
+            continue
+        path = _path_to_q(graph, node)
+        kinds = [step.op_type for step in path]
+        moved = [i for i, kind in enumerate(kinds) if kind in MOVES and not _passes_relu(node, kind)]
+        late = bool(moved) and any(kind in CLAMPS for kind in kinds[moved[0] :])
+        if late or any(kind in _STAY for kind in kinds):
+            yield (node, *path)
+
+
+def _path_to_q(graph: Graph, node: NodeProto) -> list[NodeProto]:
+    """What stands between the node and the one Q that reads it; nothing if several read it."""
+    path: list[NodeProto] = []
+    while len(readers := graph.readers(node)) == 1 and not graph.outputs & set(node.output):
+        (node,) = readers
+        if node.op_type == "QuantizeLinear":
+            return path
+        if node.op_type not in (*MOVES, *CLAMPS):
+            break
+        path.append(node)
+    return []
+
+
+def _has_float_output(graph: Graph, node: NodeProto) -> bool:
+    """Matrix products have integer kernels that write float, too; with a float bias Gemm has none."""
+    bias = len(node.input) > 2 and graph.is_constant(node.input[2])
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not bias)
+
+
+def _passes_relu(node: NodeProto, kind: str) -> bool:
+    """ONNX Runtime moves transpositions behind a ReLU, but keeps them at convolutions; it drops the last two."""
+    return kind in ("Identity", "Dropout") or (kind == "Transpose" and node.op_type not in WEIGHTED)
+
+
+def _behind_dq(graph: Graph) -> Hits:
+    """DQ, move, layer."""
+    for move in graph.of(*_STAY):
+        dq = graph.source(move.input[0], through=CARRIED)
+        if dq is None or dq.op_type != "DequantizeLinear" or graph.is_weight(dq):
+            continue
+        for reader in graph.sinks(move, through=CARRIED):
+            if (
+                reader is None
+                or reader.op_type not in (*WEIGHTED, *KERNELS)
+                or _is_padding(graph, move, reader)
+            ):
+                continue
+            if graph.has_int8_kernel(reader):
+                yield (move, reader)
+
+
+def _is_padding(graph: Graph, pad: NodeProto, reader: NodeProto) -> bool:
+    """Zeros around the image, which ONNX Runtime makes the convolution's own padding."""
+    if pad.op_type != "Pad" or reader.op_type not in ("Conv", "AveragePool") or len(graph.readers(pad)) != 1:
+        return False
+    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
+    amounts = graph.array(pad.input[1]) if len(pad.input) > 1 else None
+    value = graph.array(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
+    if mode != b"constant" or amounts is None or (value is not None and value.any()):
+        return False
+    half = len(amounts) // 2
+    return not (amounts[:2].any() or amounts[half : half + 2].any() or (amounts < 0).any())
+
+
+RULES = (
+    Rule(
+        "scale-changes",
+        (ORT,),
+        "The operator only moves values, but the scale before and behind differs: it runs in float between the two.",
+        "Use the same scale and zero point on both sides.",
+        _scale_changes,
+    ),
+    Rule(
+        "move-not-crossed",
+        (ORT,),
+        "ONNX Runtime carries Q and DQ across MaxPool, Reshape, Transpose, Squeeze, Unsqueeze and Slice only, and "
+        "drops a ReLU or Clip only right behind the layer: here the layer runs in float.",
+        "Put a pair with one scale on both sides of the operator, and ReLU or Clip before it.",
+        _not_carried,
+    ),
+)

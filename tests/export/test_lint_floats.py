@@ -1,0 +1,376 @@
+"""What lint says will run in float is what ONNX Runtime and OpenVINO run in float, pattern by pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from qdq_graphs import INT8, UINT8, Draft, openvino_layers, optimized_ops
+
+from qzoo.export.lint import lint
+
+F32 = np.float32
+MIDDLE = np.uint8(128)
+INTEGER = ("QLinear", "QGemm", "MatMulInteger")
+
+
+def x(d: Draft) -> str:
+    return d.pair("image", MIDDLE)
+
+
+def write(path: Path, make: Callable[[Draft], str], opset: int = 21) -> Path:
+    draft = Draft(opset)
+    return draft.save(path / "model.onnx", make(draft), checked=False)
+
+
+def rules(path: Path, target: str = "onnxruntime") -> set[str]:
+    return {finding.rule for finding in lint(path, target)}
+
+
+def runs_in_int8(path: Path) -> bool:
+    return any(kind.startswith(INTEGER) for kind in optimized_ops(path))
+
+
+def conv(d: Draft) -> str:
+    return d.conv(x(d))
+
+
+def linear(d: Draft, bias: str = "") -> str:
+    flat = d.op("Reshape", x(d), d.const(np.array([2, 512])))
+    return d.op("Gemm", flat, d.weight(512, 16, axis=1), *([bias] if bias else []))
+
+
+def linear_float_bias(d: Draft) -> str:
+    return linear(d, d.const(np.ones(16, F32)))
+
+
+def linear_int32_bias(d: Draft) -> str:
+    scale = np.full(16, 0.05 * 0.01, F32)
+    return linear(d, d.dq(d.const(np.ones(16, np.int32)), np.zeros(16, np.int32), scale, axis=0))
+
+
+def matmul(d: Draft) -> str:
+    return d.op("MatMul", x(d), d.weight(8, 16, axis=1))
+
+
+def add(d: Draft) -> str:
+    return d.op("Add", x(d), d.pair("image", np.uint8(120)))
+
+
+# Linear layers
+
+
+def q_and_float(d: Draft, y: str) -> str:
+    return d.op("Add", d.pair(y), d.op("HardSwish", y))
+
+
+@pytest.mark.parametrize("layer", [linear, linear_int32_bias, linear_float_bias, conv])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda d, y: y,
+        lambda d, y: d.op("Relu", y),
+        lambda d, y: d.op("Softmax", y),
+        lambda d, y: d.pair(d.op("HardSwish", y)),
+        lambda d, y: d.pair(d.op("Relu", y)),
+        q_and_float,
+    ],
+    ids=["output", "relu", "softmax", "hardswish", "relu-q", "q-and-float"],
+)
+def test_float_output(tmp_path: Path, layer, behind) -> None:
+    """QGemm writes float, unless the bias is float or a Q is among the readers."""
+    path = write(tmp_path, lambda d: behind(d, layer(d)))
+    assert ("output-float" in rules(path)) == (not runs_in_int8(path))
+
+
+# Clip
+
+LIMITS = [
+    *[(-1.0, 1.0, INT8, 0.01), (-1.28, 1.27, INT8, 0.01), (-1.27, 1.27, INT8, 0.01), (-1.3, 1.3, INT8, 0.01)],
+    *[(0.5, 6.0, UINT8, 6 / 255), (0.0, 6.0, UINT8, 6 / 255), (-0.1, 6.0, UINT8, 6 / 255)],
+    *[(0.0, 6.0, UINT8, 5 / 255), (0.0, 6.0, UINT8, 7 / 255), (0.0, 6.0, np.int8(-128), 6 / 255)],
+    *[(None, 6.0, np.uint8(100), 0.05), (None, 7.75, np.uint8(100), 0.05), (None, 8.0, np.uint8(100), 0.05)],
+    *[(0.0, None, UINT8, 0.05), (-5.0, None, np.uint8(100), 0.05), (-4.9, None, np.uint8(100), 0.05)],
+    # Within half a level, and with an upper limit that overflows there.
+    *[(0.0, 25.47, UINT8, 0.1), (0.0, 25.44, UINT8, 0.1), (0.03, 25.5, UINT8, 0.1), (0.06, 25.5, UINT8, 0.1)],
+    *[(0.03, None, UINT8, 0.1), (None, 25.47, UINT8, 0.1), (None, None, UINT8, 0.1)],
+]
+
+
+@pytest.mark.parametrize("layer", [conv, linear, linear_float_bias, matmul, add])
+@pytest.mark.parametrize(("low", "high", "zero", "scale"), LIMITS)
+def test_clip(tmp_path: Path, layer, low, high, zero, scale) -> None:
+    def make(d: Draft) -> str:
+        limits = ["" if end is None else d.const(F32(end)) for end in (low, high)]
+        return d.pair(d.op("Clip", layer(d), *limits), zero, F32(scale))
+
+    path = write(tmp_path, make)
+    assert ("clip-wider-range" in rules(path)) == (not runs_in_int8(path))
+
+
+@pytest.mark.parametrize("scale", [6 / 255, 8 / 255])
+def test_limits_as_attributes(tmp_path: Path, scale: float) -> None:
+    """As Clip has them before opset 11."""
+
+    def make(d: Draft) -> str:
+        weight = d.op("DequantizeLinear", d.const(np.ones((8, 8, 3, 3), np.int8)), d.const(F32(0.01)))
+        return d.pair(d.op("Clip", d.op("Conv", x(d), weight), min=0.0, max=6.0), UINT8, F32(scale))
+
+    path = write(tmp_path, make, opset=10)
+    assert ("clip-wider-range" in rules(path)) == (not runs_in_int8(path))
+
+
+def test_computed_limit(tmp_path: Path) -> None:
+    def make(d: Draft) -> str:
+        high = d.op("ReduceMax", "image", keepdims=0)
+        return d.pair(d.op("Clip", conv(d), d.const(F32(0)), high))
+
+    path = write(tmp_path, make)
+    assert "clip-wider-range" in rules(path)
+    assert not runs_in_int8(path)
+
+
+@pytest.mark.parametrize("zero", [INT8, np.int8(-128), UINT8, np.uint8(5)])
+def test_relu_is_dropped_at_the_lowest_zero_point(tmp_path: Path, zero) -> None:
+    path = write(tmp_path, lambda d: d.pair(d.op("Relu", conv(d)), zero))
+    assert ("signed-after-relu" in rules(path)) == (not runs_in_int8(path))
+
+
+# Operators that move values
+
+
+def axes(d: Draft, *values: int) -> str:
+    return d.const(np.array(values))
+
+
+def split(d: Draft, y: str) -> str:
+    d.nodes.append(helper.make_node("Split", [y], ["s0", "s1"], name="split0", axis=2, num_outputs=2))
+    return "s0"
+
+
+def padding(d: Draft, y: str, *channels: int, **attributes) -> str:
+    return d.op("Pad", y, axes(d, 0, *channels, 1, 1, 0, 0, 1, 1), **attributes)
+
+
+MOVED: dict[str, Callable[[Draft, str], str]] = {
+    "max-pool": lambda d, y: d.op("MaxPool", y, kernel_shape=[2, 2]),
+    "reshape": lambda d, y: d.op("Reshape", y, axes(d, 2, 8, 4, -1)),
+    "transpose": lambda d, y: d.op("Transpose", y, perm=[0, 1, 3, 2]),
+    "slice": lambda d, y: d.op("Slice", y, axes(d, 0), axes(d, 4), axes(d, 2)),
+    "identity": lambda d, y: d.op("Identity", y),
+    "depth-to-space": lambda d, y: d.op("DepthToSpace", y, blocksize=2),
+    "space-to-depth": lambda d, y: d.op("SpaceToDepth", y, blocksize=2),
+    "gather": lambda d, y: d.op("Gather", y, axes(d, 1, 0, 3), axis=2),
+    "pad": lambda d, y: padding(d, y, 0),
+    "pad-channels": lambda d, y: padding(d, y, 8),
+    "pad-reflect": lambda d, y: padding(d, y, 0, mode="reflect"),
+    "split": split,
+}
+CHANNELS = {"depth-to-space": 2, "space-to-depth": 32, "pad-channels": 16}
+CLASSES = {
+    "flatten": lambda d, y: d.op("Flatten", y),
+    "expand": lambda d, y: d.op("Expand", y, axes(d, 3, 2, 8, 8, 8)),
+    "unsqueeze": lambda d, y: d.op("Unsqueeze", y, axes(d, 4)),
+    **MOVED,
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("order", ["move", "relu-move", "move-relu"])
+@pytest.mark.parametrize("layer", [conv, add])
+def test_move_before_q(tmp_path: Path, name: str, order: str, layer) -> None:
+    def make(d: Draft) -> str:
+        y = layer(d)
+        for step in order.split("-"):
+            y = d.op("Relu", y) if step == "relu" else CLASSES[name](d, y)
+        return d.pair(y)
+
+    path = write(tmp_path, make)
+    assert ("move-not-crossed" in rules(path)) == (not runs_in_int8(path))
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_move_behind_dq(tmp_path: Path, name: str) -> None:
+    def make(d: Draft) -> str:
+        y = MOVED[name](d, x(d))
+        return d.pair(d.conv(y, weight=d.weight(8, CHANNELS.get(name, 8), 3, 3)))
+
+    path = write(tmp_path, make)
+    assert ("move-not-crossed" in rules(path)) == (not runs_in_int8(path))
+
+
+# Float between int8 layers, in OpenVINO
+
+
+def norm(kind: str) -> Callable[[Draft, str], str]:
+    return lambda d, y: d.op(kind, y, d.const(np.ones(8, F32)), d.const(np.zeros(8, F32)))
+
+
+def group_norm(d: Draft, y: str) -> str:
+    return d.op("GroupNormalization", y, d.const(np.ones(8, F32)), d.const(np.zeros(8, F32)), num_groups=2)
+
+
+def resize(mode: str) -> Callable[[Draft, str], str]:
+    return lambda d, y: d.op("Resize", y, "", d.const(np.array([1, 1, 2, 2], F32)), mode=mode)
+
+
+def reduced(kind: str) -> Callable[[Draft, str], str]:
+    return lambda d, y: d.op(kind, y, axes(d, 2, 3))
+
+
+def alone(kind: str) -> Callable[[Draft, str], str]:
+    return lambda d, y: d.op(kind, y)
+
+
+# With the OpenVINO layer that each becomes.
+BETWEEN: dict[str, tuple[Callable[[Draft, str], str], str]] = {
+    "softmax": (lambda d, y: d.op("Softmax", y, axis=1), "Softmax"),
+    "instance-norm": (norm("InstanceNormalization"), "MVN"),
+    "layer-norm": (norm("LayerNormalization"), "RMS"),
+    "log-softmax": (lambda d, y: d.op("LogSoftmax", y, axis=1), "Eltwise"),
+    "group-norm": (group_norm, "MVN"),
+    "cumsum": (lambda d, y: d.op("CumSum", y, d.const(np.int64(2))), "CumSum"),
+    "lrn": (lambda d, y: d.op("LRN", y, size=3), "Lrn"),
+    "linear": (resize("linear"), "Interpolate"),
+    "nearest": (resize("nearest"), "Interpolate"),
+    "reduce-max": (reduced("ReduceMax"), "Reduce"),
+    "reduce-min": (reduced("ReduceMin"), "Reduce"),
+    "reduce-mean": (reduced("ReduceMean"), "Reduce"),
+    "global-max": (alone("GlobalMaxPool"), "Reduce"),
+    "hard-swish": (alone("HardSwish"), "Subgraph"),
+    "sigmoid": (alone("Sigmoid"), "Subgraph"),
+    "elu": (alone("Elu"), "Subgraph"),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize("pair", [False, True], ids=["float-input", "pair"])
+def test_float_between_layers_in_openvino(tmp_path: Path, name: str, pair: bool) -> None:
+    """The rule for averages is pool-float-input."""
+    pytest.importorskip("openvino")
+    between, kind = BETWEEN[name]
+
+    def make(d: Draft) -> str:
+        y = d.pair(conv(d), MIDDLE) if pair else conv(d)
+        return d.pair(d.conv(d.pair(between(d, y), MIDDLE)), MIDDLE)
+
+    path = write(tmp_path, make)
+    said = bool({"float-island-openvino", "pool-float-input"} & rules(path, "openvino"))
+    # The first Q, of the image, is a Subgraph of its own, in float.
+    layers = [
+        (layer, precision)
+        for layer, precision, origin in openvino_layers(path)
+        if not origin.startswith("quantizelinear")
+    ]
+    assert said == ((kind, "f32") in layers)
+
+
+def test_attention_is_no_island(tmp_path: Path) -> None:
+    """OpenVINO makes one operator of the products and the Softmax between; ONNX Runtime keeps it in float."""
+
+    def make(d: Draft) -> str:
+        q, k = d.pair(matmul(d), MIDDLE), d.pair("image", MIDDLE)
+        scores = d.op("MatMul", d.op("Transpose", q, perm=[0, 1, 3, 2]), k)
+        return d.pair(d.op("MatMul", d.pair(d.op("Softmax", scores)), d.pair("image", MIDDLE)), MIDDLE)
+
+    path = write(tmp_path, make)
+    assert "float-island" in rules(path)
+    for target in ("openvino", "tensorrt"):
+        assert not [rule for rule in rules(path, target) if rule.startswith("float-island")]
+
+
+# How a file holds its nodes and numbers
+
+
+@pytest.mark.parametrize("held", ["initializer", "value", "value_float", "value_floats"])
+def test_scales_of_constants(tmp_path: Path, held: str) -> None:
+    """A scale of zero is seen wherever it is stored."""
+
+    def make(d: Draft) -> str:
+        if held == "initializer":
+            scale = d.const(F32(0))
+        elif held == "value":
+            scale = d.op("Constant", value=onnx.numpy_helper.from_array(F32(0)))
+        else:
+            scale = d.op("Constant", **{held: [0.0] if held == "value_floats" else 0.0})
+        return d.conv(d.op("DequantizeLinear", d.op("QuantizeLinear", "image", scale), scale))
+
+    assert "scale" in rules(write(tmp_path, make), "tensorrt")
+
+
+def test_amounts_of_integer_constants(tmp_path: Path) -> None:
+    """Which Pad a convolution takes over depends on them."""
+
+    def make(d: Draft, channels: int) -> str:
+        amounts = d.op("Constant", value_ints=[0, channels, 1, 1, 0, 0, 1, 1])
+        weight = d.weight(8, 8 + channels, 3, 3)
+        return d.pair(d.conv(d.op("Pad", x(d), amounts), weight=weight))
+
+    for channels in (0, 8):
+        path = write(tmp_path, lambda d, n=channels: make(d, n))
+        assert ("move-not-crossed" in rules(path)) == (not runs_in_int8(path)) == (channels > 0)
+
+
+def with_function(path: Path) -> Path:
+    """Q and DQ of the convolutions' inputs are one function, called twice."""
+    draft = Draft()
+    opset = helper.make_opsetid("", 21)
+    body = [
+        helper.make_node("Constant", [], ["scale"], value_float=0.05),
+        helper.make_node("Constant", [], ["zero"], value=onnx.numpy_helper.from_array(MIDDLE)),
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    first = draft.op("Pair", "image", domain="own", name="first")
+    output = draft.op("Pair", draft.conv(first), domain="own", name="second")
+    file = draft.save(path / "function.onnx", output, checked=False)
+    model = onnx.load(file)
+    model.functions.append(helper.make_function("own", "Pair", ["x"], ["y"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(output, TensorProto.FLOAT, [2, 8, 8, 8]))
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
+    return file
+
+
+def test_functions_are_read(tmp_path: Path) -> None:
+    path = with_function(tmp_path)
+    assert runs_in_int8(path)
+    assert rules(path) == set()
+    assert "zero-point" in rules(path, "tensorrt")
+
+
+def test_bodies_are_named_and_not_judged(tmp_path: Path) -> None:
+    """An If whose result a layer of the main graph reads: no word on whether it is quantized."""
+
+    def branch(name: str) -> onnx.GraphProto:
+        inner = Draft()
+        output = inner.pair("image", MIDDLE)
+        value = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, [2, 8, 8, 8])
+        nodes = [*inner.nodes, helper.make_node("Identity", [output], [value.name])]
+        return helper.make_graph(nodes, name, [], [value], inner.initializers)
+
+    def make(d: Draft) -> str:
+        condition = d.const(np.bool_(True), "condition")
+        chosen = d.op("If", condition, then_branch=branch("a"), else_branch=branch("b"))
+        return d.conv(chosen)
+
+    path = write(tmp_path, make)
+    assert [(f.rule, f.nodes) for f in lint(path, "openvino")] == [("body-not-read", ("if0",))]
+
+
+def test_what_a_body_reads_counts_as_a_reader(tmp_path: Path) -> None:
+    def make(d: Draft) -> str:
+        y = conv(d)
+        value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8, 8, 8]) for name in "ab"]
+        bodies = [helper.make_graph([helper.make_node("Neg", [y], [v.name])], v.name, [], [v]) for v in value]
+        seen = d.op("If", d.const(np.bool_(True), "condition"), then_branch=bodies[0], else_branch=bodies[1])
+        return d.op("Mul", d.pair(y, MIDDLE), seen)
+
+    path = write(tmp_path, make)
+    assert "output-float" in rules(path)
+    assert not runs_in_int8(path)
