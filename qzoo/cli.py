@@ -9,6 +9,7 @@ from importlib import import_module
 
 from qzoo import __version__
 from qzoo.commands import Command
+from qzoo.commands.arguments import positive
 from qzoo.errors import QzooError
 
 COMMANDS = (
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
-        sub.add_argument("--threads", type=int, help="threads that torch may use (default: all cores)")
+        sub.add_argument("--threads", type=positive, help="threads that torch may use (default: all cores)")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
         return sub
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from qzoo import runtimes
 from qzoo.errors import ExportError
-from qzoo.runtimes.base import Runner
+from qzoo.runtimes.base import Runner, check_tensor
 
 
 class Deployed(nn.Module):
@@ -32,7 +33,14 @@ class Deployed(nn.Module):
             self.qzoo_config = config
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] to logits [B, classes], on the device of the images."""
+        """Images [B, C, H, W] to logits [B, classes], on the device of the images.
+
+        Raises:
+            DataError: images of another type or shape than the file takes.
+            ExportError: the runtime failed on them.
+            TypeError: no tensor.
+        """
+        check_tensor(images)
         return self.runner(images)
 
     def train(self, mode: bool = True) -> Deployed:
@@ -46,6 +54,19 @@ class Deployed(nn.Module):
                 f"a model deployed to {self.runner.runtime} can't be trained; train the module itself"
             )
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Deployed:
+        """What ``half()``, ``to(dtype)`` and the like come down to.
+
+        Raises:
+            ExportError: another type was asked for; that of the file stays.
+        """
+        dtype = self.runner.dtype
+        if dtype is not None and fn(torch.zeros(1, dtype=dtype)).dtype != dtype:
+            raise ExportError(
+                f"a model deployed to {self.runner.runtime} stays {dtype}: deploy the module in the type that you want"
+            )
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"runtime={self.runner.runtime!r}, threads={self.runner.threads}"
@@ -70,7 +91,8 @@ def deploy(
 
     Raises:
         MissingDependencyError: the runtime is not installed; the message has the line that installs it.
-        ExportError: the model can't be exported for it.
+        ExportError: the model can't be exported for it, or the runtime can't load the file.
+        TypeError: neither a module nor a path; threads that are no whole number.
         ValueError: an unknown runtime, or no threads.
     """
     chosen = torch.get_num_threads() if threads is None else threads

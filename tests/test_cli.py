@@ -61,6 +61,28 @@ def test_export_of_a_wrong_batch_is_said_in_words(tmp_path: Path, capsys: pytest
     assert "'dynamic' or a positive number, not 'many'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["benchmark", "resnet18"], ["env"]])
+@pytest.mark.parametrize("threads", ["0", "-1", "two", "99999999999"])
+def test_a_wrong_number_of_threads_is_said_in_words(
+    command: list[str], threads: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, f"--threads={threads}"])
+    assert f"must be a whole number of 1 or more, not '{threads}'" in capsys.readouterr().err
+
+
+def test_what_a_runtime_raises_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Its own types are no ValueError and no OSError."""
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise type("Fail", (Exception,), {})("no kernel")
+
+    monkeypatch.setattr("qzoo.runtimes.ort.onnxruntime_session", fails)
+    path = tmp_path / "m.onnx"
+    assert main(["export", "resnet20.fmnist-w8a8", str(path), "--check"]) == 2
+    assert f"qzoo: ONNX Runtime can't load '{path}': no kernel" in capsys.readouterr().err
+
+
 def test_training_without_its_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "resnet18.tv_in1k"]) == 2
     assert "pass data=FOLDER (--data FOLDER)" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from qzoo import runtimes
 from qzoo.calibrate import calibrate
 from qzoo.errors import DataError, ExportError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.quant import quantize_
 from qzoo.scheme import Scheme, set_target
 
 FAST = [name for name in runtimes.installed() if name != "torch.compile"]
@@ -115,6 +117,37 @@ def test_wrong_images(fast: nn.Module, images: Tensor) -> None:
         pytest.skip("the module's own words")
     with pytest.raises(DataError, match=r"the model takes torch\.float32"):
         fast(images)
+
+
+def test_arrays_are_refused(fast: nn.Module) -> None:
+    with pytest.raises(TypeError, match=r"must be a tensor .*not ndarray; torch\.from_numpy"):
+        fast(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_the_type_stays(ort: nn.Module) -> None:
+    """Not silently, as of a module without parameters."""
+    for change in (ort.half, ort.double, lambda: nn.Sequential(ort).to(torch.bfloat16)):
+        with pytest.raises(ExportError, match=r"deployed to onnxruntime stays torch\.float32"):
+            change()
+    assert ort.float().cpu().to("cpu") is ort
+
+
+@pytest.mark.parametrize("runtime", [name for name in ("onnxruntime", "openvino") if name in FAST])
+def test_double_precision_is_refused_in_words(runtime: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten())
+    if runtime == "openvino":  # which runs float models of that type
+        quantize_(model)
+        calibrate(model.eval(), [torch.randn(2, 3, 8, 8)], progress=False)
+    with pytest.raises(ExportError, match=r"the export of Sequential.*float64: deploy model\.float\(\)") as e:
+        qzoo.deploy(model.double(), runtime, example=torch.zeros(1, 3, 8, 8))
+    assert "Exception from" not in str(e.value)
+    assert "/tmp" not in str(e.value)
+
+
+def test_out_of_a_wrapper(model: nn.Module) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    fast = qzoo.deploy(nn.DataParallel(model), example=images)
+    torch.testing.assert_close(fast(images), expected(model, images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("runtime", [name for name in runtimes.RUNTIMES if name not in runtimes.installed()])

@@ -6,6 +6,13 @@ import argparse
 from pathlib import Path
 
 
+def positive(text: str) -> int:
+    """A type of argument: a whole number of 1 and more."""
+    if text.isdecimal() and 0 < int(text) < 2**31:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+
+
 def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None:
     """``--device``, and ``--timeout`` of the processes that torchrun starts."""
     sub.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
+from qzoo.commands.arguments import positive
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ def register(add: Add) -> None:
         "--batch", type=_batch, default="dynamic", help="'dynamic' or a number (default: dynamic)"
     )
     sub.add_argument("--weights", choices=("int8", "int4", "float"), default="int8")
-    text = "run the file in its runtime and compare with the simulation; exit status 1 below 10 dB"
+    text = (
+        "run the file in its runtime and compare with the simulation; exit status 1 below 10 dB, and for NaN"
+    )
     sub.add_argument("--check", action="store_true", help=text)
     sub.add_argument(
         "--data", type=Path, help="images for --check (default: Fashion-MNIST's own, else noise)"
     )
-    sub.add_argument("--images", type=int, default=32, help="how many, for --check")
+    sub.add_argument("--images", type=positive, default=32, help="how many, for --check")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -52,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     count = args.images if args.batch == "dynamic" else args.batch
     result = check(path, model, _images(model, args.data, count), target=args.target)
     print(result)
-    return 1 if result.sqnr_db < _WORTH_A_LOOK_DB else 0
+    return 0 if result.sqnr_db >= _WORTH_A_LOOK_DB else 1  # NaN is no pass
 
 
 def _batch(text: str) -> str | int:

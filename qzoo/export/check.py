@@ -7,22 +7,31 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import ExportError
+from qzoo.errors import DataError, ExportError
 from qzoo.export.lint import written_for
 from qzoo.export.lint.graph import Graph
 from qzoo.export.prepare import copy_for
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import target_named
 
+if TYPE_CHECKING:
+    from qzoo.runtimes.base import Runner
+
 _INTEGERS = ("int8", "uint8", "int16", "uint16")
+_TYPES = {
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+    onnx.TensorProto.DOUBLE: torch.float64,
+}
 _DEFAULT_IMAGES = 8
+_FAR = float(2**31)  # steps: what is not finite in the simulation counts as this far off
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,9 @@ class Check:
         target, runtime: whose placement it is, and what ran it.
         images: number of images.
         agreement: share of images with the same highest logit, in percent.
-        sqnr_db: 10 log10(sum of squared logits / sum of squared differences); infinite when equal.
-        max_difference: the largest difference of two logits.
+        sqnr_db: 10 log10(sum of squared logits / sum of squared differences); infinite when equal, NaN where logits
+            are not finite.
+        max_difference: the largest difference of two logits; NaN or infinite where they are.
         layers: quantizer by quantizer in the order of the file; empty where the logits are equal, or nothing is
             quantized.
     """
@@ -80,6 +90,8 @@ class Check:
         )
         if self.exact:
             return f"{head} (equal to the bit)"
+        if not math.isfinite(self.max_difference):
+            head += " (NaN or infinity among the logits)"
         if not self.layers:
             return head
         rows = [
@@ -113,14 +125,21 @@ def check(
 
     Raises:
         MissingDependencyError: the runtime is not installed; the message has the line that installs it.
-        ExportError: the model has no range, or gives logits of another shape than the file.
+        DataError: no images, or of another size than the file or the model takes.
+        ExportError: the model has no range, the runtime can't load or run the file, or model and file give logits of
+            another shape.
+        TypeError: images that are no tensor.
         ValueError: an unknown target or runtime.
     """
-    from qzoo import runtimes
-
+    if images is not None and not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [B, C, H, W], not {type(images).__name__}")
+    if images is not None and (images.dim() == 0 or images.numel() == 0):
+        raise DataError(
+            f"images of shape {list(images.shape)}: nothing to check with; give at least one image"
+        )
     target = target_named(target or written_for(path) or "onnxruntime").name
     runtime = runtime or _runtime_of(target)
-    run = runtimes.load(path, runtime)
+    run = _runner(path, runtime, target)
     graph = Graph(path)
     x = _noise(graph) if images is None else images.detach().cpu()
     simulation = copy_for(model, target)
@@ -159,6 +178,8 @@ def compare_layers(
         name, scale, zero = node.name.rpartition("/")[0], graph.scale(node), graph.zero_point(node)
         if scale is None or zero is None or not isinstance(modules.get(name), TensorQuantizer):
             continue
+        if scale.size != 1:
+            continue
         if not graph.is_weight(node) and graph.int_type(node) in _INTEGERS:
             readers = graph.readers(node)
             last = readers[0] if [r.op_type for r in readers] == ["Clip"] else node  # to fewer than 8 bits
@@ -179,15 +200,17 @@ def compare_layers(
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
-    """10 log10(sum of squares / sum of squared differences), infinite when equal."""
+    """10 log10(sum of squares / sum of squared differences); infinite when equal, NaN where a value is not finite."""
     noise = (reference - other).square().sum().item()
     signal = reference.square().sum().item()
+    if not math.isfinite(noise):
+        return math.nan
     return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _difference(name: str, q: np.ndarray, value: Tensor, scale: float) -> LayerDifference:
     found = torch.from_numpy(q)
-    expected = (value.double() / scale).round()
+    expected = (value.double() / scale).round().nan_to_num(_FAR, _FAR, -_FAR)
     apart = (found - expected).abs()
     return LayerDifference(
         name, 100 * (apart > 0).double().mean().item(), int(apart.max()), sqnr(expected, found.double())
@@ -200,10 +223,33 @@ def _runtime_of(target: str) -> str:
     return "onnxruntime" if target == "tensorrt" and "tensorrt" not in runtimes.installed() else target
 
 
+def _runner(path: str | os.PathLike[str], runtime: str, target: str) -> Runner:
+    """The runtime on the file; ONNX Runtime takes one for TensorRT as it is written.
+
+    Its optimizer drops a ReLU before Q to float8 (:mod:`qzoo.export.for_onnxruntime`), which TensorRT does not.
+    """
+    from qzoo import runtimes
+
+    if (runtime, target) == ("onnxruntime", "tensorrt"):
+        from qzoo.runtimes.ort import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(path, level="basic")
+    return runtimes.load(path, runtime)
+
+
 def _simulate(simulation: nn.Module, images: Tensor) -> Tensor:
     dtype = next((p.dtype for p in simulation.parameters() if p.is_floating_point()), torch.float32)
-    with torch.inference_mode():
-        result: Tensor = simulation(images.to(dtype))
+    try:
+        with torch.inference_mode():
+            result: Any = simulation(images.to(dtype))
+    except Exception as error:  # the module's own, or torch's words for a shape that a layer does not take
+        raise DataError(
+            f"{type(simulation).__name__} can't run the images, {list(images.shape)}: {error}"
+        ) from error
+    if not isinstance(result, Tensor):
+        raise ExportError(
+            f"{type(simulation).__name__} returns a {type(result).__name__}, not one tensor as the file does"
+        )
     return result
 
 
@@ -232,9 +278,7 @@ def _noise(graph: Graph) -> Tensor:
 
 def _input_type(graph: Graph) -> torch.dtype:
     kind = graph.model.graph.input[0].type.tensor_type.elem_type
-    return {onnx.TensorProto.FLOAT16: torch.float16, onnx.TensorProto.BFLOAT16: torch.bfloat16}.get(
-        kind, torch.float32
-    )
+    return _TYPES.get(kind, torch.float32)
 
 
 def _with_outputs(path: str | os.PathLike[str], tensors: list[tuple[str, str]], folder: Path) -> Path:
@@ -252,10 +296,15 @@ def _with_outputs(path: str | os.PathLike[str], tensors: list[tuple[str, str]], 
 def _run_all(path: Path, images: np.ndarray, runtime: str) -> list[np.ndarray]:
     from qzoo.runtimes import sessions
 
-    if runtime == "onnxruntime":
-        session = sessions.onnxruntime_session(path, 1)
-        found: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: images})
-        return found
-    compiled = sessions.openvino_model(path, 1)
-    result = compiled([images])
-    return [result[output] for output in compiled.outputs]
+    try:
+        if runtime == "onnxruntime":
+            session = sessions.onnxruntime_session(path, 1)
+            found: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: images})
+            return found
+        compiled = sessions.openvino_model(path, 1)
+        result = compiled([images])
+        return [result[output] for output in compiled.outputs]
+    except Exception as error:  # the runtimes' own types
+        raise ExportError(
+            f"{runtime} can't run the file with the layers' integers as outputs: {error}"
+        ) from error

@@ -26,6 +26,9 @@ from qzoo.quant.nn import TensorQuantizer
 LOWEST_OPSET = 18
 """The lowest that the exporter writes, and enough for int8: the widest choice of runtimes."""
 
+NEWEST_OPSET = min(25, onnx.defs.onnx_opset_version())
+"""Beyond 25 the exporter hands the model to onnx's own converter, which loses outputs of DequantizeLinear."""
+
 
 def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str) -> int:
     """The operator set to write: the one asked for, or the lowest that has all formats of the model.
@@ -35,12 +38,15 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str)
         weights: as in :func:`qzoo.export.export_onnx`.
 
     Raises:
-        ExportError: there is no such opset, it has not all formats, or the target's runtime does not take one; names
-            the quantizer.
+        ExportError: there is no such opset, it has not all formats, the target's runtime does not take one, or
+            ``weights="int4"`` and no weight is of that format; names the quantizer.
+        TypeError: an opset that is no whole number.
     """
-    wanted, reason = LOWEST_OPSET, "the exporter writes 18 and higher"
+    _check_opset(opset)
+    wanted, reason = LOWEST_OPSET, f"{LOWEST_OPSET} to {NEWEST_OPSET} can be written"
     if weights == "int4":
         wanted, reason = 21, "int4 weights"
+        _check_int4(model)
     for name, quantizer in active(model):
         _check_target(name, quantizer, target)
         needed, what = _opset_of(quantizer)
@@ -48,10 +54,48 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str)
             wanted, reason = needed, f"{what} ({name})"
     if opset is not None and opset < wanted:
         raise ExportError(f"opset {opset} was asked for, but needs to be {wanted} or higher: {reason}")
-    newest = onnx.defs.onnx_opset_version()
-    if opset is not None and opset > newest:
-        raise ExportError(f"opset {opset} was asked for, but onnx {onnx.__version__} has none above {newest}")
     return opset or wanted
+
+
+def _check_opset(opset: object) -> None:
+    if opset is None:
+        return
+    if isinstance(opset, bool) or not isinstance(opset, int):
+        raise TypeError(
+            f"opset must be a whole number of {LOWEST_OPSET} to {NEWEST_OPSET}, or None for the lowest, not {opset!r}"
+        )
+    if opset > NEWEST_OPSET:
+        raise ExportError(
+            f"opset {opset} was asked for, but {LOWEST_OPSET} to {NEWEST_OPSET} can be written; leave opset out for "
+            "the lowest that has the model's formats"
+        )
+
+
+def _check_int4(model: nn.Module) -> None:
+    """Raise ExportError where no weight has the format that ``weights="int4"`` is for."""
+    for name, quantizer in active(model):
+        bits = quantizer.num_bits
+        if _is_weight(name, quantizer) and isinstance(bits, int) and bits <= 4 and not quantizer.unsigned:
+            return
+    raise ExportError(
+        "weights='int4' was asked for, but no layer has weights of at most 4 bits; quantize the model so "
+        "(such as quantize='w4a8'), or leave weights out"
+    )
+
+
+def _is_weight(name: str, quantizer: TensorQuantizer) -> bool:
+    return quantizer.role == "weight" or "weight" in name.rpartition(".")[2]
+
+
+def _is_activation(name: str, quantizer: TensorQuantizer) -> bool:
+    """Whether the quantizer says so: one of the user's own may quantize a weight under any name."""
+    return quantizer.role not in ("", "weight") or name.rpartition(".")[2].endswith("input_quantizer")
+
+
+def kept_axes(quantizer: TensorQuantizer) -> tuple[int, ...]:
+    """The axes along which there are several ranges."""
+    amax = quantizer.amax
+    return () if amax is None else tuple(d for d, size in enumerate(amax.shape) if size > 1)
 
 
 def active(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
@@ -80,6 +124,14 @@ def _check_target(name: str, quantizer: TensorQuantizer, target: str) -> None:
     refusal = ""
     if quantizer.block is not None and not is_weight:
         refusal = "has a range per block, which ONNX runtimes take for weights only"
+    elif kept_axes(quantizer) and _is_activation(name, quantizer):
+        refusal = (
+            "has several ranges; runtimes quantize activations per tensor: use axis=None, and calibrate again"
+        )
+    elif quantizer.block is None and len(kept_axes(quantizer)) > 1:
+        refusal = (
+            "has several ranges along two axes; ONNX has them along one: use axis=0, and calibrate again"
+        )
     elif isinstance(bits, tuple):
         if bits != (4, 3) and target == "tensorrt":
             refusal = "is E5M2; TensorRT takes E4M3"

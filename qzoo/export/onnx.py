@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError, MissingDependencyError
+from qzoo.export.arguments import check_batch, check_output, check_place, example_batch, plain_module
 from qzoo.export.formats import choose_opset
 from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized
 from qzoo.export.write import write
@@ -38,10 +39,13 @@ def export_onnx(
     are named by module path. The file's metadata has qzoo's version, the checkpoint, its preprocessing and labels.
 
     Args:
-        path: the file to write; it appears complete or not at all. Beyond 2 GiB the weights go into a second file
+        model: takes one batch of images and returns one tensor. Out of the wrappers of ``torch.compile`` and of data
+            parallel training it is taken by itself.
+        path: the file to write; it appears complete or not at all. Missing folders are made, and a symbolic link is
+            written through. Beyond 2 GiB the weights go into a second file
             beside it, ``<name>.<hash>.data``.
         target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"`` (see :mod:`qzoo.scheme`).
-        opset: ONNX operator set; by default the lowest that has the model's formats: 18 for int8.
+        opset: ONNX operator set, 18 to 25; by default the lowest that has the model's formats: 18 for int8.
         batch: ``"dynamic"`` or a fixed batch size.
         weights: ``"int8"``; ``"int4"`` to store weights of at most 4 bits as such, the others as int8; ``"float"`` to
             keep float weights with a QuantizeLinear each.
@@ -51,37 +55,26 @@ def export_onnx(
         The path.
 
     Raises:
-        ExportError: quantizers without ranges, an opset that can't be written, no example or one that the model does
-            not take, a path that is a folder, an operator that ONNX has no form for.
+        ExportError: quantizers without ranges or in a form that runtimes do not take, an opset that can't be written,
+            no example or one that the model does not run (an error of the module or of its hooks is the cause), a
+            result that is not one tensor, a path that can't be written to, an operator that ONNX has no form for.
         MissingDependencyError: onnxscript is not installed.
-        TypeError: no module.
+        TypeError: a module, path, opset or example of another type.
         ValueError: an unknown target, batch or weights.
     """
     target_named(target)
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a module, not {model!r:.60}; qzoo.create_model(NAME, pretrained=True) makes one"
-        )
-    if Path(path).is_dir():
-        raise ExportError(f"{os.fspath(path)!r} is a folder; give the file to write")
+    model, path = plain_module(model), check_place(path)
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
-    if (batch != "dynamic" and not (isinstance(batch, int) and batch > 0)) or batch is True:
-        raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
-    image = _example(model, example, 2 if batch == "dynamic" else int(batch))
+    check_batch(batch)
+    image = example_batch(model, example, 2 if batch == "dynamic" else int(batch))
     from qzoo.export import naming, passes
 
     ready = copy_for(model, target)
     opset = choose_opset(ready, target, opset, weights)
     inner = image.float() if is_quantized(ready) else image
-    try:
-        fold_and_store_(ready, inner)
-    except ExportError:
-        raise
-    except RuntimeError as error:  # torch's own words for a shape that a layer does not take
-        raise ExportError(
-            f"{type(model).__name__} can't run the example, {list(image.shape)} {image.dtype}: {error}"
-        ) from error
+    check_output(ready, inner)
+    fold_and_store_(ready, inner)
     graph = to_graph(ready, inner, opset, dynamic=batch == "dynamic")
     _rewrite(graph, target, weights)
     if inner.dtype != image.dtype:
@@ -89,7 +82,7 @@ def export_onnx(
     naming.name_by_module(graph)
     naming.drop_shapes(graph)
     naming.describe(graph, model, target)
-    return write(graph, Path(path))
+    return write(graph, path)
 
 
 def _rewrite(graph: Any, target: str, weights: str) -> None:
@@ -158,21 +151,3 @@ def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = Tru
             f"opset {opset} was asked for, but the exporter wrote {written}: choose {written} or higher"
         )
     return graph
-
-
-def _example(model: nn.Module, example: Tensor | None, batch: int) -> Tensor:
-    """A batch on the CPU in the dtype of the model."""
-    if example is None:
-        config = getattr(model, "qzoo_config", None)
-        if config is None:
-            raise ExportError(
-                "the input size is not known: pass example=, a batch such as torch.zeros(1, 3, 224, 224)"
-            )
-        example = torch.zeros(1, *config.preprocessing.input_size)
-    if not example.is_floating_point() or example.dim() < 2 or len(example) == 0:
-        raise ExportError(
-            f"example must be a batch of floating-point images, not {tuple(example.shape)} {example.dtype}"
-        )
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    one = example[:1].detach().cpu().to(dtype)
-    return one.expand(batch, *one.shape[1:]).contiguous()

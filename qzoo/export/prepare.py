@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
+from qzoo.export.arguments import plain_module
 from qzoo.export.blocks import store_blocks_
-from qzoo.export.formats import is_on
+from qzoo.export.formats import active, is_on, kept_axes
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
@@ -35,8 +36,16 @@ def copy_for(model: nn.Module, target: str) -> nn.Module:
     """A copy on the CPU, in eval mode, with the target's quantizers on; float32 where anything is quantized.
 
     Scales are float32, and int8 kernels make float32 of their sums, so a half-precision model is widened.
+
+    Raises:
+        ExportError: the module can't be copied, or its quantizers can't be written.
     """
-    ready = copy.deepcopy(model).cpu().eval()
+    try:
+        ready = copy.deepcopy(plain_module(model)).cpu().eval()
+    except (RuntimeError, ValueError, TypeError) as error:  # locks, tensors with a history, a deployed model
+        raise ExportError(
+            f"{type(model).__name__} can't be copied, which export and check begin with: {error}"
+        ) from error
     set_target(ready, target)
     check_ranges(ready)
     return ready.float() if is_quantized(ready) else ready
@@ -44,9 +53,12 @@ def copy_for(model: nn.Module, target: str) -> nn.Module:
 
 @torch.no_grad()
 def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
-    """Fold BatchNorm and put weights on their levels, in place. Returns the model."""
-    dtype = example.dtype if not is_quantized(ready) else torch.float32
-    fold_batchnorm_(ready, example[:1].to(dtype))
+    """Fold BatchNorm and put weights on their levels, in place. Returns the model.
+
+    Raises:
+        ExportError: a BatchNorm that can't be folded, or quantizers that can't be written.
+    """
+    _fold(ready, example[:1])
     for module in ready.modules():
         quantizer = getattr(module, "_weight_quantizer", None)
         if isinstance(quantizer, TensorQuantizer) and is_on(quantizer):
@@ -58,6 +70,20 @@ def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
                 weight = _parameters(module)[0]
                 weight.copy_(quantizer(weight))
     return ready
+
+
+def _fold(ready: nn.Module, image: Tensor) -> None:
+    try:
+        fold_batchnorm_(ready, image.float() if is_quantized(ready) else image)
+    except Exception as error:  # a hook of a layer may raise anything
+        raise ExportError(f"{type(ready).__name__} can't be exported: {error}") from error
+    # The BatchNorm has given each range over input channels one over output channels beside it.
+    names = [n for n, q in active(ready) if q.block is None and len(kept_axes(q)) > 1]
+    if names:
+        raise ExportError(
+            f"BatchNorm can't be folded into a layer with a weight range per input channel: {', '.join(names)}; "
+            "use a range per output channel (axis=0), and calibrate again"
+        )
 
 
 def is_quantized(model: nn.Module) -> bool:

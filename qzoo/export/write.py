@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import tempfile
@@ -19,11 +20,19 @@ def write(graph: Any, path: Path, limit: int = PROTOBUF_LIMIT) -> Path:
 
     Weights of more than ``limit`` bytes go into ``<name>.<hash>.data``, which is in place before the model that
     refers to it. The hash is of the content, so that the data of a model that is there already stay as they are until
-    the new model has taken its place; then they are removed.
+    the new model has taken its place; then they are removed. A symbolic link stays, and its target is written.
 
     Raises:
-        ExportError: the model is not valid ONNX; nothing is written.
+        ExportError: the model is not valid ONNX, or the system refuses the file; nothing is written.
     """
+    try:
+        _write(graph, path, Path(os.path.realpath(path)), limit)
+    except OSError as error:  # names a temporary file
+        raise ExportError(f"can't write {str(path)!r}: {error.strerror or error}") from error
+    return path
+
+
+def _write(graph: Any, given: Path, path: Path, limit: int) -> None:
     import onnx
     import onnx_ir as ir
 
@@ -31,6 +40,12 @@ def write(graph: Any, path: Path, limit: int = PROTOBUF_LIMIT) -> Path:
     values = list(graph.graph.initializers.values())
     large = sum(value.const_value.nbytes for value in values) > limit
     data = f"{path.name}.{_digest(values)}.data" if large else None
+    if large and Path(os.path.realpath(given.parent)) != path.parent:
+        # Runtimes look for the weights beside the path that they open.
+        raise ExportError(
+            f"{str(given)!r} links to another folder, where the file of its weights would not be found: write "
+            f"{str(path)!r} itself"
+        )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         ir.save(graph, draft, format="protobuf", external_data=data)
@@ -41,10 +56,9 @@ def write(graph: Any, path: Path, limit: int = PROTOBUF_LIMIT) -> Path:
         if data is not None:
             os.replace(Path(folder) / data, path.parent / data)
         os.replace(draft, path)
-    for old in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 12}.data"):
+    for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
         if old.name != data:
             old.unlink()
-    return path
 
 
 def _digest(values: list[Any]) -> str:

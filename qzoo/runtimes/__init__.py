@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.errors import ExportError
-from qzoo.runtimes.base import Runner, Runtime
+from qzoo.runtimes.base import Runner, Runtime, check_threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,21 +69,16 @@ def load(
 
     Raises:
         MissingDependencyError: the runtime is not installed; the message has the line that installs it.
-        ExportError: the module can't be exported, or PyTorch was asked to run a file.
-        ValueError: an unknown runtime.
+        ExportError: the module can't be exported, the runtime can't load the file (one that is no ONNX, has several
+            inputs or outputs, or operators that the runtime lacks), or PyTorch was asked to run a file.
+        TypeError: neither a module nor a path; threads that are no whole number.
+        ValueError: an unknown runtime, or no threads.
     """
     check(runtime)
+    check_threads(threads)
     chosen = runtime_named(runtime)
     if not isinstance(source, (str, os.PathLike)):
-        if not chosen.runs_files:
-            from qzoo.runtimes.pytorch import CompiledRunner, TorchRunner
-
-            return (TorchRunner if runtime == "pytorch" else CompiledRunner)(source, threads)
-        from qzoo.export import export_onnx
-
-        with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
-            path = export_onnx(source, Path(folder) / "model.onnx", target=chosen.target, example=example)
-            return load(path, runtime, threads)
+        return _load_module(source, chosen, threads, example)
     if not chosen.runs_files:
         raise ExportError(
             f"{runtime} runs modules, not ONNX files: {str(source)!r}; use runtime='onnxruntime'"
@@ -99,3 +94,27 @@ def load(
     from qzoo.runtimes.trt import TensorRtRunner
 
     return TensorRtRunner(source, threads)
+
+
+def _load_module(source: nn.Module, chosen: Runtime, threads: int, example: Tensor | None) -> Runner:
+    from qzoo.export.arguments import plain_module
+
+    module = plain_module(source)
+    if not chosen.runs_files:
+        from qzoo.runtimes.pytorch import CompiledRunner, TorchRunner
+
+        return (TorchRunner if chosen.name == "pytorch" else CompiledRunner)(module, threads)
+    from qzoo.export import export_onnx
+
+    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
+        path = export_onnx(module, Path(folder) / "model.onnx", target=chosen.target, example=example)
+        try:
+            return load(path, chosen.name, threads)
+        except ExportError as error:  # names the temporary file
+            text = str(error).replace(str(path), f"the export of {type(module).__name__}")
+            hint = "; it has few operators in float64: deploy model.float()" if _is_double(module) else ""
+            raise ExportError(f"{text.strip()}{hint}") from error
+
+
+def _is_double(module: nn.Module) -> bool:
+    return any(str(parameter.dtype) == "torch.float64" for parameter in module.parameters())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.errors import DataError, MissingDependencyError
+from qzoo.errors import DataError, ExportError, MissingDependencyError, QzooError
 
 if TYPE_CHECKING:
     import torch
@@ -80,13 +82,14 @@ class Runner(ABC):
     Attributes:
         runtime: the runtime's name, such as ``"onnxruntime"``.
         threads: how many threads one call may use.
+        dtype: of the images, where a file says it.
     """
 
     runtime: str
+    dtype: torch.dtype | None = None
 
     def __init__(self, threads: int) -> None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, not {threads}")
+        check_threads(threads)
         self.threads = threads
 
     @abstractmethod
@@ -97,8 +100,41 @@ class Runner(ABC):
         return f"{type(self).__name__}(runtime={self.runtime!r}, threads={self.threads})"
 
 
+def check_threads(threads: int) -> None:
+    """Raise TypeError for anything but a whole number, ValueError below 1."""
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        raise TypeError(f"threads must be a whole number of 1 or more, not {threads!r}")
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+
+
+def check_tensor(images: object) -> None:
+    """Raise TypeError for anything but a tensor, such as an array of NumPy."""
+    import torch
+
+    if not isinstance(images, torch.Tensor):
+        hint = "; torch.from_numpy(images) makes one of it" if type(images).__name__ == "ndarray" else ""
+        raise TypeError(f"images must be a tensor [B, C, H, W], not {type(images).__name__}{hint}")
+
+
+def check_ends(path: str | os.PathLike[str], inputs: list[str], outputs: list[str]) -> None:
+    """Raise ExportError for a file that has not one input and one output."""
+    for what, names in (("input", inputs), ("output", outputs)):
+        if len(names) != 1:
+            raise ExportError(
+                f"{str(path)!r} has {len(names)} {what}s ({', '.join(names)}); only files from one batch of images to "
+                f"one tensor are run here: write one with a single {what}, or use the runtime itself"
+            )
+
+
 def check_images(images: Tensor, dtype: torch.dtype, shape: list[int | str]) -> None:
-    """Raise DataError where images are not what a file takes; text in ``shape`` stands for any size."""
+    """Raise DataError where images are not what a file takes; text in ``shape`` stands for any size.
+
+    Raises:
+        DataError: another type or shape.
+        TypeError: no tensor.
+    """
+    check_tensor(images)
     fits = images.dim() == len(shape) and all(
         not isinstance(want, int) or want == has for want, has in zip(shape, images.shape, strict=True)
     )
@@ -107,6 +143,23 @@ def check_images(images: Tensor, dtype: torch.dtype, shape: list[int | str]) -> 
             f"the model takes {dtype} {shape}, not {images.dtype} {list(images.shape)}; "
             "export it for this size, or convert the images"
         )
+
+
+@contextmanager
+def opening(runtime: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what a runtime raises while it opens a file into ExportError: its own types have no common base."""
+    try:
+        yield
+    except (QzooError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise ExportError(f"{runtime} can't load {str(path)!r}: {plain(error)}") from error
+
+
+def plain(error: Exception) -> str:
+    """The words of a runtime in one line, without the places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("Exception from", "Check '")))
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

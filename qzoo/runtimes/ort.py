@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qzoo.errors import ExportError
-from qzoo.runtimes.base import Runner, check_images
+from qzoo.runtimes.base import Runner, check_ends, check_images, opening, plain
 from qzoo.runtimes.sessions import onnxruntime_session
 
 _TYPES = {
@@ -26,7 +26,12 @@ class OnnxRuntimeRunner(Runner):
     Args:
         provider: the execution provider. The CUDA and TensorRT ones have not been run by the project.
         optimized, level: see :func:`qzoo.runtimes.sessions.onnxruntime_session`.
+
+    Raises:
+        ExportError: the session can't load the file, or it has not one input and one output; in a call, it failed.
     """
+
+    dtype: torch.dtype
 
     def __init__(
         self,
@@ -40,23 +45,29 @@ class OnnxRuntimeRunner(Runner):
     ) -> None:
         super().__init__(threads)
         self.runtime = runtime
-        self._session: Any = onnxruntime_session(
-            path, threads, provider=provider, level=level, optimized=optimized
-        )
+        with opening("ONNX Runtime", path):
+            self._session: Any = onnxruntime_session(
+                path, threads, provider=provider, level=level, optimized=optimized
+            )
         self._device = torch.device("cpu" if provider == "CPUExecutionProvider" else "cuda:0")
-        source, result = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        check_ends(path, [value.name for value in inputs], [value.name for value in outputs])
+        source, result = inputs[0], outputs[0]
         self._input, self._shape, self._type = source.name, source.shape, _type_of(source)
+        self.dtype = self._type[0]
         self._output, self._result_shape, self._result_type = result.name, result.shape, _type_of(result)
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.detach().to(self._device).contiguous()
         # On a GPU the session is handed an address only: what lies there has to be right.
-        check_images(x, self._type[0], self._shape)
-        if (
-            self._device.type == "cpu"
-        ):  # numpy shares the tensors' memory, and takes half the time of a binding
+        check_images(images, self.dtype, self._shape)
+        x = images.detach().to(self._device).contiguous()
+        try:
+            if self._device.type != "cpu":
+                return self._run_on_device(x).to(images.device)
+            # numpy shares the tensors' memory, and takes half the time of a binding
             return torch.from_numpy(self._session.run(None, {self._input: x.numpy()})[0]).to(images.device)
-        return self._run_on_device(x).to(images.device)
+        except Exception as error:  # its types have no common base
+            raise ExportError(f"ONNX Runtime could not run images {list(x.shape)}: {plain(error)}") from error
 
     def _run_on_device(self, x: Tensor) -> Tensor:
         """Without a way over the host: the session is handed the addresses of the tensors."""

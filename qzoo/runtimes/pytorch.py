@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from qzoo.runtimes.base import Runner
 
-
 _ANOTHER_NUMBER = threading.RLock()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+import qzoo.export
 from qzoo.cli import main
-from qzoo.errors import ExportError
-from qzoo.export import check, export_onnx
+from qzoo.errors import DataError, ExportError
+from qzoo.export import Check, check, export_onnx
 from qzoo.export.check import sqnr
 from qzoo.export.parity import make_exact_
 
@@ -107,10 +109,60 @@ def test_a_float_model_has_no_layers_to_show(tmp_path: Path) -> None:
     assert len(str(found).splitlines()) == 1
 
 
+def test_images_that_say_nothing_are_refused(exact) -> None:
+    model, images, path = exact
+    with pytest.raises(DataError, match=r"\[0, 3, 16, 16\]: nothing to check with"):
+        check(path, model, images[:0])
+    with pytest.raises(TypeError, match="must be a tensor"):
+        check(path, model, images.numpy())
+    with pytest.raises(DataError, match="the model takes"):
+        check(path, model, images[:, :, :8])
+
+
+def test_a_model_that_returns_two_tensors_is_refused(exact) -> None:
+    model, images, path = exact
+    pair = copy.deepcopy(model)
+    pair.register_forward_hook(lambda module, args, output: (output, output))
+    with pytest.raises(ExportError, match="returns a tuple, not one tensor"):
+        check(path, pair, images)
+
+
+def test_double_precision(build, tmp_path: Path) -> None:
+    model, images = build("resnet8", 16)
+    make_exact_(model, "onnxruntime", images)
+    model.double()
+    path = export_onnx(model, tmp_path / "m.onnx", example=images)
+    assert check(path, model, images).exact
+    with torch.no_grad():
+        model.fc.weight[0, 0] += 1
+    assert check(path, model, images).layers, "and layer by layer"
+
+
+def test_what_is_not_finite_is_no_agreement(exact, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    with torch.no_grad():
+        model[0].bias[0] = math.nan
+    found = check(export_onnx(model, tmp_path / "m.onnx", example=torch.zeros(1, 3, 8, 8)), model)
+    assert math.isnan(found.sqnr_db)
+    assert not found.exact
+    assert "NaN or infinity among the logits" in str(found)
+    quantized, images, path = exact
+    assert check(path, quantized, images * math.nan).layers, "and layer by layer"
+
+
 def test_sqnr() -> None:
     x = torch.tensor([3.0, 4.0])
     assert sqnr(x, x) == math.inf
     assert sqnr(x, x + torch.tensor([0.3, 0.4])) == pytest.approx(20)
+    for value in (math.nan, math.inf):
+        assert math.isnan(sqnr(x, x + value))
+
+
+@pytest.mark.parametrize(("db", "status"), [(math.nan, 1), (9.9, 1), (10.0, 0), (math.inf, 0)])
+def test_command_status(tmp_path: Path, monkeypatch, db: float, status: int) -> None:
+    found = Check("onnxruntime", "onnxruntime", 1, 100, db, 0.5)
+    monkeypatch.setattr(qzoo.export, "check", lambda *args, **kwargs: found)
+    assert main(["export", "resnet20.fmnist-w8a8", str(tmp_path / "m.onnx"), "--check"]) == status
 
 
 def test_command(tmp_path: Path, capsys) -> None:

@@ -14,7 +14,7 @@ from qdq_graphs import optimized_ops
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
-from qzoo.export import export_onnx, lint
+from qzoo.export import check, export_onnx, lint
 from qzoo.export.parity import make_exact_
 from qzoo.quant import nn as qnn
 from qzoo.quant.onnx_translation import custom_translation_table
@@ -45,6 +45,14 @@ def calibrated(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
         q.disable_calib()
         q.enable_quant()
     return model.eval(), images
+
+
+def float8_pair(fmt: str, between: nn.Module) -> tuple[nn.Module, Tensor]:
+    """Two convolutions with something between them."""
+    desc, weight = QuantDescriptor(float_format=fmt), QuantDescriptor(axis=0, float_format=fmt)
+    first = qnn.QuantConv2d(8, 16, 3, quant_desc_weight=weight, quant_desc_input=desc)
+    second = qnn.QuantConv2d(16, 8, 1, quant_desc_weight=weight, quant_desc_input=desc)
+    return calibrated(nn.Sequential(first, between, second, nn.Flatten()), 5 * torch.randn(4, 8, 6, 6))
 
 
 def simulated(model: nn.Module, images: Tensor) -> Tensor:
@@ -103,17 +111,16 @@ def test_float8(tmp_path: Path, fmt: str) -> None:
 @pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU6(), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))])
 def test_activations_before_float8_are_computed(tmp_path: Path, fmt: str, between: nn.Module) -> None:
     """ONNX Runtime drops a ReLU before a Q to float8, whose lowest value is below zero, and fails on a Clip."""
-    desc = QuantDescriptor(float_format=fmt)
-    weight = QuantDescriptor(axis=0, float_format=fmt)
-    layers = [
-        qnn.QuantConv2d(8, 16, 3, quant_desc_weight=weight, quant_desc_input=desc),
-        between,
-        qnn.QuantConv2d(16, 8, 1, quant_desc_weight=weight, quant_desc_input=desc),
-        nn.Flatten(),
-    ]
-    model, images = calibrated(nn.Sequential(*layers), 5 * torch.randn(4, 8, 6, 6))
+    model, images = float8_pair(fmt, between)
     path = export_onnx(model, tmp_path / "m.onnx", example=images)
     assert close(load(path)(images), simulated(model, images))
+
+
+def test_float8_for_tensorrt_is_checked_as_written(tmp_path: Path) -> None:
+    model, images = float8_pair("e4m3", nn.ReLU())
+    path = export_onnx(model, tmp_path / "m.onnx", example=images, target="tensorrt")
+    assert check(path, model, images, runtime="onnxruntime").sqnr_db > 60
+    assert not close(load(path)(images), simulated(model, images)), "no ReLU is dropped any more"
 
 
 def test_int4_weights_are_packed_and_exact(build, tmp_path: Path) -> None:
@@ -190,13 +197,34 @@ INT8 = QuantDescriptor(8)
         (INT8, QuantDescriptor(16), {"target": "tensorrt"}, "16 bits"),
         (INT8, QuantDescriptor(16), {"target": "openvino"}, "16 bits"),
         (INT8, QuantDescriptor(20), {}, "2 to 16 bits"),
+        (INT8, QuantDescriptor(8, axis=1), {}, r"0\._input_quantizer has several ranges.*axis=None"),
+        (INT8, QuantDescriptor(8, axis=1), {"target": "openvino"}, r"0\._input_quantizer has several ranges"),
+        (
+            QuantDescriptor(8, axis=(0, 1)),
+            INT8,
+            {},
+            r"0\._weight_quantizer has several ranges along two axes",
+        ),
     ],
 )
-def test_refused_before_anything_is_written(tmp_path: Path, weight, activation, options, message) -> None:
+def test_refused_before_the_export(tmp_path: Path, monkeypatch, weight, activation, options, message) -> None:
     model, images = net(weight, activation)
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: pytest.fail("was exported"))
     with pytest.raises(ExportError, match=message):
         export_onnx(model, tmp_path / "m.onnx", example=images, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ranges_of_input_channels_and_batchnorm(tmp_path: Path, monkeypatch) -> None:
+    """They can be written, but a BatchNorm that is folded has a range for every pair of channels as its result."""
+    conv = qnn.QuantConv2d(8, 16, 3, quant_desc_weight=QuantDescriptor(8, axis=1), quant_desc_input=INT8)
+    model, images = calibrated(nn.Sequential(conv, nn.Flatten()), torch.randn(4, 8, 6, 6))
+    path = export_onnx(model, tmp_path / "m.onnx", example=images)
+    assert close(load(path)(images), simulated(model, images))
+    model.insert(1, nn.BatchNorm2d(16).eval())
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: pytest.fail("was exported"))
+    with pytest.raises(ExportError, match=r"per input channel: 0\._weight_quantizer;.*axis=0"):
+        export_onnx(model, tmp_path / "x.onnx", example=images)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import ExportError
 from qzoo.export import export_onnx
+from qzoo.export.formats import NEWEST_OPSET
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
@@ -153,8 +154,16 @@ def test_refusals_name_what_to_do(resnet, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     with pytest.raises(ExportError, match="13 was asked for"):
         export_onnx(model, path, example=images, opset=13)
-    with pytest.raises(ExportError, match=r"99 was asked for.*none above"):
+    with pytest.raises(ExportError, match=rf"99 was asked for, but 18 to {NEWEST_OPSET} can be written"):
         export_onnx(model, path, example=images, opset=99)
+    for opset in ("19", 19.0, True):
+        with pytest.raises(TypeError, match="whole number of 18 to"):
+            export_onnx(model, path, example=images, opset=opset)
+    for example in (images.numpy(), (images,)):
+        with pytest.raises(TypeError, match=r"must be a tensor, .* not (ndarray|tuple)"):
+            export_onnx(model, path, example=example)
+    with pytest.raises(ExportError, match="example has NaN"):
+        export_onnx(model, path, example=images * float("nan"))
     with pytest.raises(ExportError, match=r"can't run the example, \[2, 5, 8, 8\]"):
         export_onnx(model, path, example=torch.zeros(1, 5, 8, 8))
     with pytest.raises(ExportError, match="is a folder"):
@@ -178,6 +187,76 @@ def test_refusals_name_what_to_do(resnet, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"calibrating.*layer1\.0\.conv2\._input_quantizer"):
         export_onnx(bad, path, example=images)
     assert list(tmp_path.iterdir()) == [], "a refused export must leave nothing behind"
+
+
+class Wrapped(nn.Module):
+    """A linear layer; its result in another form, or of two inputs."""
+
+    def __init__(self, form) -> None:
+        super().__init__()
+        self.fc, self.form = nn.Linear(4, 3), form
+
+    def forward(self, x: Tensor, **more: Tensor):
+        return self.form(self.fc(x), **more)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (lambda y: (y, y), "Wrapped returns a tuple of 2;.*one tensor"),
+        (lambda y: [y], "a list of 1"),
+        (lambda y: {"out": y, "aux": y}, "a dict of 'out', 'aux'"),
+        (lambda y: None, "returns None"),
+        (lambda y, z: y + z, "can't run the example, .* as its only input: .*missing 1 required"),
+    ],
+)
+def test_anything_but_one_tensor_is_refused(tmp_path: Path, form, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_onnx(Wrapped(form), tmp_path / "m.onnx", example=torch.zeros(1, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def fails(*args: object) -> None:
+    raise KeyError("of the caller")
+
+
+def scales(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    return 0.5 * output
+
+
+@pytest.mark.parametrize(("hook", "message"), [(fails, "KeyError: 'of the"), (scales, "hooks of its own")])
+def test_hooks_that_stand_in_the_way(tmp_path: Path, hook, message: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model[1].running_mean.fill_(1)
+    model[0].register_forward_hook(hook)
+    with pytest.raises(ExportError, match=message):
+        export_onnx(model, tmp_path / "m.onnx", example=torch.randn(1, 3, 8, 8))
+
+
+def test_what_can_not_be_copied_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    model.seen = model(torch.zeros(1, 4))
+    with pytest.raises(ExportError, match="Sequential can't be copied"):
+        export_onnx(model, tmp_path / "m.onnx", example=torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_the_module_in_a_wrapper(tmp_path: Path, wrap) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)
+    path = export_onnx(wrap(model), tmp_path / "m.onnx", example=x)
+    with torch.no_grad():
+        torch.testing.assert_close(load(path)(x), model(x))
+    assert {node.name for node in onnx.load(path).graph.node} == {"0/Gemm"}, "no wrapper in the names"
+
+
+@pytest.mark.parametrize("opset", [24, 25])
+def test_the_newest_opsets(resnet, exported: Path, tmp_path: Path, opset: int) -> None:
+    """onnx has newer ones, which the exporter does not write rightly."""
+    if opset > NEWEST_OPSET:
+        pytest.skip("not in this onnx")
+    path = export_onnx(resnet[0], tmp_path / "m.onnx", example=resnet[1], opset=opset)
+    assert onnx.load(path).opset_import[0].version == opset
+    assert torch.equal(load(path)(resnet[1]), load(exported)(resnet[1]))
 
 
 def test_nearly_dead_channels_keep_their_bias(build, tmp_path: Path) -> None:

@@ -64,11 +64,52 @@ def test_a_failed_write_leaves_the_old_file(small, tmp_path: Path, monkeypatch, 
         monkeypatch.setattr(write.os, "replace", fails)
     with torch.no_grad():
         model[2].weight.mul_(0.5)
-    with pytest.raises((OSError, ExportError)):
+    with pytest.raises(ExportError, match="no$" if step == "check" else rf"can't write '{path}': disk full"):
         export_onnx(model, path, example=images)
     assert path.read_bytes() == before
     assert torch.equal(load(path)(images), expected), "the data it refers to are there still"
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")], "no temporary files"
+
+
+def test_a_link_is_written_through(small, tmp_path: Path, monkeypatch) -> None:
+    model, images = small
+    folder, link = tmp_path / "real", tmp_path / "link.onnx"
+    folder.mkdir()
+    link.symlink_to(folder / "m.onnx")
+    assert export_onnx(model, link, example=images) == link
+    assert link.is_symlink()
+    assert load(link)(images).shape == (3, 5)
+    before = (folder / "m.onnx").read_bytes()
+    monkeypatch.setattr(write.write, "__defaults__", (50_000,))
+    with pytest.raises(ExportError, match=r"links to another folder.*would not be found"):
+        export_onnx(model, link, example=images)
+    assert [f.name for f in folder.iterdir()] == ["m.onnx"]
+    assert (folder / "m.onnx").read_bytes() == before
+
+
+def test_data_of_other_models_stay(small, tmp_path: Path) -> None:
+    other = tmp_path / "m1.onnx.0123456789ab.data"
+    other.touch()
+    export_onnx(small[0], tmp_path / "m[0-9].onnx", example=small[1])
+    assert other.exists()
+
+
+def test_places_are_looked_at_before_the_export(small, tmp_path: Path, monkeypatch) -> None:
+    model, images = small
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: pytest.fail("was exported"))
+    for place in ("file/m.onnx", "file/new/m.onnx"):
+        with pytest.raises(ExportError, match=rf"can't write '{tmp_path}/{place}'.*file' is no folder"):
+            export_onnx(model, tmp_path / place, example=images)
+    with pytest.raises(ExportError, match="'/dev/null' is no regular file"):
+        export_onnx(model, "/dev/null", example=images)
+    for nothing in (None, 3):
+        with pytest.raises(TypeError, match="path must be a text or a Path"):
+            export_onnx(model, nothing, example=images)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ExportError, match=rf"can't write '{tmp_path}/new/m\.onnx': no permission"):
+        export_onnx(model, tmp_path / "new" / "m.onnx", example=images)
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
 
 
 def test_hooks_devices_and_modes_stay(build, tmp_path: Path) -> None:

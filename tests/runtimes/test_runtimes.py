@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -98,6 +101,49 @@ def test_missing_package_names_the_install_line(monkeypatch, path: Path) -> None
         runtimes.load(path, "openvino")
 
 
+FILES = [name for name in ("onnxruntime", "openvino") if name in runtimes.installed()]
+
+
+def ends(place: Path, nodes: list[onnx.NodeProto], inputs: str, outputs: str) -> Path:
+    """A file with these inputs and outputs, one letter each."""
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT, shape=[2])
+    graph = onnx.helper.make_graph(nodes, "g", [value(x) for x in inputs], [value(y) for y in outputs])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), place)
+    return place
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_files_with_several_ends_are_refused(tmp_path: Path, runtime: str) -> None:
+    """Not silently run for the first of their outputs."""
+    node = onnx.helper.make_node
+    two = ends(tmp_path / "two.onnx", [node("Relu", ["a"], ["y"]), node("Abs", ["a"], ["z"])], "a", "yz")
+    with pytest.raises(ExportError, match=r"two\.onnx' has 2 outputs \(y, z\)"):
+        runtimes.load(two, runtime)
+    with pytest.raises(ExportError, match=r"has 2 inputs \(a, b\)"):
+        runtimes.load(ends(tmp_path / "in.onnx", [node("Add", ["a", "b"], ["y"])], "ab", "y"), runtime)
+
+
+@pytest.mark.parametrize("runtime", FILES)
+def test_what_a_runtime_raises_is_an_export_error(tmp_path: Path, path: Path, runtime: str) -> None:
+    """The types that runtimes raise have no base in common."""
+    (tmp_path / "junk.onnx").write_bytes(b"junk" * 9)
+    with pytest.raises(ExportError, match=r"can't load '.*junk\.onnx': [^\n]*$"):
+        runtimes.load(tmp_path / "junk.onnx", runtime)
+    run = runtimes.load(path, runtime)
+    broken = SimpleNamespace(run=_fails, infer=_fails)
+    if runtime == "onnxruntime":
+        run._session = broken
+    else:
+        run._local.request = broken
+    with pytest.raises(ExportError, match=r"could not run images \[1, 3, 8, 8\]: out of memory"):
+        run(torch.zeros(1, 3, 8, 8))
+
+
+def _fails(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("Exception from core.cpp:132:\nout of memory")
+
+
 def test_refusals(path: Path, model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pytorch, torch\.compile, onnxruntime"):
         runtimes.load(path, "tflite")
@@ -105,5 +151,11 @@ def test_refusals(path: Path, model: nn.Module, tmp_path: Path) -> None:
         runtimes.load(path, "pytorch")
     with pytest.raises(FileNotFoundError, match=r"nothing\.onnx"):
         runtimes.load(tmp_path / "nothing.onnx")
-    with pytest.raises(ValueError, match="threads"):
-        runtimes.load(model, "pytorch", threads=0)
+    for runtime in ("pytorch", "onnxruntime"):  # before the export, which would ask for an example
+        with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
+            runtimes.load(model, runtime, threads=0)
+        for threads in ("2", 2.0, True):
+            with pytest.raises(TypeError, match="threads must be a whole number"):
+                runtimes.load(model, runtime, threads=threads)
+        with pytest.raises(TypeError, match="must be a module, not None"):
+            runtimes.load(None, runtime)

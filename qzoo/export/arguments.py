@@ -1,0 +1,123 @@
+"""What ``export_onnx`` is given, looked at before the dear work: the module, its example, the place of the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.errors import ExportError
+
+
+def plain_module(model: Any) -> nn.Module:
+    """The module itself, out of the wrappers of ``torch.compile`` and of data parallel training.
+
+    Raises:
+        TypeError: no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a module, not {model!r:.60}; qzoo.create_model(NAME, pretrained=True) makes one"
+        )
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def check_place(path: str | os.PathLike[str]) -> Path:
+    """The path, where a file can be written to; folders that are missing are made later.
+
+    Raises:
+        ExportError: it is a folder or a device, or the first of its folders that exists can't be written to.
+        TypeError: no path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a text or a Path, the file to write, not {path!r:.60}")
+    given = Path(path)
+    if given.is_dir():
+        raise ExportError(f"{os.fspath(path)!r} is a folder; give the file to write")
+    place = Path(os.path.realpath(given))
+    if place.exists() and not place.is_file():
+        raise ExportError(f"{os.fspath(path)!r} is no regular file; give another one to write")
+    folder = next(parent for parent in place.parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise ExportError(f"can't write {os.fspath(path)!r}: {str(folder)!r} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ExportError(
+            f"can't write {os.fspath(path)!r}: no permission to write in the folder {str(folder)!r}"
+        )
+    return given
+
+
+def check_batch(batch: str | int) -> None:
+    """Raise ValueError for anything but ``"dynamic"`` and a positive number."""
+    if (batch != "dynamic" and not (isinstance(batch, int) and batch > 0)) or batch is True:
+        raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
+
+
+def example_batch(model: nn.Module, example: Tensor | None, batch: int) -> Tensor:
+    """A batch of one image, repeated, on the CPU in the dtype of the model.
+
+    Raises:
+        ExportError: none is given and the model's config names no size, or what is given is no batch of numbers.
+        TypeError: no tensor.
+    """
+    if example is None:
+        config = getattr(model, "qzoo_config", None)
+        if config is None:
+            raise ExportError(
+                "the input size is not known: pass example=, a batch such as torch.zeros(1, 3, 224, 224)"
+            )
+        example = torch.zeros(1, *config.preprocessing.input_size)
+    if not isinstance(example, Tensor):
+        raise TypeError(
+            f"example must be a tensor, such as torch.zeros(1, 3, 224, 224), not {type(example).__name__}"
+        )
+    if not example.is_floating_point() or example.dim() < 2 or len(example) == 0:
+        raise ExportError(
+            f"example must be a batch of floating-point images, not {tuple(example.shape)} {example.dtype}"
+        )
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    one = example[:1].detach().cpu().to(dtype)
+    if not one.isfinite().all():
+        raise ExportError("example has NaN or infinity in its first image; pass real images, or zeros")
+    return one.expand(batch, *one.shape[1:]).contiguous()
+
+
+@torch.no_grad()
+def check_output(model: nn.Module, images: Tensor) -> None:
+    """Run one image, since an ONNX file of the zoo takes one batch and gives one tensor.
+
+    Raises:
+        ExportError: the module can't run it, or returns anything else.
+    """
+    name = type(model).__name__
+    try:
+        result: Any = model(images[:1])
+    except Exception as error:  # of the module, of its hooks, of torch
+        raise ExportError(
+            f"{name} can't run the example, {list(images.shape)} {images.dtype}, as its only input: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(result, Tensor):
+        raise ExportError(
+            f"{name} returns {_words(result)}; to be exported it has to return one tensor: wrap it in a module that "
+            "picks one"
+        )
+
+
+def _words(result: Any) -> str:
+    """``a dict of 'out', 'aux'`` and the like."""
+    if result is None:
+        return "None"
+    kind = type(result).__name__
+    if isinstance(result, dict):
+        return f"a {kind} of {', '.join(map(repr, result))}"
+    return f"a {kind} of {len(result)}" if isinstance(result, (tuple, list)) else f"a {kind}"
