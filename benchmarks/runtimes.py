@@ -1,7 +1,7 @@
 """int8 against float in ONNX Runtime and OpenVINO, and against other tools' int8 models, for whole networks.
 
-    taskset -c 1 python -m benchmarks.runtimes --out benchmarks/results/runtimes.json
-    taskset -c 1 python -m benchmarks.runtimes --runtimes openvino --compare nncf --out benchmarks/results/nncf.json
+    python -m benchmarks.runtimes --out benchmarks/results/runtimes.json
+    python -m benchmarks.runtimes --runtimes openvino --compare nncf --out benchmarks/results/nncf.json
 
 Weights are random (the speed of a network does not depend on them), BatchNorm statistics and ranges are those of noise.
 One thread, CPU time, processes that take turns; a ratio is of medians, with its 95 % bootstrap interval.
