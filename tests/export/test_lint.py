@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -21,6 +22,7 @@ from qzoo.export.lint import RULES, lint
 
 MIDDLE = np.uint8(128)
 F32 = np.float32
+FLOAT8 = np.array(0, ml_dtypes.float8_e4m3fn)
 Write = Callable[[Draft], str]
 
 
@@ -307,6 +309,12 @@ CASES: dict[str, Case] = {
         ("quantizelinear0",),
         "QLinearConv",
         "Convolution",
+    ),
+    "relu-dropped": Case(
+        lambda d: d.pair(d.op("Relu", "image"), FLOAT8),
+        lambda d: d.pair(d.op("Max", "image", d.const(F32(0))), INT8),
+        ("relu0", "quantizelinear0"),
+        "Max",
     ),
     "activation-type-tensorrt": Case(
         lambda d: d.conv(d.pair("image", np.int16(0))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from qdq_graphs import INT8, UINT8, Draft, openvino_layers, optimized_ops
 
 from qzoo.export.lint import lint
+from qzoo.runtimes.sessions import onnxruntime_session
 
 F32 = np.float32
 MIDDLE = np.uint8(128)
@@ -374,3 +376,21 @@ def test_what_a_body_reads_counts_as_a_reader(tmp_path: Path) -> None:
     path = write(tmp_path, make)
     assert "output-float" in rules(path)
     assert not runs_in_int8(path)
+
+
+@pytest.mark.parametrize("move", ["", "MaxPool", "Dropout"])
+@pytest.mark.parametrize("op_type", ["Relu", "Max"])
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.uint8, np.int16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
+)
+def test_a_relu_that_is_dropped_changes_the_results(tmp_path: Path, kind, op_type: str, move: str) -> None:
+    d = Draft()
+    out = d.op(op_type, "image", *([d.const(np.float32(0))] if op_type == "Max" else []))
+    if move:
+        out = d.op(move, out, **({"kernel_shape": [2, 2]} if move == "MaxPool" else {}))
+    path = d.save(tmp_path / "m.onnx", d.pair(out, np.array(0, kind)))
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 8)).astype(np.float32)
+    results = [
+        onnxruntime_session(path, level=level).run(None, {"image": images})[0] for level in ("none", "all")
+    ]
+    assert np.array_equal(*results) is not ("relu-dropped" in rules(path))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import Graph
+from qzoo.export.lint.graph import CARRIED, CLAMPS, Graph
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 
 _BYTE = ("int8", "uint8")
+# ONNX Runtime does not look at the lowest value of these, which is below zero, when it drops a ReLU before Q.
+_SIGNED_WITHOUT_LIMITS = ("float8e4m3fn", "float8e5m2", "int4")
 
 
 def _activations(graph: Graph) -> list[NodeProto]:
@@ -58,6 +60,13 @@ def _odd_activation(graph: Graph) -> Hits:
     for q in _activations(graph):
         if graph.int_type(q) not in ("", *_BYTE, "float8e4m3fn", "float4e2m1"):
             yield (q,)
+
+
+def _dropped_relu(graph: Graph) -> Hits:
+    for q in _activations(graph):
+        clamp = graph.source(q.input[0], through=CARRIED)
+        if clamp is not None and clamp.op_type in CLAMPS and graph.int_type(q) in _SIGNED_WITHOUT_LIMITS:
+            yield (clamp, q)
 
 
 def _narrow_convolution(graph: Graph) -> Hits:
@@ -110,6 +119,15 @@ RULES = (
         "The CPU kernels take activations of 8-bit integers; in this type the layers run in float.",
         "Use uint8 or int8.",
         _wide_activation,
+    ),
+    Rule(
+        "relu-dropped",
+        (ORT,),
+        "ONNX Runtime drops the ReLU (or fails on the Clip) before a Q to this type, whose lowest value is below zero: "
+        "the results are wrong.",
+        "Write Max (and Min) for it, as qzoo.export_onnx does; or run the file with the graph optimization level "
+        "'basic'.",
+        _dropped_relu,
     ),
     Rule(
         "activation-type-tensorrt",
