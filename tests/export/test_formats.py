@@ -55,6 +55,13 @@ def float8_pair(fmt: str, between: nn.Module) -> tuple[nn.Module, Tensor]:
     return calibrated(nn.Sequential(first, between, second, nn.Flatten()), 5 * torch.randn(4, 8, 6, 6))
 
 
+class Rows(nn.Module):
+    """All rows but the first: a Slice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 1:]
+
+
 def simulated(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         return model(images)
@@ -108,7 +115,10 @@ def test_float8(tmp_path: Path, fmt: str) -> None:
 
 
 @pytest.mark.parametrize("fmt", ["e4m3", "e5m2"])
-@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU6(), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))])
+@pytest.mark.parametrize(
+    "between",
+    [nn.ReLU(), nn.ReLU6(), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), nn.Sequential(nn.ReLU(), Rows())],
+)
 def test_activations_before_float8_are_computed(tmp_path: Path, fmt: str, between: nn.Module) -> None:
     """ONNX Runtime drops a ReLU before a Q to float8, whose lowest value is below zero, and fails on a Clip."""
     model, images = float8_pair(fmt, between)
