@@ -176,6 +176,10 @@ class Graph:
         operands = [x for x in node.input if x and not self.is_constant(x)]
         return bool(operands) and all(self.is_dequantized(x) for x in operands)
 
+    def writes_float(self, node: NodeProto) -> bool:
+        """A Gemm whose int8 kernel can: with a bias of integers or none; a float one is quantized only before Q."""
+        return node.op_type == "Gemm" and not (len(node.input) > 2 and self.is_constant(node.input[2]))
+
     def parameters(self, node: NodeProto) -> tuple[bytes, bytes, str]:
         """What makes two Q or DQ equal: scale, zero point, type."""
         scale, zero = self.scale(node), self.zero_point(node)

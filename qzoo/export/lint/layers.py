@@ -95,14 +95,9 @@ def _output_float(graph: Graph) -> Hits:
             graph.runs_quantized(node)
             and not _has_own_rule(graph, node)
             and not graph.is_quantized_once(node)
-            and not (_writes_float(graph, node) and not _reaches_q(graph, node))
+            and not (graph.writes_float(node) and not _reaches_q(graph, node))
         ):
             yield (node,)
-
-
-def _writes_float(graph: Graph, node: NodeProto) -> bool:
-    """QGemm can, with a bias of integers or none: a float bias is quantized only before a Q."""
-    return node.op_type == "Gemm" and not (len(node.input) > 2 and graph.is_constant(node.input[2]))
 
 
 def _reaches_q(graph: Graph, node: NodeProto) -> bool:

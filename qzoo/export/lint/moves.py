@@ -29,7 +29,8 @@ def _not_carried(graph: Graph) -> Hits:
 def _before_q(graph: Graph) -> Hits:
     """Layer, move, Q: a ReLU is dropped only right behind the layer, so that a move must not come first, either."""
     for node in graph.nodes:
-        if not graph.has_int8_kernel(node) or _has_float_output(graph, node):
+        # Matrix products have integer kernels that write float, too.
+        if not graph.has_int8_kernel(node) or node.op_type == "MatMul" or graph.writes_float(node):
             continue
         path = _path_to_q(graph, node)
         kinds = [step.op_type for step in path]
@@ -50,12 +51,6 @@ def _path_to_q(graph: Graph, node: NodeProto) -> list[NodeProto]:
             break
         path.append(node)
     return []
-
-
-def _has_float_output(graph: Graph, node: NodeProto) -> bool:
-    """Matrix products have integer kernels that write float, too; with a float bias Gemm has none."""
-    bias = len(node.input) > 2 and graph.is_constant(node.input[2])
-    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not bias)
 
 
 def _passes_relu(node: NodeProto, kind: str) -> bool:
