@@ -19,7 +19,7 @@ from qzoo import peers
 from qzoo import runtimes as rt
 from qzoo.config import config_of
 from qzoo.contenders import WRITTEN_ANYWAY, Contender, contenders
-from qzoo.errors import BenchmarkError, DataError
+from qzoo.errors import ArgumentError, BenchmarkError, DataError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.own_weights import open_model, reference_of
 from qzoo.progress import track
@@ -60,13 +60,15 @@ class Options:
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
-            raise ValueError(f"batches must be positive numbers, not {self.batches}")
+            raise ArgumentError(f"batches must be positive numbers, not {self.batches}")
         if self.threads < 1 or self.seconds <= 0 or self.limit <= 0:
             values = f"{self.threads}, {self.seconds} and {self.limit}"
-            raise ValueError(f"threads, seconds and limit must be positive, not {values}")
+            raise ArgumentError(f"threads, seconds and limit must be positive, not {values}")
         unknown = [name for name in self.runtimes if name not in rt.RUNTIMES]
         if unknown or not self.runtimes:
-            raise ValueError(f"no runtime {', '.join(unknown)!r}; expected some of {', '.join(rt.RUNTIMES)}")
+            raise ArgumentError(
+                f"no runtime {', '.join(unknown)!r}; expected some of {', '.join(rt.RUNTIMES)}"
+            )
         peers.check(self.compare, self.runtimes)
 
 

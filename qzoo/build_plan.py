@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qzoo.config import Config
 from qzoo.data import load_data
+from qzoo.errors import ArgumentError
 from qzoo.parts import Images, calibration_images, evaluation_images
 from qzoo.ptq import Recipe
 from qzoo.recipes import Made
@@ -62,13 +63,13 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if self.recipe not in (None, "best"):
-            raise ValueError(f"recipe must be 'best', not {self.recipe!r}")
+            raise ArgumentError(f"recipe must be 'best', not {self.recipe!r}")
         if self.recipe and self.methods:
-            raise ValueError(
+            raise ArgumentError(
                 f"recipe={self.recipe!r} chooses {', '.join(self.methods)} itself; leave them out"
             )
         if self.drop and self.layer_bits:
-            raise ValueError("drop chooses the bits of layers itself; leave layer_bits out")
+            raise ArgumentError("drop chooses the bits of layers itself; leave layer_bits out")
 
     @property
     def methods(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class BuildOptions:
         """A trained checkpoint takes none of them. Raises ValueError where one is given."""
         wrong = [given for given in self.given if given != "float_weights"]
         if wrong:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} is trained by its recipe, where {', '.join(wrong)} does not apply; "
                 f"`qzoo train {name}` takes the options of a training"
             )
@@ -179,5 +180,5 @@ def make_plan(name: ModelName, config: Config, made: Made, options: BuildOptions
     recipe = made.recipe.changed(options.methods)
     best = options.recipe == "best" or (made.best and not options.methods)
     if drop and recipe.data_free and not best:
-        raise ValueError("mixed precision chooses layers on images; choose another method than batchnorm")
+        raise ArgumentError("mixed precision chooses layers on images; choose another method than batchnorm")
     return Plan(str(name), job, scheme, recipe, best, images, checks, drop, options.float_weights)

@@ -25,7 +25,7 @@ from qzoo.collect import (
     weight_ranges,
 )
 from qzoo.distributed import Group
-from qzoo.errors import CalibrationError
+from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.evaluate import decibel, evaluating
 from qzoo.progress import track
 
@@ -108,9 +108,9 @@ def calibrate(
     """
     group = group or Group()
     if method not in (*METHODS, "auto"):
-        raise ValueError(f"method must be one of {', '.join(METHODS)} or auto, not {method!r}")
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)} or auto, not {method!r}")
     if not 0 < percentile <= 100:
-        raise ValueError(f"percentile must be above 0 and at most 100, not {percentile}")
+        raise ArgumentError(f"percentile must be above 0 and at most 100, not {percentile}")
     quantizers = quantizers_of(model)
     weights = weight_ranges(model)
     statistics = collect(model, loader, histograms=method != "max", progress=progress, group=group)

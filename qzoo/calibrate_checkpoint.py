@@ -15,7 +15,7 @@ from qzoo.compact import compact
 from qzoo.config import CalibrationRecord, Tried, config_of
 from qzoo.data import load_data
 from qzoo.distributed import Group
-from qzoo.errors import UnknownModelError
+from qzoo.errors import ArgumentError, UnknownModelError
 from qzoo.measurements import finite
 from qzoo.own_weights import quantized_from
 from qzoo.parts import NONE, Images, calibration_images
@@ -83,7 +83,7 @@ def calibrate_checkpoint(
     if parsed.scheme is None or parsed.qat:
         raise UnknownModelError(f"{name!r} is not made by calibration; give a scheme, such as -w8a8")
     if drop and layer_bits:
-        raise ValueError("mixed precision chooses the bits of layers itself; leave layer_bits out")
+        raise ArgumentError("mixed precision chooses the bits of layers itself; leave layer_bits out")
     group = group or Group()
     scheme = dataclasses.replace(
         Scheme.parse(parsed.scheme, target), edge_bits=edge_bits or 0, layers=layer_bits or ()
@@ -94,7 +94,7 @@ def calibrate_checkpoint(
     config = config_of(model)
     batches, images = [], NONE
     if recipe is not None and recipe.data_free and drop:
-        raise ValueError("mixed precision chooses layers on images; choose another method than batchnorm")
+        raise ArgumentError("mixed precision chooses layers on images; choose another method than batchnorm")
     if recipe is None or not recipe.data_free:
         images = calibration_images(config, data, subset)
         with group.first_alone():

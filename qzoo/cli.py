@@ -32,7 +32,11 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (2 for an error that the message explains)."""
+    """Run one command; returns its exit status (2 for an error that the message explains).
+
+    What qzoo or the system refuses is one line; anything else is a mistake, of qzoo or of a package under it, and
+    keeps its traceback.
+    """
     parser = _parser()
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help(sys.stderr)
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Command = args.command
     try:
         return command(args)
-    except (QzooError, ValueError, OSError) as error:
+    except (QzooError, OSError) as error:
         print(f"qzoo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

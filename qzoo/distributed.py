@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
-from qzoo.errors import DistributedError, QzooError
+from qzoo.errors import ArgumentError, DistributedError, QzooError
 from qzoo.progress import length
 
 TIMEOUT = 1800.0
@@ -221,7 +221,7 @@ def _leave() -> None:
 def _device(wanted: str, local: int, processes: int) -> torch.device:
     """Where the process of local rank ``local`` computes."""
     if wanted not in ("cpu", "cuda", "auto"):
-        raise ValueError(f"device must be cpu, cuda or auto, not {wanted!r}")
+        raise ArgumentError(f"device must be cpu, cuda or auto, not {wanted!r}")
     gpus = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
     if wanted == "cuda" and gpus < processes:
         raise DistributedError(

@@ -10,6 +10,13 @@ class QzooError(Exception):
     """Base of all errors that qzoo raises on purpose."""
 
 
+class ArgumentError(QzooError, ValueError):
+    """An argument that is unknown, out of range, or does not fit the others.
+
+    The commands print it as one line. A plain ValueError, of torch or of a mistake in qzoo, keeps its traceback.
+    """
+
+
 class QuantizationError(QzooError, ValueError):
     """Arguments of a quantization operator that do not fit together: shapes, types, bits."""
 

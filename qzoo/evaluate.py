@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.distributed import Group
-from qzoo.errors import DataError
+from qzoo.errors import ArgumentError, DataError
 from qzoo.progress import track
 from qzoo.quant.fold import evaluating as evaluating
 
@@ -59,7 +59,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
         ValueError: no trials, or more successes than trials.
     """
     if not 0 <= successes <= trials or trials == 0:
-        raise ValueError(f"{successes} successes of {trials} trials is no share")
+        raise ArgumentError(f"{successes} successes of {trials} trials is no share")
     share = successes / trials
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     centre, norm = share + z * z / (2 * trials), 1 + z * z / trials

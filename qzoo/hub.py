@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qzoo.config import WEIGHTS, read_config
-from qzoo.errors import CheckpointError, HubError, UnknownModelError
+from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name, suggest
 
 _LONGEST = 1024  # characters of a folder or a name
@@ -95,7 +95,9 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
     is_name = isinstance(where, str) and "/" not in text and os.sep not in text
     if is_name and (text in embedded() or text in pins()):
         if revision is not None:
-            raise ValueError(f"{text!r} is pinned by the package; give a Hub repository to choose a revision")
+            raise ArgumentError(
+                f"{text!r} is pinned by the package; give a Hub repository to choose a revision"
+            )
         return embedded()[text] if text in embedded() else download_pin(text, access)
     if path.is_dir():
         return path

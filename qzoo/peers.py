@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import BenchmarkError, DataError, MissingDependencyError
+from qzoo.errors import ArgumentError, BenchmarkError, DataError, MissingDependencyError
 
 RUNS_IN = {"quantize_static": "onnxruntime", "nncf": "openvino", "torchvision": "pytorch"}
 PEERS = ("float", *RUNS_IN)
@@ -56,13 +56,13 @@ def check(peers: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
     """
     for peer in peers:
         if peer not in PEERS:
-            raise ValueError(f"no peer {peer!r}; expected some of {', '.join(PEERS)}")
+            raise ArgumentError(f"no peer {peer!r}; expected some of {', '.join(PEERS)}")
         package, install = _NEEDS.get(peer, ("", ""))
         if package and find_spec(package) is None:
             raise MissingDependencyError(f"the peer {peer!r} is not installed: {install}")
         runtime = RUNS_IN.get(peer)
         if runtime is not None and runtime not in runtimes:
-            raise ValueError(
+            raise ArgumentError(
                 f"the peer {peer!r} runs in {runtime}; add it to the runtimes {', '.join(runtimes)}"
             )
 

@@ -12,6 +12,7 @@ from qzoo.checkpoint import load_pretrained
 from qzoo.config import config_of
 from qzoo.data import label_names
 from qzoo.data.files import open_image
+from qzoo.errors import ArgumentError
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import parse_name
 from qzoo.runtimes import Runner, check, load
@@ -43,7 +44,7 @@ def predict(
         ValueError: an unknown runtime, ``k`` below 1.
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+        raise ArgumentError(f"k must be at least 1, not {k}")
     check(runtime)
     runner, preprocessing, labels = _ready(model, runtime)
     picture = open_image(image, "L" if preprocessing.input_size[0] == 1 else "RGB")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qzoo.errors import ArgumentError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -32,13 +34,13 @@ class Preprocessing:
     def __post_init__(self) -> None:
         channels = self.input_size[0]
         if len(self.mean) != channels or len(self.std) != channels:
-            raise ValueError(
+            raise ArgumentError(
                 f"mean {self.mean}, std {self.std}: need one entry for each of {channels} channels"
             )
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', not {self.interpolation!r}")
+            raise ArgumentError(f"interpolation must be 'bilinear' or 'bicubic', not {self.interpolation!r}")
         if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be in (0, 1], not {self.crop_pct}")
+            raise ArgumentError(f"crop_pct must be in (0, 1], not {self.crop_pct}")
 
     @property
     def resize(self) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qzoo.errors import UnknownModelError
+from qzoo.errors import ArgumentError, UnknownModelError
 from qzoo.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def register_model(weights: Mapping[str, FloatWeights] | None = None) -> Callabl
     def register(build: Callable) -> Callable:
         name = build.__name__
         if name in _entries:
-            raise ValueError(
+            raise ArgumentError(
                 f"an architecture named {name!r} is registered already; give the builder another name"
             )
         _entries[name] = ModelEntry(name, build, MappingProxyType(dict(weights or {})))

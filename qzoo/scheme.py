@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from qzoo.errors import QuantizationError
+from qzoo.errors import ArgumentError, QuantizationError
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
 
@@ -86,22 +86,24 @@ class Scheme:
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             if not 2 <= bits <= 8:
-                raise ValueError(f"Scheme.{name} must be 2 to 8, not {bits}")
+                raise ArgumentError(f"Scheme.{name} must be 2 to 8, not {bits}")
         if self.weight_format not in ("int", "e4m3", "e5m2"):
-            raise ValueError(f"Scheme.weight_format must be int, e4m3 or e5m2, not {self.weight_format!r}")
+            raise ArgumentError(f"Scheme.weight_format must be int, e4m3 or e5m2, not {self.weight_format!r}")
         if self.weight_format != "int" and self.weight_bits != 8:
-            raise ValueError(f"Scheme.weight_bits must be 8 for {self.weight_format}, not {self.weight_bits}")
+            raise ArgumentError(
+                f"Scheme.weight_bits must be 8 for {self.weight_format}, not {self.weight_bits}"
+            )
         if self.edge_bits != 0 and not 2 <= self.edge_bits <= 8:
-            raise ValueError(f"Scheme.edge_bits must be 0 or 2 to 8, not {self.edge_bits}")
+            raise ArgumentError(f"Scheme.edge_bits must be 0 or 2 to 8, not {self.edge_bits}")
         if not 0 <= self.group <= 1 << 16:
-            raise ValueError(f"Scheme.group must be 0 to 65536, not {self.group}")
+            raise ArgumentError(f"Scheme.group must be 0 to 65536, not {self.group}")
         if self.layers and self.weight_format != "int":
-            raise ValueError(f"Scheme.layers needs integer weights, not {self.weight_format}")
+            raise ArgumentError(f"Scheme.layers needs integer weights, not {self.weight_format}")
         if len({name for name, _ in self.layers}) != len(self.layers):
-            raise ValueError("Scheme.layers names a layer twice")
+            raise ArgumentError("Scheme.layers names a layer twice")
         for name, bits in self.layers:
             if not 2 <= bits <= 8:
-                raise ValueError(f"Scheme.layers: the bits of {name!r} must be 2 to 8, not {bits}")
+                raise ArgumentError(f"Scheme.layers: the bits of {name!r} must be 2 to 8, not {bits}")
         target_named(self.target)
 
     @classmethod
@@ -110,7 +112,7 @@ class Scheme:
         match = _SCHEME.fullmatch(text)
         if match is None:
             hint = f"; did you mean {text.lower()!r}?" if _SCHEME.fullmatch(text.lower()) else ""
-            raise ValueError(
+            raise ArgumentError(
                 f"{text!r} is not a scheme; expected w<bits>a<bits>, such as 'w8a8' or 'w4a8'{hint}"
             )
         return cls(int(match[1]), int(match[4]), target, match[2] or "int", int(match[3] or 0))
@@ -153,7 +155,7 @@ class Scheme:
     def adopt(self, quantizer: TensorQuantizer, role: str, nonnegative: bool = False) -> TensorQuantizer:
         """Give a quantizer its role, demand a calibrated range of it, and switch it as the target wants."""
         if role not in ROLES:
-            raise ValueError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
+            raise ArgumentError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
         quantizer.role, quantizer.nonnegative, quantizer.dynamic = role, nonnegative, False
         _switch(quantizer, TARGETS[self.target])
         return quantizer
@@ -175,7 +177,7 @@ def as_scheme(quantize: bool | str | Scheme | None) -> Scheme | None:
 def target_named(name: str) -> Target:
     """The target of that name. Raises ValueError that lists the known ones."""
     if name not in TARGETS:
-        raise ValueError(f"no target {name!r}; expected one of {', '.join(TARGETS)}")
+        raise ArgumentError(f"no target {name!r}; expected one of {', '.join(TARGETS)}")
     return TARGETS[name]
 
 

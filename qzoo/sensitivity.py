@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.collect import images_of, quantizers_of, quantizers_off
-from qzoo.errors import CalibrationError, DataError
+from qzoo.errors import ArgumentError, CalibrationError, DataError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.quant.nn import TensorQuantizer
@@ -137,7 +137,7 @@ def sensitivity(
         DataError: no images.
     """
     if images < 1:
-        raise ValueError(f"images must be at least 1, not {images}")
+        raise ArgumentError(f"images must be at least 1, not {images}")
     units = _units(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     replay = Replay(model, {unit.module for unit in units})

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qzoo.distributed import Group
-from qzoo.errors import QzooError
+from qzoo.errors import ArgumentError, QzooError
 from qzoo.evaluate import evaluate
 from qzoo.progress import track
 from qzoo.qat import distillation_loss, freeze_ranges, learn_ranges, learned_parameters
@@ -88,9 +88,9 @@ def train(
     """
     options, group = options or TrainOptions(), group or Group()
     if options.distill and teacher is None:
-        raise ValueError(f"distill={options.distill} needs teacher=, the float model")
+        raise ArgumentError(f"distill={options.distill} needs teacher=, the float model")
     if options.fp16 and group.device.type != "cuda":
-        raise ValueError("fp16 needs a GPU (--device cuda); use bf16 on a CPU")
+        raise ArgumentError("fp16 needs a GPU (--device cuda); use bf16 on a CPU")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)

@@ -16,7 +16,7 @@ from qzoo.config import Config, Measurement
 from qzoo.data import ImageFolder, Loader, load_data, load_training_data
 from qzoo.data.folders import split_folder
 from qzoo.distributed import Group
-from qzoo.errors import DataError
+from qzoo.errors import ArgumentError, DataError
 from qzoo.parts import Images, evaluation_images, training_images
 from qzoo.train import train
 from qzoo.train_state import Log, plot_log
@@ -67,9 +67,9 @@ class TrainJob:
 
     def __post_init__(self) -> None:
         if self.dataset and self.dataset not in DATASETS:
-            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {self.dataset!r}")
+            raise ArgumentError(f"dataset must be one of {', '.join(DATASETS)}, not {self.dataset!r}")
         if self.batch_size < 1 or self.workers < 0 or self.save_every < 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"batch_size must be 1 or more, workers and save_every 0 or more, not {self.batch_size}, "
                 f"{self.workers} and {self.save_every}"
             )

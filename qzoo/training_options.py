@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from qzoo.errors import ArgumentError
+
 METHODS = ("ste", "lsq", "pact")
 
 
@@ -54,15 +56,17 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"TrainOptions.method must be one of {', '.join(METHODS)}, not {self.method!r}")
+            raise ArgumentError(
+                f"TrainOptions.method must be one of {', '.join(METHODS)}, not {self.method!r}"
+            )
         for name in ("distill", "freeze_bn", "ema", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"TrainOptions.{name} must be 0 to 1, not {getattr(self, name)}")
+                raise ArgumentError(f"TrainOptions.{name} must be 0 to 1, not {getattr(self, name)}")
         for name in ("epochs", "accumulate"):
             if getattr(self, name) < 1:
-                raise ValueError(f"TrainOptions.{name} must be 1 or more, not {getattr(self, name)}")
+                raise ArgumentError(f"TrainOptions.{name} must be 1 or more, not {getattr(self, name)}")
         if self.bf16 and self.fp16:
-            raise ValueError("TrainOptions.bf16 and fp16 exclude each other; choose one")
+            raise ArgumentError("TrainOptions.bf16 and fp16 exclude each other; choose one")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of one of ``steps`` steps, counted from 0."""

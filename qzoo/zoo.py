@@ -12,7 +12,7 @@ from torch import nn
 from qzoo import hub
 from qzoo.checkpoint import empty_model, load_pretrained
 from qzoo.config import WEIGHTS, Arguments, Config, config_of
-from qzoo.errors import CheckpointError, UnknownModelError
+from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import (
     FloatWeights,
@@ -64,7 +64,7 @@ def create_model(
         ValueError: arguments that contradict each other.
     """
     if pretrained not in (True, False, "float"):
-        raise ValueError(f"pretrained must be True, False or 'float', not {pretrained!r}")
+        raise ArgumentError(f"pretrained must be True, False or 'float', not {pretrained!r}")
     if "/" in name:
         raise UnknownModelError(
             f"{name!r} is no name of the zoo; qzoo.load_pretrained loads folders and repositories of the Hub"
@@ -205,7 +205,9 @@ def _scheme(parsed: ModelName, quantize: Quantize, target: str | None) -> Scheme
     if parsed.scheme is not None:
         named = Scheme.parse(parsed.scheme, asked.target if asked else "tensorrt")
         if quantize is False or (quantize not in (None, True) and str(asked) != str(named)):
-            raise ValueError(f"quantize={quantize!r} contradicts the name {str(parsed)!r}; give one of them")
+            raise ArgumentError(
+                f"quantize={quantize!r} contradicts the name {str(parsed)!r}; give one of them"
+            )
         asked = asked if isinstance(quantize, Scheme) else named  # a Scheme may say more than its name
     if target is not None:
         target_named(target)

@@ -83,6 +83,27 @@ def test_what_a_runtime_raises_is_one_line(tmp_path: Path, monkeypatch, capsys) 
     assert f"qzoo: ONNX Runtime can't load '{path}': no kernel" in capsys.readouterr().err
 
 
+def test_a_refused_argument_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "resnet20.fmnist-w8a8", "--batch", "0"]) == 2
+    assert capsys.readouterr().err.startswith("qzoo: batches must be positive")
+
+
+def test_a_mistake_keeps_its_traceback(tmp_path: Path) -> None:
+    """A ValueError that torch raises says nothing to a user without the place where it was raised."""
+    (tmp_path / "broken.py").write_text(
+        "import sys\nimport qzoo.environment\n"
+        "def fails():\n    raise ValueError('Expected more than 1 value per channel')\n"
+        "qzoo.environment.describe = fails\n"
+        "from qzoo.cli import main\nsys.exit(main(['env']))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, tmp_path / "broken.py"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "in fails" in result.stderr
+
+
 def test_training_without_its_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "resnet18.tv_in1k"]) == 2
     assert "pass data=FOLDER (--data FOLDER)" in capsys.readouterr().err

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +89,17 @@ def test_version_is_that_of_the_installed_package() -> None:
     except metadata.PackageNotFoundError:
         pytest.skip("qzoo is not installed, only on the path")
     assert installed == qzoo.__version__
+
+
+def test_refused_arguments_are_argument_errors_and_no_plain_value_errors() -> None:
+    """The commands print a QzooError as one line, and anything else with its traceback."""
+    plain = [
+        f"{path}:{node.lineno}"
+        for path in Path(qzoo.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+        and node.exc.func.id == "ValueError"
+    ]
+    assert not plain, "raise qzoo.errors.ArgumentError, which is a ValueError, in these places"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qzoo.errors import ArgumentError
+
 
 def positive(text: str) -> int:
     """A type of argument: a whole number of 1 and more."""
@@ -52,5 +54,5 @@ def layer_bits(texts: list[str] | None) -> tuple[tuple[str, int], ...] | None:
         text for text, (name, _, bits) in zip(texts, pairs, strict=True) if not name or not bits.isdigit()
     ]
     if wrong:
-        raise ValueError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
+        raise ArgumentError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
     return tuple((name, int(bits)) for name, _, bits in pairs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qzoo.commands import Add
 from qzoo.commands.arguments import layer_bits
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
+from qzoo.errors import ArgumentError
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -66,15 +67,15 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
 
     if args.all == (args.name is not None):
-        raise ValueError("give a NAME or --all, one of them")
+        raise ArgumentError("give a NAME or --all, one of them")
     if args.qat and not args.all:
-        raise ValueError("--qat is for --all; a NAME in _qat is trained without it")
+        raise ArgumentError("--qat is for --all; a NAME in _qat is trained without it")
     options = _options(args)
     if args.all and options.given:
-        raise ValueError(f"--all builds recipes as they are; leave out {', '.join(options.given)}")
+        raise ArgumentError(f"--all builds recipes as they are; leave out {', '.join(options.given)}")
     with joined(device=args.device) as group:
         if group.world > 1:
-            raise ValueError("build is one process; torchrun is for calibrate, evaluate and train")
+            raise ArgumentError("build is one process; torchrun is for calibrate, evaluate and train")
         job = BuildJob(
             data=args.data,
             workers=args.workers,

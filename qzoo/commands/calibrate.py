@@ -8,6 +8,7 @@ from pathlib import Path
 from qzoo.commands import Add
 from qzoo.commands.arguments import layer_bits, process_arguments
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
+from qzoo.errors import ArgumentError
 
 
 def register(add: Add) -> None:
@@ -30,7 +31,7 @@ def _run(args: argparse.Namespace) -> int:
 
     given = given_methods(args)
     if args.recipe and given:
-        raise ValueError(f"--recipe {args.recipe} chooses {', '.join(given)} itself; leave them out")
+        raise ArgumentError(f"--recipe {args.recipe} chooses {', '.join(given)} itself; leave them out")
     with joined(args.timeout, args.device) as group:
         done = calibrate_checkpoint(
             args.name,

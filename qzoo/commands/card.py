@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
+from qzoo.errors import ArgumentError
 
 
 def register(add: Add) -> None:
@@ -33,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.zoo_page import write_page
 
     if not (args.folders or args.readme or args.page):
-        raise ValueError("give checkpoint folders, --readme or --page")
+        raise ArgumentError("give checkpoint folders, --readme or --page")
     timed = timed_models(args.benchmark) if args.benchmark is not None else set()
     for folder in args.folders:
         if read_config(folder).name in timed:

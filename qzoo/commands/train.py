@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
 from qzoo.commands.arguments import layer_argument, layer_bits, process_arguments
+from qzoo.errors import ArgumentError
 
 if TYPE_CHECKING:
     from qzoo.training_options import TrainOptions
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
 
     tuned = parse_name(args.name).qat
     if not tuned and (args.float_weights or args.start or args.layer_bits):
-        raise ValueError("--float, --start and --layer-bits are for tuning: give a name in _qat")
+        raise ArgumentError("--float, --start and --layer-bits are for tuning: give a name in _qat")
     job = TrainJob(
         data=args.data,
         dataset=args.dataset,

@@ -19,7 +19,7 @@ from qzoo.data.imagenet import ImageNetFolder
 from qzoo.data.labels import label_names
 from qzoo.data.tensors import TensorLoader, crop_flip, crop_flip_erase
 from qzoo.data.transforms import Augmentation, training_transform
-from qzoo.errors import DataError
+from qzoo.errors import ArgumentError, DataError
 from qzoo.preprocessing import Preprocessing
 
 __all__ = [
@@ -76,7 +76,7 @@ def load_data(
             the data does not have.
     """
     if batch_size < 1 or workers < 0:
-        raise ValueError(
+        raise ArgumentError(
             f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}"
         )
     if labels in _IN_MEMORY:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from qzoo.errors import ArgumentError
 from qzoo.preprocessing import Preprocessing
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -40,12 +41,12 @@ class TensorLoader:
         seed: int = 0,
     ) -> None:
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != preprocessing.input_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"images must be uint8 of shape [N, {', '.join(map(str, preprocessing.input_size))}], "
                 f"not {images.dtype} {list(images.shape)}"
             )
         if len(images) != len(labels):
-            raise ValueError(f"{len(images)} images but {len(labels)} labels")
+            raise ArgumentError(f"{len(images)} images but {len(labels)} labels")
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.augment, self.seed = shuffle, augment, seed
         self.epoch, self.start = 0, 0

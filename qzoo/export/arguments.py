@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import ExportError
+from qzoo.errors import ArgumentError, ExportError
 
 
 def plain_module(model: Any) -> nn.Module:
@@ -59,7 +59,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
 def check_batch(batch: str | int) -> None:
     """Raise ValueError for anything but ``"dynamic"`` and a positive number."""
     if (batch != "dynamic" and not (isinstance(batch, int) and batch > 0)) or batch is True:
-        raise ValueError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
+        raise ArgumentError(f"batch must be 'dynamic' or a positive number, not {batch!r}")
 
 
 def example_batch(model: nn.Module, example: Tensor | None, batch: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import ExportError, MissingDependencyError
+from qzoo.errors import ArgumentError, ExportError, MissingDependencyError
 from qzoo.export.arguments import check_batch, check_output, check_place, example_batch, plain_module
 from qzoo.export.formats import choose_opset
 from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized
@@ -65,7 +65,7 @@ def export_onnx(
     target_named(target)
     model, path = plain_module(model), check_place(path)
     if weights not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
+        raise ArgumentError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
     check_batch(batch)
     image = example_batch(model, example, 2 if batch == "dynamic" else int(batch))
     from qzoo.export import naming, passes

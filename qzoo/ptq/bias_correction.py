@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.collect import attached, images_of, quantizers_off
-from qzoo.errors import CalibrationError
+from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.layers import Layer, layers_of
@@ -57,7 +57,7 @@ def correct_bias(
         ValueError: an unknown method.
     """
     if method not in ("empirical", "analytic"):
-        raise ValueError(f"method must be 'empirical' or 'analytic', not {method!r}")
+        raise ArgumentError(f"method must be 'empirical' or 'analytic', not {method!r}")
     batches = [images_of(batch) for batch in loader]
     layers = layers_of(model, batches[0][:1] if batches else None)
     if method == "analytic":

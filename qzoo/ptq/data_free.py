@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qzoo.calibrate import Calibration
 from qzoo.collect import quantizers_of, set_range, weight_ranges
+from qzoo.errors import ArgumentError
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.equalize import equalize, some
 from qzoo.ptq.layers import layers_of
@@ -53,7 +54,7 @@ def calibrate_data_free(
         ValueError: sigmas is not positive.
     """
     if not sigmas > 0:
-        raise ValueError(f"sigmas must be above 0, not {sigmas}")
+        raise ArgumentError(f"sigmas must be above 0, not {sigmas}")
     quantizers, device = quantizers_of(model), next(model.parameters()).device
     inputs = of_images(preprocessing, device)
     generator = torch.Generator().manual_seed(0)

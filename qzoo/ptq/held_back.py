@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qzoo.collect import images_of
-from qzoo.errors import CalibrationError
+from qzoo.errors import ArgumentError, CalibrationError
 
 SHARE = 0.25
 
@@ -22,7 +22,7 @@ def hold_back(loader: Iterable[Any], share: float = SHARE) -> tuple[tuple[Tensor
         ValueError: a share outside 0 to 1.
     """
     if not 0 < share < 1:
-        raise ValueError(f"the share to hold back must be between 0 and 1, not {share}")
+        raise ArgumentError(f"the share to hold back must be between 0 and 1, not {share}")
     batches = [images_of(batch) for batch in loader]
     images = torch.cat(batches) if batches else torch.zeros(0)
     if len(images) < 2:

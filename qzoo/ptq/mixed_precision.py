@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qzoo.calibrate import calibrate
 from qzoo.collect import images_of, quantizers_off, set_range
 from qzoo.config import config_of
-from qzoo.errors import CalibrationError
+from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.evaluate import decibel, evaluating
 from qzoo.progress import track
 from qzoo.ptq.held_back import SHARE, hold_back
@@ -82,7 +82,7 @@ def raise_bits(
         ValueError: bits outside 2 to 8.
     """
     if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be 2 to 8, not {bits}")
+        raise ArgumentError(f"bits must be 2 to 8, not {bits}")
     batches = [images_of(batch) for batch in loader]
     layers = layers_of(model, batches[0][:1] if batches else None)
     with evaluating(model):
@@ -139,7 +139,7 @@ def mix_precision(
         ValueError: a drop outside 0 to 100.
     """
     if not 0 < drop < 100:
-        raise ValueError(f"the drop must be between 0 and 100 percent, not {drop}")
+        raise ArgumentError(f"the drop must be between 0 and 100 percent, not {drop}")
     config = config_of(model)
     if config.scheme is None:
         raise CalibrationError(f"{config.name} has no quantizers; give it a scheme, such as w4a4")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qzoo.calibrate import PERCENTILE, Calibration, Candidate, calibrate
 from qzoo.collect import METHODS, images_of, quantizers_off
 from qzoo.distributed import Group
-from qzoo.errors import CalibrationError, QuantizationError
+from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.evaluate import decibel, evaluating
 from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
@@ -74,30 +74,32 @@ class Recipe:
         }
         for field, values in known.items():
             if getattr(self, field) not in values:
-                raise ValueError(f"{field} must be one of {', '.join(values)}, not {getattr(self, field)!r}")
+                raise ArgumentError(
+                    f"{field} must be one of {', '.join(values)}, not {getattr(self, field)!r}"
+                )
         self._check_numbers()
         if self.rounding != "nearest" and self.bias_correction == "analytic":
-            raise ValueError(
+            raise ArgumentError(
                 f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
             )
         if self.data_free and (
             self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
         ):
-            raise ValueError(f"method {METHOD!r} uses no images; {self} would need some")
+            raise ArgumentError(f"method {METHOD!r} uses no images; {self} would need some")
 
     def _check_numbers(self) -> None:
         if self.percentile is not None:
             if self.method not in WITH_PERCENTILE:
-                raise ValueError(
+                raise ArgumentError(
                     f"a percentile is for method percentile or auto, not {self.method!r}; leave it out"
                 )
             if not 0 < self.percentile <= 100:
-                raise ValueError(f"percentile must be above 0 and at most 100, not {self.percentile}")
+                raise ArgumentError(f"percentile must be above 0 and at most 100, not {self.percentile}")
         if self.alpha is not None:
             if not self.smooth:
-                raise ValueError("alpha is SmoothQuant's; give smooth, too, or leave it out")
+                raise ArgumentError("alpha is SmoothQuant's; give smooth, too, or leave it out")
             if not 0 <= self.alpha <= 1:
-                raise ValueError(f"alpha must be between 0 and 1, not {self.alpha}")
+                raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
 
     def changed(self, given: Mapping[str, Any]) -> Recipe:
         """With other values, by name. A percentile or an alpha goes with the method that it belongs to."""
@@ -188,7 +190,7 @@ def apply_recipe(
     """
     if recipe.data_free:
         if preprocessing is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"method {METHOD!r} takes the range of the images from their preprocessing; pass it"
             )
         correct = recipe.bias_correction == "analytic"
@@ -244,7 +246,7 @@ def best_recipe(
         ValueError: no recipes, or a share outside 0 to 1.
     """
     if recipes is not None and not recipes:
-        raise ValueError("no recipes to choose from; pass some")
+        raise ArgumentError("no recipes to choose from; pass some")
     fit, check = hold_back(loader, held_back)
     with quantizers_off(model):
         expected = _logits(model, check)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.collect import attached, images_of, quantizers_off, set_range
+from qzoo.errors import ArgumentError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, Rounded, solve
@@ -68,7 +69,7 @@ def adaround_sequential(
         ValueError: fewer than two folds.
     """
     if folds < 2:
-        raise ValueError(f"folds must be at least 2, not {folds}")
+        raise ArgumentError(f"folds must be at least 2, not {folds}")
     batches = [images_of(batch) for batch in loader]
     layers = rows_only(layers_of(model, batches[0][:1] if batches else None))
     sampler = _Sampler(model, layers, batches[0][:1], positions, seed)

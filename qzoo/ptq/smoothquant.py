@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.collect import attached, images_of, quantizers_off
-from qzoo.errors import CalibrationError, QuantizationError
+from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
@@ -59,7 +59,7 @@ def smooth(
         ValueError: alpha outside 0 to 1.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be between 0 and 1, not {alpha}")
+        raise ArgumentError(f"alpha must be between 0 and 1, not {alpha}")
     batches = [images_of(batch) for batch in loader]
     if not batches:
         raise CalibrationError("the loader gave no images; pass calibration images")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from qzoo.errors import ArgumentError
+
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """Kullback-Leibler divergence of the softened probabilities, times the squared temperature.
@@ -23,7 +25,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0
         ValueError: the temperature is not positive.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
+        raise ArgumentError(f"temperature must be positive, not {temperature}")
     wanted = F.log_softmax(teacher.detach().float() / temperature, dim=1)
     found = F.log_softmax(student.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import CalibrationError
+from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.quant import ops
 from qzoo.quant.calib.weights import quantized_weights
 from qzoo.quant.nn import TensorQuantizer
@@ -107,7 +107,7 @@ def learn_ranges(model: nn.Module, rule: str) -> list[str]:
         CalibrationError: a quantizer that is on has no range.
     """
     if rule not in ("lsq", "pact"):
-        raise ValueError(f"rule must be 'lsq' or 'pact', not {rule!r}")
+        raise ArgumentError(f"rule must be 'lsq' or 'pact', not {rule!r}")
     weights = {
         id(quantizer): weight for module in model.modules() for weight, quantizer in quantized_weights(module)
     }

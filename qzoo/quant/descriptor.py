@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from qzoo.errors import ArgumentError
+
 logger = logging.getLogger(__name__)
 
 Bits = int | tuple[int, int]
@@ -77,7 +79,9 @@ class QuantDescriptor:
         if learn_amax and (axis is not None or block is not None):
             raise TypeError("axis is ignored and must be None (and block too) when learn_amax is True")
         if calib_method not in CALIB_METHODS:
-            raise ValueError(f"calib_method must be one of {', '.join(CALIB_METHODS)}, not {calib_method!r}")
+            raise ArgumentError(
+                f"calib_method must be one of {', '.join(CALIB_METHODS)}, not {calib_method!r}"
+            )
         self._num_bits, self._float_format = _checked_bits(num_bits, float_format)
         self._name = name
         self._fake_quant = fake_quant
@@ -187,7 +191,7 @@ class QuantDescriptor:
 
         fields = yaml.safe_load(text)
         if not isinstance(fields, dict):
-            raise ValueError(
+            raise ArgumentError(
                 f"expected a YAML mapping of QuantDescriptor fields, got {type(fields).__name__}"
             )
         for key in ("num_bits", "axis", "block"):
@@ -237,7 +241,7 @@ def _checked_bits(num_bits: object, float_format: str | None) -> tuple[Bits, str
     if float_format is not None:
         by_name = {name: bits for bits, name in FLOAT_FORMATS.items()}
         if float_format not in by_name:
-            raise ValueError(f"float_format must be one of {', '.join(by_name)}, not {float_format!r}")
+            raise ArgumentError(f"float_format must be one of {', '.join(by_name)}, not {float_format!r}")
         if num_bits not in (8, by_name[float_format]):
             raise TypeError(f"float_format={float_format!r} has 8 bits; num_bits={num_bits!r} contradicts it")
         return by_name[float_format], float_format
@@ -250,7 +254,7 @@ def _checked_bits(num_bits: object, float_format: str | None) -> tuple[Bits, str
     if not isinstance(num_bits, int) or isinstance(num_bits, bool):
         raise TypeError(f"num_bits must be an int or the tuple (4, 3), not {type(num_bits).__name__}")
     if num_bits < 0:
-        raise ValueError(f"num_bits must be >= 0, not {num_bits}")
+        raise ArgumentError(f"num_bits must be >= 0, not {num_bits}")
     if num_bits == 0:
         logger.error("num_bits is 0: everything quantizes to zero; meant for debugging only")
     return num_bits, None
@@ -281,7 +285,7 @@ def _checked_block(block: object) -> tuple[int, int] | None:
     if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(isinstance(b, int) for b in block)):
         raise TypeError(f"block must be (axis, size), two ints, not {block!r}")
     if block[1] < 1:
-        raise ValueError(f"block size must be >= 1, not {block[1]}")
+        raise ArgumentError(f"block size must be >= 1, not {block[1]}")
     return (block[0], block[1])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.nn import modules as float_nn
 
+from qzoo.errors import ArgumentError
 from qzoo.quant import nn as quant_nn
 from qzoo.quant.descriptor import QuantDescriptor
 from qzoo.quant.nn.modules._utils import QuantInputMixin, QuantMixin
@@ -88,7 +89,7 @@ def quantize_(
     replacements = {**DEFAULT_MAPPING, **_timm_mapping(), **(mapping or {})}
     wanted, unwanted = _patterns(include), _patterns(exclude)
     if type(model) in replacements:
-        raise ValueError(
+        raise ArgumentError(
             f"the model is itself a {type(model).__name__} and can't be replaced in place; "
             "put it into an nn.Sequential"
         )
@@ -157,7 +158,7 @@ def _converted(
     weight_desc: QuantDescriptor | None,
 ) -> nn.Module:
     if not issubclass(quantized, QuantInputMixin):
-        raise ValueError(f"{quantized.__name__} isn't built on QuantMixin or QuantInputMixin")
+        raise ArgumentError(f"{quantized.__name__} isn't built on QuantMixin or QuantInputMixin")
     descriptors = [input_desc or quantized.default_quant_desc_input]
     if issubclass(quantized, QuantMixin):
         descriptors.append(weight_desc or quantized.default_quant_desc_weight)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
+from qzoo.errors import ArgumentError
 from qzoo.quant import ops
 from qzoo.quant.descriptor import (
     QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL,
@@ -88,7 +89,7 @@ def check_amax(amax: torch.Tensor) -> None:
         return
     lowest = amax if amax.dim() == 0 else amax.amin() if amax.numel() else None
     if lowest is not None and lowest.item() < 0:
-        raise ValueError(
+        raise ArgumentError(
             f"Negative values in amax (lowest {lowest.item():.6g}); a range is a largest magnitude"
         )
 
@@ -132,7 +133,7 @@ class TensorQuantFunction(Function):
             check_values(inputs, amax, unsigned)
         scale, low, high = levels(amax, num_bits, unsigned, narrow_range)
         if eager and inputs.dtype == torch.float16 and not amax.is_meta and (scale > FP16_MAX).any():
-            raise ValueError(
+            raise ArgumentError(
                 f"scale is too large for FP16: {scale.max().item():.6g} > {FP16_MAX}; "
                 f"the range {amax.min().item():.6g} is too small, quantize in float32"
             )

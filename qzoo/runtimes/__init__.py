@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.errors import ExportError
+from qzoo.errors import ArgumentError, ExportError
 from qzoo.runtimes.base import Runner, Runtime, check_threads
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ RUNTIMES = tuple(_ALL)
 def runtime_named(name: str) -> Runtime:
     """The runtime of that name. Raises ValueError that lists the known ones."""
     if name not in _ALL:
-        raise ValueError(f"no runtime {name!r}; expected one of {', '.join(RUNTIMES)}")
+        raise ArgumentError(f"no runtime {name!r}; expected one of {', '.join(RUNTIMES)}")
     return _ALL[name]
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.errors import DataError, ExportError, MissingDependencyError, QzooError
+from qzoo.errors import ArgumentError, DataError, ExportError, MissingDependencyError, QzooError
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def check_threads(threads: int) -> None:
     if isinstance(threads, bool) or not isinstance(threads, int):
         raise TypeError(f"threads must be a whole number of 1 or more, not {threads!r}")
     if threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
+        raise ArgumentError(f"threads must be at least 1, not {threads}")
 
 
 def check_tensor(images: object) -> None:

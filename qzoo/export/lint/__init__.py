@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qzoo.errors import ArgumentError
 from qzoo.export.lint import activations, islands, layers, moves, types
 from qzoo.export.lint.graph import Graph, label
 from qzoo.export.lint.rule import EVERY, Rule
@@ -66,7 +67,7 @@ def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Findin
         ValueError: not an ONNX file, or an unknown target.
     """
     if target is not None and target not in EVERY:
-        raise ValueError(f"no target {target!r}; expected one of {', '.join(EVERY)}")
+        raise ArgumentError(f"no target {target!r}; expected one of {', '.join(EVERY)}")
     graph = Graph(path)
     target = target or _target_of(graph)
     return [

@@ -12,6 +12,8 @@ import onnx
 import onnx.inliner
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from qzoo.errors import ArgumentError
+
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 # Operators that move values without changing them: a runtime carries Q or DQ across them.
@@ -42,12 +44,12 @@ class Graph:
         try:
             self.model = onnx.load(file, load_external_data=False)
         except Exception as error:  # protobuf's own error type is not public
-            raise ValueError(f"{str(path)!r} is not an ONNX file: {error}") from error
+            raise ArgumentError(f"{str(path)!r} is not an ONNX file: {error}") from error
         if self.model.functions:
             self.model = onnx.inliner.inline_local_functions(self.model)
         graph = self.model.graph
         if not graph.node:
-            raise ValueError(f"{str(path)!r} is not an ONNX file, or has no nodes")
+            raise ArgumentError(f"{str(path)!r} is not an ONNX file, or has no nodes")
         self._folder = str(file.parent)
         self.nodes: list[NodeProto] = [n for n in graph.node if n.op_type != "Constant"]
         self._constants: dict[str, TensorProto] = {i.name: i for i in graph.initializer}

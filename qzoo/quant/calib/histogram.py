@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qzoo.errors import NonFiniteError
+from qzoo.errors import ArgumentError, NonFiniteError
 from qzoo.quant import ops
 from qzoo.quant.calib.calibrator import _Calibrator
 from qzoo.quant.descriptor import Axis, Bits
@@ -69,7 +69,7 @@ class HistogramCalibrator(_Calibrator):
                 "use calib_method='max', or calibrate_weights for weights"
             )
         if num_bins < 1:
-            raise ValueError(f"num_bins must be at least 1, not {num_bins}")
+            raise ArgumentError(f"num_bins must be at least 1, not {num_bins}")
         if grow_method is not None:
             logger.warning("grow_method is deprecated and ignored; the bins always grow by appending")
         self._num_bins = num_bins
@@ -146,7 +146,7 @@ class HistogramCalibrator(_Calibrator):
         if method not in ("percentile", "mse", "entropy", "max"):
             raise TypeError(f"Unknown calibration method {method!r}; use percentile, mse, entropy or max")
         if method == "percentile" and not 0 <= percentile <= 100:
-            raise ValueError(f"percentile must be in the range 0 to 100, not {percentile}")
+            raise ArgumentError(f"percentile must be in the range 0 to 100, not {percentile}")
         if method == "entropy" and isinstance(self._num_bits, tuple):
             raise TypeError("entropy counts equal integer steps and has none for floating point; use mse")
         if self._raw is None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
+from qzoo.errors import ArgumentError
+
 __all__ = ["ClipFunction", "clip"]
 
 
@@ -53,7 +55,7 @@ def _as_tensor(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
 
 def _bound_grad(grad: torch.Tensor, bound: torch.Tensor, name: str) -> torch.Tensor:
     if bound.numel() != 1:
-        raise ValueError(f"learnable {name} can only be scalar, not of shape {tuple(bound.shape)}")
+        raise ArgumentError(f"learnable {name} can only be scalar, not of shape {tuple(bound.shape)}")
     return grad.sum().to(bound.dtype).reshape(bound.shape)
 
 

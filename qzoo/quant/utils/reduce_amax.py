@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from qzoo.errors import ArgumentError
 from qzoo.quant import ops
 
 
@@ -31,7 +32,9 @@ def reduce_amax(
         return _amax(input, [])
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if len(axes) > input.dim():
-        raise ValueError(f"Cannot reduce {len(axes)} axes {axes} of a tensor with {input.dim()} dimensions")
+        raise ArgumentError(
+            f"Cannot reduce {len(axes)} axes {axes} of a tensor with {input.dim()} dimensions"
+        )
     reduced = normalize_axes(axes, input.dim())
     output = _amax(input, [d for d in range(input.dim()) if d not in reduced])
     output = output.reshape([1 if d in reduced else n for d, n in enumerate(input.shape)])
@@ -58,5 +61,5 @@ def normalize_axes(axes: int | Sequence[int], rank: int) -> tuple[int, ...]:
     wanted = (axes,) if isinstance(axes, int) else tuple(axes)
     for a in wanted:
         if not -rank <= a < rank:
-            raise ValueError(f"axis {a} is out of range for a tensor with {rank} dimensions")
+            raise ArgumentError(f"axis {a} is out of range for a tensor with {rank} dimensions")
     return tuple(sorted({a % rank for a in wanted}))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from qzoo.errors import ArgumentError
 from qzoo.quant.nn._functions.quant_rnn import CELLS, State
 from qzoo.quant.nn.modules._recurrent import GATES, Recurrent
 from qzoo.quant.nn.modules._utils import pop_quant_desc_in_kwargs
@@ -94,7 +95,7 @@ class QuantRNNCell(QuantRNNCellBase):
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", **kwargs: Any
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be tanh or relu, not {nonlinearity!r}")
+            raise ArgumentError(f"nonlinearity must be tanh or relu, not {nonlinearity!r}")
         super().__init__(input_size, hidden_size, bias, **kwargs)
         self.nonlinearity = nonlinearity
 

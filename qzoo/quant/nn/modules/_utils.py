@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from qzoo.errors import ArgumentError
 from qzoo.quant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
 
@@ -127,14 +128,14 @@ def pop_quant_desc_in_kwargs(quant_cls: type, input_only: bool = False, **kwargs
 
 def _copied(value: object) -> QuantDescriptor:
     if not isinstance(value, QuantDescriptor):
-        raise ValueError(f"expected a QuantDescriptor, got {type(value).__name__}")
+        raise ArgumentError(f"expected a QuantDescriptor, got {type(value).__name__}")
     return copy.deepcopy(value)
 
 
 def _only_fake(*descriptors: QuantDescriptor) -> None:
     for descriptor in descriptors:
         if not descriptor.fake_quant:
-            raise ValueError(f"Only fake quantization is supported in quantized modules, not {descriptor}")
+            raise ArgumentError(f"Only fake quantization is supported in quantized modules, not {descriptor}")
 
 
 def _called_from_init(caller: str) -> None:

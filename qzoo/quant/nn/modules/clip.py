@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qzoo.errors import ArgumentError
 from qzoo.quant.nn.functional import clip
 
 __all__ = ["Clip"]
@@ -42,7 +43,7 @@ class Clip(nn.Module):
 def _learnable(name: str, value: Any) -> nn.Parameter:
     single = isinstance(value, (float, int)) or (isinstance(value, np.ndarray) and value.size == 1)
     if not single or isinstance(value, bool):
-        raise ValueError(
+        raise ArgumentError(
             f"{name} must be scalar (a float or a one-element array) to be learned, not {value!r}"
         )
     return nn.Parameter(torch.tensor(float(np.asarray(value).reshape(())), dtype=torch.float32))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qzoo.errors import ArgumentError
 from qzoo.quant import descriptor as d
 from qzoo.quant.nn.modules._utils import QuantMixin, pop_quant_desc_in_kwargs
 from qzoo.quant.nn.modules.quant_blocks import quantizer_with_role
@@ -55,11 +56,11 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
         super().__init__()
         input_desc, weight_desc = pop_quant_desc_in_kwargs(type(self), **kwargs)
         if add_bias_kv or add_zero_attn or kdim not in (None, embed_dim) or vdim not in (None, embed_dim):
-            raise ValueError(
+            raise ArgumentError(
                 "add_bias_kv, add_zero_attn and own sizes of key and value aren't supported here"
             )
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim} isn't divisible by num_heads={num_heads}")
+            raise ArgumentError(f"embed_dim={embed_dim} isn't divisible by num_heads={num_heads}")
         self.embed_dim = embed_dim
         self._qkv_same_embed_dim = True  # torch's transformer layers ask for it
         self.num_heads = num_heads
@@ -116,7 +117,7 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
             ValueError: ``is_causal`` without ``attn_mask``.
         """
         if is_causal and attn_mask is None:
-            raise ValueError("is_causal is a hint about attn_mask; pass the mask too")
+            raise ArgumentError("is_causal is a hint about attn_mask; pass the mask too")
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from qzoo.errors import ArgumentError
 from qzoo.quant.nn._functions.quant_rnn import CELLS, RNN, State
 from qzoo.quant.nn.modules._recurrent import GATES, Recurrent
 from qzoo.quant.nn.modules._recurrent_cells import QuantGRUCell, QuantLSTMCell, QuantRNNCell
@@ -58,11 +59,11 @@ class QuantRNNBase(Recurrent):
         super().__init__()
         descriptors = pop_quant_desc_in_kwargs(type(self), **kwargs)
         if mode not in CELLS:
-            raise ValueError(f"mode must be one of {', '.join(CELLS)}, not {mode!r}")
+            raise ArgumentError(f"mode must be one of {', '.join(CELLS)}, not {mode!r}")
         if proj_size != 0:
-            raise ValueError(f"proj_size={proj_size} isn't supported by quantized recurrent layers; use 0")
+            raise ArgumentError(f"proj_size={proj_size} isn't supported by quantized recurrent layers; use 0")
         if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout should be a number in the range 0 to 1, not {dropout}")
+            raise ArgumentError(f"dropout should be a number in the range 0 to 1, not {dropout}")
         if dropout > 0 and num_layers == 1:
             warnings.warn("dropout is between layers and does nothing with num_layers=1", stacklevel=3)
         self.mode = mode

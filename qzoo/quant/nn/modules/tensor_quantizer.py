@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qzoo.errors import MissingRangeError, NonFiniteError
+from qzoo.errors import ArgumentError, MissingRangeError, NonFiniteError
 from qzoo.quant import block as blocks
 from qzoo.quant import calib, ops
 from qzoo.quant.descriptor import FLOAT_FORMATS, Axis, Bits, QuantDescriptor
@@ -70,7 +70,7 @@ class TensorQuantizer(QuantizerState):
         self.name = ""
         self._num_bits: Bits = quant_desc.num_bits
         if isinstance(quant_desc.num_bits, tuple) and not quant_desc.fake_quant:
-            raise ValueError(
+            raise ArgumentError(
                 f"num_bits={quant_desc.num_bits} has no integers for real quantization to give; use fake_quant=True"
             )
         self._fake_quant = quant_desc.fake_quant
@@ -122,7 +122,7 @@ class TensorQuantizer(QuantizerState):
     def enable_calib(self) -> None:
         """Collect statistics. Raises ValueError without a calibrator."""
         if self._calibrator is None:
-            raise ValueError("Calibrator was not created, cannot enable calibration.")
+            raise ArgumentError("Calibrator was not created, cannot enable calibration.")
         self._if_calib = True
 
     def disable_calib(self) -> None:
@@ -139,7 +139,7 @@ class TensorQuantizer(QuantizerState):
 
     def _switch_clip(self, on: bool) -> None:
         if not self._learn_amax:
-            raise ValueError(f"learn_amax is False. Cannot {'enable' if on else 'disable'} clip.")
+            raise ArgumentError(f"learn_amax is False. Cannot {'enable' if on else 'disable'} clip.")
         self._if_clip = on
         self.clip.clip_value_min.requires_grad_(on)
         self.clip.clip_value_max.requires_grad_(on)
