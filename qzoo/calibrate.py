@@ -7,7 +7,6 @@ searches are in :mod:`qzoo.quant.ops.search`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import Fidelity, output_of
 from qzoo.collect import (
     METHODS,
     collect,
@@ -25,8 +25,8 @@ from qzoo.collect import (
     weight_ranges,
 )
 from qzoo.distributed import Group
-from qzoo.errors import ArgumentError, CalibrationError
-from qzoo.evaluate import decibel, evaluating
+from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
+from qzoo.evaluate import evaluating
 from qzoo.progress import track
 
 PERCENTILE = 99.99
@@ -45,6 +45,16 @@ class Candidate:
     method: str
     sqnr_db: float
     agreement: float
+
+    @classmethod
+    def of(cls, method: str, fidelity: Fidelity) -> Candidate:
+        """The method with what it reached."""
+        return cls(method, fidelity.sqnr_db, fidelity.agreement)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What candidates are compared by; higher is better."""
+        return self.sqnr_db, self.agreement
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,8 @@ def calibrate(
 
     Raises:
         CalibrationError: no quantizers, no images, or quantizers that saw none (each is named).
-        NonFiniteError: NaN or infinity in a weight or an activation; the message names where.
+        NonFiniteError: NaN or infinity in a weight or an activation; the message names where. With "auto", also in
+            the output.
         ValueError: an unknown method, a percentile outside 0 to 100.
         DistributedError: another process has ended, or a loader that can't be dealt out.
     """
@@ -152,29 +163,30 @@ def _compare(
 ) -> tuple[int, tuple[Candidate, ...]]:
     """Number of images, and the methods with their fidelity on them, best first."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    mine: list[tuple[int, float, dict[str, tuple[float, int]]]] = []  # images, signal; noise, agreeing images
+    mine: list[dict[str, Fidelity]] = []
     with evaluating(model):
         bar = track(group.deal(loader), "compare methods", group.share(loader), progress and group.first)
         for _, batch in bar:
             x = images_of(batch).to(device)
             with quantizers_off(model):
-                expected = model(x).double()
+                expected = output_of(model(x), model)
             found = {}
             for name, amax in ranges.items():
                 _apply(model, amax)
-                logits = model(x).double()
-                agree = int((logits.argmax(1) == expected.argmax(1)).sum())
-                found[name] = (logits - expected).square().sum().item(), agree
-            mine.append((len(x), expected.square().sum().item(), found))
+                found[name] = Fidelity.of(output_of(model(x), model), expected)
+            mine.append(found)
     batches = [batch for part in group.gather(mine) for batch in part]
-    images = sum(count for count, _, _ in batches)
+    total = {method: Fidelity.total(found[method] for found in batches) for method in ranges}
+    images = next(iter(total.values())).images
     if images == 0:
         raise CalibrationError(
             "no images to compare the methods on: the loader gives them only once. Pass a list, or images of "
             "their own as select_loader"
         )
-    signal = math.fsum(of_batch for _, of_batch, _ in batches)
-    noise = {m: math.fsum(found[m][0] for _, _, found in batches) for m in ranges}
-    agreeing = {m: sum(found[m][1] for _, _, found in batches) for m in ranges}
-    candidates = [Candidate(m, decibel(signal, noise[m]), 100 * agreeing[m] / images) for m in ranges]
-    return images, tuple(sorted(candidates, key=lambda c: (c.sqnr_db, c.agreement), reverse=True))
+    if not any(fidelity.finite for fidelity in total.values()):
+        raise NonFiniteError(
+            f"the output of {type(model).__name__} holds NaN or infinity, whatever the method; load sound weights, and "
+            "look for what divides by zero or overflows behind the last quantizer"
+        )
+    candidates = [Candidate.of(method, fidelity) for method, fidelity in total.items()]
+    return images, tuple(sorted(candidates, key=lambda candidate: candidate.rank, reverse=True))

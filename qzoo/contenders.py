@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qzoo import peers
 from qzoo import runtimes as rt
+from qzoo.accuracy import Fidelity
 from qzoo.errors import DataError
 from qzoo.export import export_onnx, lint
 from qzoo.progress import track
@@ -99,13 +100,9 @@ def _written_only(runtime: str, problem: str, quantized: nn.Module, images: Tens
         return f"{said}; not run anywhere, as ONNX Runtime is not installed"
     simulation = set_target(copy.deepcopy(quantized).cpu().eval(), "tensorrt")
     with torch.no_grad():
-        expected = simulation(images).double()
-    noise = rt.load(path, "onnxruntime")(images).double() - expected
-    agree = ((expected + noise).argmax(1) == expected.argmax(1)).double().mean().item()
-    sqnr = 10 * (expected.square().sum() / noise.square().sum()).log10().item()
-    return (
-        f"{said}; in ONNX Runtime {100 * agree:.2f} % top-1 agreement and {sqnr:.1f} dB with its simulation"
-    )
+        found = Fidelity.of(rt.load(path, "onnxruntime")(images), simulation(images))
+    agreement = f"{found.agreement:.2f} % top-1 agreement and {found.sqnr_db:.1f} dB with its simulation"
+    return f"{said}; in ONNX Runtime {agreement}"
 
 
 def _peers(

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import Fidelity, logits_of
+from qzoo.accuracy import wilson_interval as wilson_interval
 from qzoo.distributed import Group
-from qzoo.errors import ArgumentError, DataError
+from qzoo.errors import DataError
 from qzoo.progress import track
 from qzoo.quant.fold import evaluating as evaluating
 
@@ -29,7 +31,8 @@ class Evaluation:
         loss: mean cross entropy, in nats.
         images_per_second: of the model alone, wall time.
         agreement: share of images with the same highest logit as the reference, None without one.
-        sqnr_db: 10 log10(sum of squared reference logits / sum of squared differences), None without one.
+        sqnr_db: 10 log10(sum of squared reference logits / sum of squared differences), -infinite where a logit is
+            not finite, None without one.
         reference: the reference's own evaluation on the same images, None without one.
     """
 
@@ -49,30 +52,6 @@ class Evaluation:
         return asdict(self)
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a share, in percent (Wilson, 1927, "Probable inference").
-
-    Args:
-        z: quantile of the normal distribution; the default gives 95 %.
-
-    Raises:
-        ValueError: no trials, or more successes than trials.
-    """
-    if not 0 <= successes <= trials or trials == 0:
-        raise ArgumentError(f"{successes} successes of {trials} trials is no share")
-    share = successes / trials
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    centre, norm = share + z * z / (2 * trials), 1 + z * z / trials
-    return 100 * max(0.0, (centre - spread) / norm), 100 * min(1.0, (centre + spread) / norm)
-
-
-def decibel(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``, infinite without noise, -infinite without signal."""
-    if noise == 0:
-        return math.inf
-    return -math.inf if signal == 0 else 10 * math.log10(signal / noise)
-
-
 @dataclass(frozen=True)
 class _Sums:
     """One model's logits of one batch."""
@@ -86,6 +65,7 @@ class _Sums:
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, seconds: float) -> _Sums:
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
+        ranked &= ~logits.isnan().any(1, keepdim=True)  # topk takes NaN for the largest
         loss = nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
         return cls(len(labels), int(ranked[:, 0].sum()), int(ranked.any(1).sum()), loss, seconds)
 
@@ -108,9 +88,7 @@ class _Batch:
 
     model: _Sums
     reference: _Sums | None = None
-    agree: int = 0
-    signal: float = 0.0
-    noise: float = 0.0
+    fidelity: Fidelity | None = None
 
 
 def _evaluation(parts: list[list[_Sums]], **fidelity: Any) -> Evaluation:
@@ -169,11 +147,11 @@ def evaluate(
     sums = [[batch.model for batch in part] for part in parts]
     if reference is None:
         return _evaluation(sums)
-    noise = math.fsum(b.noise for b in batches)
+    fidelity = Fidelity.total(b.fidelity for b in batches if b.fidelity)
     return _evaluation(
         sums,
-        agreement=100 * sum(b.agree for b in batches) / sum(b.model.images for b in batches),
-        sqnr_db=decibel(math.fsum(b.signal for b in batches), noise),
+        agreement=fidelity.agreement,
+        sqnr_db=fidelity.sqnr_db,
         reference=_evaluation([[b.reference for b in part if b.reference] for part in parts]),
     )
 
@@ -189,13 +167,7 @@ def _batch(
     if reference is None:
         return _Batch(found)
     expected, seconds = _timed(reference, images)
-    return _Batch(
-        found,
-        _Sums.of(expected, labels, seconds),
-        agree=int((logits.argmax(1) == expected.argmax(1)).sum()),
-        signal=expected.double().square().sum().item(),
-        noise=(expected.double() - logits.double()).square().sum().item(),
-    )
+    return _Batch(found, _Sums.of(expected, labels, seconds), Fidelity.of(logits, expected))
 
 
 def _timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, float]:
@@ -203,5 +175,5 @@ def _timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, f
     if isinstance(model, nn.Module):
         images = images.to(next((p.device for p in model.parameters()), torch.device("cpu")))
     start = time.perf_counter()
-    logits = model(images).float().cpu()
+    logits = logits_of(model(images), model).float().cpu()
     return logits, time.perf_counter() - start

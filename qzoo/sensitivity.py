@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import Fidelity, output_of
 from qzoo.collect import images_of, quantizers_of, quantizers_off
 from qzoo.errors import ArgumentError, CalibrationError, DataError
 from qzoo.evaluate import evaluating
@@ -69,7 +70,7 @@ class Sensitivity:
             f"{'layer':{width}}   {'SQNR, dB':>9}  agree, %   {'SQNR, dB':>9}  agree, %   gain, dB",
         ]
         for x in self.layers:
-            gain = x.sqnr_without_db - self.sqnr_db if math.isfinite(self.sqnr_db) else 0.0
+            gain = 0.0 if x.sqnr_without_db == self.sqnr_db else x.sqnr_without_db - self.sqnr_db
             alone = f"{x.sqnr_db:9.2f}  {x.agreement:8.2f}"
             lines.append(
                 f"{x.name:{width}}   {alone}   {x.sqnr_without_db:9.2f}  {x.agreement_without:8.2f}   {gain:+8.2f}"
@@ -101,21 +102,6 @@ class _Unit:
             quantizer._if_quant, quantizer._if_clip = on and quant, on and clip
 
 
-class _Sums:
-    """Running sums of one variant against the float model."""
-
-    def __init__(self) -> None:
-        self.noise, self.agree = 0.0, 0
-
-    def add(self, logits: Tensor, expected: Tensor) -> None:
-        self.noise += (logits.double() - expected).square().sum().item()
-        self.agree += int((logits.argmax(-1) == expected.argmax(-1)).sum())
-
-    def result(self, signal: float, images: int) -> tuple[float, float]:
-        sqnr = 10 * math.log10(signal / self.noise) if self.noise > 0 else math.inf
-        return sqnr, 100 * self.agree / images
-
-
 @torch.no_grad()
 def sensitivity(
     model: nn.Module, loader: Iterable[Any], *, images: int = 64, progress: bool = True
@@ -141,36 +127,37 @@ def sensitivity(
     units = _units(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     replay = Replay(model, {unit.module for unit in units})
-    alone, without, together = ({u.name: _Sums() for u in units}, {u.name: _Sums() for u in units}, _Sums())
-    signal, seen, ran = 0.0, 0, dict.fromkeys((u.name for u in units), False)
+    alone: dict[str, list[Fidelity]] = {u.name: [] for u in units}
+    without: dict[str, list[Fidelity]] = {u.name: [] for u in units}
+    together: list[Fidelity] = []
     with evaluating(model), quantizers_off(model):
         for x in _batches(loader, images):
             x = x.to(device)
             with replay.attached():
                 places = {m: i for i, m in enumerate(replay.order(x))}
                 reached = sorted((u for u in units if u.module in places), key=lambda u: places[u.module])
-                expected = replay.run(x).double()
+                expected = output_of(replay.run(x), model)
                 _sweep(replay, reached, x, expected, alone, True, progress)
             with replay.attached():
                 for unit in units:
                     unit.switch(True)
-                together.add(replay.run(x), expected)
+                together.append(Fidelity.of(replay.run(x), expected))
                 _sweep(replay, reached, x, expected, without, False, progress)
                 for unit in units:
                     unit.switch(False)
-            ran.update((unit.name, True) for unit in reached)
-            signal, seen = signal + expected.square().sum().item(), seen + len(x)
-    if not seen:
+    if not together:
         raise DataError("the loader gave no images; check the folder, the split and the subset")
-    layers = [
-        LayerLoss(
-            u.name, u.describe(), *alone[u.name].result(signal, seen), *without[u.name].result(signal, seen)
-        )
-        for u in units
-        if ran[u.name]
-    ]
+    layers = [_loss(unit, alone[unit.name], without[unit.name]) for unit in units if alone[unit.name]]
     layers.sort(key=lambda layer: (layer.sqnr_db, layer.agreement))
-    return Sensitivity(seen, *together.result(signal, seen), tuple(layers))
+    total = Fidelity.total(together)
+    return Sensitivity(total.images, total.sqnr_db, total.agreement, tuple(layers))
+
+
+def _loss(unit: _Unit, alone: list[Fidelity], without: list[Fidelity]) -> LayerLoss:
+    only, others = Fidelity.total(alone), Fidelity.total(without)
+    return LayerLoss(
+        unit.name, unit.describe(), only.sqnr_db, only.agreement, others.sqnr_db, others.agreement
+    )
 
 
 def _sweep(
@@ -178,7 +165,7 @@ def _sweep(
     units: list[_Unit],
     x: Tensor,
     expected: Tensor,
-    sums: dict[str, _Sums],
+    found: dict[str, list[Fidelity]],
     on: bool,
     progress: bool,
 ) -> None:
@@ -187,7 +174,7 @@ def _sweep(
     for unit in track(units, title, show=progress):
         replay.advance(x, unit.module)
         unit.switch(on)
-        sums[unit.name].add(replay.run(x), expected)
+        found[unit.name].append(Fidelity.of(replay.run(x), expected))
         unit.switch(not on)
 
 

@@ -14,6 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import Fidelity, sqnr
 from qzoo.errors import DataError, ExportError
 from qzoo.export.lint import written_for
 from qzoo.export.lint.graph import Graph
@@ -59,8 +60,8 @@ class Check:
         target, runtime: whose placement it is, and what ran it.
         images: number of images.
         agreement: share of images with the same highest logit, in percent.
-        sqnr_db: 10 log10(sum of squared logits / sum of squared differences); infinite when equal, NaN where logits
-            are not finite.
+        sqnr_db: 10 log10(sum of squared logits / sum of squared differences); infinite when equal, -infinite where
+            logits are not finite.
         max_difference: the largest difference of two logits; NaN or infinite where they are.
         layers: quantizer by quantizer in the order of the file; empty where the logits are equal, or nothing is
             quantized.
@@ -149,12 +150,13 @@ def check(
             f"{path}: logits of shape {tuple(found.shape)}, the model's {tuple(expected.shape)}"
         )
     a, b = found.double(), expected.double()
+    fidelity = Fidelity.of(a, b)
     result = Check(
         target,
         runtime,
         len(x),
-        agreement=100 * (a.flatten(1).argmax(1) == b.flatten(1).argmax(1)).double().mean().item(),
-        sqnr_db=sqnr(b, a),
+        agreement=fidelity.agreement,
+        sqnr_db=fidelity.sqnr_db,
         max_difference=(a - b).abs().max().item(),
     )
     if result.exact:
@@ -197,15 +199,6 @@ def compare_layers(
         ):  # else quantized before the max pooling in the file, behind it in the module
             rows.append(_difference(name, q.astype(np.int64) - offset, values[name], step))
     return tuple(rows)
-
-
-def sqnr(reference: Tensor, other: Tensor) -> float:
-    """10 log10(sum of squares / sum of squared differences); infinite when equal, NaN where a value is not finite."""
-    noise = (reference - other).square().sum().item()
-    signal = reference.square().sum().item()
-    if not math.isfinite(noise):
-        return math.nan
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _difference(name: str, q: np.ndarray, value: Tensor, scale: float) -> LayerDifference:

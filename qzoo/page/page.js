@@ -126,21 +126,23 @@ function profileChart(details) {
 
 function sensitivityChart(details) {
   const found = details.sensitivity, top = 70;
-  const loss = (db) => (db === null ? 0 : Math.max(0, top - db));
+  const exact = (db, agree) => db === null && agree === 100;  // logits that are not finite have no SQNR either
+  const level = (db, agree) => (db !== null ? db : exact(db, agree) ? 1e9 : -1e9);
+  const words = (db, agree, places) => (db !== null ? db.toFixed(places) + " dB" : exact(db, agree) ? "exact" : "not finite");
   const views = [
     { label: "only this layer quantized", pick: (l) => l.sqnr_db, agree: (l) => l.agreement },
     { label: "every layer but this one", pick: (l) => l.sqnr_without_db, agree: (l) => l.agreement_without },
   ];
   const draw = (view, width) => {
     const list = found.layers.map((l) => ({ l, db: view.pick(l) }));
-    list.sort((a, b) => (view === views[0] ? 1 : -1) * ((a.db === null ? 1e9 : a.db) - (b.db === null ? 1e9 : b.db)));
+    list.sort((a, b) => (view === views[0] ? 1 : -1) * (level(a.db, view.agree(a.l)) - level(b.db, view.agree(b.l))));
     return bars(
       list.map(({ l, db }) => ({
-        name: l.name, value: loss(db),
-        shown: `${db === null ? "exact" : db.toFixed(1) + " dB"}, ${view.agree(l).toFixed(0)} % agree`, fill: "var(--int8)", note: l.quantizers.join(", "),
+        name: l.name, value: Math.min(top, Math.max(0, top - level(db, view.agree(l)))),
+        shown: `${words(db, view.agree(l), 1)}, ${view.agree(l).toFixed(0)} % agree`, fill: "var(--int8)", note: l.quantizers.join(", "),
       })), width);
   };
-  const all = found.sqnr_db === null ? "exact" : found.sqnr_db.toFixed(2) + " dB";
+  const all = words(found.sqnr_db, found.agreement, 2);
   return chosen("What each layer costs", `SQNR of the logits on ${found.images} images; all quantized: ${all}. A bar is the distance to ${top} dB.`, views, draw, true);
 }
 
@@ -178,7 +180,7 @@ function rowsTable(rows, batches) {
   const mega = (v) => (v === null ? "" : digits(v / 1e6));
   return table(head, rows.map((row, i) => [
     `${i + 1}. ${label(row)}`, row.top1.toFixed(2), row.top1_interval.map((v) => v.toFixed(1)).join(" to "), row.agreement.toFixed(2),
-    row.sqnr_db === null ? "exact" : row.sqnr_db.toFixed(2),
+    row.sqnr_db !== null ? row.sqnr_db.toFixed(2) : row.agreement === 100 ? "exact" : "not finite",
     ...row.batches.flatMap((b) => [digits(b.wall_ms), digits(b.wall_p90_ms), digits(b.cpu_ms), `${speedup(row, b).ratio.toFixed(2)} [${speedup(row, b).low.toFixed(2)}, ${speedup(row, b).high.toFixed(2)}]`]),
     row.images_per_second.toFixed(0), mega(row.file_bytes), mega(row.peak_rss_bytes), row.load_seconds.toFixed(2), digits(row.first_ms),
   ]), { class: "rows" });

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import Fidelity, output_of
 from qzoo.calibrate import calibrate
 from qzoo.collect import images_of, quantizers_off, set_range
 from qzoo.config import config_of
 from qzoo.errors import ArgumentError, CalibrationError
-from qzoo.evaluate import decibel, evaluating
+from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.layers import Layer, layers_of
@@ -92,9 +93,9 @@ def raise_bits(
         candidates = [layer for layer in layers if _lowest(layer, inputs is not None) < bits]
         candidates.sort(key=lambda layer: noise[layer.name] / layer.module.weight.numel(), reverse=True)
 
-        def found(count: int) -> tuple[float, float]:
+        def found(count: int) -> Fidelity:
             with _raised(candidates[:count], bits, inputs):
-                return _fidelity(_logits(model, batches), expected)
+                return Fidelity.of(_logits(model, batches), expected)
 
         # Fewest layers that do: more layers, less error, so halving finds the number. Agreement on few images does
         # not fall in step with the error, so none at all is tried first.
@@ -108,7 +109,8 @@ def raise_bits(
     chosen = {layer.name: layer.bits for layer in layers}
     average = sum(chosen[name] * size for name, size in sizes.items()) / sum(sizes.values())
     order = tuple(layer.name for layer in candidates[:low])
-    return Raised(chosen, order, average, *reached, _enough(reached, agreement, sqnr_db))
+    met = _enough(reached, agreement, sqnr_db)
+    return Raised(chosen, order, average, reached.agreement, reached.sqnr_db, met)
 
 
 def mix_precision(
@@ -164,8 +166,8 @@ def mix_precision(
     return found
 
 
-def _enough(found: tuple[float, float], agreement: float, sqnr_db: float) -> bool:
-    return found[0] >= agreement and found[1] >= sqnr_db
+def _enough(found: Fidelity, agreement: float, sqnr_db: float) -> bool:
+    return found.agreement >= agreement and found.sqnr_db >= sqnr_db
 
 
 def _input(layer: Layer) -> Any:
@@ -193,7 +195,7 @@ def _noise(
             own = [layer.module._weight_quantizer, *([_input(layer)] if with_input else [])]
             for quantizer in own:
                 quantizer.enable_quant()
-            noise[layer.name] = (_logits(model, batches) - expected).square().sum().item()
+            noise[layer.name] = Fidelity.of(_logits(model, batches), expected).noise
             for quantizer in own:
                 quantizer.disable_quant()
     return noise
@@ -226,11 +228,4 @@ def _raised(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None)
 def _logits(model: nn.Module, batches: list[Tensor]) -> Tensor:
     if not batches:
         raise CalibrationError("the loader gave no images; pass calibration images")
-    return torch.cat([model(batch) for batch in batches]).double()
-
-
-def _fidelity(logits: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Agreement in percent, SQNR in dB."""
-    noise, signal = (logits - expected).square().sum().item(), expected.square().sum().item()
-    agreement = 100 * (logits.argmax(1) == expected.argmax(1)).double().mean().item()
-    return agreement, decibel(signal, noise)
+    return torch.cat([output_of(model(batch), model) for batch in batches])

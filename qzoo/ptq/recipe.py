@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import Fidelity, output_of
 from qzoo.calibrate import PERCENTILE, Calibration, Candidate, calibrate
 from qzoo.collect import METHODS, images_of, quantizers_off
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
-from qzoo.evaluate import decibel, evaluating
+from qzoo.evaluate import evaluating
 from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
@@ -257,12 +258,15 @@ def best_recipe(
         candidate = copy.deepcopy(model)
         try:
             apply_recipe(candidate, fit, recipe, progress=False)
+            fidelity = Fidelity.of(_logits(candidate, check), expected)
+            if not fidelity.finite:
+                raise CalibrationError("its logits, or the float model's, hold NaN or infinity")
         except (QuantizationError, CalibrationError) as error:
             problems.append(f"{recipe}: {error}")
             logger.warning("left out, %s", problems[-1])
             return
-        tried.append((_compared(str(recipe), _logits(candidate, check), expected), recipe))
-        tried.sort(key=lambda pair: (pair[0].sqnr_db, pair[0].agreement), reverse=True)
+        tried.append((Candidate.of(str(recipe), fidelity), recipe))
+        tried.sort(key=lambda pair: pair[0].rank, reverse=True)
 
     for recipe in track(recipes_for(model) if recipes is None else recipes, "try recipes", show=progress):
         attempt(recipe)
@@ -277,11 +281,4 @@ def best_recipe(
 @torch.no_grad()
 def _logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     with evaluating(model):
-        return torch.cat([model(batch) for batch in batches]).double()
-
-
-def _compared(name: str, logits: Tensor, expected: Tensor) -> Candidate:
-    noise = (logits - expected).square().sum().item()
-    signal = expected.square().sum().item()
-    agreement = 100 * (logits.argmax(1) == expected.argmax(1)).double().mean().item()
-    return Candidate(name, decibel(signal, noise), agreement)
+        return torch.cat([output_of(model(batch), model) for batch in batches])

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qzoo.accuracy import Fidelity, decibel
 from qzoo.collect import images_of, quantizers_off
 from qzoo.errors import CalibrationError
-from qzoo.evaluate import decibel, evaluating
+from qzoo.evaluate import evaluating
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.statistics import clipped_normal
 from qzoo.relu6 import replace_relu6
@@ -41,13 +42,11 @@ def without_relu6(model: nn.Module, loader: Iterable[Any]) -> int:
     count = replace_relu6(trial)
     if count == 0:
         return 0
-    signal = noise = 0.0
+    found: list[Fidelity] = []
     with evaluating(model), evaluating(trial), quantizers_off(model), quantizers_off(trial):
         for batch in loader:
-            expected = model(images_of(batch)).double()
-            signal += expected.square().sum().item()
-            noise += (trial(images_of(batch)).double() - expected).square().sum().item()
-    _require("the float network", "its logits", decibel(signal, noise))
+            found.append(Fidelity.of(trial(images_of(batch)), model(images_of(batch))))
+    _require("the float network", "its logits", Fidelity.total(found).sqnr_db)
     return replace_relu6(model)
 
 

@@ -1,0 +1,191 @@
+"""Fidelity against NumPy, its sums over batches, and what NaN counts as."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qzoo
+from qzoo.accuracy import Fidelity, decibel, logits_of, sqnr
+from qzoo.calibrate import METHODS, calibrate
+from qzoo.errors import CalibrationError, DataError, NonFiniteError
+from qzoo.evaluate import evaluate
+from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.ptq import Recipe, best_recipe
+from qzoo.quant import quantize_
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import Scheme, set_target
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.randn(23, 7, generator=generator)
+    return expected + 0.4 * torch.randn(23, 7, generator=generator), expected
+
+
+def test_against_numpy(pair) -> None:
+    found = Fidelity.of(*pair)
+    x, r = (t.double().numpy() for t in pair)
+    assert found.images == 23
+    assert found.agreement == pytest.approx(100 * (x.argmax(1) == r.argmax(1)).mean())
+    assert 0 < found.agreement < 100
+    assert found.sqnr_db == pytest.approx(10 * np.log10((r**2).sum() / ((x - r) ** 2).sum()))
+    assert sqnr(pair[1], pair[0]) == pytest.approx(found.sqnr_db)
+
+
+def test_batches_add_up_in_any_order(pair) -> None:
+    logits, expected = (t.split(5) for t in pair)
+    parts = [Fidelity.of(a, b) for a, b in zip(logits, expected, strict=True)]
+    total = Fidelity.total(parts)
+    assert total == Fidelity.total(parts[::-1])
+    whole = Fidelity.of(*pair)
+    assert (total.images, total.agreement) == (whole.images, whole.agreement)
+    assert total.sqnr_db == pytest.approx(whole.sqnr_db)
+
+
+def test_equal_and_silent() -> None:
+    x = torch.tensor([[3.0, 4.0]])
+    assert (Fidelity.of(x, x).sqnr_db, Fidelity.of(x, x).agreement) == (math.inf, 100)
+    assert Fidelity.of(x, 0 * x).sqnr_db == -math.inf
+    assert decibel(25.0, 0.25) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["logits", "reference", "both"])
+def test_what_is_not_finite_is_the_worst(pair, value: float, where: str) -> None:
+    logits, expected = (t.clone() for t in pair)
+    if where != "reference":
+        logits[4, 2] = value
+    if where != "logits":
+        expected[4, 2] = value
+    found = Fidelity.of(logits, expected)
+    assert (found.sqnr_db, found.finite) == (-math.inf, False)
+    if math.isnan(value):
+        others = torch.arange(23) != 4
+        assert found.agreeing == Fidelity.of(pair[0][others], pair[1][others]).agreeing, (
+            "NaN agrees with nothing"
+        )
+    sound = Fidelity.of(*pair)
+    assert Fidelity.total([sound, found]).sqnr_db == -math.inf, "a sound batch does not hide it"
+    assert sqnr(expected, logits) == -math.inf
+
+
+def test_shapes_that_do_not_match() -> None:
+    with pytest.raises(DataError, match=r"\[2, 3\].*\[2, 4\]"):
+        Fidelity.of(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(DataError, match=r"\[B, classes\]"):
+        Fidelity.of(torch.zeros(2), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ({"out": torch.zeros(1, 2)}, r"Linear returned a dict of 'out'"),
+        ((torch.zeros(1, 2), torch.zeros(1, 2)), r"Linear returned a tuple of 2"),
+        (torch.zeros(1, 21, 8, 8), r"Linear returned a tensor \[1, 21, 8, 8\]"),
+    ],
+)
+def test_what_is_no_logits(output: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        logits_of(output, nn.Linear(2, 2))
+
+
+# What uses it
+
+
+class NanWhen(nn.Module):
+    """Passes its input on, or NaN where the condition holds at the time of the call."""
+
+    def __init__(self, broken: Callable[[], bool]) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * math.nan if self.broken() else x
+
+
+@pytest.fixture
+def images() -> Tensor:
+    x = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    x[0, 0, 0, 0] = 40.0  # so that the methods find different ranges
+    return x
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(4, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model = nn.Sequential(*layers)
+    quantize_(model)
+    return model.eval()
+
+
+def test_auto_never_chooses_nan(images: Tensor) -> None:
+    """The method that would win has NaN in its logits."""
+    model = network()
+    best = calibrate(model, [images], method="auto", progress=False).candidates[0].method
+    quantizer, winner = model[0]._input_quantizer, model[0]._input_quantizer.amax.item()
+    model.append(NanWhen(lambda: quantizer._if_quant and quantizer.amax == winner))
+    found = calibrate(model, [images], method="auto", progress=False)
+    rows = {c.method: c for c in found.candidates}
+    assert set(rows) == set(METHODS)
+    assert (rows[best].sqnr_db, rows[best].agreement) == (-math.inf, 0)
+    assert found.method != best
+    assert math.isfinite(found.candidates[0].sqnr_db)
+    assert bool(torch.isfinite(model(images)).all())
+
+
+def test_auto_refuses_a_model_whose_logits_are_nan_anyway(images: Tensor) -> None:
+    model = network().append(NanWhen(lambda: True))
+    with pytest.raises(NonFiniteError, match="output of Sequential holds NaN"):
+        calibrate(model, [images], method="auto", progress=False)
+    assert all(m.amax is None for m in model.modules() if isinstance(m, TensorQuantizer)), "nothing is set"
+
+
+class NanAtSmallRanges(nn.Sequential):
+    """NaN where the first input's range is not the largest value, 40."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        quantizer: Any = self[0]._input_quantizer
+        broken = quantizer._if_quant and quantizer.amax is not None and quantizer.amax < 39
+        return super().forward(x) * (math.nan if broken else 1.0)
+
+
+def test_best_recipe_leaves_nan_out(images: Tensor) -> None:
+    recipes = (Recipe(method="percentile", percentile=90), Recipe(method="max"))
+    found = best_recipe(NanAtSmallRanges(*network()), [images], recipes=recipes, progress=False)
+    assert [c.method for c in found.candidates] == ["max"]
+    with pytest.raises(CalibrationError, match=r"no recipe could be applied.*NaN"):
+        best_recipe(network().append(NanWhen(lambda: True)), [images], recipes=recipes, progress=False)
+
+
+def test_sensitivity_ranks_nan_first() -> None:
+    torch.manual_seed(0)
+    model = set_target(CifarResNet(1, in_channels=1, quantize=Scheme()).eval(), "onnxruntime")
+    images = torch.randn(6, 1, 12, 12)
+    calibrate(model, [images], progress=False)
+    culprit = model.layer2[0].conv1
+    culprit.register_forward_hook(lambda m, _, y: y * math.nan if m._weight_quantizer._if_quant else y)
+    found = qzoo.sensitivity(model, [images], progress=False)
+    first = found.layers[0]
+    assert (first.name, first.sqnr_db, first.agreement) == ("layer2.0.conv1", -math.inf, 0)
+    assert first.sqnr_without_db > 0, "without it the rest is sound"
+    assert found.sqnr_db == -math.inf
+    assert "nan" not in str(found)
+
+
+def test_evaluate_counts_nan_as_wrong() -> None:
+    logits = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [0.0, 1.0]])
+    batch = (torch.zeros(3, 1), torch.tensor([0, 0, 0]))
+    found = evaluate(
+        lambda x: logits, [batch], reference=lambda x: torch.nan_to_num(logits, 1.0), progress=False
+    )
+    assert found.top1 == pytest.approx(100 / 3)
+    assert found.agreement == pytest.approx(200 / 3)
+    assert found.sqnr_db == -math.inf
