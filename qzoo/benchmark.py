@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -73,16 +74,16 @@ class Options:
 
 
 def benchmark(
-    names: str | Sequence[str],
+    names: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     data: str | os.PathLike[str] | None = None,
     float_weights: str | os.PathLike[str] | None = None,
     subset: str | None = None,
-    runtimes: Sequence[str] | None = None,
+    runtimes: str | Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8),
     threads: int = 1,
     seconds: float = 2.0,
-    compare: Sequence[str] = (),
+    compare: str | Sequence[str] = (),
     calibration_images: int = 128,
     details: bool = False,
     progress: bool = True,
@@ -107,18 +108,21 @@ def benchmark(
 
     Raises:
         QzooError: a name, a checkpoint, data, a runtime or a peer that is not there.
+        TypeError: a module in place of a name.
         ValueError: options out of range.
     """
+    asked = _names(names)
     default = [name for name in rt.installed() if rt.runtime_named(name).default]
-    chosen = tuple(default if runtimes is None else runtimes)
-    options = Options(chosen, tuple(batches), threads, seconds, tuple(compare), details, progress, limit)
+    chosen = tuple(default) if runtimes is None else _several(runtimes)
+    compare = _several(compare)
+    options = Options(chosen, tuple(batches), threads, seconds, compare, details, progress, limit)
     calibrating = any(peer in peers.RUNS_IN for peer in compare)
     if calibrating:
         subset = _beyond(subset, calibration_images)
     rows: list[Row] = []
     notes: list[str] = []
     found: list[dict[str, Any]] = []
-    models = _opened([names] if isinstance(names, str) else names)
+    models = _opened(asked)
     label_sets = {config_of(model).labels for model in models.values()}
     floats = [config_of(model).name for model in models.values() if config_of(model).scheme is None]
     if floats:
@@ -137,6 +141,28 @@ def benchmark(
 def folder_for(labels: str, label_sets: set[str], data: str | os.PathLike[str] | None) -> Path | None:
     """The folder of a model's images; None for the embedded ones, which Fashion-MNIST takes among other label sets."""
     return None if data is None or (len(label_sets) > 1 and labels == EMBEDDED) else Path(data)
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    """One name as well as several."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _names(names: object) -> list[str]:
+    """Names, or paths as text, of what to measure. Raises TypeError for anything else, such as a module."""
+    given = names if isinstance(names, Iterable) and not isinstance(names, str) else [names]
+    found = []
+    for name in given:
+        if isinstance(name, str | os.PathLike):
+            found.append(os.fspath(name))
+        else:
+            raise TypeError(
+                f"benchmark takes names or folders of checkpoints, not {type(name).__name__}: keep a model of your own "
+                "with qzoo.save_pretrained(model, folder), and give the folder"
+            )
+    if not found:
+        raise ArgumentError("no names to measure; qzoo.list_models(pretrained=True) lists checkpoints")
+    return found
 
 
 def _opened(names: Sequence[str]) -> dict[str, nn.Module]:
@@ -380,12 +406,58 @@ def _accuracy(
 
 
 def _cached(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches as a list where they fit into memory, else the loader itself, which decodes them again."""
+    """The batches as a list where they fit into memory, else the loader, watched to give the same in every pass.
+
+    Raises:
+        DataError: an iterator, which can be read once only, over more images than are kept.
+    """
     kept: list[tuple[Tensor, Tensor]] = []
     size = 0
     for images, labels in loader:
-        size += images.numel() * images.element_size()
-        if size > _CACHE_BYTES:
-            return loader
         kept.append((images, labels))
+        size += images.numel() * images.element_size()
+        if size <= _CACHE_BYTES:
+            continue
+        if iter(loader) is loader:
+            raise DataError(
+                f"the loader is a {type(loader).__name__}, which can be read once, and its images take more than "
+                f"{_CACHE_BYTES / 2**30:.3g} GiB, too much to keep: pass a list or a DataLoader"
+            )
+        return _Repeatable(loader, [_mark(*batch) for batch in kept])
     return kept
+
+
+class _Repeatable:
+    """A loader whose batches are compared in every pass with those of the passes before.
+
+    The float model's logits are recorded in one pass and compared with other models' in another: of a loader that
+    shuffles or augments they would be of other images.
+    """
+
+    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]], marks: list[int]) -> None:
+        self._loader, self._marks, self._complete = loader, marks, False
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count = 0
+        for images, labels in self._loader:
+            mark = _mark(images, labels)
+            if count == len(self._marks) and not self._complete:
+                self._marks.append(mark)
+            elif count >= len(self._marks) or mark != self._marks[count]:
+                raise DataError(f"{_CHANGES}: batch {count} is another one than before")
+            count += 1
+            yield images, labels
+        if count < len(self._marks):
+            raise DataError(f"{_CHANGES}: it gave {len(self._marks)} batches or more, and now {count}")
+        self._complete = True
+
+
+_CHANGES = (
+    "the loader does not give the same batches in every pass; the models would be compared on different images. Pass "
+    "one with shuffle=False and without random transforms"
+)
+
+
+def _mark(images: Tensor, labels: Tensor) -> int:
+    """A checksum of a batch."""
+    return zlib.crc32(images.numpy().tobytes(), zlib.crc32(labels.numpy().tobytes()))

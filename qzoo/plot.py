@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from qzoo.results import Report, Row
-from qzoo.timing import clocks_in_words
 
 # Colour-blind safe (Okabe and Ito): float in grey, int8 in blue, the simulation in orange.
 _COLOURS = {"float32": "#999999", "int8": "#0072B2", "fake-quant int8": "#E69F00"}
@@ -25,11 +24,10 @@ def plot(report: Report, path: Path) -> Path:
     figure = Figure(figsize=(6.5 * len(batches), len(models) * (0.5 * tallest + 1.4)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(models), len(batches), squeeze=False)
-    clock = clocks_in_words(row.clock for row in report.rows)
     for i, model in enumerate(models):
         rows = [row for row in report.rows if row.model == model]
         for j, batch in enumerate(batches):
-            _panel(panels[i][j], rows, batch, labelled=j == 0, clock=clock)
+            _panel(panels[i][j], rows, batch, labelled=j == 0)
             panels[i][j].set_title(f"{model}, batch {batch}", fontsize=10)
     threads = report.settings["threads"]
     figure.suptitle(f"{report.machine['processor']}, {threads} thread(s), {report.date[:10]}", fontsize=9)
@@ -37,7 +35,7 @@ def plot(report: Report, path: Path) -> Path:
     return path
 
 
-def _panel(axes, rows: list[Row], batch: int, labelled: bool, clock: str) -> None:  # type: ignore[no-untyped-def]
+def _panel(axes, rows: list[Row], batch: int, labelled: bool) -> None:  # type: ignore[no-untyped-def]
     places = range(len(rows))
     medians = [row.latency[batch].wall for row in rows]
     tails = [max(row.latency[batch].wall_p90 - row.latency[batch].wall, 0.0) for row in rows]
@@ -52,8 +50,8 @@ def _panel(axes, rows: list[Row], batch: int, labelled: bool, clock: str) -> Non
     )
     names = [f"{row.label}\n{row.top1:.2f} % top-1" for row in rows]
     axes.set_yticks(places, names if labelled else [""] * len(rows), fontsize=8)
-    axes.bar_label(bars, [f" {row.speedup[batch][0]:.2f}x" for row in rows], fontsize=8, padding=4)
+    axes.bar_label(bars, [f" {row.wall_speedup[batch][0]:.2f}x" for row in rows], fontsize=8, padding=4)
     axes.invert_yaxis()
-    axes.set_xlabel(f"ms a call (x: against float32 in the same runtime, {clock})", fontsize=8)
+    axes.set_xlabel("ms a call, wall time (x: against float32 in the same runtime)", fontsize=8)
     axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ import qzoo
 from qzoo import runtimes
 from qzoo.benchmark import Options, benchmark_models, folder_for
 from qzoo.calibrate import calibrate
-from qzoo.errors import BenchmarkError, DataError, MissingDependencyError
+from qzoo.errors import ArgumentError, BenchmarkError, DataError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
-from qzoo.results import Report
+from qzoo.results import Report, Row
 from qzoo.runtimes.process import Process
 from qzoo.scheme import Scheme, set_target
 
@@ -262,6 +263,88 @@ def test_nncf_as_a_peer(setting, tmp_path) -> None:
         kinds = {node["precision"] for node in process.profile("openvino", made.model, 1, 2)}
     assert 10 < 10 * torch.log10(expected.square().sum() / noise.square().sum()) < 60
     assert "int8" in kinds
+
+
+@pytest.fixture
+def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of the setting don't fit."""
+    monkeypatch.setitem(benchmark_models.__globals__, "_CACHE_BYTES", 20_000)
+
+
+def pytorch_only(setting, loader) -> list[Row]:
+    quantized, reference, _ = setting
+    options = Options(("pytorch",), (1,), 1, 0.01, progress=False)
+    return list(benchmark_models("small-w8a8", quantized, reference, loader, options).rows)
+
+
+class Listed:
+    """A loader over batches that can be read again, in the order of each pass."""
+
+    def __init__(self, batches: Batches, orders: list[list[int]]) -> None:
+        self.batches, self.orders, self.reads = batches, orders, 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self.orders[min(self.reads, len(self.orders) - 1)]
+        self.reads += 1
+        return iter([self.batches[i] for i in order])
+
+
+def test_an_iterator_is_measured_whole(setting) -> None:
+    assert [row.images for row in pytorch_only(setting, iter(setting[2]))] == [40, 40]
+
+
+def test_an_iterator_that_does_not_fit_is_refused(setting, small_cache) -> None:
+    with pytest.raises(DataError, match="can be read once"):
+        pytorch_only(setting, iter(setting[2]))
+
+
+def test_a_large_loader_is_read_again_for_every_model(setting, small_cache) -> None:
+    again = Listed(setting[2], [[0, 1]])
+    figures = [(row.images, row.top1, row.agreement) for row in pytorch_only(setting, again)]
+    kept = [(row.images, row.top1, row.agreement) for row in pytorch_only(setting, iter(setting[2][:1]))]
+    assert figures[0] == (40, 75.0, 100.0)
+    assert again.reads > 2
+    assert kept[0][0] == 30
+
+
+@pytest.mark.parametrize("orders", [[[0, 1], [1, 0]], [[0, 1], [0, 1], [1, 0]], [[0, 1], [0, 1], [0]]])
+def test_a_large_loader_that_changes_is_refused(setting, small_cache, orders: list[list[int]]) -> None:
+    """The float model's logits would be compared with those of other images."""
+    with pytest.raises(DataError, match="does not give the same batches in every pass"):
+        pytorch_only(setting, Listed(setting[2], orders))
+
+
+def test_what_is_no_name_is_refused_in_one_line(setting) -> None:
+    with pytest.raises(
+        TypeError, match=r"takes names or folders of checkpoints, not CifarResNet: .*save_pretrained"
+    ):
+        qzoo.benchmark(setting[0])
+    with pytest.raises(TypeError, match="not CifarResNet"):
+        qzoo.benchmark([setting[0]])
+    with pytest.raises(ArgumentError, match="no names"):
+        qzoo.benchmark([])
+    with pytest.raises(ArgumentError, match="no runtime 'onnxrt'; expected"):
+        qzoo.benchmark("resnet20.fmnist-w8a8", runtimes="onnxrt")
+
+
+def test_one_runtime_may_be_given_by_its_name() -> None:
+    report = qzoo.benchmark(
+        "resnet20.fmnist-w8a8", runtimes="pytorch", subset=":32", batches=(1,), seconds=0.01, progress=False
+    )
+    assert {row.runtime for row in report.rows} == {"pytorch"}
+
+
+def test_the_process_imports_nothing_from_the_current_folder(tmp_path, monkeypatch) -> None:
+    for name in ("numpy", "onnxruntime", "json", "qzoo"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the current folder was run')")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    path = qzoo.export_onnx(model, tmp_path / "model.onnx", example=torch.zeros(1, 1, 2, 2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as the command has it
+    with Process("in a hostile folder") as process:
+        process.load("onnxruntime", path, 1, [])
+        process.images(np.ones((1, 1, 2, 2), np.float32))
+        assert process.run().shape == (1, 2)
 
 
 def test_a_process_that_fails_says_why(tmp_path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qzoo.plot import _panel
 from qzoo.report import footnotes, print_table, write_report
 from qzoo.results import Against, Report, Row
 from qzoo.timing import Timing
@@ -110,6 +111,28 @@ def test_plot_is_a_picture(report: Report, tmp_path: Path) -> None:
     picture = Image.open(paths[3]).convert("RGB")
     assert picture.width > 800
     assert len(picture.getcolors(10**6)) > 50, "blank"
+
+
+def test_labels_of_the_plot_are_ratios_of_its_bars(report: Report) -> None:
+    """Bars are wall time; a ratio of CPU times beside them would contradict their lengths."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subplots()
+    rows = [
+        row("onnxruntime", "float32", 9.0, 9.0, wall_speedup={1: (1.0, 1.0, 1.0)}),
+        row(
+            "onnxruntime",
+            "int8",
+            3.0,
+            4.5,
+            wall_speedup={1: (3.0, 2.9, 3.1)},
+            cpu_speedup={1: (2.0, 1.9, 2.1)},
+        ),
+    ]
+    _panel(axes, rows, 1, labelled=True)
+    widths = [bar.get_width() for bar in axes.patches]
+    labels = [text.get_text().strip() for text in axes.texts]
+    assert labels == [f"{widths[0] / width:.2f}x" for width in widths]
+    assert "wall time" in axes.get_xlabel()
 
 
 def test_without_matplotlib(report: Report, tmp_path: Path, monkeypatch) -> None:

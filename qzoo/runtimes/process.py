@@ -20,6 +20,8 @@ from qzoo.errors import BenchmarkError
 from qzoo.timing import Turn
 
 _TURN = 0.02  # seconds
+# Neither -m nor -c alone: both put the current folder first on the path, where a numpy.py would be imported for NumPy.
+_START = "import sys; sys.path[:] = filter(None, sys.path); from qzoo.runtimes.worker import main; main()"
 
 
 class Process:
@@ -35,10 +37,10 @@ class Process:
         self._folder = tempfile.TemporaryDirectory(prefix="qzoo-")
         self._log = Path(self._folder.name) / "log"
         self._warm = False
-        paths = [path or os.getcwd() for path in sys.path]
+        paths = [os.path.abspath(path) for path in sys.path]  # what this process can import, in its order
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "qzoo.runtimes.worker", self._folder.name, str(limit)],
+                [sys.executable, "-c", _START, self._folder.name, str(limit)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -1,4 +1,4 @@
-"""The process that a benchmark measures one model in: ``python -m qzoo.runtimes.worker FOLDER SECONDS``.
+"""The process that a benchmark measures one model in, which :class:`qzoo.runtimes.process.Process` starts.
 
 Commands come as lines of JSON on standard input, answers go back as lines of JSON; arrays lie in files of the folder.
 Nothing is imported that the runtime does not need, so that the process's memory is the runtime's own. A command that
@@ -144,7 +144,7 @@ def _reset_peak() -> None:
 
 
 def main() -> None:
-    """Answer commands until standard input ends."""
+    """Answer commands until standard input ends; arguments: a folder for arrays, and the seconds a command may last."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     worker, limit = Worker(Path(sys.argv[1])), float(sys.argv[2])
@@ -158,7 +158,3 @@ def main() -> None:
         faulthandler.cancel_dump_traceback_later()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-if __name__ == "__main__":
-    main()
