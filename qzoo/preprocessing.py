@@ -7,10 +7,31 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qzoo.errors import ArgumentError
+from qzoo.errors import ArgumentError, DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MAX_PIXELS = 2**27  # about 134 million: half a gigabyte of RGB in Pillow
+MAX_RATIO = 100
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse an image that would take too much memory: a few bytes of PNG hold any number of pixels.
+
+    Raises:
+        DataError: more than :data:`MAX_PIXELS`, or a long side of more than :data:`MAX_RATIO` short ones, which
+            the resize of the short side would blow up.
+    """
+    if not 0 < width * height <= MAX_PIXELS:
+        raise DataError(
+            f"an image of {width} x {height} pixels; expected 1 to {MAX_PIXELS} pixels, so shrink it"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise DataError(
+            f"an image of {width} x {height} pixels; the long side may have at most {MAX_RATIO} times the "
+            "pixels of the short one, so crop it"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,18 +69,36 @@ class Preprocessing:
         return math.floor(self.input_size[1] / self.crop_pct)
 
     def transform(self) -> Callable[[Any], Any]:
-        """A torchvision transform: PIL image -> float32 tensor of shape ``input_size``."""
+        """A torchvision transform: PIL image -> float32 tensor of shape ``input_size``.
+
+        It raises DataError for images that :func:`check_size` refuses, before or after the resize.
+        """
         from torchvision import transforms as T
         from torchvision.transforms import InterpolationMode
 
         return T.Compose(
             [
+                self._check,
                 T.Resize(self.resize, InterpolationMode(self.interpolation)),
                 T.CenterCrop(self.input_size[1:]),
                 T.ToTensor(),
                 T.Normalize(self.mean, self.std),
             ]
         )
+
+    def _check(self, image: Any) -> Any:
+        """The image as it is, unless it or its resized form is too large."""
+        from torchvision.transforms.functional import get_dimensions
+
+        _, height, width = get_dimensions(image)
+        check_size(width, height)
+        short, long = sorted((width, height))
+        if self.resize**2 * long > MAX_PIXELS * short:
+            raise DataError(
+                f"an image of {width} x {height} pixels would have more than {MAX_PIXELS} pixels when its short "
+                f"side is resized to {self.resize}; crop it"
+            )
+        return image
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; :meth:`from_dict` reads it back."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qzoo.errors import DataError
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
@@ -109,3 +110,12 @@ def test_defaults_are_torchvisions() -> None:
 def test_what_makes_no_sense_is_refused(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Preprocessing(**arguments)
+
+
+def test_images_that_the_resize_would_blow_up_are_refused() -> None:
+    with pytest.raises(DataError, match="60000 x 1 pixels; the long side"):
+        Preprocessing().transform()(Image.new("L", (60_000, 1)))
+    wide = Image.new("RGB", (100, 1))
+    assert Preprocessing().transform()(wide).shape == (3, 224, 224)
+    with pytest.raises(DataError, match="short side is resized to 1200"):
+        Preprocessing((3, 1200, 1200), 1.0).transform()(wide)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qzoo.errors import DataError
-from qzoo.preprocessing import Preprocessing
+from qzoo.preprocessing import Preprocessing, check_size
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -57,19 +59,71 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return self.transform(open_image(path, self.mode)), label
 
 
+# What is decoded, by extension: no other decoder of Pillow's dozens sees a file. ImageNet has a PNG that is named
+# .JPEG (n02105855_2933), and Pillow's JPEG includes the MPO of phones.
+_JPEG = ("JPEG", "PNG")
+FORMATS: dict[str, tuple[str, ...]] = {
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".png": ("PNG",),
+    ".webp": ("WEBP",),
+    ".bmp": ("BMP",),
+    ".gif": ("GIF",),
+    ".tif": ("TIFF",),
+    ".tiff": ("TIFF",),
+    ".ppm": ("PPM",),
+    ".pgm": ("PPM",),
+}
+
+
 def open_image(path: str | os.PathLike[str], mode: str = "RGB") -> Any:
-    """Decode one image file into a PIL image.
+    """Decode one image file into a PIL image of 8 bits a channel; 16-bit images keep their high bytes.
+
+    Args:
+        path: a file whose extension names its format, see :data:`FORMATS`.
+        mode: ``"RGB"``, or ``"L"`` for greyscale.
 
     Raises:
-        DataError: the file is missing or not an image.
+        DataError: the file is missing, no image of that format, damaged, too large or too elongated
+            (:func:`qzoo.preprocessing.check_size`), or of 32-bit integers or floats, whose range nothing tells.
     """
     from PIL import Image, UnidentifiedImageError
 
+    formats = FORMATS.get(Path(path).suffix.lower())
     try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} can't be read as an image ({error}); replace or remove it") from error
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for ever
+            raise ValueError("it is no regular file")
+        if formats is None:
+            raise ValueError(f"its name must end in one of {', '.join(FORMATS)}")
+        with Image.open(path, formats=formats) as image:
+            check_size(*image.size)
+            return _eight_bits(image).convert(mode)
+    except UnidentifiedImageError as error:
+        raise _unreadable(path, f"its content is not {' or '.join(formats or ())}") from error
+    except Exception as error:  # damaged files make decoders raise nearly every type
+        raise _unreadable(path, str(error) or type(error).__name__) from error
+
+
+def _unreadable(path: str | os.PathLike[str], reason: str) -> DataError:
+    return DataError(f"{path} can't be read as an image ({reason}); replace or remove it")
+
+
+def _eight_bits(image: Any) -> Any:
+    """The high bytes of a 16-bit image, as Pillow reads 16-bit colour; others as they are.
+
+    Pillow's own conversions saturate: nearly all of a 16-bit image would be white.
+    """
+    from PIL import Image
+
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "floats" if image.mode == "F" else "32-bit integers"
+        raise ValueError(f"it holds {kind}, whose black and white are not known; save it with 8 or 16 bits")
+    if image.mode[0] != "I":
+        return image
+    bits = image.tag_v2.get(258, (16,)) if image.format == "TIFF" else (16,)  # BitsPerSample
+    if tuple(bits) != (16,):
+        raise ValueError(f"it holds {bits[0]}-bit integers; save it with 8 or 16 bits")
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def image_batches(

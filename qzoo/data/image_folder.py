@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class ImageFolder(ImageFiles):
         classes: names of the folders, sorted; the position is the class index.
 
     Raises:
-        DataError: no folder, no classes in it, or a class without images.
+        DataError: no folder, no classes in it, a class without images, or a link to a folder that is already in.
     """
 
     def __init__(
@@ -32,15 +33,50 @@ class ImageFolder(ImageFiles):
         preprocessing: Preprocessing,
         transform: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        from torchvision import datasets
-
-        try:
-            found = datasets.ImageFolder(str(root))
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{root} is no folder with one folder of images a class in it ({error}); expected such as "
-                f"{root}/cat/1.png"
-            ) from error
-        self.classes = tuple(found.classes)
-        files = [(Path(path), label) for path, label in found.samples]
+        self.classes, files = _scan(Path(root))
         super().__init__(Path(root), files, preprocessing, transform)
+
+
+def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    """Classes and images as torchvision finds them, except that a loop of links is an error, not an endless walk."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    try:
+        folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
+        images = [sorted(_images(folder, root, IMG_EXTENSIONS)) for folder in folders]
+        if not folders:
+            raise FileNotFoundError("no folders in it")
+    except OSError as error:
+        raise DataError(
+            f"{root} is no folder with one folder of images a class in it ({error}); expected such as "
+            f"{root}/cat/1.png"
+        ) from error
+    empty = [folder.name for folder, found in zip(folders, images, strict=True) if not found]
+    if empty:
+        raise DataError(
+            f"{root} holds folders without images ({', '.join(IMG_EXTENSIONS)}): {', '.join(empty[:5])}"
+            f"{' ...' if len(empty) > 5 else ''}; fill or remove them"
+        )
+    files = [(path, label) for label, found in enumerate(images) for path in found]
+    return tuple(folder.name for folder in folders), files
+
+
+def _images(folder: Path, root: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Image files below a folder, links followed; a folder is entered once, so that the walk ends."""
+    entered = {_identity(root): root}
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        here = Path(place)
+        first = entered.setdefault(_identity(here), here)
+        if first != here:
+            raise DataError(f"{here} leads to {first} again, through a link; remove the link")
+        folders.sort()
+        yield from (here / name for name in files if Path(name).suffix.lower() in suffixes)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -58,6 +58,31 @@ def test_what_is_no_folder_of_classes(root: Path, tmp_path: Path) -> None:
         load_data(PREPROCESSING, "folders")
 
 
+def test_links_are_followed_once(root: Path, tmp_path: Path) -> None:
+    """A walk along loops of links, or along links to links, would not end."""
+    (tmp_path / "cat").symlink_to(root / "cat")
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "more").symlink_to(root / "dog")
+    ours, theirs = ImageFolder(tmp_path, PREPROCESSING), datasets.ImageFolder(tmp_path)
+    assert sorted((str(path), label) for path, label in ours.files) == sorted(theirs.samples)
+    for place in (tmp_path, tmp_path / "dog"):
+        (tmp_path / "dog" / "loop").symlink_to(place)
+        with pytest.raises(DataError, match=f"dog/loop leads to {place} again"):
+            ImageFolder(tmp_path, PREPROCESSING)
+        (tmp_path / "dog" / "loop").unlink()
+    (tmp_path / "dog" / "once more").symlink_to(root / "dog")
+    with pytest.raises(DataError, match=r"leads to .*dog/more again"):
+        ImageFolder(tmp_path, PREPROCESSING)
+
+
+def test_a_class_without_images_is_named(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat").symlink_to(root / "cat")
+    (tmp_path / "eel").mkdir()
+    (tmp_path / "eel" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"folders without images \(.*\): eel; fill"):
+        ImageFolder(tmp_path, PREPROCESSING)
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_evaluation_transform_is_timms(root: Path, interpolation: str) -> None:
     preprocessing = Preprocessing((3, 24, 24), 0.8, interpolation)
