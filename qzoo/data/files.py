@@ -92,9 +92,9 @@ def open_image(path: str | os.PathLike[str], mode: str = "RGB") -> Any:
     formats = FORMATS.get(Path(path).suffix.lower())
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for ever
-            raise ValueError("it is no regular file")
+            raise DataError("it is no regular file")
         if formats is None:
-            raise ValueError(f"its name must end in one of {', '.join(FORMATS)}")
+            raise DataError(f"its name must end in one of {', '.join(FORMATS)}")
         with Image.open(path, formats=formats) as image:
             check_size(*image.size)
             return _eight_bits(image).convert(mode)
@@ -117,12 +117,12 @@ def _eight_bits(image: Any) -> Any:
 
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "floats" if image.mode == "F" else "32-bit integers"
-        raise ValueError(f"it holds {kind}, whose black and white are not known; save it with 8 or 16 bits")
+        raise DataError(f"it holds {kind}, whose black and white are not known; save it with 8 or 16 bits")
     if image.mode[0] != "I":
         return image
     bits = image.tag_v2.get(258, (16,)) if image.format == "TIFF" else (16,)  # BitsPerSample
     if tuple(bits) != (16,):
-        raise ValueError(f"it holds {bits[0]}-bit integers; save it with 8 or 16 bits")
+        raise DataError(f"it holds {bits[0]}-bit integers; save it with 8 or 16 bits")
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
