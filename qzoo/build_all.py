@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def build_all(
 ) -> dict[str, str]:
     """Build every recipe that is not complete; called again, it goes on with what is left.
 
-    A recipe that fails does not stop the others.
+    A recipe that fails, for whatever reason, does not stop the others.
 
     Args:
         job: images, device and places; its ``out`` is the folder of all the checkpoints' folders, ``model_cards`` if
@@ -55,7 +56,12 @@ def build_all(
         try:
             report(f"{name}:")
             report(str(build(name, BuildOptions(), dataclasses.replace(job, out=folder), report=report)))
-        except (QzooError, OSError) as error:
-            failed[name] = str(error)
-            report(f"{name}: {error}")
+        except (
+            Exception
+        ) as error:  # out of memory, a runtime's own error: none may keep the others from being built
+            expected = isinstance(error, QzooError | OSError)
+            failed[name] = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
+            report(f"{name}: {failed[name]}")
+            if not expected:
+                report(traceback.format_exc().rstrip())
     return failed

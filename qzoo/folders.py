@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qzoo.errors import CheckpointError
+from qzoo.errors import CheckpointError, QzooError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,6 +84,39 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, other: str) -> Iterator[None]:
+    """Hold a folder for a job of hours, where the system has advisory locks; a second job is refused at once.
+
+    Args:
+        other: what runs there, for the message: ``"another training"``.
+
+    Raises:
+        QzooError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = folder / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+        except BlockingIOError:
+            ours = False
+        if not ours:  # held, or given back and removed between our two calls
+            raise QzooError(f"{other} runs in {folder}; wait until it has ended, or choose another folder")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

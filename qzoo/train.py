@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from qzoo.data.epochs import Epochs
 from qzoo.distributed import Group
-from qzoo.errors import ArgumentError, QzooError
+from qzoo.errors import ArgumentError, CheckpointError, DataError, QzooError
 from qzoo.evaluate import evaluate
+from qzoo.folders import locked
 from qzoo.progress import track
 from qzoo.qat import distillation_loss, freeze_ranges, learn_ranges, learned_parameters
 from qzoo.train_state import load_state, save_state, write_log, write_tensorboard
@@ -34,7 +36,7 @@ __all__ = ["EpochLoader", "TrainOptions", "train"]
 
 
 class EpochLoader(Protocol):
-    """What :func:`train` iterates over: a sized iterable of ``(images, labels)`` that knows the epoch."""
+    """A sized iterable of ``(images, labels)`` that knows the epoch: :func:`train` can resume it within one."""
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its batches to leave out.
@@ -49,10 +51,10 @@ class EpochLoader(Protocol):
 
 def train(
     model: nn.Module,
-    loader: EpochLoader,
+    loader: EpochLoader | Iterable[tuple[Tensor, Tensor]],
     options: TrainOptions | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     eval_loader: Iterable[tuple[Tensor, Tensor]] | None = None,
     teacher: nn.Module | None = None,
     tensorboard: bool = False,
@@ -64,9 +66,11 @@ def train(
 
     Args:
         model: float, or quantized and calibrated.
-        loader: training batches; ``set_epoch`` is called before each epoch.
+        loader: training batches, any iterable of ``(images, labels)`` such as a ``DataLoader``; see
+            :class:`qzoo.data.epochs.Epochs`. Its ``set_epoch``, where it has one, is called before each epoch.
         options: :class:`TrainOptions`, the defaults if None.
-        out: folder for ``state.pt`` (model, optimizer, scaler, place in the run) and ``log.csv`` (one line an epoch).
+        out: folder for ``state.pt`` (model, optimizer, scaler, place in the run) and ``log.csv`` (one line an epoch);
+            one training at a time. None writes nothing, and there is nothing to go on from.
         eval_loader: when given, top-1 is measured after every epoch.
         teacher: the float model of ``options.distill``; it is not changed.
         tensorboard: write the log for TensorBoard into ``out``, too.
@@ -75,41 +79,54 @@ def train(
             Gradients are those of the whole batch. BatchNorm normalizes each process's part by itself; its running
             statistics are averaged after each epoch. Rank 0 writes.
         save_every: steps after which the state is saved within an epoch, too; 0 saves after each epoch only. With
-            several processes, BatchNorm's statistics are averaged then, too.
+            several processes, BatchNorm's statistics are averaged then, too. Needs a loader with ``set_epoch``.
 
     Returns:
         One dictionary an epoch: epoch, lr, loss, seconds, and top1 (in percent) when ``eval_loader`` is given.
 
     Raises:
-        QzooError: ``out`` holds a run with other options, or the loss is not finite.
+        QzooError: ``out`` holds a run with other options, another training runs there, or it can't be written; or
+            the loss is not finite.
+        CheckpointError: the state in ``out`` is damaged, or of another model.
+        DataError: the loader gives something else than ``(images, labels)``, or more or fewer than its length.
         CalibrationError: ranges are to be trained, and a quantizer has none.
         ValueError: distillation without a teacher, or float16 on a CPU.
         DistributedError: another process has ended, or a batch that can't be shared out equally.
+
+    Example:
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
+        >>> log = qzoo.train(model, loader, qzoo.TrainOptions(epochs=3, lr=0.01), out="runs/mine")
     """
     options, group = options or TrainOptions(), group or Group()
     if options.distill and teacher is None:
         raise ArgumentError(f"distill={options.distill} needs teacher=, the float model")
     if options.fp16 and group.device.type != "cuda":
         raise ArgumentError("fp16 needs a GPU (--device cuda); use bf16 on a CPU")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(options.seed)
-    model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if options.method != "ste":
-        learn_ranges(model, options.method)
-    run = _Run(model, options, teacher.eval().to(group.device) if teacher is not None else None, group)
-    run.resume(folder / "state.pt", len(loader))
-    if run.log:  # a run may have been killed between its state and its log
-        _write_logs(folder, run.log, tensorboard, group)
-    for epoch in range(len(run.log), options.epochs):
-        row: dict[str, float] = {"epoch": epoch, "loss": run.epoch(loader, epoch, progress, save_every)}
-        row["lr"] = run.lr
-        if eval_loader is not None:
-            row["top1"] = evaluate(run.result(), eval_loader, progress=False, group=group).top1
-        row["seconds"] = round(run.seconds(), 1)
-        run.log.append(row)
-        run.save(0)
-        _write_logs(folder, run.log, tensorboard, group)
+    epochs = Epochs(loader, options.seed)
+    if save_every and not epochs.can_start_within:
+        raise ArgumentError(
+            f"save_every={save_every} needs a loader with set_epoch(epoch, start), as qzoo.data.load_training_data "
+            f"gives; of a {type(loader).__name__} the state is saved after each epoch: leave save_every out"
+        )
+    folder = None if out is None else Path(out)
+    with _held(folder, group):
+        torch.manual_seed(options.seed)
+        model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options.method != "ste":
+            learn_ranges(model, options.method)
+        run = _Run(model, options, teacher.eval().to(group.device) if teacher is not None else None, group)
+        run.resume(None if folder is None else folder / "state.pt", len(epochs))
+        if run.log:  # a run may have been killed between its state and its log
+            _write_logs(folder, run.log, tensorboard, group)
+        for epoch in range(len(run.log), options.epochs):
+            row: dict[str, float] = {"epoch": epoch, "loss": run.epoch(epochs, epoch, progress, save_every)}
+            row["lr"] = run.lr
+            if eval_loader is not None:
+                row["top1"] = evaluate(run.result(), eval_loader, progress=False, group=group).top1
+            row["seconds"] = round(run.seconds(), 1)
+            run.log.append(row)
+            run.save(0)
+            _write_logs(folder, run.log, tensorboard, group)
     if run.average is not None:
         model.load_state_dict(run.average.module.state_dict())
     freeze_ranges(model)
@@ -117,8 +134,19 @@ def train(
     return run.log
 
 
-def _write_logs(folder: Path, log: list[dict[str, float]], tensorboard: bool, group: Group) -> None:
-    if not group.first:
+@contextmanager
+def _held(folder: Path | None, group: Group) -> Iterator[None]:
+    """The folder, made if need be, for this training alone."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "another training") if group.first else nullcontext():
+        yield
+
+
+def _write_logs(folder: Path | None, log: list[dict[str, float]], tensorboard: bool, group: Group) -> None:
+    if not group.first or folder is None:
         return
     write_log(folder / "log.csv", log)
     if tensorboard:
@@ -143,7 +171,8 @@ class _Run:
             )
         self.loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
         self.lr, self.total = 0.0, 0.0
-        self.path, self.batches, self.start = Path(), 0, 0
+        self.path: Path | None = None
+        self.batches, self.start = 0, 0
         self.log: list[dict[str, float]] = []
         self._began, self._before = time.perf_counter(), 0.0
 
@@ -158,7 +187,7 @@ class _Run:
     def save(self, done: int) -> None:
         """Rank 0 writes the state after ``done`` batches of the epoch whose row the log does not have yet."""
         totals = self.group.gather(self.total)
-        if not self.group.first:
+        if not self.group.first or self.path is None:
             return
         state = {
             "model": self.model.state_dict(),
@@ -174,13 +203,25 @@ class _Run:
         }
         save_state(self.path, state)
 
-    def resume(self, path: Path, batches: int) -> None:
+    def resume(self, path: Path | None, batches: int) -> None:
         """Load the last saved state, if rank 0 finds one."""
         self.path, self.batches = path, batches
+        if path is None:
+            return
         found = load_state(path, asdict(self.options), batches) if self.group.first else None
         state = self.group.broadcast(found)
         if state is None:
             return
+        try:
+            self._restore(state)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            reason = str(error).partition("\n")[0].rstrip(":")
+            raise CheckpointError(
+                f"{path} is of another model, or damaged ({type(error).__name__}: {reason}); choose another folder or "
+                "remove it"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.options.fp16:
@@ -191,21 +232,21 @@ class _Run:
         if self.start:
             self.total, self._before = state["totals"][self.group.rank], state["seconds"]
 
-    def epoch(self, loader: EpochLoader, epoch: int, progress: bool, save_every: int) -> float:
+    def epoch(self, loader: Epochs, epoch: int, progress: bool, save_every: int) -> float:
         """One pass, or what is left of it; returns the mean loss of all of it."""
         options, batches, start = self.options, self.batches, self.start
         if not start:
             self.total, self._before = 0.0, 0.0
         self._began, self.start = time.perf_counter(), 0
         self._prepare(epoch, start)
-        if start:
-            loader.set_epoch(epoch, start)
-        else:
-            loader.set_epoch(epoch)
+        loader.set_epoch(epoch, start)
         steps = math.ceil(batches / options.accumulate)
         title = f"epoch {epoch + 1}/{options.epochs}"
         shown = track(loader, title, total=batches - start, show=progress and self.group.first)
+        i = start - 1
         for i, (images, labels) in enumerate(shown, start):
+            if i == batches:
+                raise DataError(f"the loader gave more batches than the {batches} that its length says")
             step, part = divmod(i, options.accumulate)
             if part == 0:
                 self._set_rate(options.rate(epoch * steps + step, options.epochs * steps))
@@ -221,6 +262,10 @@ class _Run:
                     self._average_statistics()
                     self.save(last)
                     self._prepare(epoch, last)
+        if i + 1 != batches:
+            raise DataError(
+                f"the loader gave {i + 1} batches in epoch {epoch + 1}, and its length says {batches}"
+            )
         self._average_statistics()
         mean = math.fsum(self.group.gather(self.total)) / (max(1, batches) * self.group.world)
         if not math.isfinite(mean):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import os
+import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qzoo.errors import QzooError
+from qzoo.errors import CheckpointError, QzooError
 from qzoo.training_options import TrainOptions
 
 Log = list[dict[str, float]]
@@ -25,10 +29,11 @@ def load_state(path: Path, options: dict[str, Any], batches: int | None = None) 
 
     Raises:
         QzooError: it belongs to a run with other options, or another number of batches.
+        CheckpointError: it is damaged.
     """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    state = _read_state(path)
     saved = {**asdict(TrainOptions()), **state["options"]}
     wrong = sorted(k for k in options if saved.get(k) != options[k])
     if wrong:
@@ -43,23 +48,81 @@ def load_state(path: Path, options: dict[str, Any], batches: int | None = None) 
     return state
 
 
+_PARTS = {"model": dict, "optimizer": dict, "log": list, "options": dict}
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The content of ``state.pt``, checked against its own checksums, which torch does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise ValueError(f"the checksum of {broken} differs")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        wrong = [key for key, kind in _PARTS.items() if not isinstance(state[key], kind)]
+        wrong += ["log"] if not all(isinstance(row, dict) for row in state["log"]) else []
+        if wrong:
+            raise ValueError(f"its {wrong[0]} is none")
+    except (
+        Exception
+    ) as error:  # zipfile and the restricted unpickler fail in many ways on what is no such file
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {reason}); remove it, and the training starts anew"
+        ) from error
+    return dict(state)
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the state whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    with temporary.open("rb") as file:
+    """Write the state whole or not at all.
+
+    Raises:
+        QzooError: the disk is full, or the folder can't be written.
+    """
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
         os.fsync(file.fileno())  # else a power failure may leave the new name on old content
-    os.replace(temporary, path)
 
 
 def write_log(path: Path, log: Log) -> None:
-    """One line an epoch, as CSV."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    """Write the log as CSV, one line an epoch.
+
+    Raises:
+        QzooError: the disk is full, or the folder can't be written.
+    """
+    with _replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(log[-1]))
         writer.writeheader()
         writer.writerows(log)
-    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place when it was written whole, and goes when not."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer hides the system's error behind one of its own
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else str(cause)
+        raise QzooError(
+            f"{path} can't be written: {what}. Make room, or mend that, and start the training again: it goes on from "
+            "the state that was saved last"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error at the bottom of an exception."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def write_tensorboard(folder: Path, log: Log) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import qzoo
 from qzoo.build_all import build_all, is_complete
@@ -62,12 +63,22 @@ def test_build_all_goes_on_with_what_is_left(tmp_path: Path, monkeypatch: pytest
         asked.append(name)
         if name.startswith("resnet18"):
             raise HubError("no network")
+        if name.startswith("resnet50"):
+            torch.empty(1 << 60)  # more than there is
         return tmp_path / name
 
     monkeypatch.setattr(sys.modules["qzoo.build_all"], "build", build)
     job = BuildJob(data="images", workers=2, out=tmp_path)
-    failed = build_all(job, report=lambda text: None)
-    assert failed == {"resnet18.tv_in1k-w8a8": "no network"}
+    said: list[str] = []
+    failed = build_all(job, report=said.append)
+    assert failed.pop("resnet18.tv_in1k-w8a8") == "no network"
+    ((name, reason),) = failed.items()
+    assert name.startswith("resnet50")
+    assert reason.startswith("RuntimeError: ")
+    assert "memory" in reason
+    assert any(
+        line.startswith("Traceback") and "torch.empty" in line for line in said
+    )  # it is no user's mistake
     assert done.name not in asked
     calibrated = [config.name for config in recipes() if config.training is None]
     assert asked == [name for name in calibrated if name != done.name]

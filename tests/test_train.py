@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from qzoo.calibrate import calibrate
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.data.tensors import TensorLoader, crop_flip_erase
 from qzoo.distributed import Group
-from qzoo.errors import QzooError
+from qzoo.errors import CheckpointError, DataError, QzooError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
 from qzoo.quant.nn import TensorQuantizer
@@ -213,12 +214,12 @@ def test_a_failing_write_keeps_the_last_state(tmp_path: Path, monkeypatch: pytes
     saved["options"]["epochs"] = 2
     torch.save(saved, tmp_path / "state.pt")
 
-    def half_written(state: object, path: Path) -> None:
-        path.write_bytes(before[:1000])
+    def half_written(state: object, file: IO[bytes]) -> None:
+        file.write(before[:1000])
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(QzooError, match=r"can't be written: disk full\. Make room"):
         train(model(), loader(64), TrainOptions(epochs=2), out=tmp_path, progress=False)
     assert len(torch.load(tmp_path / "state.pt")["log"]) == 1
 
@@ -331,3 +332,136 @@ def test_float16_scales_the_loss_and_keeps_the_scale(tmp_path: Path) -> None:
     again._step()
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), weights, strict=True))
     assert again.scaler.get_scale() == before["scale"] / 2
+
+
+# ---- any loader ----
+
+
+def test_a_data_loader_trains_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    """Its order is drawn by torch's global generator: the same for the same seed and epoch, whoever drew before."""
+    images, labels = next(iter(loader(64, batch_size=64)))
+    data = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, labels), batch_size=16, shuffle=True
+    )
+    options = TrainOptions(epochs=3, lr=0.05)
+    whole, seen = droppy(), []
+    expected = train(whole, _Seen(data, seen), options, progress=False)  # nothing is written
+    assert sorted(map(tuple, seen[0])) != sorted(map(tuple, seen[1]))  # another order each epoch
+    with pytest.raises(KeyboardInterrupt):
+        train(droppy(), _Seen(data, [], stop=2), options, out=tmp_path, progress=False)
+    torch.rand(7)
+    resumed = droppy()
+    log = train(resumed, _Seen(data, []), options, out=tmp_path, progress=False)
+    assert [row["loss"] for row in log] == [row["loss"] for row in expected]
+    assert_equal_state(resumed, whole)
+
+
+class _Seen:
+    """An iterable without a length that notes the labels of each pass; the first pass only counts."""
+
+    def __init__(self, data: object, seen: list, stop: int | None = None) -> None:
+        self.data, self.seen, self.stop, self.passes = data, seen, stop, -1
+
+    def __iter__(self):
+        self.passes += 1
+        if self.passes == self.stop:
+            raise KeyboardInterrupt
+        if self.passes:
+            self.seen.append([])
+        for images, labels in self.data:
+            if self.passes:
+                self.seen[-1].append(tuple(labels.tolist()))
+            yield images, labels
+
+
+def test_lists_and_generators_train_alike() -> None:
+    batches = list(loader(64))
+    options = TrainOptions(epochs=2)
+    first, second = droppy(), droppy()
+    train(first, batches, options, progress=False)
+    train(second, (batch for batch in batches), options, progress=False)
+    assert_equal_state(first, second)
+
+
+def test_loaders_that_can_not_be_trained_on() -> None:
+    class Longer(list):
+        def __len__(self) -> int:
+            return super().__len__() + self.more
+
+    options = TrainOptions(epochs=1)
+    batches = list(loader(64))
+    with pytest.raises(TypeError, match=r"iterable of \(images, labels\), such as a DataLoader, not int"):
+        train(droppy(), 3, options, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"gave a Tensor; expected two tensors"):
+        train(droppy(), [images for images, _ in batches], options, progress=False)
+    with pytest.raises(DataError, match=r"gave a list of \(Tensor, list\)"):
+        train(droppy(), [[images, labels.tolist()] for images, labels in batches], options, progress=False)
+    for more in (-1, 1):
+        wrong = Longer(batches)
+        wrong.more = more
+        with pytest.raises(DataError, match="its length says"):
+            train(droppy(), wrong, options, progress=False)
+    with pytest.raises(ValueError, match=r"save_every=1 needs a loader with set_epoch"):
+        train(droppy(), batches, options, progress=False, save_every=1)
+
+
+# ---- what can go wrong on disk ----
+
+FULL = """
+import resource, sys
+import torch
+from qzoo.train import TrainOptions, train
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+batches = [(torch.randn(8, 1, 28, 28), torch.arange(8))]
+train(model, batches, TrainOptions(epochs=2), out=sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.parametrize(("limit", "file"), [(20_000, "state.pt"), (10, "state.pt")])
+def test_a_file_that_can_not_be_written(tmp_path: Path, limit: int, file: str) -> None:
+    """A limit on a file's size stands for a full disk: the system refuses the same calls."""
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path, str(limit)], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"qzoo.errors.QzooError: {tmp_path / file} can't be written"), done.stderr
+    assert "it goes on from the state that was saved last" in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_training_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    class Second(TensorLoader):
+        def __iter__(self):
+            with pytest.raises(QzooError, match=rf"another training runs in {tmp_path}; wait"):
+                train(droppy(), loader(64), TrainOptions(epochs=1), out=tmp_path, progress=False)
+            yield from super().__iter__()
+
+    pixels, labels = fashion_mnist("test")
+    data = Second(pixels[:64], labels[:64], PREPROCESSING, 32, shuffle=True)
+    assert len(train(droppy(), data, TrainOptions(epochs=1), out=tmp_path, progress=False)) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "log.csv"}
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    options, path = TrainOptions(epochs=2), tmp_path / "state.pt"
+    train(droppy(), loader(64), options, out=tmp_path, progress=False)
+    whole = path.read_bytes()
+    content = torch.load(path)
+    flipped = bytearray(whole)
+    flipped[whole.index(content["model"]["2.weight"].numpy().tobytes()) + 5] ^= (
+        1  # in the middle of the weights
+    )
+    damaged = [b"", b"\0" * 100, whole[: len(whole) // 2], whole[:-1], bytes(flipped)]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"state\.pt is damaged .*remove it"):
+            train(droppy(), loader(64), options, out=tmp_path, progress=False)
+    for state in ([], {}, {**content, "model": None}, {**content, "log": [3]}):
+        torch.save(state, path)
+        with pytest.raises(CheckpointError, match=r"state\.pt is damaged .*remove it"):
+            train(droppy(), loader(64), options, out=tmp_path, progress=False)
+    few = dict(list(content["model"].items())[1:])
+    for state in ({**content, "model": few}, {**content, "optimizer": {}}):
+        torch.save(state, path)
+        with pytest.raises(CheckpointError, match=r"state\.pt is of another model, or damaged"):
+            train(droppy(), loader(64), options, out=tmp_path, progress=False)
