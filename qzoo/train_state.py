@@ -57,12 +57,12 @@ def _read_state(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
-            raise ValueError(f"the checksum of {broken} differs")
+            raise zipfile.BadZipFile(f"the checksum of {broken} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
         wrong = [key for key, kind in _PARTS.items() if not isinstance(state[key], kind)]
         wrong += ["log"] if not all(isinstance(row, dict) for row in state["log"]) else []
         if wrong:
-            raise ValueError(f"its {wrong[0]} is none")
+            raise KeyError(wrong[0])
     except (
         Exception
     ) as error:  # zipfile and the restricted unpickler fail in many ways on what is no such file
