@@ -14,6 +14,7 @@ from qzoo.config import WEIGHTS, read_config
 from qzoo.errors import QzooError
 from qzoo.recipes import recipes
 from qzoo.registry import parse_name
+from qzoo.store import checkpoint_folder
 
 
 def is_complete(folder: Path) -> bool:
@@ -37,7 +38,7 @@ def build_all(
     A recipe that fails, for whatever reason, does not stop the others.
 
     Args:
-        job: images, device and places; its ``out`` is the folder of all the checkpoints' folders, ``model_cards`` if
+        job: images, device and places; its ``out`` is the folder of all the checkpoints' folders, the user's store if
             None.
         qat: the recipes that train, too, after the others: each takes hours on a GPU, and the training images.
         report: gets a line for each checkpoint, and for each step of it.
@@ -49,7 +50,7 @@ def build_all(
     names = [config.name for config in recipes()]
     tuned = [name for name in names if parse_name(name).qat]
     for name in [name for name in names if name not in tuned] + (tuned if qat else []):
-        folder = Path(job.out or "model_cards") / name
+        folder = Path(job.out) / name if job.out is not None else checkpoint_folder(name)
         if not job.again and is_complete(folder):
             report(f"{name}: complete")
             continue

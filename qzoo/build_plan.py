@@ -19,6 +19,7 @@ from qzoo.ptq import Recipe
 from qzoo.recipes import Made
 from qzoo.registry import ModelName
 from qzoo.scheme import Scheme
+from qzoo.store import checkpoint_folder
 
 BATCH = 32
 
@@ -102,7 +103,7 @@ class BuildJob:
         device: of the passes in PyTorch, and of a training; ONNX Runtime runs on the CPU.
         onnx: targets whose ONNX files go into the folder, as ``onnx/model_int8.onnx`` (ONNX Runtime) and
             ``onnx/model_int8_<target>.onnx``.
-        out: the folder; ``model_cards/<name>`` if None.
+        out: the folder; in the user's store (:mod:`qzoo.store`) if None.
         runs: what is finished is kept in its subfolder ``<name>``.
         again: repeat finished steps, too.
         progress: show progress bars.
@@ -119,7 +120,7 @@ class BuildJob:
 
     def folder(self, name: str) -> Path:
         """Where the checkpoint goes."""
-        return Path(self.out) if self.out is not None else Path("model_cards") / name
+        return Path(self.out) if self.out is not None else checkpoint_folder(name)
 
 
 @dataclass(frozen=True)

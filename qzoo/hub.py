@@ -1,4 +1,5 @@
-"""Where checkpoints are found: in the package, at a pin on the Hugging Face Hub, or in any Hub repository.
+"""Where checkpoints are found: in the user's store, in the package, at a pin on the Hugging Face Hub, or in any Hub
+repository.
 
 Downloads go through ``huggingface_hub``, so its cache and its variables (``HF_HOME``, ``HF_ENDPOINT``,
 ``HF_TOKEN``, ``HF_HUB_OFFLINE``) are honoured. A file whose SHA-256 differs from the expected one is taken
@@ -7,6 +8,7 @@ out of the cache and never opened.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import hashlib
@@ -23,6 +25,7 @@ from pathlib import Path
 from qzoo.config import WEIGHTS, read_config
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name, suggest
+from qzoo.store import stored
 
 _LONGEST = 1024  # characters of a folder or a name
 EMBEDDED = Path(__file__).parent / "model_cards"
@@ -72,16 +75,46 @@ def embedded() -> dict[str, Path]:
 
 
 def checkpoints() -> list[str]:
-    """Names of all checkpoints that can be loaded: embedded, or pinned on the Hub."""
-    return sorted({*embedded(), *pins()}, key=natural_key)
+    """Names of all checkpoints that can be loaded: in the user's store, embedded, or pinned on the Hub."""
+    return sorted({*stored(), *embedded(), *pins()}, key=natural_key)
+
+
+def local_folders(name: str) -> list[Path]:
+    """Folders on this machine that a checkpoint's name means, the first one first: the user's own, the package's."""
+    return [folders[name] for folders in (stored(), embedded()) if name in folders]
+
+
+def place_of(name: str) -> str:
+    """Where the checkpoint ``name`` lies, in words: a folder of the user's, the package, or a repository."""
+    if name in stored():
+        return str(stored()[name])
+    return "in the package" if name in embedded() else f"{pins()[name].repo} on the Hub"
+
+
+def named(name: str, access: Access = USUAL) -> Path:
+    """The folder of the checkpoint ``name``, one of :func:`checkpoints`; downloaded if need be.
+
+    Raises:
+        UnknownModelError: no checkpoint of that name; says which exist and how to build one.
+        CheckpointError: the user's store has another checkpoint under that name.
+        HubError: the download failed.
+    """
+    folders = local_folders(name)
+    if not folders:
+        if name not in pins():
+            raise UnknownModelError(missing_checkpoint(name))
+        return download_pin(name, access)
+    if (found := read_config(folders[0]).name) != name:
+        raise CheckpointError(f"{folders[0]} holds {found}; a folder of the store has its checkpoint's name")
+    return folders[0]
 
 
 def locate(where: str | Path, revision: str | None = None, access: Access = USUAL) -> Path:
     """The folder of a checkpoint, downloaded if need be.
 
     Args:
-        where: a folder; the name of a zoo checkpoint, such as ``"resnet20.fmnist-w8a8"``; or a repository
-            on the Hub, ``"org/name"``.
+        where: a folder; the name of a checkpoint, such as ``"resnet20.fmnist-w8a8"``; or a repository on the Hub,
+            ``"org/name"``. A checkpoint folder here wins over a checkpoint of the same name elsewhere.
         revision: commit, branch or tag of a repository; not for folders and names, which are what they are.
         access: cache and token.
 
@@ -93,12 +126,12 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
     if len(text) > _LONGEST:
         raise CheckpointError(f"{text[:40]!r}... is no folder and no name: it has {len(text)} characters")
     is_name = isinstance(where, str) and "/" not in text and os.sep not in text
-    if is_name and (text in embedded() or text in pins()):
+    if is_name and not (path / "config.json").is_file() and text in checkpoints():
         if revision is not None:
             raise ArgumentError(
-                f"{text!r} is pinned by the package; give a Hub repository to choose a revision"
+                f"{text!r} is a checkpoint's name, which has no revisions; give a Hub repository to choose one"
             )
-        return embedded()[text] if text in embedded() else download_pin(text, access)
+        return named(text, access)
     if path.is_dir():
         return path
     if path.is_file():
@@ -107,14 +140,32 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
             "calibrated with qzoo.load_calibrated(model, file)"
         )
     if isinstance(where, str) and _REPOSITORY.fullmatch(text):
-        return download(text, revision, access=access)
+        return _repository(path, text, revision, access)
     if is_name:
         raise UnknownModelError(missing_checkpoint(text))
     address = _ADDRESS.fullmatch(text)
-    hint = f"; did you mean {address[1]!r}?" if address else ""
+    hint = f"; did you mean {address[1]!r}?" if address else _near(path)
     raise CheckpointError(
         f"{text!r} is no folder, no checkpoint's name and no Hub repository (org/name){hint}"
     )
+
+
+def _repository(path: Path, text: str, revision: str | None, access: Access) -> Path:
+    """The folder of a repository; where it can't be had, the text may have been meant as a path."""
+    try:
+        return download(text, revision, access=access)
+    except HubError as error:
+        raise HubError(f"there is no folder {text!r}{_near(path)}; as a Hub repository: {error}") from error
+
+
+def _near(path: Path) -> str:
+    """Text to append to an error: folders beside ``path`` whose names are near to its own."""
+    try:
+        folders = [p.name for p in path.parent.iterdir() if p.is_dir()]
+    except OSError:  # no such folder, or not ours to read
+        return ""
+    near = difflib.get_close_matches(path.name, folders, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(repr(str(path.parent / name)) for name in near)}?" if near else ""
 
 
 def missing_checkpoint(name: str) -> str:

@@ -18,12 +18,15 @@ from qzoo.zoo import create_model, float_model, new_config
 
 def open_model(where: str, target: str | None = None) -> nn.Module:
     """A model with its weights: of a checkpoint folder or Hub repository, or by name (:func:`qzoo.create_model`)."""
-    if Path(where).is_dir() or "/" in where:
+    if (Path(where) / "config.json").is_file() or "/" in where:
         return load_pretrained(where, target=target)
     try:
         return create_model(where, pretrained=True, target=target)
     except UnknownModelError as error:
-        raise UnknownModelError(f"{error} (nor is there a folder {where!r})") from error
+        folder = (
+            "the folder of that name has no config.json" if Path(where).is_dir() else "nor is there a folder"
+        )
+        raise UnknownModelError(f"{error} ({folder})") from error
 
 
 def quantized_from(

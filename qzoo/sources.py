@@ -65,7 +65,7 @@ def find(source: str, sha256: str = "", revision: str = "") -> tuple[Path, str]:
         "pypi": lambda: _from_package(rest, sha256),
         "hf": lambda: _from_hub(rest, sha256, revision),
         "https": lambda: (_from_url(source, sha256), ""),
-        "qzoo": lambda: (hub.locate(rest) / "model.safetensors", ""),
+        "qzoo": lambda: (hub.named(rest) / "model.safetensors", ""),
     }
     if scheme not in finders:
         raise HubError(f"a source starts with {', '.join(f'{key}:' for key in finders)}; {source!r} does not")

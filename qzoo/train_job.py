@@ -18,6 +18,7 @@ from qzoo.data.folders import split_folder
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError
 from qzoo.parts import Images, evaluation_images, training_images
+from qzoo.store import checkpoint_folder
 from qzoo.train import train
 from qzoo.train_state import Log, plot_log
 from qzoo.training_options import TrainOptions
@@ -46,7 +47,7 @@ class TrainJob:
         workers: processes that decode images for each process that trains.
         save_every: steps after which the state is saved within an epoch; 0 saves after each epoch only.
         runs: folder whose subfolder with the model's name holds the state to resume from and ``log.csv``.
-        out: checkpoint folder; ``model_cards/<name>`` if None.
+        out: checkpoint folder; in the user's store (:mod:`qzoo.store`) if None.
         tensorboard: write the log for TensorBoard, too, beside ``log.csv``.
         plot: draw the learning curve, ``log.png`` beside ``log.csv``.
         progress: show progress bars.
@@ -76,7 +77,7 @@ class TrainJob:
 
     def folder(self, name: str) -> Path:
         """Where the checkpoint goes."""
-        return Path(self.out) if self.out is not None else Path("model_cards") / name
+        return Path(self.out) if self.out is not None else checkpoint_folder(name)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from qzoo.measurements import can_run_onnx
 from qzoo.onnx_files import onnx_name
 from qzoo.progress import track
 from qzoo.scheme import set_target
+from qzoo.store import stored
 from qzoo.tables import embedded_configs
 from qzoo.zoo_page import zoo_page
 
@@ -63,6 +64,11 @@ def verify(
     chosen = list(names) if names is not None else hub.checkpoints()
     findings = []
     for name in track(chosen, "verify", show=progress):
+        if names is not None and (Path(name) / "config.json").is_file():
+            findings.append(_finding(name, "folder", Path, "", load))
+            continue
+        if name in stored():
+            findings.append(_finding(name, str(stored()[name]), hub.named, "", load))
         if name in hub.embedded():
             findings.append(_finding(name, "embedded", hub.embedded().__getitem__, "", load))
         if name in hub.pins():
@@ -70,8 +76,7 @@ def verify(
             findings.append(_finding(name, f"{pin.repo} at {pin.revision}", _download_all, pin.repo, load))
         if name not in hub.checkpoints():
             folder = hub.locate(name)  # or the error that suggests
-            place = "folder" if Path(name).is_dir() else "Hub"
-            findings.append(_finding(name, place, {name: folder}.__getitem__, "", load))
+            findings.append(_finding(name, "Hub", {name: folder}.__getitem__, "", load))
     return findings
 
 

@@ -79,7 +79,7 @@ def create_model(
     is_checkpoint = scheme is not None or str(parsed) in hub.checkpoints()
     if pretrained is True and is_checkpoint:
         asked = quantize.target if isinstance(quantize, Scheme) else None
-        model = load_pretrained(_checkpoint_name(parsed), target=target or asked)
+        model = load_pretrained(hub.named(_checkpoint_name(parsed)), target=target or asked)
         _check_arguments(config_of(model), num_classes, in_channels)
         return model
     config = _new_config(parsed, entry, scheme, num_classes, in_channels)

@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def qzoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's store, ``QZOO_HOME``: empty for every test, so that none sees or changes the developer's own."""
+    folder = tmp_path / "qzoo-home"
+    monkeypatch.setenv("QZOO_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def imagenet_sample() -> Path:
     """A folder of ImageNet images by WNID, named by ``QZOO_IMAGENET_SAMPLE``; the images can't be distributed."""

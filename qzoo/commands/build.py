@@ -48,11 +48,12 @@ def register(add: Add) -> None:
     )
     sub.add_argument("--no-onnx", action="store_true", help="no ONNX files in the folder")
     sub.add_argument(
-        "--out", type=Path, help="folder (default: model_cards/NAME); with --all the folder of the folders"
+        "--out", type=Path, help="folder (default: NAME in the store); with --all the folder of the folders"
     )
     sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of what is finished")
     sub.add_argument("--again", action="store_true", help="repeat finished steps, too")
     sub.epilog = (
+        "The store is the folder QZOO_HOME, by default qzoo in your data folder: what is in it is found by its name. "
         "What no option says, the recipe says: config.json in the folder, in qzoo, or in recipes/NAME. Interrupted "
         "and started again, it goes on with the step it was in. A name in _qat is trained with its recipe's options, "
         "on the images in DIR/train; --all leaves these out, as a calibration takes minutes and a training hours: "

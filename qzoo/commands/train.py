@@ -56,7 +56,7 @@ def register(add: Add) -> None:
     sub.add_argument("--save-every", type=int, default=0, metavar="STEPS", help="save within epochs, too")
     process_arguments(sub)
     sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the state to resume from")
-    sub.add_argument("--out", type=Path, help="folder of the checkpoint (default: model_cards/NAME)")
+    sub.add_argument("--out", type=Path, help="folder of the checkpoint (default: NAME in the store)")
 
 
 def _run(args: argparse.Namespace) -> int:

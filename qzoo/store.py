@@ -1,0 +1,38 @@
+"""The user's store: checkpoints that ``qzoo build`` and ``qzoo train`` make by name, found again by name.
+
+``QZOO_HOME`` names its folder. By default that is ``qzoo`` in the user's data folder: ``$XDG_DATA_HOME`` or
+``~/.local/share``, on macOS ``~/Library/Application Support``, on Windows ``%LOCALAPPDATA%``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def home() -> Path:
+    """The store's folder, which need not exist."""
+    given = os.environ.get("QZOO_HOME")
+    if given:
+        return Path(given).expanduser().absolute()
+    return _data_folder() / "qzoo"
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Where a checkpoint of this name is written to, and where it is looked for."""
+    return home() / "checkpoints" / name
+
+
+def stored() -> dict[str, Path]:
+    """Folders of the store's checkpoints, by name; one without its weights is a recipe, and not listed."""
+    found = sorted((home() / "checkpoints").glob("[!.]*/config.json"))
+    return {path.parent.name: path.parent for path in found if (path.parent / "model.safetensors").is_file()}
+
+
+def _data_folder() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
