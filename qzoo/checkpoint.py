@@ -25,6 +25,7 @@ from qzoo.relu6 import replace_relu6
 from qzoo.scheme import TARGETS, Scheme, set_layer_bits, with_target
 from qzoo.state import (
     assign_state,
+    check_finite,
     check_ranges,
     name_quantizers,
     quantizers,
@@ -48,7 +49,8 @@ def save_pretrained(
 
     Raises:
         CheckpointError: no config, a quantizer without a finite range or that differs from the scheme, parameters
-            that are not float32 or that the config's architecture has not, or a folder that can't be written.
+            that are not float32, not finite, or not those of the config's architecture, or a folder that can't be
+            written.
     """
     config = config if config is not None else config_of(model)
     form = form or ("packed" if config.scheme else "master")
@@ -120,11 +122,15 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
         raise CheckpointError(
             f"checkpoints hold float32, but {wrong[0]} is {state[wrong[0]].dtype}; call .float()"
         )
+    check_finite(state)
     return state
 
 
 def _read_tensors(path: Path, model: nn.Module, config: Config) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the file one by one, mapped from it: columns taken apart, weights unpacked."""
+    """Tensors of the file one by one, with memory of their own: columns taken apart, weights unpacked.
+
+    A tensor mapped from the file would change with it, and end the process where the file was cut short.
+    """
     from safetensors import SafetensorError, safe_open
 
     packed = weight_quantizers(model) if config.form == "packed" else {}
@@ -143,8 +149,9 @@ def _read_tensors(path: Path, model: nn.Module, config: Config) -> Iterator[tupl
                     weight, quantizer = packed[key]
                     amax_key = f"{quantizer.name}._amax"
                     amax = file.get_tensor(amax_key) if amax_key in keys else ranges.get(amax_key)
-                    tensor = _unpacked(key, tensor, weight, quantizer, amax)
-                yield key, tensor
+                    yield key, _unpacked(key, tensor, weight, quantizer, amax)
+                else:
+                    yield key, tensor.clone(memory_format=torch.contiguous_format)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file ({error})") from error
     except CheckpointError as error:
@@ -224,13 +231,11 @@ def _check_weights_file(folder: Path, config: Config) -> tuple[int, ...]:
         raise CheckpointError(
             f"{folder} has no weights, only a recipe; `qzoo build {config.name} --data DIR` makes them"
         )
-    identity = _identity(path)
-    found = hub.sha256_of(path)
-    if found != config.files[WEIGHTS]:
-        raise CheckpointError(
-            f"{path} was altered or is not whole: its SHA-256 is {found}, "
-            f"config.json says {config.files[WEIGHTS]}"
-        )
+    try:
+        identity = _identity(path)
+        hub.check_file(path, config.files[WEIGHTS], config.sizes.get(WEIGHTS))
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error})") from error
     return identity
 
 

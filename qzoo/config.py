@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from qzoo.errors import CheckpointError, QzooError
-from qzoo.fields import decode, encode, parse
+from qzoo.errors import CheckpointError, QzooError, shown
+from qzoo.fields import decode, encode, like, one_of, parse
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
-from qzoo.scheme import OPTIONAL, TARGETS, Scheme
+from qzoo.runtimes import RUNTIMES
+from qzoo.scheme import OPTIONAL, SCHEME_PATTERN, TARGETS, Scheme
+from qzoo.training_options import TrainOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 MAX_BYTES = 1 << 20
+LONGEST_NAME = 255  # bytes that a file system takes as the name of a file
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SUBSET = like(r"(\d+:\d+)?", "'start:stop'")
+_RUNTIME = one_of("torch", *(name for name in RUNTIMES if name != "pytorch"))
+_PRECISION = like(rf"float|{SCHEME_PATTERN}", "'float' or a scheme such as 'w8a8'")
+_TARGET = one_of(None, *TARGETS)
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,9 @@ class FloatSource:
         license: SPDX identifier.
     """
 
-    source: str
+    source: str = field(metadata=like(r"(pypi|hf|https|qzoo|folder):.+", "'hf:...' or another source"))
     revision: str
-    sha256: str
+    sha256: str = field(metadata=like("[0-9a-f]{8}|[0-9a-f]{64}", "a SHA-256 in lower-case hex digits, or its first 8"))
     license: str
 
 
@@ -66,7 +74,8 @@ class CalibrationRecord:
     """How the ranges were found.
 
     Attributes:
-        method: the method of activations that was used ("max", "percentile", "mse", "entropy"), or "batchnorm":
+        method: the method of activations that was used ("max", "percentile", "mse", "entropy"; in a recipe also "auto"),
+            or "batchnorm":
             no images, the statistics of the BatchNorms.
         data: the images, in words.
         subset: ``"start:stop"`` in the data set's fixed order.
@@ -86,22 +95,22 @@ class CalibrationRecord:
         half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.compact.compact`).
     """
 
-    method: str
+    method: str = field(metadata=one_of("max", "percentile", "mse", "entropy", "auto", "batchnorm"))
     data: str
-    subset: str
+    subset: str = field(metadata=_SUBSET)
     images: int
     percentile: float | None = None
     candidates: tuple[Tried, ...] = ()
-    rounding: str = "nearest"
+    rounding: str = field(default="nearest", metadata=one_of("nearest", "learned", "sequential"))
     equalize: bool = field(default=False, metadata=OPTIONAL)
-    bias_correction: str = field(default="none", metadata=OPTIONAL)
+    bias_correction: str = field(default="none", metadata=OPTIONAL | one_of("none", "analytic", "empirical"))
     smooth: bool = field(default=False, metadata=OPTIONAL)
-    recipe: str = field(default="", metadata=OPTIONAL)
+    recipe: str = field(default="", metadata=OPTIONAL | one_of("", "best"))
     held_back: int = field(default=0, metadata=OPTIONAL)
     half: bool = field(default=False, metadata=OPTIONAL)
     drop: float = field(default=0.0, metadata=OPTIONAL)
     alpha: float | None = field(default=None, metadata=OPTIONAL)
-    target: str = field(default="onnxruntime", metadata=OPTIONAL)
+    target: str = field(default="onnxruntime", metadata=OPTIONAL | one_of(*TARGETS))
 
 
 @dataclass(frozen=True)
@@ -116,11 +125,11 @@ class Measurement:
         agreement, sqnr_db: against the float model in torch on the same images.
     """
 
-    runtime: str
-    precision: str
-    target: str | None
+    runtime: str = field(metadata=_RUNTIME)
+    precision: str = field(metadata=_PRECISION)
+    target: str | None = field(metadata=_TARGET)
     data: str
-    subset: str
+    subset: str = field(metadata=_SUBSET)
     images: int
     top1: float
     top1_interval: tuple[float, float]
@@ -145,9 +154,9 @@ class Latency:
         machine, versions, date: where, with what and when it was timed.
     """
 
-    runtime: str
-    precision: str
-    target: str | None
+    runtime: str = field(metadata=_RUNTIME)
+    precision: str = field(metadata=_PRECISION)
+    target: str | None = field(metadata=_TARGET)
     batch: int
     threads: int
     median_ms: float
@@ -157,7 +166,7 @@ class Latency:
     versions: str
     date: str
     speedup_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
-    speedup_clock: str = field(default="wall", metadata=OPTIONAL)
+    speedup_clock: str = field(default="wall", metadata=OPTIONAL | one_of("cpu", "wall"))
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,7 @@ class Config:
     preprocessing: Preprocessing
     labels: str
     float_source: FloatSource | None = None
-    form: str = "master"
+    form: str = field(default="master", metadata=one_of("master", "packed"))
     calibration: CalibrationRecord | None = None
     training: dict[str, Any] | None = None
     metrics: tuple[Measurement, ...] = ()
@@ -196,8 +205,7 @@ class Config:
     @property
     def target(self) -> str:
         """The target it was tuned for; "tensorrt" where none is recorded."""
-        tuned = (self.training or {}).get("target")
-        return tuned if isinstance(tuned, str) and tuned in TARGETS else "tensorrt"
+        return str((self.training or {}).get("target", "tensorrt"))
 
     @property
     def made_for(self) -> str:
@@ -290,11 +298,11 @@ def _check(config: Config) -> None:
     tests = {
         "name": (
             name.arch == config.architecture and name.scheme == scheme,
-            f"is {config.name!r}, but architecture is {config.architecture!r} and scheme {scheme}",
+            f"is {shown(config.name)}, but architecture is {config.architecture!r} and scheme {scheme}",
         ),
         "form": (
-            config.form == "master" or (config.form == "packed" and config.scheme is not None),
-            f"is {config.form!r}; expected 'master', or 'packed' for a quantized model",
+            config.form == "master" or config.scheme is not None,
+            "is 'packed', which only a quantized model can be",
         ),
         "arguments.num_classes": (0 < config.arguments.num_classes <= 1 << 20, "must be 1 to 2**20"),
         "arguments.in_channels": (0 < config.arguments.in_channels <= 1 << 12, "must be 1 to 4096"),
@@ -304,19 +312,6 @@ def _check(config: Config) -> None:
             f"is {config.preprocessing.input_size}, but in_channels is {config.arguments.in_channels}",
         ),
         "preprocessing.crop_pct": (config.preprocessing.crop_pct >= 0.1, "must be 0.1 to 1"),
-        "calibration.target": (
-            config.calibration is None or config.calibration.target in TARGETS,
-            f"must be one of {', '.join(TARGETS)}",
-        ),
-        "target": (
-            {row.target for row in config.metrics} | {row.target for row in config.latency}
-            <= {None, *TARGETS},
-            f"of metrics and latency must be null or one of {', '.join(TARGETS)}",
-        ),
-        "latency.speedup_clock": (
-            all(row.speedup_clock in ("cpu", "wall") for row in config.latency),
-            "must be 'cpu' or 'wall'",
-        ),
         "preprocessing.std": (min(config.preprocessing.std) > 0, "must be positive"),
     }
     for path, (passed, complaint) in tests.items():
@@ -324,9 +319,30 @@ def _check(config: Config) -> None:
             raise CheckpointError(f"config.json: {path} {complaint}")
     for file, digest in config.files.items():
         if not is_plain_path(file):
-            raise CheckpointError(f"config.json: files has {file!r}, which is no path inside the folder")
+            raise CheckpointError(f"config.json: files has {shown(file)}, which is no path inside the folder")
         if not _SHA256.fullmatch(digest):
-            raise CheckpointError(f"config.json: files[{file!r}] must be a SHA-256 in lower-case hex digits")
+            raise CheckpointError(
+                f"config.json: files[{shown(file)}] must be a SHA-256 in lower-case hex digits"
+            )
+    for file, size in config.sizes.items():
+        if size < 0:
+            raise CheckpointError(f"config.json: sizes[{shown(file)}] must not be negative")
+    _check_training(config.training or {})
+
+
+def _check_training(training: Mapping[str, Any]) -> None:
+    """The options among what is recorded of a training, each with its own type and values."""
+    hints = get_type_hints(TrainOptions)
+    given = {key: decode(hints[key], training[key], f"training.{key}") for key in hints if key in training}
+    try:
+        TrainOptions(**given)
+    except ValueError as error:
+        raise CheckpointError(f"config.json: training: {error}") from error
+    target = decode(str, training.get("target", "tensorrt"), "training.target")
+    if target not in TARGETS:
+        raise CheckpointError(
+            f"config.json: training.target must be one of {', '.join(TARGETS)}, not {shown(target)}"
+        )
 
 
 def is_plain_path(text: str) -> bool:
@@ -339,4 +355,5 @@ def is_plain_path(text: str) -> bool:
         and not any(part.startswith(".") or part != part.strip(" ").rstrip(".") for part in path.parts)
         and not set(text) & set('\\:*?"<>|\0')
         and text.isprintable()
+        and all(len(part.encode()) <= LONGEST_NAME for part in path.parts)
     )

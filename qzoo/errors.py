@@ -63,3 +63,8 @@ class BenchmarkError(QzooError, RuntimeError):
 
 class MissingDependencyError(QzooError, ImportError):
     """An optional package is not installed; the message has the ``pip install`` that brings it."""
+
+
+def shown(text: str, length: int = 60) -> str:
+    """Quote a text of a file or a user for a message: control characters escaped, and cut where it is long."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r}..."

@@ -2,19 +2,30 @@
 
 Known annotations: dataclasses, ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``tuple[...]``,
 ``dict[str, X]``, ``Any``. A field whose metadata says "optional" is written only where it differs from its
-default, and may be missing.
+default, and may be missing; :func:`one_of` and :func:`like` say which values it can have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from qzoo.errors import CheckpointError
+from qzoo.errors import CheckpointError, shown
 from qzoo.scheme import Scheme
+
+
+def one_of(*values: str | None) -> dict[str, Any]:
+    """Metadata of a field that has one of these values and no other."""
+    return {"allowed": (set(values), f"must be one of {', '.join(repr(v) for v in values if v is not None)}")}
+
+
+def like(pattern: str, what: str) -> dict[str, Any]:
+    """Metadata of a text field that matches the pattern from end to end; ``what`` describes it."""
+    return {"allowed": (re.compile(pattern, re.ASCII), f"must be {what}")}
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -24,12 +35,11 @@ def parse(text: str) -> dict[str, Any]:
         raise CheckpointError(f"config.json: {constant} is no JSON number")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise CheckpointError(
-                f"config.json: duplicate key {next(k for k in keys if keys.count(k) > 1)!r}"
-            )
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                raise CheckpointError(f"config.json: duplicate key {shown(key)}")
+            values[key] = value
         return values
 
     try:
@@ -83,7 +93,7 @@ def decode(kind: Any, value: Any, path: str) -> Any:
         return _decode_items(arguments, _expect(value, list, path), path)
     if origin is dict:
         values = _expect(value, dict, path)
-        return {key: decode(arguments[1], item, f"{path}[{key!r}]") for key, item in values.items()}
+        return {key: decode(arguments[1], item, f"{path}[{shown(key)}]") for key, item in values.items()}
     if kind is str:
         return _text(_expect(value, str, path), path)
     if kind is float:
@@ -99,7 +109,9 @@ def _plain(value: Any, path: str, depth: int) -> Any:
     if depth > _DEEPEST:
         raise CheckpointError(f"config.json: {path} is nested more than {_DEEPEST} levels deep")
     if isinstance(value, dict):
-        return {_text(key, path): _plain(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
+        return {
+            _text(key, path): _plain(item, f"{path}[{shown(key)}]", depth + 1) for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
     return value if value is None else decode(type(value), value, path)
@@ -115,18 +127,27 @@ def _decode_fields(kind: Any, values: dict[str, Any], path: str) -> Any:
     hints = get_type_hints(kind)
     known = _fields(kind)
     prefix = f"{path}." if path else ""
-    for key in values:
-        if key not in {f.name for f in known}:
-            raise CheckpointError(f"config.json: unknown field {prefix}{key}")
+    unknown = values.keys() - {f.name for f in known}
+    if unknown:
+        raise CheckpointError(f"config.json: unknown field {prefix}{shown(min(unknown))[1:-1]}")
     for f in known:
         if f.name not in values and not f.metadata.get("optional"):
             raise CheckpointError(f"config.json: field {prefix}{f.name} is missing")
     given = [f.name for f in known if f.name in values]
     decoded = {name: decode(hints[name], values[name], prefix + name) for name in given}
+    for f in known:
+        if f.name in given and "allowed" in f.metadata:
+            _check_allowed(decoded[f.name], f.metadata["allowed"], prefix + f.name)
     try:
         return kind(**decoded)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {path}: {error}") from error
+
+
+def _check_allowed(value: Any, allowed: tuple[set[str | None] | re.Pattern[str], str], path: str) -> None:
+    values, what = allowed
+    if not (values.fullmatch(value) if isinstance(values, re.Pattern) else value in values):
+        raise CheckpointError(f"config.json: {path} {what}, not {'null' if value is None else shown(value)}")
 
 
 def _fields(kind: Any) -> list[dataclasses.Field[Any]]:

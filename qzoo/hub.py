@@ -123,18 +123,20 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
         HubError: the download failed.
     """
     path, text = Path(where), str(where)
+    if not text:
+        raise CheckpointError("an empty text is no folder and no name; '.' is the current folder")
     if len(text) > _LONGEST:
         raise CheckpointError(f"{text[:40]!r}... is no folder and no name: it has {len(text)} characters")
     is_name = isinstance(where, str) and "/" not in text and os.sep not in text
-    if is_name and not (path / "config.json").is_file() and text in checkpoints():
+    if is_name and not os.path.isfile(path / "config.json") and text in checkpoints():
         if revision is not None:
             raise ArgumentError(
                 f"{text!r} is a checkpoint's name, which has no revisions; give a Hub repository to choose one"
             )
         return named(text, access)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for names that no file system takes, where Path.is_dir raises OSError
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(
             f"{text!r} is a file; give the folder of a checkpoint, or load a state dict that pytorch-quantization "
             "calibrated with qzoo.load_calibrated(model, file)"
@@ -353,10 +355,17 @@ def verify_file(path: Path, sha256: str) -> None:
     )
 
 
-def check_file(path: Path, sha256: str) -> None:
-    """Raises CheckpointError where a file of a checkpoint folder is not what its config.json says."""
+def check_file(path: Path, sha256: str, size: int | None = None) -> None:
+    """Raises CheckpointError where a file of a checkpoint folder is not what its config.json says.
+
+    Args:
+        size: in bytes, where it is recorded: compared first, since a file of another size need not be hashed.
+    """
+    altered = f"{path} was altered or is not whole: its"
+    if size is not None and (found_size := path.stat().st_size) != size:
+        raise CheckpointError(f"{altered} size is {found_size} bytes, config.json says {size}")
     if (found := sha256_of(path)) != sha256:
-        raise CheckpointError(f"{path.name} was altered: its SHA-256 is {found}, config.json says {sha256}")
+        raise CheckpointError(f"{altered} SHA-256 is {found}, config.json says {sha256}")
 
 
 def discard(path: Path) -> None:

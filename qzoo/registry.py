@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qzoo.errors import ArgumentError, UnknownModelError
+from qzoo.errors import ArgumentError, UnknownModelError, shown
 from qzoo.preprocessing import Preprocessing
+from qzoo.scheme import SCHEME_PATTERN
 
 if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES = ("resnet", "resnet_cifar", "mobilenet_v2", "efficientnet_lite", "vit")
-_SCHEME = r"w\d+(?:e4m3|e5m2)?(?:g\d+)?a\d+"
 _NAME = re.compile(
-    rf"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>{_SCHEME})(?P<qat>_qat)?)?"
+    rf"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>{SCHEME_PATTERN})(?P<qat>_qat)?)?"
 )
+_LONGEST = 200  # characters of a name: folders and files are named after it
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def architecture(name: str) -> ModelEntry:
     """
     _load_families()
     if name not in _entries:
-        raise UnknownModelError(f"no architecture {name!r} in the zoo{suggest(name, _entries)}")
+        raise UnknownModelError(f"no architecture {shown(name)} in the zoo{suggest(name, _entries)}")
     return _entries[name]
 
 
@@ -140,10 +141,10 @@ def parse_name(name: str) -> ModelName:
     Raises:
         UnknownModelError: the text does not have that form.
     """
-    match = _NAME.fullmatch(name)
+    match = _NAME.fullmatch(name) if len(name) <= _LONGEST else None
     if match is None:
         raise UnknownModelError(
-            f"{name!r} is not a model name; expected arch, arch.tag or arch.tag-scheme, such as "
+            f"{shown(name)} is not a model name; expected arch, arch.tag or arch.tag-scheme, such as "
             f"'resnet50', 'resnet50.tv_in1k' or 'resnet50.tv_in1k-w8a8'{suggest(name, list_architectures())}"
         )
     return ModelName(match["arch"], match["tag"], match["scheme"], bool(match["qat"]))
@@ -151,5 +152,5 @@ def parse_name(name: str) -> ModelName:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Text to append to an error: ``"; did you mean 'a', 'b'?"``, or nothing when no name is near."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name[:_LONGEST], list(known), n=3, cutoff=0.6)
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

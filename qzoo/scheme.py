@@ -17,10 +17,11 @@ whatever the target, so one checkpoint serves all runtimes.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from qzoo.errors import ArgumentError, QuantizationError
+from qzoo.errors import ArgumentError, QuantizationError, shown
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 # Of a dataclass field: config.json leaves it out where it has its default.
 OPTIONAL = {"optional": True}
 ROLES = ("input", "weight", "residual", "branch", "pool", "output")
-_SCHEME = re.compile(r"w(\d+)(e4m3|e5m2)?(?:g(\d+))?a(\d+)")
+# As str(Scheme) writes it: no leading zeros, no digits of other scripts, so that a scheme has one name.
+SCHEME_PATTERN = r"w([1-9][0-9]{0,4})(e4m3|e5m2)?(?:g([1-9][0-9]{0,4}))?a([1-9][0-9]{0,4})"
+_SCHEME = re.compile(SCHEME_PATTERN)
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,10 @@ class Scheme:
         """Read ``"w8a8"``. Raises ValueError when the text has another form."""
         match = _SCHEME.fullmatch(text)
         if match is None:
-            hint = f"; did you mean {text.lower()!r}?" if _SCHEME.fullmatch(text.lower()) else ""
+            plain = re.sub(r"(?<=[wga])0+(?=[0-9])", "", unicodedata.normalize("NFKC", text[:40]).lower())
+            hint = f"; did you mean {plain!r}?" if _SCHEME.fullmatch(plain) else ""
             raise ArgumentError(
-                f"{text!r} is not a scheme; expected w<bits>a<bits>, such as 'w8a8' or 'w4a8'{hint}"
+                f"{shown(text)} is not a scheme; expected w<bits>a<bits>, such as 'w8a8' or 'w4a8'{hint}"
             )
         return cls(int(match[1]), int(match[4]), target, match[2] or "int", int(match[3] or 0))
 

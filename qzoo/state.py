@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,27 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
         raise CheckpointError(f"the range (amax) of {_listed(bad)} is negative, infinite or NaN")
 
 
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """No float tensor holds NaN or infinity, and no variance of a BatchNorm is negative: they would compute NaN.
+
+    Raises:
+        CheckpointError: names the tensors.
+    """
+    bad = []
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.numel() or key.endswith("_amax"):
+            continue
+        low, high = (float(end) for end in torch.aminmax(tensor.detach().float()))  # NaN if there is one
+        if not (math.isfinite(low) and math.isfinite(high)) or (key.endswith("running_var") and low < 0):
+            bad.append(key)
+    if bad:
+        raise CheckpointError(
+            f"{_listed(bad)} {'holds' if len(bad) == 1 else 'hold'} NaN, infinity or a negative variance, which "
+            "would compute NaN; train or convert the model again (a mask of your own with infinities: register its "
+            "buffer with persistent=False)"
+        )
+
+
 def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     """Make the tensors the model's parameters and buffers, and create the ranges of quantizers.
 
@@ -71,7 +93,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
         where: where the tensors come from, for messages.
 
     Raises:
-        CheckpointError: lists keys that are missing, unexpected, misshaped, or of another type.
+        CheckpointError: lists keys that are missing, unexpected, misshaped, of another type, or not finite.
     """
     expected, required = expected_tensors(model), model.state_dict().keys()
     ranges = {f"{name}._amax": q for name, q in quantizers(model).items()}
@@ -98,6 +120,10 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
     if any(problems.values()):
         found = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
         raise CheckpointError(f"{where} does not fit {type(model).__name__}: {found}")
+    try:
+        check_finite(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     for key, quantizer in ranges.items():
         if key in state:
             quantizer._buffers.pop("_amax", None)

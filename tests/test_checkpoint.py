@@ -76,6 +76,7 @@ def rewrite(folder: Path, change) -> None:
 def rehash(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     values["files"][WEIGHTS] = hub.sha256_of(folder / WEIGHTS)
+    values["sizes"][WEIGHTS] = (folder / WEIGHTS).stat().st_size
     (folder / "config.json").write_text(json.dumps(values))
 
 
@@ -251,7 +252,7 @@ def test_recipe_without_weights_says_how_to_build(folder: Path) -> None:
         ({"architecture": "os"}, "no architecture 'os'"),
         ({"architecture": "resnet32"}, "name is 'resnet20.fmnist-w8a8'"),
         ({"name": "../../etc"}, "not a model name"),
-        ({"form": "pickle"}, "form is 'pickle'"),
+        ({"form": "pickle"}, "form must be one of 'master', 'packed', not 'pickle'"),
         (
             {"scheme": {"weight_bits": 8.0, "activation_bits": 8}},
             r"scheme\.weight_bits must be a whole number",
@@ -403,3 +404,74 @@ def test_loading_builds_no_random_weights(folder: Path, monkeypatch: pytest.Monk
 def test_unpack_refuses_another_size() -> None:
     with pytest.raises(CheckpointError, match=r"need torch.uint8"):
         packing.unpack_weight(torch.zeros(4, dtype=torch.uint8), torch.Size([3, 3]), torch.ones(()), 4)
+
+
+# ---- numbers that are none ----
+
+BAD = [
+    ("bn1.running_var", -1.0),
+    *((key, value) for key in ("fc.bias", "bn1.weight", "bn1.running_mean", "conv1.weight")
+      for value in (float("nan"), float("inf"), float("-inf"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), BAD)
+def test_numbers_that_are_not_finite_are_not_saved(
+    model: nn.Module, key: str, value: float, tmp_path: Path
+) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.state_dict()[key].view(-1)[3] = value
+    for form in ("master", "packed"):
+        with pytest.raises(CheckpointError, match=f"{key}.*NaN"):
+            qzoo.save_pretrained(broken, tmp_path / "c", form=form)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("form", ["master", "packed"])
+@pytest.mark.parametrize(("key", "value"), BAD)
+def test_numbers_that_are_not_finite_are_not_loaded(
+    model: nn.Module, form: str, key: str, value: float, tmp_path: Path
+) -> None:
+    if form == "packed" and key == "conv1.weight":
+        return  # integers
+    folder = qzoo.save_pretrained(model, tmp_path / "c", form=form)
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key].view(-1)[3] = value
+
+    rewrite(folder, change)
+    with pytest.raises(CheckpointError, match=rf"{key}.*NaN"):
+        qzoo.load_pretrained(folder)
+
+
+def test_half_precision_infinity_in_a_column_is_not_loaded(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["*.bias"] = tensors["*.bias"].half()
+    tensors["*.bias"][5] = float("inf")
+    save_file(tensors, folder / WEIGHTS)
+    rehash(folder)
+    with pytest.raises(CheckpointError, match=r"\.bias holds NaN, infinity"):
+        qzoo.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("form", ["master", "packed"])
+def test_a_loaded_model_does_not_change_with_its_file(model: nn.Module, form: str, tmp_path: Path) -> None:
+    folder = qzoo.save_pretrained(model, tmp_path / "c", form=form)
+    loaded = qzoo.load_pretrained(folder)
+    before = loaded(images())
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x55" * 8192)
+    assert torch.equal(loaded(images()), before)
+    os.truncate(folder / WEIGHTS, 0)
+    assert torch.equal(loaded(images()), before)
+
+
+def test_files_of_another_size_are_refused_before_they_are_hashed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "sha256_of", lambda path: pytest.fail("it was hashed"))
+    os.truncate(folder / WEIGHTS, 1 << 40)  # a hole: takes no space
+    with pytest.raises(CheckpointError, match=r"its size is 1099511627776 bytes, config.json says"):
+        qzoo.load_pretrained(folder)

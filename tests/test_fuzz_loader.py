@@ -5,11 +5,15 @@ Ten thousand cases with ``-m slow``; some hundreds, and the corpus of cases that
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import struct
+import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -20,10 +24,23 @@ from torch import nn
 import qzoo
 from qzoo import hub, registry
 from qzoo.cards import card
-from qzoo.config import WEIGHTS, CalibrationRecord, Config, FloatSource, Latency, Measurement, Tried
+from qzoo.collect import METHODS
+from qzoo.config import (
+    WEIGHTS,
+    CalibrationRecord,
+    Config,
+    FloatSource,
+    Latency,
+    Measurement,
+    Tried,
+    read_config,
+)
 from qzoo.errors import CheckpointError
 from qzoo.models._layers import conv2d
+from qzoo.ptq.data_free import METHOD as BATCHNORM
+from qzoo.ptq.recipe import CORRECTIONS, ROUNDINGS
 from qzoo.registry import ModelEntry
+from qzoo.scheme import Scheme
 from qzoo.state import quantizers
 
 FEW = settings(
@@ -58,7 +75,7 @@ ROW = Measurement("torch", "float", None, "some", "0:9", 9, 90.0, (80.0, 95.0), 
 TIMED = Latency("onnxruntime", "w8a8", None, 1, 1, 2.0, 3.0, 4.0, "CPU", "1", "2030-01-01", (3.0, 5.0))
 FULL = {
     "labels": "imagenet-1k",
-    "float_source": FloatSource("hf:a/b/c", "1", "2", "mit"),
+    "float_source": FloatSource("hf:a/b/c", "1", "2" * 64, "mit"),
     "calibration": CalibrationRecord("mse", "some", "0:9", 9, 99.9, (Tried("mse", 1.0, 2.0),), recipe="best"),
     "training": {"epochs": 1, "lr": 0.1, "method": "lsq"},
     "metrics": (
@@ -135,6 +152,7 @@ def load(folder: Path, content: bytes) -> None:
     (folder / WEIGHTS).write_bytes(content)
     values = json.loads((folder / "config.json").read_text())
     values["files"][WEIGHTS] = hub.sha256_of(folder / WEIGHTS)
+    values["sizes"][WEIGHTS] = (folder / WEIGHTS).stat().st_size
     (folder / "config.json").write_text(json.dumps(values))
     try:
         model = qzoo.load_pretrained(folder)
@@ -224,6 +242,7 @@ def test_corpus(folder: Path, content: bytes) -> None:
     (folder / WEIGHTS).write_bytes(content)
     values = json.loads((folder / "config.json").read_text())
     values["files"][WEIGHTS] = hub.sha256_of(folder / WEIGHTS)
+    values["sizes"][WEIGHTS] = (folder / WEIGHTS).stat().st_size
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError):
         qzoo.load_pretrained(folder)
@@ -269,3 +288,183 @@ def test_weights_many(folder: Path, data) -> None:
 def test_any_text_is_no_config(text: str) -> None:
     with pytest.raises(CheckpointError):
         Config.from_json(text)
+
+
+# ---- fields that have few values ----
+
+# Texts that may say anything; what they name is looked up, or only shown.
+FREE = {
+    "Config.name",
+    "Config.architecture",
+    "Config.labels",
+    "Config.qzoo_version",
+    "FloatSource.revision",
+    "FloatSource.license",
+    "Tried.method",
+    "CalibrationRecord.data",
+    "Measurement.data",
+    "Latency.machine",
+    "Latency.versions",
+    "Latency.date",
+}
+CHECKED = {"Scheme.target", "Scheme.weight_format", "Preprocessing.interpolation"}  # by their own classes
+
+
+def dataclasses_of(kind: type, seen: set[type]) -> set[type]:
+    """A dataclass and all those in its annotations."""
+    if dataclasses.is_dataclass(kind) and kind not in seen:
+        seen.add(kind)
+        for hint in get_type_hints(kind).values():
+            for part in (hint, *get_args(hint), *(p for a in get_args(hint) for p in get_args(a))):
+                dataclasses_of(part, seen)
+    return seen
+
+
+def test_every_text_field_is_checked_or_known_to_be_free() -> None:
+    found, closed = set(), set()
+    for kind in dataclasses_of(Config, set()):
+        for f in dataclasses.fields(kind):
+            if get_type_hints(kind)[f.name] in (str, str | None):
+                found.add(f"{kind.__name__}.{f.name}")
+                if "allowed" in f.metadata:
+                    closed.add(f"{kind.__name__}.{f.name}")
+    assert closed.isdisjoint(FREE)
+    assert found == closed | FREE | CHECKED
+
+
+def test_values_are_those_of_the_modules_that_write_them() -> None:
+    allowed = {f.name: f.metadata.get("allowed", [None])[0] for f in dataclasses.fields(CalibrationRecord)}
+    assert allowed["method"] == {*METHODS, "auto", BATCHNORM}
+    assert allowed["rounding"] == {*ROUNDINGS}
+    assert allowed["bias_correction"] == {*CORRECTIONS}
+
+
+CLOSED = [
+    ("form",),
+    ("preprocessing", "interpolation"),
+    ("scheme", "weight_format"),
+    ("float_source", "sha256"),
+    *(
+        ("calibration", key)
+        for key in ("method", "subset", "rounding", "bias_correction", "recipe", "target")
+    ),
+    *(("metrics", 1, key) for key in ("runtime", "precision", "target", "subset")),
+    *(("latency", 0, key) for key in ("runtime", "precision", "target", "speedup_clock")),
+    ("training", "target"),
+    ("training", "method"),
+]
+
+
+@pytest.mark.parametrize("place", CLOSED, ids=lambda place: ".".join(map(str, place)))
+def test_a_flipped_bit_of_a_field_with_few_values_is_refused(folder: Path, place: tuple) -> None:
+    record = dataclasses.replace(
+        FULL["calibration"], rounding="learned", bias_correction="analytic", target="openvino"
+    )
+    config = dataclasses.replace(
+        read_config(folder),
+        scheme=Scheme(8, 8, weight_format="e4m3"),
+        name="tiny-w8e4m3a8",
+        calibration=record,
+        training={"method": "lsq", "target": "onnxruntime"},
+        latency=(dataclasses.replace(TIMED, target="onnxruntime", speedup_clock="cpu"),),
+    )
+    values = json.loads(config.to_json())
+    Config.from_json(json.dumps(values))
+    inner = values
+    for key in place[:-1]:
+        inner = inner[key]
+    text, refused = inner[place[-1]], 0
+    for i, bit in itertools.product(range(len(text)), range(7)):
+        inner[place[-1]] = text[:i] + chr(ord(text[i]) ^ 1 << bit) + text[i + 1 :]
+        try:
+            Config.from_json(json.dumps(values))
+        except CheckpointError as error:
+            assert str(place[-1]) in str(error)  # noqa: PT017 - one clause for all flips
+            refused += 1
+    free = sum(text.count(digit) for digit in "0123456789abcdef") if place[-1] in DIGITS else 0
+    assert refused >= len(text) * 7 - free * 7
+    assert refused > 0
+
+
+DIGITS = ("sha256", "subset", "precision")  # another digit is another legal value
+
+
+# ---- time ----
+
+LARGEST = 1 << 20
+
+
+def largest(fill) -> str:
+    """The config of a checkpoint with so many items that it just has the size allowed."""
+    values = json.loads((hub.EMBEDDED / "resnet20.fmnist-w8a8" / "config.json").read_text())
+    low, high = 1, LARGEST
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(fill(values, middle)) <= LARGEST else (low, middle - 1)
+    return fill(values, low)
+
+
+def with_duplicate(values: dict, count: int) -> str:
+    keys = ",".join(f'"{i:x}":0' for i in range(count))
+    return json.dumps(values)[:-1] + f',"training2":{{{keys},"0":0}}}}'
+
+
+def with_long_key(values: dict, count: int) -> str:
+    return json.dumps(values | {"training": {"x" * count: [0] * (count // 2)}}, separators=(",", ":"))
+
+
+def with_nested_keys(values: dict, count: int) -> str:
+    inner = [0] * (count * 4)
+    for _ in range(14):
+        inner = {"y" * count: inner}
+    return json.dumps(values | {"training": inner}, separators=(",", ":"))
+
+
+def with_files(values: dict, count: int) -> str:
+    return json.dumps(values | {"files": {f"{i}": "0" * 64 for i in range(count)}})
+
+
+def with_rows(values: dict, count: int) -> str:
+    return json.dumps(values | {"metrics": values["metrics"][:1] * count})
+
+
+def with_layers(values: dict, count: int) -> str:
+    layers = [[str(i), 8] for i in range(count)]
+    return json.dumps(values | {"scheme": values["scheme"] | {"layers": layers}})
+
+
+def with_unknown_fields(values: dict, count: int) -> str:
+    return json.dumps(values | {str(i): 0 for i in range(count)})
+
+
+def with_long_name(values: dict, count: int) -> str:
+    return json.dumps(values | {"name": "resnet20." + "a" * count})
+
+
+def with_long_architecture(values: dict, count: int) -> str:
+    return json.dumps(values | {"architecture": "resnet" * (count // 6)})
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        with_duplicate,
+        with_long_key,
+        with_nested_keys,
+        with_files,
+        with_rows,
+        with_layers,
+        with_unknown_fields,
+        with_long_name,
+        with_long_architecture,
+    ],
+)
+def test_the_largest_config_takes_no_time_and_errors_stay_short(fill, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(largest(fill))
+    start = time.process_time()
+    with contextlib.suppress(CheckpointError):
+        read_config(tmp_path)
+    assert time.process_time() - start < 5  # a quarter of a second here
+    with pytest.raises(CheckpointError) as error:
+        qzoo.load_pretrained(tmp_path)
+    assert len(str(error.value)) < 1000

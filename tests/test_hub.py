@@ -247,6 +247,7 @@ def test_repositories_of_other_kinds(server: Hub, repo: Repo) -> None:
     values = json.loads(repo.commits[repo.refs["main"]]["config.json"])
     rubbish = b"this is no safetensors file"
     values["files"] = {WEIGHTS: hub.hashlib.sha256(rubbish).hexdigest()}
+    values["sizes"] = {WEIGHTS: len(rubbish)}
     repo.commit({"config.json": json.dumps(values).encode(), WEIGHTS: rubbish})
     with pytest.raises(CheckpointError, match="no whole safetensors"):
         qzoo.load_pretrained(REPO)

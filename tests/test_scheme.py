@@ -139,3 +139,19 @@ def test_bits_of_the_edge(scheme: Scheme, bits: int) -> None:
     assert scheme.edge.weight_bits == bits
     with pytest.raises(ValueError, match="edge_bits"):
         Scheme(4, 4, edge_bits=9)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [("w08a08", "w8a8"), ("\uff57\uff18\uff41\uff18", "w8a8"), ("w4g032a8", "w4g32a8"), ("W8A8", "w8a8")],
+)
+def test_a_scheme_has_one_name(text: str, near: str) -> None:
+    with pytest.raises(ValueError, match=f"is not a scheme.*did you mean {near!r}"):
+        Scheme.parse(text)
+
+
+@pytest.mark.parametrize("text", ["w\u0668a8", "w" + "9" * 5000 + "a8", "w0a8", "", "w8a8 " + "x" * 5000])
+def test_texts_that_are_no_scheme(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a scheme") as error:
+        Scheme.parse(text)
+    assert len(str(error.value)) < 300
