@@ -1,15 +1,16 @@
-"""How good logits are: their fidelity to a reference's, and the uncertainty of a share of images."""
+"""A model's logits on images: their fidelity to a reference's, and the uncertainty of a share of images."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from qzoo.errors import ArgumentError, DataError
+from qzoo.errors import ArgumentError, DataError, QuantizationError, QzooError
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,30 @@ def decibel(signal: float, noise: float) -> float:
     return -math.inf if signal == 0 else 10 * math.log10(signal / noise)
 
 
-def output_of(result: Any, model: Any) -> Tensor:
-    """What a model returned, where it is one tensor.
+def run(model: Callable[[Tensor], Any], images: Tensor) -> Any:
+    """Call a model on a batch of images, and say in plain words what it can't take.
 
     Raises:
-        DataError: something else, such as a dictionary or a pair.
+        DataError: a model with more inputs than one, or images of a type that its weights don't have; other errors of
+            the model are raised as they are.
     """
+    try:
+        return model(images)
+    except (TypeError, RuntimeError, ValueError) as error:
+        told = isinstance(error, QzooError) and not isinstance(error, QuantizationError)
+        problem = None if told else _misfit(model, images)
+        if problem is None:
+            raise
+        raise DataError(problem) from error
+
+
+def output_of(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """Run a model that returns one tensor.
+
+    Raises:
+        DataError: it returns something else, such as a dictionary or a pair; see :func:`run`.
+    """
+    result = run(model, images)
     if isinstance(result, Tensor):
         return result
     kind = type(result).__name__
@@ -119,19 +138,55 @@ def output_of(result: Any, model: Any) -> Tensor:
     )
 
 
-def logits_of(result: Any, model: Any) -> Tensor:
-    """What a model returned, where it is the logits of a classifier.
+def logits_of(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """Run a classifier.
 
     Raises:
-        DataError: something else, such as a dictionary, or logits of every pixel.
+        DataError: it returns something else, such as a dictionary, or logits of every pixel; see :func:`run`.
     """
-    logits = output_of(result, model)
-    if logits.dim() != 2 or not logits.shape[1]:
+    logits = output_of(model, images)
+    if logits.dim() != 2 or len(logits) != len(images) or not logits.shape[1]:
         raise DataError(
-            f"{_name(model)} returned a tensor {list(logits.shape)}; top-1 and top-5 need the logits [B, classes] of a "
-            "classifier"
+            f"{_name(model)} returned a tensor {list(logits.shape)} for {len(images)} images; top-1 and top-5 need the "
+            "logits [B, classes] of a classifier"
         )
     return logits
+
+
+def _misfit(model: Callable[[Tensor], Any], images: Tensor) -> str | None:
+    """Why a model failed on images, where it is plain to see."""
+    name, shape, kind = _name(model), list(images.shape), str(images.dtype).removeprefix("torch.")
+    if isinstance(model, nn.Module):
+        needed = _required(model.forward)
+        if len(needed) > 1:
+            return (
+                f"the forward of {name} takes {len(needed)} inputs ({', '.join(needed)}); it is called with one "
+                "tensor, the images. Wrap the model in a module that takes only these"
+            )
+    if not images.dtype.is_floating_point:
+        return (
+            f"{name} can't take {kind} images {shape}; preprocess them as for training: to float32, scaled and "
+            "normalized"
+        )
+    if isinstance(model, nn.Module):
+        weight = next((p for p in model.parameters() if p.dtype.is_floating_point), images)
+        if weight.dtype != images.dtype:
+            want = str(weight.dtype).removeprefix("torch.")
+            return f"the images {shape} are {kind}, the weights of {name} {want}; convert the images, or the model"
+    if images.dim() == 3:
+        return (
+            f"{name} failed on a tensor {shape}; the loader must give batches [B, C, H, W], such as [images]"
+        )
+    return None
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # compiled functions have none
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind in positional]
 
 
 def _name(model: Any) -> str:

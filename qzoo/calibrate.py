@@ -111,7 +111,9 @@ def calibrate(
             threads finds in all of them, bit for bit. Every process passes loaders of all images.
 
     Raises:
-        CalibrationError: no quantizers, no images, or quantizers that saw none (each is named).
+        CalibrationError: no quantizers, no images, quantizers that saw none (each is named), or one that is
+            ``nonnegative`` and saw negative values.
+        DataError: images that the model can't take; with "auto", an output that is no tensor.
         NonFiniteError: NaN or infinity in a weight or an activation; the message names where. With "auto", also in
             the output.
         ValueError: an unknown method, a percentile outside 0 to 100.
@@ -169,11 +171,11 @@ def _compare(
         for _, batch in bar:
             x = images_of(batch).to(device)
             with quantizers_off(model):
-                expected = output_of(model(x), model)
+                expected = output_of(model, x)
             found = {}
             for name, amax in ranges.items():
                 _apply(model, amax)
-                found[name] = Fidelity.of(output_of(model(x), model), expected)
+                found[name] = Fidelity.of(output_of(model, x), expected)
             mine.append(found)
     batches = [batch for part in group.gather(mine) for batch in part]
     total = {method: Fidelity.total(found[method] for found in batches) for method in ranges}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qzoo.accuracy import run
 from qzoo.distributed import Group
-from qzoo.errors import CalibrationError, NonFiniteError
+from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
 from qzoo.evaluate import evaluating
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
@@ -126,7 +127,18 @@ class _Tap:
         self.statistics, self.name, self.quantizer = statistics, name, quantizer
 
     def collect(self, x: Tensor) -> None:
+        if self.quantizer.nonnegative or self.quantizer.unsigned:
+            self._require_nonnegative(x)
         self.statistics.see(self.name, self.quantizer, x)
+
+    def _require_nonnegative(self, x: Tensor) -> None:
+        lowest = torch.aminmax(x)[0].item() if x.numel() else 0.0
+        if lowest < 0:
+            told = "nonnegative" if self.quantizer.nonnegative else "unsigned"
+            raise CalibrationError(
+                f"quantizer {self.name!r} is {told}, but its input goes down to {lowest:.4g}, and all below 0 would "
+                f"become 0; build it with {told}=False, or set quantizer.{told} = False"
+            )
 
 
 def quantizers_of(model: nn.Module) -> dict[str, TensorQuantizer]:
@@ -135,6 +147,10 @@ def quantizers_of(model: nn.Module) -> dict[str, TensorQuantizer]:
     Raises:
         CalibrationError: there are none.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"the model must be a torch.nn.Module, not a {type(model).__name__}; qzoo.create_model builds one by name"
+        )
     found = {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
     if not found:
         raise CalibrationError(
@@ -202,7 +218,8 @@ def collect(
     not reach, where the path through a model depends on the data, is merged by the centres of its bins.)
 
     Raises:
-        CalibrationError: no quantizers, no data, or quantizers that saw none.
+        CalibrationError: no quantizers, no data, quantizers that saw none, or negative values in a tensor that is
+            declared never to have any.
         NonFiniteError: NaN or infinity; the message names the quantizer and the batch.
     """
     group = group or Group()
@@ -230,7 +247,7 @@ def collect(
             images = images_of(batch).to(device)
             images = images.clone() if images.is_inference() else images
             try:
-                model(images)
+                run(model, images)
             except NonFiniteError as error:
                 raise NonFiniteError(f"{error} (batch {number}, counted from 0)") from error
             statistics.next_batch(len(images))

@@ -64,6 +64,12 @@ class _Sums:
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, seconds: float) -> _Sums:
+        classes = logits.shape[1]
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise DataError(
+                f"labels from {int(labels.min())} to {int(labels.max())} for a model of {classes} classes (0 to "
+                f"{classes - 1}); give it the data set that it was trained on, or a head of that many classes"
+            )
         ranked = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)
         ranked &= ~logits.isnan().any(1, keepdim=True)  # topk takes NaN for the largest
         loss = nn.functional.cross_entropy(logits.double(), labels, reduction="sum").item()
@@ -75,11 +81,17 @@ def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise DataError(f"the loader gave a {type(batch).__name__}; expected (images, labels)")
     images, labels = batch
-    if labels.dim() != 1 or labels.is_floating_point():
+    for name, part in (("images", images), ("labels", labels)):
+        if not isinstance(part, Tensor):
+            raise DataError(f"the loader gave {name} as a {type(part).__name__}; expected tensors")
+    if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(
-            f"labels must be class indices [B], integers, not {labels.dtype} {list(labels.shape)}"
+            f"labels are {labels.dtype} {list(labels.shape)}; expected one class index an image, integers [B] (labels "
+            "of pixels or of several classes can't be measured)"
         )
-    return images, labels
+    if len(images) != len(labels):
+        raise DataError(f"the loader gave {len(images)} images with {len(labels)} labels")
+    return images, labels.cpu().long()
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,7 @@ def evaluate(
             one process with as many threads. Every process passes a loader of all images.
 
     Raises:
-        DataError: the loader is empty.
+        DataError: the loader is empty; images, labels or outputs of another form.
         DistributedError: another process has ended, or a loader that can't be dealt out.
     """
     group = group or Group()
@@ -175,5 +187,5 @@ def _timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, f
     if isinstance(model, nn.Module):
         images = images.to(next((p.device for p in model.parameters()), torch.device("cpu")))
     start = time.perf_counter()
-    logits = logits_of(model(images), model).float().cpu()
+    logits = logits_of(model, images).float().cpu()
     return logits, time.perf_counter() - start

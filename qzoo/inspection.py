@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import run
 from qzoo.collect import attached, images_of, quantizers_of
 from qzoo.errors import DataError
 from qzoo.evaluate import evaluating
@@ -162,7 +163,7 @@ def _count_activations(
     with attached(handles), evaluating(model):
         for batch in loader:
             x = images_of(batch)[: images - seen]
-            model(x.to(device))
+            run(model, x.to(device))
             seen += len(x)
             if seen >= images:
                 break

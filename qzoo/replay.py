@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from qzoo.accuracy import output_of
+
 Key = tuple[tuple[int, int], ...]
 
 
@@ -78,8 +80,7 @@ class Replay:
     def run(self, images: Tensor) -> Tensor:
         """The model's output; what is remembered is not computed again."""
         self._stack = [((), {})]
-        result: Tensor = self.model(images)
-        return result
+        return output_of(self.model, images)
 
     def _wrapped(self, module: nn.Module, forward: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, output_of
+from qzoo.accuracy import Fidelity
 from qzoo.collect import images_of, quantizers_of, quantizers_off
 from qzoo.errors import ArgumentError, CalibrationError, DataError
 from qzoo.evaluate import evaluating
@@ -136,7 +136,7 @@ def sensitivity(
             with replay.attached():
                 places = {m: i for i, m in enumerate(replay.order(x))}
                 reached = sorted((u for u in units if u.module in places), key=lambda u: places[u.module])
-                expected = output_of(replay.run(x), model)
+                expected = replay.run(x)
                 _sweep(replay, reached, x, expected, alone, True, progress)
             with replay.attached():
                 for unit in units:

@@ -84,17 +84,109 @@ def test_shapes_that_do_not_match() -> None:
         Fidelity.of(torch.zeros(2), torch.zeros(2))
 
 
+# What models can't take, and what they return
+
+
+class Pair(nn.Module):
+    """Two inputs, or what ``output`` makes of the result."""
+
+    def __init__(self, output: Callable[[Tensor], Any] | None = None) -> None:
+        super().__init__()
+        self.conv, self.output = nn.Conv2d(3, 4, 3), output
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        return y.mean((2, 3)) if self.output is None else self.output(y)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left + right
+
+
+IMAGES = torch.randn(2, 3, 6, 6)
+LABELS = torch.tensor([0, 3])
+
+
 @pytest.mark.parametrize(
-    ("output", "words"),
+    ("model", "images", "words"),
     [
-        ({"out": torch.zeros(1, 2)}, r"Linear returned a dict of 'out'"),
-        ((torch.zeros(1, 2), torch.zeros(1, 2)), r"Linear returned a tuple of 2"),
-        (torch.zeros(1, 21, 8, 8), r"Linear returned a tensor \[1, 21, 8, 8\]"),
+        (TwoInputs(), IMAGES, r"TwoInputs takes 2 inputs \(left, right\)"),
+        (Pair(), (IMAGES * 50).to(torch.uint8), r"Pair can't take uint8 images \[2, 3, 6, 6\]; preprocess"),
+        (Pair(), IMAGES.double(), r"float64, the weights of Pair float32"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 6), nn.Flatten(), nn.Linear(4, 4)),
+            IMAGES[0],
+            r"batches \[B, C, H, W\]",
+        ),
+        (Pair(lambda y: {"out": y}), IMAGES, r"Pair returned a dict of 'out'"),
+        (Pair(lambda y: (y, y)), IMAGES, r"Pair returned a tuple of 2"),
+        (Pair(lambda y: y), IMAGES, r"Pair returned a tensor \[2, 4, 4, 4\] for 2 images"),
+        (Pair(lambda y: y.mean((2, 3))[:1]), IMAGES, r"tensor \[1, 4\] for 2 images"),
     ],
 )
-def test_what_is_no_logits(output: Any, words: str) -> None:
+def test_a_model_and_images_that_do_not_fit(model: nn.Module, images: Tensor, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        logits_of(output, nn.Linear(2, 2))
+        logits_of(model, images)
+    with pytest.raises(DataError, match=words):
+        evaluate(model, [(images, torch.zeros(len(images), dtype=torch.int64))], progress=False)
+
+
+def test_other_errors_of_the_model_are_its_own() -> None:
+    with pytest.raises(RuntimeError, match="to have 3 channels") as caught:
+        logits_of(Pair(), IMAGES[:, :1])
+    assert not isinstance(caught.value, DataError)
+
+
+@pytest.mark.parametrize("study", ["calibrate", "auto", "sensitivity", "inspect", "best_recipe"])
+@pytest.mark.parametrize(
+    ("model", "images", "words"),
+    [
+        (TwoInputs(), IMAGES, r"takes 2 inputs"),
+        (Pair(), (IMAGES * 50).to(torch.uint8), "uint8"),
+    ],
+)
+def test_all_say_so(study: str, model: nn.Module, images: Tensor, words: str) -> None:
+    model = nn.Sequential(model) if isinstance(model, Pair) else model
+    model.extra = TensorQuantizer()
+    model.extra.amax = 1.0
+    quantize_(model)
+    studies = {
+        "calibrate": lambda: calibrate(model, [images], progress=False),
+        "auto": lambda: calibrate(model, [images], method="auto", progress=False),
+        "sensitivity": lambda: qzoo.sensitivity(model, [images], progress=False),
+        "inspect": lambda: qzoo.inspect(model, [images]),
+        "best_recipe": lambda: best_recipe(model, [images], progress=False),
+    }
+    with pytest.raises(DataError, match=words):
+        studies[study]()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (IMAGES.numpy(), LABELS, "images as a ndarray"),
+        (IMAGES, LABELS.numpy(), "labels as a ndarray"),
+        (IMAGES, [0, 3], "labels as a list"),
+        (IMAGES, LABELS + 1, r"labels from 1 to 4 for a model of 4 classes \(0 to 3\)"),
+        (IMAGES, LABELS - 100, r"labels from -100 to -97"),
+        (IMAGES, torch.zeros(2, 6, 6, dtype=torch.int64), r"\[2, 6, 6\]; expected one class index an image"),
+        (IMAGES, LABELS > 0, r"torch\.bool"),
+        (IMAGES, LABELS[:1], "2 images with 1 labels"),
+    ],
+)
+def test_labels_that_can_not_be_measured(images: Any, labels: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        evaluate(Pair(), [(images, labels)], progress=False)
+
+
+def test_labels_of_any_integer_type() -> None:
+    model = Pair()
+    results = [
+        evaluate(model, [(IMAGES, LABELS.to(kind))], progress=False).loss
+        for kind in (torch.int64, torch.int32, torch.uint8)
+    ]
+    assert results == [results[0]] * 3
 
 
 # What uses it

@@ -16,6 +16,7 @@ from qzoo.errors import CalibrationError, NonFiniteError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
 from qzoo.quant.calib import HistogramCalibrator
+from qzoo.quant.descriptor import QuantDescriptor
 from qzoo.quant.nn import QuantConv2d, QuantLinear, TensorQuantizer
 from qzoo.scheme import TARGETS, Scheme, set_target
 
@@ -375,3 +376,32 @@ def test_inside_inference_mode(batches: list[Batch]) -> None:
         )
     found = ranges(inside)
     assert all(torch.equal(amax, found[name]) for name, amax in ranges(model).items())
+
+
+@pytest.mark.parametrize("method", ["max", "mse"])
+def test_a_signed_tensor_that_is_called_nonnegative_is_refused(method: str) -> None:
+    """SiLU goes down to -0.28; an unsigned quantizer would cut that off."""
+    torch.manual_seed(0)
+
+    def network(activation: nn.Module) -> nn.Module:
+        last = Scheme(8, 8).quantizer("output", nonnegative=True)
+        return nn.Sequential(QuantConv2d(3, 4, 3), activation, last)
+
+    images = [torch.randn(2, 3, 8, 8)]
+    model = network(nn.SiLU())
+    with pytest.raises(
+        CalibrationError, match=r"quantizer '2' is nonnegative, but its input goes down to -0\.2"
+    ):
+        calibrate(model, images, method=method, progress=False)
+    assert model[2].amax is None, "nothing is set"
+    model[2].nonnegative = False
+    calibrate(model, images, method=method, progress=False)
+    calibrate(network(nn.ReLU()), images, method=method, progress=False)
+    unsigned = nn.Sequential(QuantConv2d(3, 4, 3), TensorQuantizer(QuantDescriptor(unsigned=True)))
+    with pytest.raises(CalibrationError, match=r"quantizer '1' is unsigned"):
+        calibrate(unsigned, images, method=method, progress=False)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, not a str"):
+        calibrate("resnet20", [torch.randn(1, 3, 8, 8)])  # type: ignore[arg-type]

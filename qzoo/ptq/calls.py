@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qzoo.accuracy import run
 from qzoo.collect import attached
 
 
@@ -37,5 +38,5 @@ def calls_of(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) ->
         found.append(Call(module, id(args[0]) if args else 0, id(output)))
 
     with attached([module.register_forward_hook(hook) for module in modules]):
-        model(example)
+        run(model, example)
     return found

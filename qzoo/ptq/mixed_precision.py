@@ -228,4 +228,4 @@ def _raised(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None)
 def _logits(model: nn.Module, batches: list[Tensor]) -> Tensor:
     if not batches:
         raise CalibrationError("the loader gave no images; pass calibration images")
-    return torch.cat([output_of(model(batch), model) for batch in batches])
+    return torch.cat([output_of(model, batch) for batch in batches])

@@ -281,4 +281,4 @@ def best_recipe(
 @torch.no_grad()
 def _logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     with evaluating(model):
-        return torch.cat([output_of(model(batch), model) for batch in batches])
+        return torch.cat([output_of(model, batch) for batch in batches])
