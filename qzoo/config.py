@@ -76,9 +76,8 @@ class CalibrationRecord:
     """How the ranges were found.
 
     Attributes:
-        method: the method of activations that was used ("max", "percentile", "mse", "entropy"; in a recipe also "auto"),
-            or "batchnorm":
-            no images, the statistics of the BatchNorms.
+        method: the method of activations that was used ("max", "percentile", "mse", "entropy"), or "batchnorm":
+            no images, the statistics of the BatchNorms. A recipe may also say "auto".
         data: the images, in words.
         subset: ``"start:stop"`` in the data set's fixed order.
         images: their number.
