@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import qzoo
 from qzoo.cli import main
+from qzoo.models.resnet_cifar import CifarResNet
 
 
 def test_list_prints_what_list_models_gives(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +47,24 @@ def test_evaluate_prints_accuracy_interval_and_fidelity(capsys: pytest.CaptureFi
     assert "256 images, target onnxruntime" in out  # what it was calibrated for
     for word in ("top-1", "95 % interval", "agreement", "SQNR", "float"):
         assert word in out
+
+
+@pytest.mark.parametrize(("options", "size"), [([], 256), (["--batch-size", "25"], 25)])
+def test_evaluate_takes_the_batch_size(
+    options: list[str], size: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+    forward = CifarResNet.forward
+
+    def counted(self: CifarResNet, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(CifarResNet, "forward", counted)
+    assert main(["evaluate", "resnet20.fmnist", "--subset", "0:300", "-q", *options]) == 0
+    capsys.readouterr()
+    assert max(seen) == size
+    assert sum(seen) == 300
 
 
 def test_export_writes_a_file_that_onnx_runtime_opens(tmp_path: Path) -> None:

@@ -112,6 +112,19 @@ def test_the_command_and_where_it_shows(
     assert "speed-up 2.00 (batch 1, 1 thread)" in capsys.readouterr().out
 
 
+def test_the_command_refuses_a_report_of_other_models(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "config.json").read_bytes()
+    path = tmp_path / "benchmark.json"
+    path.write_text(json.dumps(report(ROWS[-1]).to_dict()))
+    assert main(["card", str(folder), "--benchmark", str(path)]) == 2
+    assert f"times another; it has no latencies of {NAME}" in capsys.readouterr().err
+    assert main(["card", "--readme", str(tmp_path / "README.md"), "--benchmark", str(path)]) == 2
+    assert "no FOLDER is given" in capsys.readouterr().err
+    assert (folder / "config.json").read_bytes() == before
+
+
 def test_reports_that_are_refused(folder: Path, tmp_path: Path) -> None:
     before = (folder / "config.json").read_bytes()
     good = report(*ROWS).to_dict()

@@ -35,9 +35,15 @@ def _run(args: argparse.Namespace) -> int:
 
     if not (args.folders or args.readme or args.page):
         raise ArgumentError("give checkpoint folders, --readme or --page")
+    names = {folder: read_config(folder).name for folder in args.folders}
     timed = timed_models(args.benchmark) if args.benchmark is not None else set()
-    for folder in args.folders:
-        if read_config(folder).name in timed:
+    if args.benchmark is not None and not timed & set(names.values()):
+        folders = ", ".join(names.values()) or "no checkpoint, as no FOLDER is given"
+        raise ArgumentError(
+            f"{args.benchmark} times {', '.join(sorted(timed))}; it has no latencies of {folders}"
+        )
+    for folder, name in names.items():
+        if name in timed:
             config = record_latency(folder, args.benchmark, busy=args.busy)
             print(f"{folder}: {len(config.latency)} latencies")
         print(write_card(folder))

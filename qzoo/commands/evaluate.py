@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import data_arguments, process_arguments
+from qzoo.commands.arguments import data_arguments, positive, process_arguments
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--float", type=Path, dest="float_weights", help="folder of the float model to compare with"
     )
+    sub.add_argument(
+        "--batch-size",
+        type=positive,
+        help="images a batch (default: 4 of 224 x 224 on a CPU, more of smaller ones)",
+    )
     sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
     process_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
@@ -30,7 +35,7 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
-    from qzoo.data import load_data
+    from qzoo.data import batch_for, load_data
     from qzoo.distributed import joined
     from qzoo.own_weights import open_model, reference_of
     from qzoo.scheme import set_target
@@ -43,8 +48,14 @@ def _run(args: argparse.Namespace) -> int:
             if config.scheme is not None:
                 set_target(model, target)
                 reference = reference_of(config, args.float_weights).to(group.device)
+            default = 64 if group.device.type == "cuda" else batch_for(config.preprocessing)
             loader = load_data(
-                config.preprocessing, config.labels, args.data, subset=args.subset, workers=args.workers
+                config.preprocessing,
+                config.labels,
+                args.data,
+                subset=args.subset,
+                batch_size=args.batch_size or default,
+                workers=args.workers,
             )
         result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:

@@ -26,6 +26,7 @@ __all__ = [
     "Augmentation",
     "ImageFolder",
     "Loader",
+    "batch_for",
     "image_files",
     "label_names",
     "load_data",
@@ -87,6 +88,17 @@ def load_data(
     dataset = image_files(labels, root, preprocessing)
     start, stop = parse_subset(subset, len(dataset))
     return image_batches(dataset, start, stop, batch_size, workers)
+
+
+def batch_for(preprocessing: Preprocessing) -> int:
+    """Choose how many images a batch has where nothing else decides it: 4 of 224 x 224 pixels, 256 at most.
+
+    Larger batches do not make a processor faster, and slow down where a network's activations pass the 32 MiB up to
+    which the allocator keeps memory: of EfficientNet-Lite0 with simulated quantization, batch 64 spent 70 % of its
+    time in page faults, batch 4 15 %.
+    """
+    _, height, width = preprocessing.input_size
+    return max(1, min(256, 4 * 224 * 224 // (height * width)))
 
 
 _IN_MEMORY = ("fashion-mnist", "cifar-10", "cifar-100")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qzoo.data import label_names, load_data, parse_subset
+from qzoo.data import batch_for, label_names, load_data, parse_subset
 from qzoo.errors import DataError
 from qzoo.preprocessing import Preprocessing
 
@@ -47,3 +47,8 @@ def test_unknown_labels_suggest_the_nearest() -> None:
 def test_batch_size_and_workers_are_checked() -> None:
     with pytest.raises(ValueError, match="batch_size"):
         load_data(Preprocessing(), "fashion-mnist", batch_size=0)
+
+
+def test_the_default_batch_keeps_activations_small() -> None:
+    sizes = {28: 256, 32: 196, 224: 4, 300: 2, 1024: 1}
+    assert {size: batch_for(Preprocessing((3, size, size))) for size in sizes} == sizes
