@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qzoo.data.labels import FASHION_MNIST as LABELS
 from qzoo.errors import DataError
 
-LABELS = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+__all__ = ["LABELS", "fashion_mnist"]
+
 _EMBEDDED = Path(__file__).parent / "files"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 # SHA-256 of the unpacked files: the same data is distributed under differently compressed archives.

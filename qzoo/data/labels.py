@@ -1,29 +1,25 @@
-"""Names of the classes of a label set."""
+"""Names of the classes of the data sets that have their own, by class index."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
 from functools import cache
 
-from qzoo.data import cifar, fashion_mnist
-from qzoo.errors import DataError
-
-
-def label_names(labels: str) -> list[str]:
-    """The names, by class index.
-
-    Args:
-        labels: a label set: ``"imagenet-1k"``, ``"fashion-mnist"``, ``"cifar-10"`` or ``"cifar-100"``.
-
-    Raises:
-        DataError: an unknown label set.
-    """
-    if labels not in _NAMES:
-        near = difflib.get_close_matches(labels, _NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"no label set {labels!r}; expected one of {', '.join(_NAMES)}{hint}")
-    return list(_NAMES[labels]())
+FASHION_MNIST = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
 
 
 @cache
@@ -35,16 +31,9 @@ def imagenet_synsets() -> tuple[str, ...]:
 
 
 @cache
-def _imagenet_names() -> tuple[str, ...]:
+def imagenet_names() -> tuple[str, ...]:
+    """The names of the 1,000 classes, in words."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(i) for i in range(info.num_classes()))
-
-
-_NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
-    "imagenet-1k": _imagenet_names,
-    "fashion-mnist": lambda: fashion_mnist.LABELS,
-    "cifar-10": lambda: cifar.CIFAR10,
-    "cifar-100": lambda: cifar.CIFAR100,
-}

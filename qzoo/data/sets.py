@@ -1,0 +1,183 @@
+"""Data sets as values: all that is known of one without looking at an image. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qzoo.data import labels
+from qzoo.errors import DataError
+from qzoo.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A set of labelled images, and what the zoo says and does with it.
+
+    Attributes:
+        name: as ``--dataset`` and ``labels`` of a config have it.
+        title: as people write it; of folders of your own, what a card calls them.
+        classes: their number; None where a folder says it.
+        sizes: number of training and of test images; None where a folder says it.
+        class_names: gives the names of the classes, by index; None where a folder says it.
+        channels: of an image.
+        preprocessing: of a network trained on it from random weights; None: the architecture's own.
+        embedded: the test images come with the package.
+        found: the training images are found, or downloaded, without ``--data``.
+        hub: its repository on the Hub; "" where it has none.
+        augmentation: of the training images, in words.
+        calibration: number of training images that ``qzoo build`` calibrates on; None: as many as a folder allows.
+        tuning_calibration: number of training images, at most, that the ranges of a tuned model start from.
+        batch: images a batch, to measure.
+        citation: name of its entry in :mod:`qzoo.citations`.
+        limits: what a card says that its models know.
+    """
+
+    name: str
+    title: str
+    classes: int | None = None
+    sizes: tuple[int, int] | None = None
+    class_names: Callable[[], tuple[str, ...]] | None = None
+    channels: int = 3
+    preprocessing: Preprocessing | None = None
+    embedded: bool = False
+    found: bool = False
+    hub: str = ""
+    augmentation: str = "random crop of 8 to 100 % of the area, mirror"
+    calibration: int | None = None
+    tuning_calibration: int = 512
+    batch: int = 64
+    citation: str = ""
+    limits: str = ""
+
+    @property
+    def in_folders(self) -> bool:
+        """Whether the images are files in a folder a class, which ``--data`` names."""
+        return self.sizes is None
+
+
+USES = ("training", "calibration")
+SAMPLES = 16
+_DIGITS = re.compile(r"[0-9a-f]{16}")
+_CIFAR = Preprocessing((3, 32, 32), 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_SHIFTED = "shift by up to 4 pixels, mirror"
+
+DATA_SETS = {
+    known.name: known
+    for known in (
+        DataSet(
+            name="fashion-mnist",
+            title="Fashion-MNIST",
+            classes=10,
+            sizes=(60_000, 10_000),
+            class_names=lambda: labels.FASHION_MNIST,
+            channels=1,
+            embedded=True,
+            found=True,
+            hub="zalando-datasets/fashion_mnist",
+            augmentation="shift by up to 2 pixels, mirror, random erasing with probability 0.5",
+            calibration=512,
+            tuning_calibration=2048,
+            batch=500,
+            citation="FASHION_MNIST",
+            limits="It knows 10 kinds of clothes, one garment in an image of 28 x 28 pixels, light on black. Of other "
+            "photos it says something that means little.",
+        ),
+        DataSet(
+            name="cifar-10",
+            title="CIFAR-10",
+            classes=10,
+            sizes=(50_000, 10_000),
+            class_names=lambda: labels.CIFAR10,
+            preprocessing=_CIFAR,
+            augmentation=_SHIFTED,
+            calibration=512,
+            tuning_calibration=2048,
+            batch=500,
+        ),
+        DataSet(
+            name="cifar-100",
+            title="CIFAR-100",
+            classes=100,
+            sizes=(50_000, 10_000),
+            class_names=lambda: labels.CIFAR100,
+            preprocessing=_CIFAR,
+            augmentation=_SHIFTED,
+            calibration=512,
+            tuning_calibration=2048,
+            batch=500,
+        ),
+        DataSet(
+            name="imagenet-1k",
+            title="ImageNet-1k",
+            classes=1000,
+            class_names=labels.imagenet_names,
+            hub="ILSVRC/imagenet-1k",
+            citation="IMAGENET",
+            limits="It knows the 1000 ImageNet classes and inherits the biases of that data set.",
+        ),
+        DataSet(name="folders", title="your own data"),
+    )
+}
+
+
+def data_set(name: str) -> DataSet:
+    """The data set of a name.
+
+    Raises:
+        DataError: an unknown one; suggests.
+    """
+    if name not in DATA_SETS:
+        near = difflib.get_close_matches(name, DATA_SETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"no label set {name!r}; expected one of {', '.join(DATA_SETS)}{hint}")
+    return DATA_SETS[name]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images of a folder that a model was trained or calibrated on, so that no later figure is measured on them.
+
+    The images of a folder have a fixed order, by the SHA-256 of their path in it. These are those from ``first`` to
+    ``last``: wherever the folder lies, and whatever images are added or removed.
+
+    Attributes:
+        use: "training" or "calibration".
+        first, last: first 16 hex digits of the SHA-256 of a path.
+        images: their number.
+        samples: some of them, by which the folder is recognized: digits of the path's SHA-256 and of the content's.
+    """
+
+    use: str
+    first: str
+    last: str
+    images: int
+    samples: dict[str, str]
+
+    def problem(self) -> str:
+        """What is wrong with it, of values that come from a file; "" if nothing."""
+        if self.use not in USES:
+            return f"use must be one of {', '.join(USES)}, not {self.use!r}"
+        if self.images < 1 or len(self.samples) > SAMPLES:
+            return f"images must be positive and samples at most {SAMPLES}"
+        digits = (self.first, self.last, *self.samples, *self.samples.values())
+        wrong = [text for text in digits if not _DIGITS.fullmatch(text)]
+        return f"{wrong[0]!r} must be 16 hex digits" if wrong else ""
+
+
+def label_names(labels: str) -> list[str]:
+    """The names of the classes, by index.
+
+    Args:
+        labels: a data set with classes of its own: ``"imagenet-1k"``, ``"fashion-mnist"``, ``"cifar-10"`` or
+            ``"cifar-100"``.
+
+    Raises:
+        DataError: an unknown one, or folders, whose names are the classes'.
+    """
+    names = data_set(labels).class_names
+    if names is None:
+        raise DataError(f"the classes of {labels!r} are named by the folders that the images are in")
+    return list(names())
