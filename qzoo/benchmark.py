@@ -20,6 +20,7 @@ from qzoo import peers
 from qzoo import runtimes as rt
 from qzoo.config import config_of
 from qzoo.contenders import WRITTEN_ANYWAY, Contender, contenders
+from qzoo.data.sets import is_embedded
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
 from qzoo.evaluate import Evaluation, evaluate
 from qzoo.own_weights import open_model, reference_of
@@ -27,9 +28,6 @@ from qzoo.progress import track
 from qzoo.results import Against, Report, Row
 from qzoo.runtimes.process import Process
 from qzoo.timing import Samples, measure, ratio
-
-EMBEDDED = "fashion-mnist"
-"""The label set whose test images come with the package."""
 
 Measured = tuple[list[Row], list[str], list[dict[str, Any]]]
 _CACHE_BYTES = 2**30  # a data set up to this size is decoded once, not once for every runtime
@@ -140,7 +138,7 @@ def benchmark(
 
 def folder_for(labels: str, label_sets: set[str], data: str | os.PathLike[str] | None) -> Path | None:
     """The folder of a model's images; None for the embedded ones, which Fashion-MNIST takes among other label sets."""
-    return None if data is None or (len(label_sets) > 1 and labels == EMBEDDED) else Path(data)
+    return None if data is None or (len(label_sets) > 1 and is_embedded(labels)) else Path(data)
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -188,7 +186,7 @@ def _measure_checkpoint(
     from qzoo.data import load_data
 
     config = config_of(quantized)
-    size = 250 if config.labels == EMBEDDED else 50
+    size = 250 if is_embedded(config.labels) else 50
     loader = load_data(config.preprocessing, config.labels, folder, subset=subset, batch_size=size)
     images = None
     if first:

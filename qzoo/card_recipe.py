@@ -6,9 +6,13 @@ from typing import Any
 
 from qzoo.calibrate import PERCENTILE
 from qzoo.config import CalibrationRecord, Config
+from qzoo.data.sets import DATA_SETS
 from qzoo.markdown import number, table
 from qzoo.scheme import Scheme
 from qzoo.training_options import TUNING
+
+# What trainings on data that need no --data record of it.
+_FOUND = {f"{known.title} train" for known in DATA_SETS.values() if known.found}
 
 
 def recipe(config: Config) -> str:
@@ -127,7 +131,7 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         if options.get(key, default) != default
     ]
     source = [f"--dataset {options['dataset']}"] if "dataset" in options else []
-    source += ["--data DIR"] if options.get("data") != "Fashion-MNIST train" else []
+    source += ["--data DIR"] if options.get("data") not in _FOUND else []
     source += [
         f"--{key.replace('_', '-')} {options[key]}"
         for key in ("float", "start", "layer_bits")
@@ -165,7 +169,8 @@ def _weight_rule(config: Config) -> str:
 
 def _build_flags(config: Config, record: CalibrationRecord) -> str:
     """What the command is told; each flag where it differs from the default."""
-    data = "" if config.labels == "fashion-mnist" else " --data DIR"
+    known = DATA_SETS.get(config.labels)
+    data = "" if known is not None and known.found else " --data DIR"
     subset = f" --calibration-subset {record.subset}" if record.images else ""
     if config.float_source is not None and config.float_source.source.startswith("folder:"):
         data += f" --float {config.float_source.source.removeprefix('folder:')}"

@@ -13,14 +13,11 @@ from qzoo import citations
 from qzoo.card_figures import measured, runtime_name
 from qzoo.card_recipe import recipe
 from qzoo.config import Config, FloatSource, Measurement, read_config
+from qzoo.data.sets import DATA_SETS, DataSet
 from qzoo.folders import write_text
 from qzoo.markdown import table
 from qzoo.registry import architecture, parse_name
 
-_DATASETS = {
-    "imagenet-1k": ("ILSVRC/imagenet-1k", "ImageNet-1k"),
-    "fashion-mnist": ("zalando-datasets/fashion_mnist", "Fashion-MNIST"),
-}
 _CITATIONS = {
     "resnet": citations.RESNET,
     "resnet_cifar": citations.RESNET,
@@ -70,19 +67,19 @@ def card(config: Config, repo: str = "") -> str:
 
 
 def _front_matter(config: Config) -> str:
-    dataset = _DATASETS.get(config.labels)
+    dataset = DATA_SETS.get(config.labels)
     values: dict[str, object] = {
         "library_name": "qzoo",
         "pipeline_tag": "image-classification",
         "license": _licence_id(config),
         "tags": ["qzoo", "image-classification", *_tags(config)],
     }
-    if dataset:
-        values["datasets"] = [dataset[0]]
+    if dataset is not None and dataset.hub:
+        values["datasets"] = [dataset.hub]
     base = base_model(config)
     if base:
         values |= {"base_model": base, "base_model_relation": "quantized"}
-    results = [_index_entry(row, dataset) for row in config.metrics if dataset]
+    results = [_index_entry(row, dataset) for row in config.metrics if dataset is not None and dataset.hub]
     if results:
         values["model-index"] = [{"name": config.name, "results": results}]
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
@@ -111,11 +108,11 @@ def base_model(config: Config) -> str:
     return ""
 
 
-def _index_entry(row: Measurement, dataset: tuple[str, str]) -> dict[str, object]:
+def _index_entry(row: Measurement, dataset: DataSet) -> dict[str, object]:
     where = f"{row.precision}, {runtime_name(row)}, {row.images} images"
     return {
         "task": {"type": "image-classification"},
-        "dataset": {"type": dataset[0], "name": row.data, "args": {"subset": row.subset}},
+        "dataset": {"type": dataset.hub, "name": row.data, "args": {"subset": row.subset}},
         "metrics": [
             {"type": "accuracy", "name": f"top-1 ({where})", "value": round(row.top1, 2)},
             {"type": "top_5_accuracy", "name": f"top-5 ({where})", "value": round(row.top5, 2)},
@@ -128,7 +125,7 @@ def _index_entry(row: Measurement, dataset: tuple[str, str]) -> dict[str, object
 
 def _summary(config: Config) -> str:
     summary = (architecture(config.architecture).build.__doc__ or "").partition("\n")[0].rstrip(".")
-    title = f"{summary.partition(':')[0]} for {_DATASETS.get(config.labels, ('', 'your own data'))[1]}"
+    title = f"{summary.partition(':')[0]} for {DATA_SETS.get(config.labels, DATA_SETS['folders']).title}"
     if config.scheme is None:
         return f"{title}: float weights, trained with qzoo."
     kind = "" if config.scheme.weight_format == "int" else " floating-point"
@@ -183,13 +180,6 @@ def _input(config: Config) -> str:
     return table(("", ""), list(rows.items()))
 
 
-_KNOWS = {
-    "imagenet-1k": "It knows the 1000 ImageNet classes and inherits the biases of that data set.",
-    "fashion-mnist": "It knows 10 kinds of clothes, one garment in an image of 28 x 28 pixels, light on black. Of "
-    "other photos it says something that means little.",
-}
-
-
 def _limits(config: Config) -> str:
     points = []
     if any(row.images < 10_000 for row in config.metrics):
@@ -206,8 +196,8 @@ def _limits(config: Config) -> str:
             "Ranges were chosen on the calibration images; images of another kind, or prepared in another way, may "
             "lie outside."
         )
-    if config.labels in _KNOWS:
-        points.append(_KNOWS[config.labels])
+    if config.labels in DATA_SETS and DATA_SETS[config.labels].limits:
+        points.append(DATA_SETS[config.labels].limits)
     return "\n".join(f"- {point}" for point in points) or "- None recorded."
 
 
@@ -251,8 +241,7 @@ def _place(source: FloatSource) -> str:
 def _citation(config: Config) -> str:
     module = architecture(config.architecture).build.__module__.rpartition(".")[2]
     entries = [text for text in (_CITATIONS.get(module),) if text]
-    if config.labels == "fashion-mnist":
-        entries.append(citations.FASHION_MNIST)
-    elif config.labels == "imagenet-1k":
-        entries.append(citations.IMAGENET)
+    dataset = DATA_SETS.get(config.labels)
+    if dataset is not None and dataset.citation:
+        entries.append(getattr(citations, dataset.citation))
     return "```bibtex\n" + "\n".join(entries) + "```"

@@ -10,20 +10,20 @@ from pathlib import Path
 import yaml
 
 from qzoo.config import Config, Measurement, read_config
+from qzoo.data.sets import DATA_SETS
 from qzoo.folders import write_text
 
 PATH = ".eval_results/qzoo.yaml"
-DATASETS = {"imagenet-1k": "ILSVRC/imagenet-1k", "fashion-mnist": "zalando-datasets/fashion_mnist"}
 
 
 def eval_results(config: Config) -> str:
     """The text of the file: top-1 in percent of every measured row; "" where the data set has no place on the Hub."""
-    dataset = DATASETS.get(config.labels)
-    if dataset is None or not config.metrics:
+    dataset = DATA_SETS.get(config.labels)
+    if dataset is None or not dataset.hub or not config.metrics:
         return ""
     entries = [
         {
-            "dataset": {"id": dataset, "task_id": "default"},
+            "dataset": {"id": dataset.hub, "task_id": "default"},
             "value": round(row.top1, 2),
             "notes": _notes(row),
         }

@@ -8,14 +8,8 @@ from pathlib import Path
 from qzoo.config import Config
 from qzoo.data import image_files, parse_subset
 from qzoo.data.folders import split_folder
+from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.errors import DataError
-
-_SETS = {
-    "fashion-mnist": ("Fashion-MNIST", 60_000, 10_000),
-    "cifar-10": ("CIFAR-10", 50_000, 10_000),
-    "cifar-100": ("CIFAR-100", 50_000, 10_000),
-}
-_FOLDERS = ("imagenet-1k", "folders")
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ def calibration_images(config: Config, data: str | Path | None, subset: str | No
         DataError: no such data, or a subset that they don't have.
     """
     whole = _split(config, data, "train")
-    first = 512 if config.labels in _SETS else max(1, min(128, whole.count // 4))
+    first = data_set(config.labels).calibration or max(1, min(128, whole.count // 4))
     return _part(whole, subset or f"0:{first}")
 
 
@@ -87,18 +81,18 @@ def training_images(config: Config, data: str | Path | None, subset: str | None)
 
 def _split(config: Config, data: str | Path | None, split: str) -> Images:
     """All images of a split; a folder without ``train`` and ``val`` is its own test split."""
-    if config.labels in _SETS:
-        title, *counts = _SETS[config.labels]
-        return Images(f"{title} {split}", split, ":", counts[split == "test"])
-    if config.labels not in _FOLDERS:
+    if config.labels not in DATA_SETS:
         raise DataError(
             f"no data set is known for the labels {config.labels!r} of {config.name}; give one with --dataset"
         )
+    known = DATA_SETS[config.labels]
+    if known.sizes is not None:
+        return Images(f"{known.title} {split}", split, ":", known.sizes[split == "test"])
     if data is None:
         raise DataError(f"{config.name} needs images: pass data=FOLDER (--data FOLDER)")
     root = split_folder(data, split)
     count = len(image_files(config.labels, root, config.preprocessing))
-    title = "ImageNet-1k, " if config.labels == "imagenet-1k" else ""
+    title = "" if known.classes is None else f"{known.title}, "
     if root == Path(data):
         return Images(f"{title}{root.resolve().name} ({count} images)", "test", ":", count)
     return Images(f"{title}{Path(data).resolve().name} {root.name} ({count} images)", split, ":", count)

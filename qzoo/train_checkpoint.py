@@ -11,17 +11,16 @@ from torch import nn
 from qzoo.config import Config, config_of
 from qzoo.data import ImageFolder
 from qzoo.data.folders import split_folder
+from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
 from qzoo.evaluate import evaluate
 from qzoo.measurements import measurement
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
-from qzoo.train_job import DATASETS, TrainJob, run_training, write_checkpoint
+from qzoo.train_job import TrainJob, run_training, write_checkpoint
 from qzoo.training_options import TrainOptions
-from qzoo.zoo import CLASSES, create_model
-
-CIFAR = Preprocessing((3, 32, 32), 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+from qzoo.zoo import create_model
 
 
 def train_checkpoint(
@@ -80,15 +79,16 @@ def untrained(name: str, job: TrainJob) -> nn.Module:
             )
         return create_model(name)
     if not job.dataset:
-        raise DataError(f"say what {name} is trained on: --dataset {'|'.join(DATASETS)}")
+        raise DataError(f"say what {name} is trained on: --dataset {'|'.join(DATA_SETS)}")
     base = create_model(
         parsed.arch,
         num_classes=_classes(job),
-        in_channels=1 if job.dataset == "fashion-mnist" else 3,
+        in_channels=data_set(job.dataset).channels,
     )
     config = dataclasses.replace(config_of(base), name=name, labels=job.dataset)
-    if job.dataset.startswith("cifar"):
-        config = dataclasses.replace(config, preprocessing=CIFAR)
+    preprocessing = data_set(job.dataset).preprocessing
+    if preprocessing is not None:
+        config = dataclasses.replace(config, preprocessing=preprocessing)
     return _with_config(base, config)
 
 
@@ -98,8 +98,9 @@ def _with_config(model: nn.Module, config: Config) -> nn.Module:
 
 
 def _classes(job: TrainJob) -> int:
-    if job.dataset in CLASSES:
-        return CLASSES[job.dataset]
+    classes = data_set(job.dataset).classes
+    if classes is not None:
+        return classes
     if job.data is None:
         raise DataError("--dataset folders needs --data FOLDER, with one folder of images a class")
     return len(ImageFolder(split_folder(job.data, "train"), Preprocessing()).classes)

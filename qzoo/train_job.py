@@ -15,6 +15,7 @@ from qzoo.checkpoint import save_pretrained
 from qzoo.config import Config, Measurement
 from qzoo.data import ImageFolder, Loader, load_data, load_training_data
 from qzoo.data.folders import split_folder
+from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError
 from qzoo.parts import Images, evaluation_images, training_images
@@ -22,15 +23,6 @@ from qzoo.store import checkpoint_folder
 from qzoo.train import train
 from qzoo.train_state import Log, plot_log
 from qzoo.training_options import TrainOptions
-
-DATASETS = ("fashion-mnist", "cifar-10", "cifar-100", "imagenet-1k", "folders")
-
-_AUGMENTATION = {
-    "fashion-mnist": "shift by up to 2 pixels, mirror, random erasing with probability 0.5",
-    "cifar-10": "shift by up to 4 pixels, mirror",
-    "cifar-100": "shift by up to 4 pixels, mirror",
-}
-_CROP = "random crop of 8 to 100 % of the area, mirror"
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class TrainJob:
     Attributes:
         data: folder of the images, see :func:`qzoo.data.load_data`; a folder with ``train`` and ``val`` in it, or one
             that is cut in two. Not needed for Fashion-MNIST where its training set is found or can be downloaded.
-        dataset: one of :data:`DATASETS`; "" is what the name's tag or the float weights are for.
+        dataset: one of :data:`qzoo.data.sets.DATA_SETS`; "" is what the name's tag or the float weights are for.
         subset: ``"start:stop"`` of the training images; by default all, or four fifths of a folder that is one split.
         evaluation_subset: of the images that top-1 is measured on; by default all, or the rest of the folder.
         batch_size: images a step, of all processes together.
@@ -67,8 +59,8 @@ class TrainJob:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.dataset and self.dataset not in DATASETS:
-            raise ArgumentError(f"dataset must be one of {', '.join(DATASETS)}, not {self.dataset!r}")
+        if self.dataset and self.dataset not in DATA_SETS:
+            raise ArgumentError(f"dataset must be one of {', '.join(DATA_SETS)}, not {self.dataset!r}")
         if self.batch_size < 1 or self.workers < 0 or self.save_every < 0:
             raise ArgumentError(
                 f"batch_size must be 1 or more, workers and save_every 0 or more, not {self.batch_size}, "
@@ -119,10 +111,10 @@ def run_training(
         test = load_data(
             config.preprocessing,
             config.labels,
-            None if config.labels == "fashion-mnist" else job.data,  # the test set is embedded
+            None if data_set(config.labels).embedded else job.data,
             split=checks.split,
             subset=checks.subset,
-            batch_size=64 if config.labels in ("imagenet-1k", "folders") else 500,
+            batch_size=data_set(config.labels).batch,
             workers=job.workers,
         )
     run = Path(job.runs) / config.name
@@ -178,7 +170,7 @@ def training_record(
         "data": done.images.text,
         **{key: value for key, value in given.items() if value},
         "images": done.images.count,
-        "augmentation": _AUGMENTATION.get(labels, _CROP),
+        "augmentation": data_set(labels).augmentation,
         "batch_size": job.batch_size,
         **dataclasses.asdict(options),
         **({"processes": processes} if processes > 1 else {}),

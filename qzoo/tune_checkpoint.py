@@ -13,6 +13,7 @@ from qzoo.calibrate_checkpoint import record
 from qzoo.checkpoint import empty_model, load_pretrained
 from qzoo.config import CalibrationRecord, Config, config_of
 from qzoo.data import load_data, parse_subset
+from qzoo.data.sets import data_set
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.measurements import measure
@@ -29,8 +30,6 @@ from qzoo.training_options import TrainOptions
 TARGET = "onnxruntime"  # non-negative activations are unsigned: at 4 bits, 15 levels instead of 7
 DEFAULTS = TrainOptions(epochs=4, lr=0.001)
 """A tenth of a schedule of 40 epochs at a hundredth of its learning rate."""
-
-_CALIBRATION = {"imagenet-1k": 512, "folders": 512}  # of the training images, at most; 2,048 small ones
 
 
 def tune_checkpoint(
@@ -136,9 +135,9 @@ def _named(model: nn.Module, config: Config) -> nn.Module:
 
 def _calibrate(model: nn.Module, config: Config, job: TrainJob, group: Group) -> CalibrationRecord:
     """Ranges from the first training images."""
-    images = training_images(config, job.data, job.subset)
+    images, known = training_images(config, job.data, job.subset), data_set(config.labels)
     first, stop = parse_subset(images.subset, 1 << 62)
-    count = min(stop - first, _CALIBRATION.get(config.labels, 2048))
+    count = min(stop - first, known.tuning_calibration)
     chosen = Images(images.text, images.split, f"{first}:{first + count}", count)
     loader = load_data(
         config.preprocessing,
@@ -146,7 +145,7 @@ def _calibrate(model: nn.Module, config: Config, job: TrainJob, group: Group) ->
         job.data,
         split=chosen.split,
         subset=chosen.subset,
-        batch_size=32 if config.labels in _CALIBRATION else 256,
+        batch_size=32 if known.in_folders else 256,
         workers=job.workers,
     )
     found = calibrate(model, loader, method="mse", progress=job.progress and group.first, group=group)

@@ -12,6 +12,7 @@ from torch import nn
 from qzoo import hub
 from qzoo.checkpoint import empty_model, load_pretrained
 from qzoo.config import WEIGHTS, Arguments, Config, config_of
+from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import (
@@ -28,7 +29,7 @@ from qzoo.scheme import Scheme, as_scheme, set_layer_bits, target_named, with_ta
 from qzoo.sources import load_float_weights
 from qzoo.state import assign_state, name_quantizers
 
-CLASSES = {"imagenet-1k": 1000, "fashion-mnist": 10, "cifar-10": 10, "cifar-100": 100}
+CLASSES = {name: known.classes for name, known in DATA_SETS.items() if known.classes is not None}
 
 Pretrained = bool | Literal["float"]
 Quantize = bool | str | Scheme | None

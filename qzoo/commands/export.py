@@ -67,9 +67,10 @@ def _batch(text: str) -> str | int:
 def _images(model: nn.Module, data: Path | None, count: int) -> Tensor | None:
     """The first images of the model's data set; None where there are none."""
     from qzoo.data import load_data
+    from qzoo.data.sets import is_embedded
 
     config = getattr(model, "qzoo_config")  # noqa: B009
-    if data is None and config.labels != "fashion-mnist":
+    if data is None and not is_embedded(config.labels):
         return None
     loader = load_data(config.preprocessing, config.labels, data, subset=f":{count}", batch_size=count)
     return next(iter(loader))[0]

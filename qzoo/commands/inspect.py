@@ -24,12 +24,13 @@ def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
     from qzoo.data import load_data
+    from qzoo.data.sets import is_embedded
     from qzoo.own_weights import open_model
 
     model = open_model(args.name, args.target)
     config = config_of(model)
     loader = None
-    if args.images and (args.data is not None or config.labels == "fashion-mnist"):
+    if args.images and (args.data is not None or is_embedded(config.labels)):
         loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset, batch_size=32)
     print(qzoo.inspect(model, loader, images=args.images))
     return 0

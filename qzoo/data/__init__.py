@@ -32,7 +32,7 @@ _HOMES = {
     "parse_subset": "loading",
     "training_transform": "transforms",
 }
-__all__ = list(_HOMES)  # noqa: PLE0605 - a literal list of the same names would be a second one
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,6 @@ from torch import Tensor
 from qzoo.errors import DataError
 
 
-
 def cifar(labels: str, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
     """One split.
 

@@ -136,6 +136,11 @@ def data_set(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
+def is_embedded(name: str) -> bool:
+    """Whether the test images of a config's ``labels`` come with the package; also of names that nobody knows."""
+    return name in DATA_SETS and DATA_SETS[name].embedded
+
+
 @dataclass(frozen=True)
 class Seen:
     """Images of a folder that a model was trained or calibrated on, so that no later figure is measured on them.
