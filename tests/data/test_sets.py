@@ -32,7 +32,9 @@ def test_what_is_said_is_true_of_the_data() -> None:
     images = load_data(grey, "fashion-mnist", batch_size=fashion.batch)
     assert fashion.sizes == (60_000, len(images) * fashion.batch)
     assert [name for name in DATA_SETS if is_embedded(name)] == ["fashion-mnist"]
-    assert label_names("fashion-mnist")[1:] == datasets.FashionMNIST.classes[1:]  # the first has another hyphen
+    assert (
+        label_names("fashion-mnist")[1:] == datasets.FashionMNIST.classes[1:]
+    )  # the first has another hyphen
 
 
 def test_unknown_ones_suggest_and_folders_have_names_of_their_own() -> None:
