@@ -16,7 +16,7 @@ from qzoo.accuracy import Fidelity
 from qzoo.errors import DataError
 from qzoo.export import export_onnx, lint
 from qzoo.progress import track
-from qzoo.scheme import set_target
+from qzoo.scheme import switch_target
 
 if TYPE_CHECKING:
     from qzoo.benchmark import Options
@@ -77,7 +77,8 @@ def contenders(
             notes.append(_written_only(runtime, problem, quantized, images, folder))
             continue
         if not chosen.runs_files:
-            simulation = set_target(copy.deepcopy(quantized), chosen.target)
+            simulation = copy.deepcopy(quantized)
+            switch_target(simulation, chosen.target)
             size = sum(t.numel() * t.element_size() for t in reference.state_dict().values())
             found.append(_module(runtime, "float32", "qzoo", reference, size, folder))
             found.append(_module(runtime, "fake-quant int8", "qzoo", simulation, None, folder))
@@ -98,7 +99,8 @@ def _written_only(runtime: str, problem: str, quantized: nn.Module, images: Tens
     said += f"TensorRT's rules of explicit quantization: {len(findings) or 'no'} finding(s)"
     if rt.runtime_named("onnxruntime").missing():
         return f"{said}; not run anywhere, as ONNX Runtime is not installed"
-    simulation = set_target(copy.deepcopy(quantized).cpu().eval(), "tensorrt")
+    simulation = copy.deepcopy(quantized).cpu().eval()
+    switch_target(simulation, "tensorrt")
     with torch.no_grad():
         found = Fidelity.of(rt.load(path, "onnxruntime")(images), simulation(images))
     agreement = f"{found.agreement:.2f} % top-1 agreement and {found.sqnr_db:.1f} dB with its simulation"

@@ -14,7 +14,7 @@ from qzoo.inspection import inspect
 from qzoo.progress import track
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.runtimes.process import Process
-from qzoo.scheme import set_target
+from qzoo.scheme import switch_target
 from qzoo.sensitivity import sensitivity
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def model_details(
     """
     import copy
 
-    model = set_target(copy.deepcopy(quantized), "onnxruntime")
+    model = copy.deepcopy(quantized)
+    switch_target(model, "onnxruntime")
     few = images[:IMAGES]
     return {
         "model": name,

@@ -16,6 +16,7 @@ whatever the target, so one checkpoint serves all runtimes.
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ from qzoo.quant.tensor_quant import QuantDescriptor
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 # Of a dataclass field: config.json leaves it out where it has its default.
 OPTIONAL = {"optional": True}
@@ -188,13 +191,26 @@ def target_named(name: str) -> Target:
 def set_target(model: nn.Module, target: str) -> nn.Module:
     """Switch the simulation, in place, to what that runtime will compute. Returns the model.
 
-    Quantizers without a role (not the zoo's) are left alone.
+    Quantizers without a role (not the zoo's) are left alone; where all are without one, a warning says so.
     """
-    chosen = target_named(target)
-    for module in model.modules():
-        if isinstance(module, TensorQuantizer) and module.role:
-            _switch(module, chosen)
+    if switch_target(model, target) == 0:
+        logger.warning(
+            "set_target(%r) changed nothing: %s has no quantizers with a role, which those of the zoo's models have; "
+            "export_onnx(..., target=%r) writes for that runtime all the same",
+            target,
+            type(model).__name__,
+            target,
+        )
     return model
+
+
+def switch_target(model: nn.Module, target: str) -> int:
+    """Switch the quantizers that have a role to what the target wants, in place. Returns their number."""
+    chosen = target_named(target)
+    quantizers = [m for m in model.modules() if isinstance(m, TensorQuantizer) and m.role]
+    for quantizer in quantizers:
+        _switch(quantizer, chosen)
+    return len(quantizers)
 
 
 def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.quant import quantize_
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, set_target, with_target
@@ -39,6 +40,18 @@ def test_unknown_targets_are_refused_with_the_known_ones() -> None:
     for attempt in (lambda: Scheme(target="tflite"), lambda: set_target(nn.Linear(1, 1), "tflite")):
         with pytest.raises(ValueError, match=r"'tflite'.*tensorrt, onnxruntime, openvino"):
             attempt()
+
+
+def test_a_model_without_roles_is_told_that_nothing_changed(caplog: pytest.LogCaptureFixture) -> None:
+    foreign = nn.Sequential(nn.Conv2d(3, 4, 3))
+    quantize_(foreign)
+    with caplog.at_level("WARNING"):
+        set_target(foreign, "openvino")
+    assert "set_target('openvino') changed nothing: Sequential has no quantizers with a role" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        set_target(nn.Sequential(Scheme().quantizer("input")), "openvino")
+    assert not caplog.records
 
 
 def test_as_scheme() -> None:

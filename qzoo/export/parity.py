@@ -20,7 +20,7 @@ from qzoo.export.prepare import check_ranges
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.scheme import set_target
+from qzoo.scheme import switch_target
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
         ExportError: quantizers without a range; a weighted layer whose input is not quantized.
     """
     model.eval()
-    set_target(model, target)
+    switch_target(model, target)
     check_ranges(model)
     fold_batchnorm_(model, example)
     for module in model.modules():

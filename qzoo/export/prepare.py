@@ -15,7 +15,7 @@ from qzoo.export.formats import active, is_on, kept_axes
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
-from qzoo.scheme import set_target
+from qzoo.scheme import switch_target
 
 _INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
 
@@ -46,7 +46,7 @@ def copy_for(model: nn.Module, target: str) -> nn.Module:
         raise ExportError(
             f"{type(model).__name__} can't be copied, which export and check begin with: {error}"
         ) from error
-    set_target(ready, target)
+    switch_target(ready, target)
     check_ranges(ready)
     return ready.float() if is_quantized(ready) else ready
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError
 from qzoo.ptq.layers import Layer, layers_of
-from qzoo.scheme import set_target
+from qzoo.scheme import switch_target
 
 _INT32_ROOM = 2.0**30
 
@@ -38,7 +38,7 @@ def round_biases(model: nn.Module, example: Tensor, *, target: str = "onnxruntim
     Raises:
         CalibrationError: a layer has no range yet.
     """
-    set_target(model, target)
+    switch_target(model, target)
     return {layer.name: _move(layer) for layer in layers_of(model, example) if _can_move(layer)}
 
 
