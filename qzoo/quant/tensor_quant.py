@@ -37,7 +37,7 @@ from qzoo.quant.descriptor import (
     QuantDescriptor,
     ScaledQuantDescriptor,
 )
-from qzoo.quant.ops.schema import compute_dtype, levels
+from qzoo.quant.ops.schema import compute_dtype, levels, require_tensor
 
 __all__ = [
     "QUANT_DESC_8BIT_PER_TENSOR",
@@ -78,6 +78,7 @@ def check_values(inputs: torch.Tensor, amax: torch.Tensor, unsigned: bool) -> No
         ValueError: a negative entry in ``amax``.
         TypeError: a negative entry in ``inputs`` with ``unsigned``.
     """
+    require_tensor(inputs, "the input")
     check_amax(amax)
     if unsigned:
         check_nonnegative(inputs)
@@ -85,6 +86,7 @@ def check_values(inputs: torch.Tensor, amax: torch.Tensor, unsigned: bool) -> No
 
 def check_amax(amax: torch.Tensor) -> None:
     """Raise ValueError for a negative range (unless there are no values, on the meta device)."""
+    require_tensor(amax, "amax")
     if amax.is_meta:
         return
     lowest = amax if amax.dim() == 0 else amax.amin() if amax.numel() else None
@@ -196,6 +198,8 @@ class FakeAffineTensorQuantFunction(Function):
     def forward(
         ctx: Any, inputs: torch.Tensor, min_range: torch.Tensor, max_range: torch.Tensor, num_bits: int = 8
     ) -> torch.Tensor:
+        for what, value in (("the input", inputs), ("min_range", min_range), ("max_range", max_range)):
+            require_tensor(value, what)
         ctx.save_for_backward(inputs, min_range, max_range)
         compute = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         half = 2 ** (num_bits - 1)

@@ -1,11 +1,18 @@
 """tensor_quant and its siblings against NumPy."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import quant_oracle as oracle
 import torch
 
+from qzoo.errors import QuantizationError
+from qzoo.quant import calib, ops
 from qzoo.quant import tensor_quant as tq
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.utils import reduce_amax
 
 BITS = [2, 3, 4, 5, 7, 8, 11, 16]
 LOW_PRECISION = [torch.float16, torch.bfloat16]
@@ -174,3 +181,45 @@ def test_e4m3_gradient():
     x.grad = None
     tq.scaled_e4m3(x, torch.tensor(2.0)).sum().backward()
     assert x.grad.tolist() == [0, 0, 1, 0, 0]
+
+
+ARRAY = np.ones((2, 3), dtype=np.float32)
+BYTES = torch.ones(2, 3, dtype=torch.uint8)
+ONE = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ops.fake_quantize(ARRAY, ONE), r"the input must be a torch tensor, not ndarray.*from_numpy"),
+        (lambda: ops.fake_quantize(BYTES, ONE), r"the input must be float32, .* not torch\.uint8"),
+        (lambda: ops.fake_quantize(BYTES.float(), 1.0), r"amax must be a torch tensor, not float"),
+        (lambda: ops.fake_quantize(BYTES.float(), ONE, 99), r"num_bits must be .* 0 to 31, not 99"),
+        (lambda: ops.fake_quantize(BYTES.float(), ONE, "8"), r"num_bits must be .* not '8'"),
+        (lambda: ops.quantize(BYTES, ONE), r"not torch\.uint8"),
+        (lambda: ops.fake_quantize_fp8(BYTES, ONE), r"not torch\.uint8"),
+        (lambda: ops.fake_quantize_fp8(ARRAY, ONE), r"not ndarray"),
+        (lambda: tq.fake_tensor_quant(ARRAY, ONE), r"not ndarray"),
+        (lambda: tq.fake_tensor_quant(BYTES.float(), 1.0), r"amax must be a torch tensor"),
+        (lambda: tq.tensor_quant(ARRAY, ONE), r"not ndarray"),
+        (lambda: tq.scaled_e4m3(BYTES.float(), 1.0, 4, 3), r"amax must be a torch tensor"),
+        (lambda: tq.fake_affine_tensor_quant(BYTES.float(), -1.0, 1.0), r"min_range must be a torch"),
+        (
+            lambda: TensorQuantizer()(ARRAY),
+            r"input of TensorQuantizer \(no name set\) must be a torch tensor",
+        ),
+        (lambda: TensorQuantizer()(BYTES), r"input of TensorQuantizer .* not torch\.uint8"),
+        (lambda: reduce_amax(ARRAY), r"not ndarray"),
+        (
+            lambda: calib.MaxCalibrator(8, None, False).collect(ARRAY),
+            r"calibration data must be a torch tensor",
+        ),
+        (lambda: calib.HistogramCalibrator(8, None, False).collect(ARRAY), r"calibration data must be"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_one_line(call: Callable[[], Any], words: str) -> None:
+    """Not by a line of a kernel's source, or an attribute that an array has not."""
+    with pytest.raises(QuantizationError, match=words) as caught:
+        call()
+    assert "csrc" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ from qzoo.errors import ArgumentError, NonFiniteError
 from qzoo.quant import ops
 from qzoo.quant.calib.calibrator import _Calibrator
 from qzoo.quant.descriptor import Axis, Bits
+from qzoo.quant.ops.schema import require_tensor
 
 __all__ = ["HistogramCalibrator"]
 
@@ -101,6 +102,7 @@ class HistogramCalibrator(_Calibrator):
         Raises:
             NonFiniteError: NaN or infinity in ``x``; nothing of the batch is counted then.
         """
+        require_tensor(x, "the calibration data")
         x = x.detach()
         if not self._torch_hist:
             x = x.cpu()

@@ -10,6 +10,7 @@ import torch
 from qzoo.errors import NonFiniteError
 from qzoo.quant.calib.calibrator import _Calibrator
 from qzoo.quant.descriptor import Axis, Bits
+from qzoo.quant.ops.schema import require_tensor
 from qzoo.quant.utils.reduce_amax import normalize_axes, reduce_amax
 
 __all__ = ["MaxCalibrator"]
@@ -45,6 +46,7 @@ class MaxCalibrator(_Calibrator):
             NonFiniteError: NaN or infinity in ``x``.
             RuntimeError: "amax shape changed!", when the range has another shape than before.
         """
+        require_tensor(x, "the calibration data")
         if not x.numel():
             return
         local = self._reduce(x.detach())

@@ -19,7 +19,15 @@ from torch.autograd import forward_ad
 
 from qzoo.errors import QuantizationError
 from qzoo.quant.ops.numbers import TINY, bounds
-from qzoo.quant.ops.schema import compute_dtype, declare, is_plain, levels
+from qzoo.quant.ops.schema import (
+    compute_dtype,
+    declare,
+    is_plain,
+    levels,
+    require_bits,
+    require_real,
+    require_tensor,
+)
 
 _RANGE = "int num_bits, bool unsigned, bool narrow_range"
 
@@ -181,9 +189,13 @@ def fake_quantize(
     branches.
 
     Raises:
-        QuantizationError: `amax` does not broadcast to `x`.
+        QuantizationError: `amax` does not broadcast to `x`; `x` is no floating-point tensor, `amax` no tensor;
+            bits that no format has.
     """
     if is_plain(x):
+        require_real(x, "the input")
+        require_tensor(amax, "amax")
+        require_bits(num_bits, unsigned)
         if amax.dim():
             check_broadcast(x, amax)
         if amax.requires_grad:
@@ -195,6 +207,7 @@ def fake_quantize(
         else:
             result = _forward_op(x, amax, num_bits, unsigned, narrow_range)
     else:
+        require_tensor(x, "the input")
         result = _fake_op(x, amax, num_bits, unsigned, narrow_range)
     return result
 
@@ -213,6 +226,8 @@ def fake_quantize_out(
     Raises:
         QuantizationError: `out` differs from `x` in shape or type, or `amax` does not broadcast to `x`.
     """
+    require_real(x, "the input")
+    require_bits(num_bits, unsigned)
     if out.shape != x.shape or out.dtype != x.dtype:
         raise QuantizationError(
             f"out is {tuple(out.shape)} {out.dtype} but the input is {tuple(x.shape)} {x.dtype}: "
@@ -293,6 +308,8 @@ def quantize(
         QuantizationError: more than 16 bits, or `amax` does not broadcast to `x`.
     """
     integer_dtype(num_bits, unsigned)
+    require_real(x, "the input")
+    require_tensor(amax, "amax")
     check_broadcast(x, amax)
     q: Tensor = _quantize_op(x.detach(), amax.detach(), num_bits, unsigned, narrow_range)
     return q

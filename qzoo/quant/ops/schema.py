@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qzoo.errors import QuantizationError
 from qzoo.quant.ops.numbers import TINY, bounds
 
 _DISPATCH_KEY = "CompositeExplicitAutograd"  # every device that has no kernel of its own
@@ -32,6 +33,45 @@ def declare(
     references[name] = reference
     overload: torch._ops.OpOverload = getattr(torch.ops.qzoo, name).default
     return overload
+
+
+_REAL = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+
+
+def require_tensor(x: Any, what: str) -> None:
+    """Refuse what is no tensor; stand-ins of tracers pass.
+
+    Raises:
+        QuantizationError: a number, a list or an array; the message says how to convert it.
+    """
+    if not isinstance(x, Tensor) and not hasattr(x, "__torch_function__"):
+        cure = "torch.from_numpy" if type(x).__name__ == "ndarray" else "torch.tensor"
+        raise QuantizationError(
+            f"{what} must be a torch tensor, not {type(x).__name__}; convert it with {cure}()"
+        )
+
+
+def require_real(x: Any, what: str) -> None:
+    """Refuse what the kernels don't take: anything but a float32, float64, float16 or bfloat16 tensor.
+
+    Raises:
+        QuantizationError: something else; the message says how to convert it.
+    """
+    require_tensor(x, what)
+    if x.dtype not in _REAL:
+        kinds = "float32, float64, float16 or bfloat16"
+        raise QuantizationError(f"{what} must be {kinds}, not {x.dtype}; convert it with .float()")
+
+
+def require_bits(num_bits: Any, unsigned: bool) -> None:
+    """Refuse bits of which the kernels have no integer format.
+
+    Raises:
+        QuantizationError: no whole number, or too large a one.
+    """
+    most = 30 if unsigned else 31
+    if not isinstance(num_bits, int) or not 0 <= num_bits <= most:
+        raise QuantizationError(f"num_bits must be a whole number from 0 to {most}, not {num_bits!r}")
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

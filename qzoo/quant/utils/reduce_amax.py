@@ -8,6 +8,7 @@ import torch
 
 from qzoo.errors import ArgumentError
 from qzoo.quant import ops
+from qzoo.quant.ops.schema import require_tensor
 
 
 @torch.no_grad()
@@ -28,6 +29,7 @@ def reduce_amax(
     Raises:
         ValueError: more axes than dimensions, or an axis out of range.
     """
+    require_tensor(input, "input")
     if axis is None:
         return _amax(input, [])
     axes = (axis,) if isinstance(axis, int) else tuple(axis)

@@ -16,6 +16,7 @@ from qzoo.quant.nn.modules import _quantizer_export as export
 from qzoo.quant.nn.modules._quantizer_repr import describe
 from qzoo.quant.nn.modules._quantizer_state import QuantizerState
 from qzoo.quant.nn.modules.clip import Clip
+from qzoo.quant.ops.schema import require_real, require_tensor
 from qzoo.quant.tensor_quant import check_amax, check_nonnegative, is_traced, tensor_quant
 from qzoo.quant.utils.reduce_amax import normalize_axes, reduce_amax
 
@@ -224,6 +225,8 @@ class TensorQuantizer(QuantizerState):
     def _quantize(self, inputs: torch.Tensor) -> torch.Tensor:
         # torch.fx records with a stand-in for the tensor; it has no values to look at either.
         traced = is_traced() or not isinstance(inputs, torch.Tensor)
+        if not isinstance(inputs, torch.Tensor):
+            require_tensor(inputs, f"the input of {self._place()}")
         learner = self._modules.get("learner")
         if learner is not None:  # the range is being trained (qzoo.qat)
             return learner(inputs, self._num_bits, self._unsigned, self._narrow_range)
@@ -259,6 +262,8 @@ class TensorQuantizer(QuantizerState):
         return quantized
 
     def _check(self, inputs: torch.Tensor, amax: torch.Tensor) -> None:
+        if not inputs.dtype.is_floating_point:
+            require_real(inputs, f"the input of {self._place()}")
         stored = self._buffers.get("_amax")
         if self._learn_amax or self._scale_amax is not None:
             check_amax(amax)
