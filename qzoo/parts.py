@@ -39,7 +39,7 @@ def calibration_images(config: Config, data: str | Path | None, subset: str | No
     Raises:
         DataError: no such data, or a subset that they don't have.
     """
-    whole = _split(config, data, "train")
+    whole = all_images(config, data, "train")
     first = data_set(config.labels).calibration or max(1, min(128, whole.count // 4))
     return _part(whole, subset or f"0:{first}")
 
@@ -50,7 +50,7 @@ def evaluation_images(config: Config, data: str | Path | None, subset: str | Non
     Raises:
         DataError: no such data, a subset that they don't have, or images that ``before`` has too.
     """
-    whole = _split(config, data, "test")
+    whole = all_images(config, data, "test")
     if before.split != whole.split:
         return _part(whole, subset or ":")
     stop = before.subset.partition(":")[2]
@@ -75,11 +75,11 @@ def training_images(config: Config, data: str | Path | None, subset: str | None)
     Raises:
         DataError: no such data, or a subset that they don't have.
     """
-    whole = _split(config, data, "train")
+    whole = all_images(config, data, "train")
     return _part(whole, subset or (":" if whole.split == "train" else f"0:{max(1, whole.count * 4 // 5)}"))
 
 
-def _split(config: Config, data: str | Path | None, split: str) -> Images:
+def all_images(config: Config, data: str | Path | None, split: str) -> Images:
     """All images of a split; a folder without ``train`` and ``val`` is its own test split."""
     if config.labels not in DATA_SETS:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from qzoo.store import stored
 from qzoo.tables import embedded_configs
 from qzoo.zoo_page import zoo_page
 
-Load = Callable[[Config, Measurement], Iterable[tuple[Tensor, Tensor]]]
+Load = Callable[[Config, Measurement], Iterable[tuple[Tensor, Tensor]] | None]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,16 @@ class Finding:
         name, place: which, and where it is.
         problem: what is wrong with it, "" if nothing.
         speedup: what its config records of its speed, "" if nothing.
+        measured: how many of its recorded figures were measured again.
+        note: why the others were not, though it was asked for; "" if there are none.
     """
 
     name: str
     place: str
     problem: str
     speedup: str = ""
+    measured: int = 0
+    note: str = ""
 
 
 def verify(
@@ -54,8 +58,9 @@ def verify(
 
     Args:
         names: of checkpoints, or their folders; all that the package knows by default.
-        load: gives the labelled images of a recorded measurement; then its figures are measured again, simulated
-            and in ONNX Runtime where that is installed, and must lie in the recorded intervals.
+        load: gives the labelled images of a recorded measurement, None where they are not at hand; then its figures
+            are measured again, simulated and in ONNX Runtime where that is installed, and must lie in the recorded
+            intervals.
         progress: show a progress bar.
 
     Raises:
@@ -95,12 +100,12 @@ def _finding(name: str, place: str, find: Callable[[str], Path], repo: str, load
         folder = find(name)
         config = read_config(folder)
         model = load_pretrained(folder)
-        problem = _files_problem(folder, config, repo)
-        if not problem and load is not None:
-            problem = _measure_again(folder, model, config, load)
+        found = Finding(name, place, _files_problem(folder, config, repo), speedup_text(config))
+        if found.problem or load is None:
+            return found
+        return _measure_again(found, folder, model, config, load)
     except QzooError as error:
         return Finding(name, place, str(error))
-    return Finding(name, place, problem, speedup_text(config))
 
 
 def _files_problem(folder: Path, config: Config, repo: str) -> str:
@@ -120,19 +125,30 @@ def _files_problem(folder: Path, config: Config, repo: str) -> str:
     return ""
 
 
-def _measure_again(folder: Path, model: nn.Module, config: Config, load: Load) -> str:
+def _measure_again(finding: Finding, folder: Path, model: nn.Module, config: Config, load: Load) -> Finding:
+    """The finding with what its recorded figures are today."""
+    measured, missing = 0, ""
     with tempfile.TemporaryDirectory(prefix="qzoo-verify-") as scratch:
         for row in config.metrics:
             run = _as_measured(row, folder, model, config, Path(scratch))
             if run is None:
                 continue
-            found = evaluate(run, load(config, row), progress=False).top1
+            images = load(config, row)
+            if images is None:
+                missing = row.data
+                continue
+            measured += 1
+            found = evaluate(run, images, progress=False).top1
             low, high = row.top1_interval
             if not low <= found <= high:
                 place = f" in {row.runtime}" if row.runtime != "torch" else ""
                 where = f" for {row.target}" if row.target else ""
-                return f"top-1{place}{where} is {found:.2f} %, outside the recorded {low:.2f} to {high:.2f}"
-    return ""
+                problem = (
+                    f"top-1{place}{where} is {found:.2f} %, outside the recorded {low:.2f} to {high:.2f}"
+                )
+                return replace(finding, problem=problem, measured=measured)
+    note = f"not measured again, as its images are not at hand: {missing}" if missing else ""
+    return replace(finding, measured=measured, note=note)
 
 
 def _as_measured(

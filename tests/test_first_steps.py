@@ -12,12 +12,14 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from small_data import write_folder
 from torch import Tensor, nn
 
 import qzoo
 from qzoo import hub
+from qzoo.cards import write_card
 from qzoo.cli import main
-from qzoo.config import config_of
+from qzoo.config import Measurement, config_of
 from qzoo.errors import CalibrationError, CheckpointError, DataError, UnknownModelError
 from qzoo.models._layers import conv2d, linear
 from qzoo.own_weights import open_model
@@ -160,6 +162,51 @@ def test_verify_takes_folders_and_never_checks_nothing(
     monkeypatch.setattr(hub, "EMBEDDED", Path.cwd())
     assert main(["verify", "-q"]) == 1  # without names: all
     assert "tuned" in capsys.readouterr().out
+
+
+@pytest.fixture
+def pets_and_clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package with two checkpoints: one of a folder's images, and one of Fashion-MNIST, whose images it has."""
+    torch.manual_seed(0)
+    for name, labels, channels, images in (
+        ("pets", "folders", 3, "pets (8 images)"),
+        ("clothes", "fashion-mnist", 1, "Fashion-MNIST test"),
+    ):
+        model = qzoo.create_model("resnet20-w8a8", num_classes=10, in_channels=channels)
+        size = model.qzoo_config.preprocessing.input_size
+        qzoo.calibrate(model, [torch.randn(2, *size)], progress=False)
+        row = Measurement(
+            "torch", "w8a8", "tensorrt", images, "2:8", 6, 50.0, (0.0, 100.0), 50.0, (0.0, 100.0), 2.3
+        )
+        config = dataclasses.replace(config_of(model), labels=labels, metrics=(row,))
+        write_card(qzoo.save_pretrained(model, tmp_path / "zoo" / name, config=config))
+    write_folder(tmp_path / "pets", tuple("abcdefgh"), 1)
+    write_folder(tmp_path / "others", tuple("abcdefgh"), 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "EMBEDDED", tmp_path / "zoo")
+
+
+@pytest.mark.usefixtures("pets_and_clothes")
+@pytest.mark.parametrize(
+    ("options", "status", "pets", "clothes"),
+    [
+        (["--all"], 0, "embedded", "embedded"),
+        (["--all", "--measure"], 0, "not at hand: pets (8 images)", "1 figures measured"),
+        (["--all", "--data", "pets"], 0, "1 figures measured", "1 figures measured"),
+        (["--all", "--data", "others"], 0, "not at hand: pets (8 images)", "1 figures measured"),
+        (["--all", "--data", "nowhere"], 0, "not at hand: pets (8 images)", "1 figures measured"),
+        (["pets", "--measure"], 1, "not at hand: pets (8 images)", ""),
+    ],
+)
+def test_verify_measures_again_what_it_has_the_images_of(
+    options: list[str], status: int, pets: str, clothes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", *options, "-q"]) == status
+    out, error = capsys.readouterr()
+    found = dict(line.split(maxsplit=2)[1:] for line in out.splitlines())
+    assert found["pets"].endswith(pets)
+    assert found.get("clothes", "").endswith(clothes)
+    assert ("no figure was measured again" in error) == (status == 1)
 
 
 def foreign(name: str) -> nn.Module:
