@@ -22,7 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qzoo.config import WEIGHTS, read_config
+from qzoo.config import MAX_BYTES, WEIGHTS, read_config
+from qzoo.downloads import LARGEST, cached_file, check_token, download_into_cache, fits_its_name
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name, suggest
 from qzoo.store import stored
@@ -57,6 +58,9 @@ class Access:
     cache_dir: str | Path | None = None
     token: str | bool | None = field(default=None, repr=False)
     local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        check_token(self.token)
 
 
 USUAL = Access()
@@ -210,16 +214,23 @@ def download(
             from its SHA-256 (taken out of the cache).
         CheckpointError: the config is not valid, or of another checkpoint.
     """
-    config_file = fetch(repo, "config.json", revision, sha256 or "", access)
+    config_file = fetch(repo, "config.json", revision, sha256 or "", access, MAX_BYTES)
     folder, commit = config_file.parent, config_file.parent.name
-    config = read_config(folder)
+    try:
+        config = read_config(folder)
+    except CheckpointError as error:
+        if (
+            fits_its_name(config_file) is None
+        ):  # it may have been damaged in the cache: the next call asks anew
+            discard(config_file)
+        raise CheckpointError(f"{error} (from {repo})") from error
     if name is not None and config.name != name:
         raise CheckpointError(f"{repo} at {commit} holds {config.name!r}, not {name!r}")
     if WEIGHTS not in config.files:
         raise CheckpointError(
             f"{repo} at {commit}: config.json lists no {WEIGHTS}; it is a recipe without weights"
         )
-    fetch(repo, WEIGHTS, commit, config.files[WEIGHTS], access)
+    fetch(repo, WEIGHTS, commit, config.files[WEIGHTS], access, config.sizes.get(WEIGHTS, LARGEST))
     return folder
 
 
@@ -230,38 +241,66 @@ def download_pin(name: str, access: Access = USUAL) -> Path:
 
 
 def fetch(
-    repo: str, file: str, revision: str | None = None, sha256: str = "", access: Access = USUAL
+    repo: str,
+    file: str,
+    revision: str | None = None,
+    sha256: str = "",
+    access: Access = USUAL,
+    limit: int = LARGEST,
 ) -> Path:
     """One file of a Hub repository, from the cache or downloaded.
 
     Args:
         sha256: expected SHA-256 or a prefix; "" takes any content.
+        limit: the most bytes that it may have.
 
     Raises:
         HubError: see :func:`download`.
     """
-    from huggingface_hub import constants, hf_hub_download
-
     if revision is not None and not _REVISION.fullmatch(revision):
         raise HubError(f"{revision!r} is no revision; expected a commit, a branch or a tag of {repo}")
     place = f"{repo}{f' at {revision}' if revision else ''}"
     try:
-        if not (constants.HF_HUB_OFFLINE or access.local_files_only):
-            _check_network(constants.ENDPOINT, repo, file, revision, access)
-        found = hf_hub_download(
-            repo,
-            file,
-            revision=revision,
-            library_name="qzoo",
-            cache_dir=access.cache_dir,
-            token=access.token,
-            local_files_only=access.local_files_only,
-        )
+        return _fetch(repo, file, revision, sha256, access, limit)
     except Exception as error:
-        raise HubError(f"{file} of {place} can't be had from the Hub: {explain(error)}") from error
-    path = Path(found)
-    verify_file(path, sha256)
-    return path
+        reason = explain(error)
+    # Not in the except clause: the client's error may quote a token, and a traceback prints what an error came from.
+    raise HubError(f"{file} of {place} can't be had from the Hub: {reason}")
+
+
+def _fetch(repo: str, file: str, revision: str | None, sha256: str, access: Access, limit: int) -> Path:
+    from huggingface_hub import constants, errors
+
+    cached = cached_file(repo, file, revision, access.cache_dir)
+    offline = constants.HF_HUB_OFFLINE or access.local_files_only
+    if cached is not None and not _is_whole(cached, sha256):
+        discard(cached)
+        if offline:
+            raise HubError("it was damaged in the cache and has been removed; go online and try again")
+        cached = None
+    if cached is None and offline:
+        raise HubError(
+            "it is not in the cache, and the Hub must not be asked (HF_HUB_OFFLINE, local_files_only)"
+        )
+    if cached is not None and (offline or re.fullmatch("[0-9a-f]{40}", revision or "")):
+        return cached
+    if cached is None:
+        _check_network(constants.ENDPOINT)
+    try:
+        return download_into_cache(
+            repo, file, revision, sha256, limit=limit, cache_dir=access.cache_dir, token=access.token
+        )
+    except (HubError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
+        raise
+    except Exception:
+        if cached is None:
+            raise
+        return cached  # the Hub can't be reached, or doesn't answer: what the branch was when it last did
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    """Whether a file of the cache is what it was: its SHA-256, or where that is not known, its blob's name."""
+    return sha256_of(path).startswith(sha256) if sha256 else fits_its_name(path) is not False
 
 
 def check_repository(text: str) -> None:
@@ -270,20 +309,18 @@ def check_repository(text: str) -> None:
         raise HubError(f"{text!r} is no repository; expected org/name")
 
 
-def _check_network(endpoint: str, repo: str, file: str, revision: str | None, access: Access) -> None:
+def _check_network(endpoint: str) -> None:
     """Fail at once where the endpoint's name does not resolve; the client would try for half a minute."""
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repo, file, cache_dir=access.cache_dir, revision=revision)
-    if isinstance(cached, str) or urllib.request.getproxies():
-        return
-    host = urllib.parse.urlsplit(endpoint).hostname
-    socket.getaddrinfo(host, None)
+    if not urllib.request.getproxies():
+        socket.getaddrinfo(urllib.parse.urlsplit(endpoint).hostname, None)
 
 
 def explain(error: BaseException) -> str:
     """A download's or upload's failure in words, and what to do. Never contains a token."""
     from huggingface_hub import errors
+
+    if isinstance(error, HubError):
+        return str(error)
 
     chain: list[BaseException] = []
     link: BaseException | None = error
@@ -303,19 +340,25 @@ def explain(error: BaseException) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision"
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
-        return "it is not in the cache, and the Hub can't be reached (or must not: HF_HUB_OFFLINE, local_files_only)"
+        return "the Hub can't be reached; check the network (or it must not be asked: HF_HUB_OFFLINE)"
     if isinstance(error, errors.EntryNotFoundError):
         return "the repository has no such file"
     if isinstance(error, socket.gaierror):
         return "no network (the Hub's address does not resolve); connect, or set HF_ENDPOINT to a mirror"
     if isinstance(error, errors.HfHubHTTPError):
         status = getattr(error.response, "status_code", "no status")
-        return f"the server answered {status}; try again later, a broken transfer resumes"
-    return f"{type(error).__name__}: {redact(str(error))}; try again, a broken transfer resumes"
+        if status in (401, 403):
+            return f"the server answered {status}; log in (`hf auth login` or HF_TOKEN) as someone who may read it"
+        return f"the server answered {status}; try again later"
+    return f"{type(error).__name__}: {redact(str(error))}; try again"
 
 
 def redact(text: str) -> str:
     """The text without anything that looks like an access token, or a password in an address."""
+    from huggingface_hub import get_token
+
+    for part in (get_token() or "").split():  # of any form
+        text = text.replace(part, "[token]") if len(part) > 3 else text
     return re.sub(r"hf_\w{4,}|(?i:bearer)\s+\S+|(?<=://)[^/@\s]+(?=@)", "[token]", text)
 
 
@@ -340,8 +383,11 @@ def _digest(file) -> str:  # type: ignore[no-untyped-def]
     return digest.hexdigest()
 
 
-def verify_file(path: Path, sha256: str) -> None:
+def verify_file(path: Path, sha256: str, name: str = "") -> None:
     """Remove a downloaded file whose SHA-256 does not start with the expected digits.
+
+    Args:
+        name: of the file in messages; its own by default.
 
     Raises:
         HubError: it does not; the file is gone.
@@ -350,7 +396,7 @@ def verify_file(path: Path, sha256: str) -> None:
         return
     discard(path)
     raise HubError(
-        f"{path.name} was downloaded, but its SHA-256 is {found}, not {sha256}: truncated, or another file "
+        f"{name or path.name} was downloaded, but its SHA-256 is {found}, not {sha256}: truncated, or another file "
         "than the one this release was made with. It has been removed; try again, or update qzoo"
     )
 
@@ -371,6 +417,12 @@ def check_file(path: Path, sha256: str, size: int | None = None) -> None:
 def discard(path: Path) -> None:
     """Remove a file from a cache: in the Hub's the link and what it points to, elsewhere a user's link alone."""
     target = path.resolve()
-    path.unlink(missing_ok=True)
-    if target.parent.name == "blobs":
-        target.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+        if target.parent.name == "blobs":
+            target.unlink(missing_ok=True)
+    except OSError as error:
+        raise HubError(
+            f"{path} is damaged and can't be removed ({error.strerror}); remove it by hand, or let HF_HOME "
+            "name another folder"
+        ) from None

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +14,9 @@ from torch import Tensor
 
 from qzoo import hub
 from qzoo.config import FloatSource
+from qzoo.downloads import LARGEST, downloaded
 from qzoo.errors import CheckpointError, HubError, QzooError
-from qzoo.progress import track
 from qzoo.registry import FloatWeights
-
-_TIMEOUT = 30.0
-_BLOCK = 1 << 20
 
 
 def load_float_weights(
@@ -73,7 +66,9 @@ def find(source: str, sha256: str = "", revision: str = "") -> tuple[Path, str]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict, mapped from a safetensors file or a torch file (tensors only: no pickled code is run).
+    """A state dict of a safetensors file or a torch file (tensors only: no pickled code is run).
+
+    Its tensors have memory of their own: mapped ones would change with the file.
 
     Raises:
         CheckpointError: not such a file, or it holds other things than named tensors.
@@ -82,11 +77,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        try:
-            state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # a file of torch < 1.6 can't be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return {key: value.clone() for key, value in load_file(path).items()}
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted unpickler fails in many ways on what is no torch file
         raise CheckpointError(f"{path} can't be read as tensors ({type(error).__name__}: {error})") from error
     for wrapper in ("state_dict", "model"):
@@ -126,32 +118,23 @@ def _from_url(url: str, sha256: str) -> Path:
     if not path.is_file():
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
             raise HubError(f"it is not in {folder}, and HF_HUB_OFFLINE is set")
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(url, path)
+        _download(url, path, sha256)
     hub.verify_file(path, sha256)
     return path
 
 
-def _download(url: str, path: Path) -> None:
-    """Into a temporary file beside ``path`` first, so that a broken download leaves nothing behind."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+def _download(url: str, path: Path, sha256: str) -> None:
+    """Under a temporary name first: what is broken or another file never gets the name."""
     try:
-        with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
-            for _ in track(range(-(-size // _BLOCK) or 1), f"download {path.name} (MB)", show=size > _BLOCK):
-                file.write(answer.read(_BLOCK))
-            while rest := answer.read(_BLOCK):
-                file.write(rest)
-            if size and file.tell() != size:
-                raise HubError(f"the download broke off after {file.tell()} of {size} bytes; try again")
-        os.replace(temporary, path)
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HubError(
-                "the disk is full; free some space, or let TORCH_HOME name a folder on another disk"
-            ) from error
-        raise HubError(f"download failed ({reason}); check the network, or put the file at {path}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with downloaded(url, path.parent, LARGEST) as temporary:
+            hub.verify_file(temporary, sha256, path.name)
+            os.replace(temporary, path)
+        return
+    except HubError:
+        raise
+    except Exception as error:  # a server can break the protocol in many ways
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = hub.redact(f"{type(error).__name__}: {error}")
+    if full:
+        raise HubError("the disk is full; free some space, or let TORCH_HOME name a folder on another disk")
+    raise HubError(f"download failed ({reason}); check the network, or put the file at {path}")

@@ -11,6 +11,7 @@ from qzoo import __version__, hub
 from qzoo.cards import write_card
 from qzoo.checkpoint import save_pretrained
 from qzoo.config import config_of
+from qzoo.downloads import check_token
 from qzoo.errors import HubError
 from qzoo.eval_results import write_eval_results
 
@@ -44,6 +45,7 @@ def push_to_hub(
         HubError: the upload failed; called again, it does not send what the Hub has already.
     """
     hub.check_repository(repo_id)
+    check_token(token)
     with tempfile.TemporaryDirectory(prefix="qzoo-push-") as scratch:
         folder = save_pretrained(model, Path(scratch) / "checkpoint")
         write_card(folder, repo_id)
@@ -52,7 +54,9 @@ def push_to_hub(
         try:
             return upload(folder, repo_id, message, private, revision, token)[1]
         except Exception as error:
-            raise HubError(f"the model was not pushed to {repo_id}: {hub.explain(error)}") from None
+            reason = hub.explain(error)
+    # Not in the except clause: see qzoo.hub.fetch.
+    raise HubError(f"the model was not pushed to {repo_id}: {reason}")
 
 
 def upload(

@@ -7,6 +7,7 @@ as on the real Hub. Faults can be switched on.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -43,7 +44,7 @@ class Fault:
     """What goes wrong: ``kind`` for the next ``times`` requests whose ``"METHOD /path"`` matches the pattern.
 
     Kinds: a status such as "503"; "drop" (close without an answer); "truncate" (close after half of the
-    content); "wrong" (other content of the same length); "slow" (wait a little).
+    content); "wrong" (other content of the same length); "slow" (wait a little); "endless" (chunks without end).
     """
 
     pattern: str
@@ -58,6 +59,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
+        self.headers: dict[str, str] = {}  # in place of those of every file's answer
         self.log: list[str] = []
         self.authorization: set[str] = set()
         self.lock = threading.Lock()
@@ -108,7 +110,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         size = int(self.headers["Content-Length"] or 0)
         self.body = self.rfile.read(size) if size else self.read_chunks()
         self.mangle: Callable[[bytes], bytes] = lambda content: content
-        self.cut = False
+        self.cut = self.endless = False
         kind = self.state.next_fault(request)
         if kind == "drop":
             self.close_connection = True
@@ -117,6 +119,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(0.3)
         elif kind == "truncate":
             self.cut = True
+        elif kind == "endless":
+            self.endless = True
         elif kind == "wrong":
             self.mangle = lambda content: bytes(len(content))
         elif kind:
@@ -143,10 +147,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status: int, content: bytes = b"", headers: dict[str, str] | None = None) -> None:
         content = self.mangle(content)
         self.send_response(status)
-        for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+        length = {"Transfer-Encoding": "chunked"} if self.endless else {"Content-Length": str(len(content))}
+        changed = self.state.headers if "/resolve/" in self.path else {}
+        for key, value in {**length, **(headers or {}), **changed}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if self.endless:
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                for _ in range(1 << 12):  # 256 MiB are enough
+                    self.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
             return
         if self.cut:
             self.close_connection = True

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,9 +226,133 @@ def test_a_file_damaged_in_the_cache_is_found_out(
 ) -> None:
     folder = hub.download(REPO)
     (folder / WEIGHTS).resolve().write_bytes(b"rubbish")
-    with pytest.raises(HubError, match="has been removed"):
-        qzoo.load_pretrained(REPO)
+    with pytest.raises(HubError, match=r"damaged in the cache and has been removed"):
+        qzoo.load_pretrained(REPO, local_files_only=True)
+    with pytest.raises(HubError, match="not in the cache"):
+        qzoo.load_pretrained(REPO, local_files_only=True)
     assert same(qzoo.load_pretrained(REPO), checkpoint)
+    (folder / WEIGHTS).resolve().write_bytes(b"rubbish")
+    assert same(qzoo.load_pretrained(REPO), checkpoint)
+
+
+def test_a_config_damaged_in_the_cache_is_fetched_anew(server: Hub, repo: Repo, checkpoint: Path) -> None:
+    """By a bit that leaves it valid, by truncation, and where a link leads nowhere."""
+    config = hub.download(REPO) / "config.json"
+    content = config.read_bytes()
+    damages = [
+        lambda: config.resolve().write_bytes(content.replace(b"fashion-mnist", b"fashion-mnisu")),
+        lambda: config.resolve().write_bytes(content[:100]),
+        lambda: config.resolve().write_bytes(b""),
+        lambda: config.resolve().unlink(),
+    ]
+    for revision in ("main", repo.refs["main"]):
+        for damage in damages:
+            damage()
+            assert same(qzoo.load_pretrained(REPO, revision=revision), checkpoint)
+            assert config.read_bytes() == content
+    damages[0]()
+    with pytest.raises(HubError, match="damaged in the cache and has been removed; go online"):
+        qzoo.load_pretrained(REPO, local_files_only=True)
+
+
+def test_a_damaged_file_that_can_not_be_removed_is_named(
+    server: Hub, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub.download(REPO)
+    (folder / WEIGHTS).resolve().write_bytes(b"rubbish")
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(HubError, match=rf"{WEIGHTS} is damaged and can't be removed.*remove it by hand"):
+        qzoo.load_pretrained(REPO)
+
+
+# ---- hostile servers ----
+
+
+def cache_bytes(tmp_path: Path) -> int:
+    return sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+def test_a_huge_config_is_refused_before_it_is_downloaded(server: Hub, repo: Repo, tmp_path: Path) -> None:
+    repo.commit({"config.json": bytes(2 << 20)})
+    with pytest.raises(HubError, match=r"offers 2097152 bytes; this file may have 1048576 at most"):
+        qzoo.load_pretrained(REPO)
+    assert server.requests("GET .*config.json") == []
+    assert cache_bytes(tmp_path) == 0
+
+
+@pytest.mark.parametrize("file", ["config.json", WEIGHTS])
+def test_an_answer_without_end_is_cut_off(server: Hub, repo: Repo, tmp_path: Path, file: str) -> None:
+    server.fault("GET .*config.json" if file == "config.json" else "GET /lfs/", "endless", times=100)
+    with pytest.raises(HubError, match="the server sent more than"):
+        qzoo.load_pretrained(REPO)
+    assert cache_bytes(tmp_path) < 1 << 20
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ETag": '"../../../../../outside"'},
+        {"X-Linked-ETag": '"../../../../../outside"'},
+        {"ETag": '"/tmp/outside"'},
+        {"ETag": '".."'},
+        {"X-Repo-Commit": "../../../../outside"},
+        {"X-Repo-Commit": "/tmp/outside"},
+        {"X-Repo-Commit": "main"},
+    ],
+    ids=str,
+)
+def test_answers_that_name_places_outside_of_the_cache_are_refused(
+    server: Hub, repo: Repo, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    server.headers = headers
+    with pytest.raises(HubError, match="answer is none of a Hub's"):
+        qzoo.load_pretrained(REPO)
+    assert [path for path in tmp_path.rglob("*outside*") if "test_answers" not in path.name] == []
+    assert server.requests("GET") == []
+
+
+def test_the_token_does_not_go_where_a_refresh_route_points(
+    server: Hub, repo: Repo, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    other = Hub()
+    server.headers = {
+        "X-Xet-Hash": "0" * 64,
+        "X-Xet-Refresh-Route": f"{other.url}/refresh",
+        "Link": f'<{other.url}/refresh>; rel="xet-auth"',
+    }
+    assert same(qzoo.load_pretrained(REPO), checkpoint)
+    assert other.log == []
+    other.close()
+
+
+@pytest.mark.parametrize("token", ["hf_first\nhf_second", "secret value", "", "geheim\u00e9"])
+def test_a_token_that_no_request_can_carry_is_refused_and_not_repeated(server: Hub, token: str) -> None:
+    with pytest.raises(ValueError, match="the token is empty or holds") as error:
+        qzoo.load_pretrained(REPO, token=token)
+    text = "".join(traceback.format_exception(error.value))
+    assert not any(part in text for part in token.split() if part != "value")
+
+
+def test_a_traceback_shows_no_token(server: Hub, repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the client's own errors quote, and where the token is not of the usual form."""
+    monkeypatch.setenv("HF_TOKEN", "geheim\u00e9sToken")
+    for action in (
+        lambda: qzoo.load_pretrained(REPO),
+        lambda: qzoo.push_to_hub(qzoo.create_model("resnet20.fmnist"), "org/new"),
+    ):
+        with pytest.raises(HubError) as error:
+            action()
+        link: BaseException | None = error.value
+        while link is not None:
+            assert "geheim" not in "".join(traceback.format_exception(link))
+            link = link.__cause__ or link.__context__
 
 
 def test_full_disk(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,11 +250,16 @@ class Server:
 
     def __init__(self, content: bytes) -> None:
         self.content, self.promised, self.requests = content, len(content), 0
+        self.raw = b""  # in place of an answer
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests += 1
+                if outer.raw:
+                    self.wfile.write(outer.raw)
+                    self.close_connection = True
+                    return
                 self.send_response(200)
                 self.send_header("Content-Length", str(outer.promised))
                 self.end_headers()
@@ -271,8 +277,12 @@ class Server:
 def server(
     weights_file: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
+    from huggingface_hub import constants, file_download
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # the client's pauses
     served = Server(weights_file[0].read_bytes())
     yield served
     served.server.shutdown()
@@ -376,6 +386,46 @@ def test_broken_and_wrong_downloads_leave_nothing(server: Server, tmp_path: Path
     server.server.server_close()
     with pytest.raises(HubError, match="download failed"):
         sources._from_url(server.url, "")
+
+
+BROKEN = {
+    "nothing": b"\n",
+    "no status": b"HTTP/1.1 abc\r\n\r\n",
+    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "a header without end": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 200_000,
+    "broken chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "a chunk cut short": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\nabc",
+    "broken gzip": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+    "a length that is none": b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabc",
+    "a false length": b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999999999\r\n\r\nabc",
+    "a redirect to a file": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+    "a redirect to nowhere": b"HTTP/1.1 302 Found\r\nLocation: http://[::bad/\r\nContent-Length: 0\r\n\r\n",
+    "a loop": b"HTTP/1.1 302 Found\r\nLocation: /weights-0.pth\r\nContent-Length: 0\r\n\r\n",
+    "an error": b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_whatever_is_answered_the_next_source_is_tried(
+    server: Server, package: str, store: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.raw = BROKEN[kind]
+    find = sources.find
+    monkeypatch.setattr(  # the only sources by URL are https
+        sources,
+        "find",
+        lambda source, *rest: (
+            (sources._from_url(server.url, ""), "") if source == "https://x" else find(source, *rest)
+        ),
+    )
+    use_sources(monkeypatch, "https://x", package)
+    start = time.monotonic()
+    source = config_of(qzoo.resnet20(pretrained=True)).float_source
+    assert time.monotonic() - start < 20
+    assert source is not None
+    assert source.source == package
+    assert list((tmp_path / "torch" / "hub" / "checkpoints").iterdir()) == []
 
 
 def test_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
