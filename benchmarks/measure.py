@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import qzoo
-from qzoo.environment import processor
+from qzoo.bench.environment import processor
 from qzoo.quant import native
 
 REUSE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "4000000000"}

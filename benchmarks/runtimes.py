@@ -23,11 +23,11 @@ from torch import nn
 import qzoo
 from benchmarks.measure import machine
 from qzoo import runtimes
-from qzoo.benchmark import Options, latencies
-from qzoo.contenders import Contender, contenders
-from qzoo.peers import RUNS_IN
-from qzoo.runtimes.process import Process
-from qzoo.timing import ratio
+from qzoo.bench.contenders import Contender, contenders
+from qzoo.bench.peers import RUNS_IN
+from qzoo.bench.process import Process
+from qzoo.bench.run import Options, latencies
+from qzoo.bench.timing import ratio
 
 # The least ratio of float's CPU time to int8's, by runtime and batch; on a processor with VNNI.
 BARS = {
@@ -110,7 +110,7 @@ def main() -> None:
 
 def versions(compare: list[str]) -> dict[str, str]:
     """Versions of the runtimes, and of peers that are packages of their own."""
-    from qzoo.environment import describe
+    from qzoo.bench.environment import describe
 
     facts = describe()
     own = {peer: version(peer) for peer in compare if peer == "nncf"}

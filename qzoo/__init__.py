@@ -7,28 +7,26 @@ every other architecture is a function, see :func:`qzoo.create_model`.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qzoo.benchmark import benchmark
-    from qzoo.build import build
-    from qzoo.calibrate import calibrate
-    from qzoo.checkpoint import load_pretrained, save_pretrained
-    from qzoo.deploy import deploy
-    from qzoo.evaluate import evaluate
+    from qzoo.analysis.inspect import inspect
+    from qzoo.analysis.sensitivity import sensitivity
+    from qzoo.bench.run import benchmark
+    from qzoo.deployment import deploy
+    from qzoo.evaluation import evaluate
     from qzoo.export.onnx import export_onnx
     from qzoo.hub_mixin import HubMixin
-    from qzoo.inspection import inspect
-    from qzoo.legacy import load_calibrated
-    from qzoo.publish import publish
+    from qzoo.pipeline.build import build
+    from qzoo.ptq.ranges import calibrate
+    from qzoo.release.publish import publish
+    from qzoo.release.upload import push_to_hub
+    from qzoo.release.verify import verify
     from qzoo.scheme import Scheme, set_target
-    from qzoo.sensitivity import sensitivity
-    from qzoo.train import train
-    from qzoo.upload import push_to_hub
-    from qzoo.verify import verify
-    from qzoo.zoo import create_model, list_models
+    from qzoo.training.loop import train
+    from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
+    from qzoo.zoo.create import create_model, list_models
+    from qzoo.zoo.legacy import load_calibrated
 
 __version__ = "0.1.0"
 
@@ -57,24 +55,24 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "create_model": "qzoo.zoo",
-    "list_models": "qzoo.zoo",
-    "load_pretrained": "qzoo.checkpoint",
-    "save_pretrained": "qzoo.checkpoint",
-    "load_calibrated": "qzoo.legacy",
-    "calibrate": "qzoo.calibrate",
-    "evaluate": "qzoo.evaluate",
-    "train": "qzoo.train",
+    "create_model": "qzoo.zoo.create",
+    "list_models": "qzoo.zoo.create",
+    "load_pretrained": "qzoo.zoo.checkpoint",
+    "save_pretrained": "qzoo.zoo.checkpoint",
+    "load_calibrated": "qzoo.zoo.legacy",
+    "calibrate": "qzoo.ptq.ranges",
+    "evaluate": "qzoo.evaluation",
+    "train": "qzoo.training.loop",
     "export_onnx": "qzoo.export.onnx",
-    "deploy": "qzoo.deploy",
-    "benchmark": "qzoo.benchmark",
-    "sensitivity": "qzoo.sensitivity",
-    "inspect": "qzoo.inspection",
-    "build": "qzoo.build",
-    "publish": "qzoo.publish",
-    "push_to_hub": "qzoo.upload",
+    "deploy": "qzoo.deployment",
+    "benchmark": "qzoo.bench.run",
+    "sensitivity": "qzoo.analysis.sensitivity",
+    "inspect": "qzoo.analysis.inspect",
+    "build": "qzoo.pipeline.build",
+    "publish": "qzoo.release.publish",
+    "push_to_hub": "qzoo.release.upload",
     "HubMixin": "qzoo.hub_mixin",
-    "verify": "qzoo.verify",
+    "verify": "qzoo.release.verify",
     "Scheme": "qzoo.scheme",
     "set_target": "qzoo.scheme",
 }
@@ -90,22 +88,6 @@ _SUBMODULES = (
     "config",
     "distributed",
 )
-
-
-class _Package(ModuleType):
-    """The package's own class, for names that are a function and a submodule both, such as ``qzoo.train``.
-
-    Importing a submodule binds it to its package. Where a function has the name, the binding is dropped:
-    ``qzoo.train`` is the function, whatever was imported before; ``from qzoo.train import TrainOptions``
-    still finds the module.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in _MODULE_OF):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
@@ -127,7 +109,7 @@ def _architecture(name: str) -> Any:
     known = list_architectures()
     if name not in known:
         raise AttributeError(f"module 'qzoo' has no attribute {name!r}{suggest(name, [*known, *__all__])}")
-    from qzoo.zoo import entry_point
+    from qzoo.zoo.create import entry_point
 
     return entry_point(name)
 

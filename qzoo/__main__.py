@@ -1,5 +1,78 @@
-"""``python -m qzoo``: the same as the ``qzoo`` command."""
+"""The ``qzoo`` command: its commands are the files of :mod:`qzoo.commands`."""
 
-from qzoo.cli import main
+from __future__ import annotations
 
-raise SystemExit(main())
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from qzoo import __version__
+from qzoo.commands import Command
+from qzoo.commands.arguments import positive
+from qzoo.errors import QzooError
+
+COMMANDS = (
+    "list",
+    "predict",
+    "benchmark",
+    "evaluate",
+    "inspect",
+    "sensitivity",
+    "build",
+    "calibrate",
+    "train",
+    "export",
+    "lint",
+    "card",
+    "publish",
+    "verify",
+    "env",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status (2 for an error that the message explains).
+
+    What qzoo or the system refuses is one line; anything else is a mistake, of qzoo or of a package under it, and
+    keeps its traceback.
+    """
+    parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(argv)
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    command: Command = args.command
+    try:
+        return command(args)
+    except (QzooError, OSError) as error:
+        print(f"qzoo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("qzoo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qzoo", description="Pre-quantized vision models, measured.")
+    parser.add_argument("--version", action="version", version=f"qzoo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        sub.add_argument("--threads", type=positive, help="threads that torch may use (default: all cores)")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+        return sub
+
+    for name in COMMANDS:
+        import_module(f"qzoo.commands.{name}").register(add)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from qzoo.errors import CheckpointError, QzooError, shown
 from qzoo.fields import decode, encode, like, one_of, parse
+from qzoo.options import TrainOptions
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
 from qzoo.runtimes import RUNTIMES
 from qzoo.scheme import OPTIONAL, SCHEME_PATTERN, TARGETS, Scheme
-from qzoo.training_options import TrainOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +93,7 @@ class CalibrationRecord:
         drop: mixed precision: layers got more bits (``Scheme.layers``) until at most this share of the held-back
             calibration images, in percent, changed its top-1 (:func:`qzoo.ptq.mix_precision`); 0 without it.
         target: whose quantizers the choices and the learned rounding saw.
-        half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.compact.compact`).
+        half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.ptq.half.compact`).
     """
 
     method: str = field(metadata=one_of("max", "percentile", "mse", "entropy", "auto", "batchnorm"))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo.accuracy import Fidelity, decibel, logits_of, sqnr
-from qzoo.calibrate import METHODS, calibrate
 from qzoo.errors import CalibrationError, DataError, NonFiniteError
-from qzoo.evaluate import evaluate
+from qzoo.evaluation import evaluate
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import Recipe, best_recipe
+from qzoo.ptq.ranges import METHODS, calibrate
 from qzoo.quant import quantize_
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import Scheme, set_target

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from qzoo.cli import main
+from qzoo.__main__ import main
 from qzoo.distributed import Group, joined
 from qzoo.errors import DistributedError
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent / "training"
 QUANTIZED = "resnet20.fmnist-w8a8"
 
 
@@ -41,12 +41,12 @@ import dataclasses, json, sys
 from pathlib import Path
 import torch
 import qzoo
-from qzoo.calibrate import calibrate
-from qzoo.collect import quantizers_of
+from qzoo.ptq.ranges import calibrate
+from qzoo.ptq.collect import quantizers_of
 from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import joined
-from qzoo.evaluate import evaluate
+from qzoo.evaluation import evaluate
 
 out = Path(sys.argv[1])
 with joined(60) as group:
@@ -188,11 +188,11 @@ import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-from test_train import loader, model
-from qzoo.calibrate import calibrate
+from test_loop import loader, model
+from qzoo.ptq.ranges import calibrate
 from qzoo.distributed import joined
 from qzoo.scheme import Scheme
-from qzoo.train import TrainOptions, train
+from qzoo.training.loop import TrainOptions, train
 
 out, runs = Path(sys.argv[2]), sys.argv[3].split(",")
 with joined(120) as group:

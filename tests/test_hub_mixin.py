@@ -14,7 +14,7 @@ from test_hub import NAME, REPO, checkpoint, repo, same, server  # noqa: F401 - 
 from torch import nn
 
 import qzoo
-from qzoo.cards import card
+from qzoo.cards.card import card
 from qzoo.config import Config, read_config
 from qzoo.errors import CheckpointError, HubError
 from qzoo.models.resnet import ResNet

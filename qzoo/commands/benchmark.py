@@ -51,8 +51,8 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.benchmark import benchmark
-    from qzoo.report import print_table, write_report
+    from qzoo.bench.report import print_table, write_report
+    from qzoo.bench.run import benchmark
 
     report = benchmark(
         args.names,

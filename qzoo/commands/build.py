@@ -13,7 +13,7 @@ from qzoo.errors import ArgumentError
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
-    from qzoo.build_plan import BuildOptions
+    from qzoo.pipeline.plan import BuildOptions
 
 
 def register(add: Add) -> None:
@@ -62,10 +62,10 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.build import build
-    from qzoo.build_all import build_all
-    from qzoo.build_plan import BuildJob
     from qzoo.distributed import joined
+    from qzoo.pipeline.build import build
+    from qzoo.pipeline.build_all import build_all
+    from qzoo.pipeline.plan import BuildJob
 
     if args.all == (args.name is not None):
         raise ArgumentError("give a NAME or --all, one of them")
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
-    from qzoo.build_plan import BuildOptions
+    from qzoo.pipeline.plan import BuildOptions
 
     return BuildOptions(
         calibration_subset=args.calibration_subset,

@@ -25,8 +25,8 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.calibrate_checkpoint import calibrate_checkpoint
     from qzoo.distributed import joined
+    from qzoo.pipeline.calibrate import calibrate_checkpoint
     from qzoo.ptq import Recipe
 
     given = given_methods(args)

@@ -27,11 +27,11 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.cards import write_card
+    from qzoo.bench.latency import record_latency, timed_models
+    from qzoo.cards.card import write_card
     from qzoo.config import read_config
-    from qzoo.latency import record_latency, timed_models
-    from qzoo.tables import update_readme
-    from qzoo.zoo_page import write_page
+    from qzoo.release.tables import update_readme
+    from qzoo.release.zoo_page import write_page
 
     if not (args.folders or args.readme or args.page):
         raise ArgumentError("give checkpoint folders, --readme or --page")

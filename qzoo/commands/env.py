@@ -13,7 +13,7 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.environment import describe
+    from qzoo.bench.environment import describe
 
     for key, value in describe().items():
         print(f"{key:22} {value}")

@@ -11,7 +11,7 @@ from qzoo.commands.arguments import data_arguments, positive, process_arguments
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
-    from qzoo.evaluate import Evaluation
+    from qzoo.evaluation import Evaluation
 
 
 def register(add: Add) -> None:
@@ -37,8 +37,8 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.config import config_of
     from qzoo.data import batch_for, load_data
     from qzoo.distributed import joined
-    from qzoo.own_weights import open_model, reference_of
     from qzoo.scheme import set_target
+    from qzoo.zoo.floats import open_model, reference_of
 
     with joined(args.timeout, args.device) as group:
         with group.first_alone():

@@ -40,7 +40,7 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.export import check, lint
-    from qzoo.own_weights import open_model
+    from qzoo.zoo.floats import open_model
 
     model = open_model(args.name)
     path = qzoo.export_onnx(

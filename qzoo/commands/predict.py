@@ -21,7 +21,7 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.predict import predict
+    from qzoo.prediction import predict
 
     for label, probability in predict(args.image, args.model, k=args.top):
         print(f"{100 * probability:6.2f} %  {label}")

@@ -22,7 +22,7 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.publish import publish
+    from qzoo.release.publish import publish
 
     done = publish(
         args.folder,

@@ -12,7 +12,7 @@ from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from qzoo.training_options import TrainOptions
+    from qzoo.options import TrainOptions
 
 
 def register(add: Add) -> None:
@@ -62,10 +62,10 @@ def register(add: Add) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
+    from qzoo.pipeline.train import train_checkpoint
+    from qzoo.pipeline.train_job import TrainJob
+    from qzoo.pipeline.tune import DEFAULTS, tune_checkpoint
     from qzoo.registry import parse_name
-    from qzoo.train_checkpoint import train_checkpoint
-    from qzoo.train_job import TrainJob
-    from qzoo.tune_checkpoint import DEFAULTS, tune_checkpoint
 
     tuned = parse_name(args.name).qat
     if not tuned and (args.float_weights or args.start or args.layer_bits):
@@ -104,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace, epochs: int, lr: float) -> TrainOptions:
-    from qzoo.training_options import TrainOptions
+    from qzoo.options import TrainOptions
 
     return TrainOptions(
         epochs=epochs if args.epochs is None else args.epochs,

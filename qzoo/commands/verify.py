@@ -41,7 +41,7 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.verify import Load, verify, verify_page
+    from qzoo.release.verify import Load, verify, verify_page
 
     def images(config: Config, row: Measurement) -> Loader | None:
         return _images(config, row, args.data)
@@ -70,7 +70,7 @@ def _images(config: Config, row: Measurement, data: Path | None) -> Loader | Non
     from qzoo.data import batch_for, load_data
     from qzoo.data.sets import is_embedded
     from qzoo.errors import DataError
-    from qzoo.parts import all_images
+    from qzoo.pipeline.parts import all_images
 
     embedded = is_embedded(config.labels)
     if not embedded:

@@ -31,7 +31,7 @@ class DataSet:
         calibration: number of training images that ``qzoo build`` calibrates on; None: as many as a folder allows.
         tuning_calibration: number of training images, at most, that the ranges of a tuned model start from.
         batch: images a batch, to measure.
-        citation: name of its entry in :mod:`qzoo.citations`.
+        citation: name of its entry in :mod:`qzoo.cards.citations`.
         limits: what a card says that its models know.
     """
 

@@ -7,12 +7,12 @@ The order is ``without_relu6`` and ``equalize``, or ``smooth``, ``qzoo.calibrate
 """
 
 from qzoo.ptq.adaround import adaround
+from qzoo.ptq.apply import RECIPES, Choice, Recipe, apply_recipe, best_recipe
 from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.bias_grid import round_biases
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import equalize
 from qzoo.ptq.mixed_precision import Raised, mix_precision, raise_bits
-from qzoo.ptq.recipe import RECIPES, Choice, Recipe, apply_recipe, best_recipe
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import smooth

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import images_of, set_range
 from qzoo.progress import track
+from qzoo.ptq.collect import images_of, set_range
 from qzoo.ptq.layers import Layer, layers_of, rows_only
 from qzoo.ptq.moments import Moments, input_moments
 from qzoo.quant import ops

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import attached, images_of, quantizers_off
 from qzoo.errors import ArgumentError, CalibrationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.progress import track
+from qzoo.ptq.collect import attached, images_of, quantizers_off
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.moments import input_moments
 from qzoo.quant.nn import QuantConv2d

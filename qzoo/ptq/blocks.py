@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import quantizers_off
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.ptq.calls import calls_of
+from qzoo.ptq.collect import quantizers_off
 from qzoo.ptq.layers import Layer
 from qzoo.quant.nn import TensorQuantizer
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qzoo.accuracy import run
-from qzoo.collect import attached
+from qzoo.ptq.collect import attached
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qzoo.calibrate import Calibration
-from qzoo.collect import quantizers_of, set_range, weight_ranges
 from qzoo.errors import ArgumentError
 from qzoo.preprocessing import Preprocessing
+from qzoo.ptq.collect import quantizers_of, set_range, weight_ranges
 from qzoo.ptq.equalize import equalize, some
 from qzoo.ptq.layers import layers_of
+from qzoo.ptq.ranges import Calibration
 from qzoo.ptq.relu6 import without_relu6_unseen
 from qzoo.ptq.statistics import Channels, batchnorm_statistics
 

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.collect import attached, images_of, quantizers_off
 from qzoo.errors import CalibrationError, QuantizationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
+from qzoo.ptq.collect import attached, images_of, quantizers_off
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.statistics import Channels
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.relu6 import replace_relu6
+from qzoo.zoo.relu6 import replace_relu6
 
 _TOLERANCE = 1e-3  # of the largest output, on the first batch
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qzoo.collect import images_of
 from qzoo.errors import ArgumentError, CalibrationError
+from qzoo.ptq.collect import images_of
 
 SHARE = 0.25
 

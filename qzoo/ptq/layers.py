@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.collect import quantizers_off
 from qzoo.errors import CalibrationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.ptq.calls import calls_of
+from qzoo.ptq.collect import quantizers_off
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.quant.nn.modules.quant_conv_same import pad_same
 

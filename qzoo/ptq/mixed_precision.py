@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.accuracy import Fidelity, output_of
-from qzoo.calibrate import calibrate
-from qzoo.collect import images_of, quantizers_off, set_range
 from qzoo.config import config_of
 from qzoo.errors import ArgumentError, CalibrationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.progress import track
+from qzoo.ptq.collect import images_of, quantizers_off, set_range
 from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.layers import Layer, layers_of
+from qzoo.ptq.ranges import calibrate
 from qzoo.scheme import set_layer_bits
 
 

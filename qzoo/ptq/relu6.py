@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qzoo.accuracy import Fidelity, decibel
-from qzoo.collect import images_of, quantizers_off
 from qzoo.errors import CalibrationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.ptq.calls import calls_of
+from qzoo.ptq.collect import images_of, quantizers_off
 from qzoo.ptq.statistics import clipped_normal
-from qzoo.relu6 import replace_relu6
+from qzoo.zoo.relu6 import replace_relu6
 
 LEAST_DB = 20.0
 """SQNR that must be kept when ReLU6 become ReLU: 8-bit quantization leaves about 25 dB."""

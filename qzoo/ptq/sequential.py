@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import attached, images_of, quantizers_off, set_range
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, Rounded, solve
 from qzoo.ptq.blocks import Block, tails_of
+from qzoo.ptq.collect import attached, images_of, quantizers_off, set_range
 from qzoo.ptq.layers import Layer, drawn, layers_of, rows_only
 from qzoo.ptq.regression import CrossMoments, shrunk_covariance, wanted_weights
 from qzoo.quant import ops

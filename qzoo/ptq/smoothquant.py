@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.collect import attached, images_of, quantizers_off
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
-from qzoo.evaluate import evaluating
+from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
+from qzoo.ptq.collect import attached, images_of, quantizers_off
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 
 ALPHA = 0.5

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 
 import qzoo.export
-from qzoo.cli import main
+from qzoo.__main__ import main
 from qzoo.errors import DataError, ExportError
 from qzoo.export import Check, check, export_onnx
 from qzoo.export.parity import make_exact_

@@ -16,7 +16,7 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from qdq_graphs import INT8, UINT8, Draft, openvino_layers, optimized_ops
 
-from qzoo.cli import main
+from qzoo.__main__ import main
 from qzoo.export import export_onnx
 from qzoo.export.lint import RULES, lint
 

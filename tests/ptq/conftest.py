@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qzoo.calibrate import calibrate
 from qzoo.data import load_data
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
+from qzoo.ptq.ranges import calibrate
 from qzoo.scheme import Scheme
 
 Batch = tuple[Tensor, Tensor]

@@ -12,13 +12,13 @@ import torch
 from fidelity import sqnr
 from torch import Tensor
 
-from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import adaround
 from qzoo.ptq.adaround import regularized, solve
 from qzoo.ptq.layers import layers_of
 from qzoo.ptq.moments import input_moments
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantConv2d, QuantLinear, TensorQuantizer
 from qzoo.scheme import Scheme
 

@@ -9,10 +9,10 @@ import torch
 from fidelity import sqnr
 from torch import Tensor, nn
 
-from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import adaround, correct_bias
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantLinear
 
 Pair = tuple[CifarResNet, CifarResNet]

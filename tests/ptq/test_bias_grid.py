@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.export.prepare import prepare
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import round_biases
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantLinear
 from qzoo.quant.tensor_quant import QuantDescriptor
 

@@ -9,10 +9,10 @@ import torch
 from fidelity import sqnr
 from torch import Tensor, nn
 
-from qzoo.calibrate import calibrate
-from qzoo.collect import quantizers_off
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.ptq import equalize, without_relu6
+from qzoo.ptq.collect import quantizers_off
+from qzoo.ptq.ranges import calibrate
 from qzoo.ptq.relu6 import LEAST_DB, without_relu6_unseen
 from qzoo.quant.nn import QuantConv2d
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import qzoo
-from qzoo.cards import card
-from qzoo.checkpoint import load_pretrained, save_pretrained
-from qzoo.cli import main
+from qzoo.__main__ import main
+from qzoo.cards.card import card
 from qzoo.config import Config, config_of, read_config
 from qzoo.data import load_data
 from qzoo.errors import CalibrationError, CheckpointError, QuantizationError
 from qzoo.ptq import Recipe, apply_recipe, mix_precision
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import Scheme, set_layer_bits
+from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
 
 NAME = "resnet20.fmnist-w3a3"
 

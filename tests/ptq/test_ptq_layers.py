@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.layers import Layer, layers_of
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.scheme import Scheme
 

@@ -10,12 +10,12 @@ import torch
 from fidelity import sqnr
 from torch import Tensor, nn
 
-from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.models.vit import VisionTransformer
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq import RECIPES, Recipe, adaround, apply_recipe, best_recipe, correct_bias, equalize, smooth
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantConv2d, TensorQuantizer
 from qzoo.scheme import Scheme
 
@@ -128,7 +128,7 @@ def test_percentile_is_of_the_ranges(fresh: Pair, batches: list[Batch]) -> None:
 def test_the_best_is_tried_behind_equalization_too(
     fresh: Pair, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("qzoo.ptq.recipe"), "RECIPES", FEW)
+    monkeypatch.setattr(import_module("qzoo.ptq.apply"), "RECIPES", FEW)
     choice = best_recipe(fresh[1], batches, progress=False)
     assert {c.method for c in choice.candidates} == {"max", "max + learned", "equalize + max + learned"}
     assert str(choice.recipe) == choice.candidates[0].method

@@ -10,10 +10,10 @@ import torch
 from fidelity import sqnr
 from torch import Tensor, nn
 
-from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.models.vit import VisionTransformer
 from qzoo.ptq import smooth
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 from qzoo.scheme import Scheme
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qzoo.calibrate import calibrate
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.ptq.ranges import calibrate
 from qzoo.qat import LearnedRange, freeze_ranges, learn_ranges, learned_parameters
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 from qzoo.scheme import Scheme

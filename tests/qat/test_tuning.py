@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from qzoo.calibrate import calibrate
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.data.tensors import TensorLoader
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import Scheme
-from qzoo.train import TrainOptions, train
-from qzoo.train_state import load_state, plot_log, write_tensorboard
+from qzoo.training.loop import TrainOptions, train
+from qzoo.training.state import load_state, plot_log, write_tensorboard
 
 PREPROCESSING = Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,))
 EVERYTHING = TrainOptions(

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from qzoo import packing
 from qzoo.quant import TensorQuantizer, calib, ops, quantize_
 from qzoo.quant import block as blocks
 from qzoo.quant import nn as qnn
 from qzoo.quant.tensor_quant import QuantDescriptor
+from qzoo.zoo import packing
 
 INTEGERS = [2, 3, 4, 5, 6, 7, 8, 16]
 FLOATS = {"e4m3": (torch.float8_e4m3fn, 448.0), "e5m2": (torch.float8_e5m2, 57344.0)}

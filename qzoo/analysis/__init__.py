@@ -1,0 +1,1 @@
+"""Study the quantizers and layers of a model."""

@@ -1,0 +1,206 @@
+"""``qzoo.sensitivity``: what each layer's quantization costs, alone and among all the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.accuracy import Fidelity
+from qzoo.analysis.replay import Replay
+from qzoo.errors import ArgumentError, CalibrationError, DataError
+from qzoo.evaluation import evaluating
+from qzoo.progress import track
+from qzoo.ptq.collect import images_of, quantizers_of, quantizers_off
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn.modules._utils import QuantInputMixin
+
+
+@dataclass(frozen=True)
+class LayerLoss:
+    """The cost of quantizing one layer. SQNR in dB and agreement in percent, of the logits against the float model's.
+
+    Attributes:
+        name: the layer, or the quantizer of an activation that belongs to none (residual, pooling, output).
+        quantizers: what is quantized, such as ``("input 8 bit", "weight 8 bit")``.
+        sqnr_db, agreement: with only this layer quantized.
+        sqnr_without_db, agreement_without: with every layer but this one quantized.
+    """
+
+    name: str
+    quantizers: tuple[str, ...]
+    sqnr_db: float
+    agreement: float
+    sqnr_without_db: float
+    agreement_without: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers of a model, the one that costs most first.
+
+    Attributes:
+        images: number of images measured.
+        sqnr_db, agreement: with everything quantized.
+        layers: by SQNR alone, lowest first.
+    """
+
+    images: int
+    sqnr_db: float
+    agreement: float
+    layers: tuple[LayerLoss, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; an infinite SQNR becomes None."""
+        values = asdict(self)
+        for part in (values, *values["layers"]):
+            for key in [k for k in part if k.startswith("sqnr")]:
+                part[key] = part[key] if math.isfinite(part[key]) else None
+        return values
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [
+            f"{self.images} images; all quantized: SQNR {self.sqnr_db:.2f} dB, agreement {self.agreement:.2f} %",
+            f"{'':{width}}   only this one quantized   all but this one",
+            f"{'layer':{width}}   {'SQNR, dB':>9}  agree, %   {'SQNR, dB':>9}  agree, %   gain, dB",
+        ]
+        for x in self.layers:
+            gain = 0.0 if x.sqnr_without_db == self.sqnr_db else x.sqnr_without_db - self.sqnr_db
+            alone = f"{x.sqnr_db:9.2f}  {x.agreement:8.2f}"
+            lines.append(
+                f"{x.name:{width}}   {alone}   {x.sqnr_without_db:9.2f}  {x.agreement_without:8.2f}   {gain:+8.2f}"
+            )
+        return "\n".join(lines)
+
+
+class _Unit:
+    """A layer with its quantizers, or a quantizer of its own; remembers the switches it was found with."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
+        self.quantizers = [m for m in module.modules() if isinstance(m, TensorQuantizer)]
+        self._found = [(q, q._if_quant, q._if_clip) for q in self.quantizers]
+
+    @property
+    def active(self) -> bool:
+        return any(not q._disabled and (quant or clip) for q, quant, clip in self._found)
+
+    def describe(self) -> tuple[str, ...]:
+        return tuple(
+            f"{q.role or 'quantizer'} {q.num_bits} bit" if isinstance(q.num_bits, int) else f"{q.role} fp8"
+            for q, quant, _ in self._found
+            if quant and not q._disabled
+        )
+
+    def switch(self, on: bool) -> None:
+        for quantizer, quant, clip in self._found:
+            quantizer._if_quant, quantizer._if_clip = on and quant, on and clip
+
+
+@torch.no_grad()
+def sensitivity(
+    model: nn.Module, loader: Iterable[Any], *, images: int = 64, progress: bool = True
+) -> Sensitivity:
+    """Quantize one layer at a time, and all but one, and rank the layers by the loss.
+
+    Exact, and cheaper than a pass for each: the part of the network before a layer is computed once (float, and
+    quantized) and kept, so that only what follows the layer runs again. Memory: the outputs of the blocks of one batch.
+
+    Args:
+        model: calibrated, with the target set whose placement is of interest; left as it is.
+        loader: batches of preprocessed images [B, C, H, W], alone or first in a tuple; no labels needed.
+        images: stop after this many.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: no quantizer is on.
+        MissingRangeError: one has no range.
+        DataError: no images.
+    """
+    if images < 1:
+        raise ArgumentError(f"images must be at least 1, not {images}")
+    units = _units(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    replay = Replay(model, {unit.module for unit in units})
+    alone: dict[str, list[Fidelity]] = {u.name: [] for u in units}
+    without: dict[str, list[Fidelity]] = {u.name: [] for u in units}
+    together: list[Fidelity] = []
+    with evaluating(model), quantizers_off(model):
+        for x in _batches(loader, images):
+            x = x.to(device)
+            with replay.attached():
+                places = {m: i for i, m in enumerate(replay.order(x))}
+                reached = sorted((u for u in units if u.module in places), key=lambda u: places[u.module])
+                expected = replay.run(x)
+                _sweep(replay, reached, x, expected, alone, True, progress)
+            with replay.attached():
+                for unit in units:
+                    unit.switch(True)
+                together.append(Fidelity.of(replay.run(x), expected))
+                _sweep(replay, reached, x, expected, without, False, progress)
+                for unit in units:
+                    unit.switch(False)
+    if not together:
+        raise DataError("the loader gave no images; check the folder, the split and the subset")
+    layers = [_loss(unit, alone[unit.name], without[unit.name]) for unit in units if alone[unit.name]]
+    layers.sort(key=lambda layer: (layer.sqnr_db, layer.agreement))
+    total = Fidelity.total(together)
+    return Sensitivity(total.images, total.sqnr_db, total.agreement, tuple(layers))
+
+
+def _loss(unit: _Unit, alone: list[Fidelity], without: list[Fidelity]) -> LayerLoss:
+    only, others = Fidelity.total(alone), Fidelity.total(without)
+    return LayerLoss(
+        unit.name, unit.describe(), only.sqnr_db, only.agreement, others.sqnr_db, others.agreement
+    )
+
+
+def _sweep(
+    replay: Replay,
+    units: list[_Unit],
+    x: Tensor,
+    expected: Tensor,
+    found: dict[str, list[Fidelity]],
+    on: bool,
+    progress: bool,
+) -> None:
+    """Switch each unit (``on``: in the float model; else off, in the quantized one) and run what follows it."""
+    title = "layers, one quantized" if on else "layers, one left out"
+    for unit in track(units, title, show=progress):
+        replay.advance(x, unit.module)
+        unit.switch(on)
+        found[unit.name].append(Fidelity.of(replay.run(x), expected))
+        unit.switch(not on)
+
+
+def _units(model: nn.Module) -> list[_Unit]:
+    quantizers_of(model)  # raises where there are none
+    units: list[_Unit] = []
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        found = isinstance(module, QuantInputMixin) or isinstance(module, TensorQuantizer)  # noqa: SIM101 - mypy
+        if found and module not in inside:
+            units.append(_Unit(name, module))
+            inside.update(module.modules())
+    units = [unit for unit in units if unit.active]
+    if not units:
+        raise CalibrationError(
+            f"every quantizer of {type(model).__name__} is off; enable them, or set a target"
+        )
+    return units
+
+
+def _batches(loader: Iterable[Any], images: int) -> Iterable[Tensor]:
+    left = images
+    for batch in loader:
+        x = images_of(batch)[:left]
+        left -= len(x)
+        if len(x):
+            yield x
+        if left <= 0:
+            return

@@ -1,0 +1,106 @@
+"""What a benchmark's page shows of single layers: sensitivity, ranges, histograms, and the time of every node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.analysis.inspect import inspect
+from qzoo.analysis.sensitivity import sensitivity
+from qzoo.bench.contenders import Contender, profiled
+from qzoo.bench.process import Process
+from qzoo.evaluation import evaluating
+from qzoo.progress import track
+from qzoo.ptq.collect import attached, quantizers_of
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import switch_target
+
+if TYPE_CHECKING:
+    from qzoo.bench.run import Options
+
+IMAGES = 16
+"""Images behind sensitivity and histograms: enough to rank layers, and seconds, not minutes, for large networks."""
+
+BINS = 64
+_RUNS = 20
+
+
+def model_details(
+    name: str,
+    quantized: nn.Module,
+    images: Tensor,
+    contenders: list[Contender],
+    processes: list[Process],
+    options: Options,
+) -> dict[str, Any]:
+    """JSON-ready: ``model``, ``sensitivity``, ``inspection``, ``histograms``, ``profiles``.
+
+    Args:
+        quantized: any target; measured as ONNX Runtime's.
+        images: a batch, of which :data:`IMAGES` are used.
+    """
+    import copy
+
+    model = copy.deepcopy(quantized)
+    switch_target(model, "onnxruntime")
+    few = images[:IMAGES]
+    return {
+        "model": name,
+        "images": len(few),
+        "sensitivity": sensitivity(model, [few], images=IMAGES, progress=options.progress).to_dict(),
+        "inspection": inspect(model, [few], images=IMAGES).to_dict()["quantizers"],
+        "histograms": histograms(model, few),
+        "profiles": _profiles(contenders, processes, few[:1], options),
+    }
+
+
+@torch.no_grad()
+def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
+    """Of every quantizer that is on, what it quantizes: equal bins from the least to the largest value.
+
+    Returns:
+        for each: ``name``, ``role``, ``low`` and ``high`` (edges of the first and last bin), ``counts`` and ``amax``,
+        the least and the largest range (they differ for weights with a range a channel).
+    """
+    found: list[dict[str, Any]] = []
+
+    def watch(name: str) -> Any:
+        def hook(quantizer: TensorQuantizer, args: tuple[Tensor, ...]) -> None:
+            if quantizer._disabled or not quantizer._if_quant or any(h["name"] == name for h in found):
+                return
+            x = args[0].detach().float().flatten()
+            low, high = x.min().item(), x.max().item()
+            high = high if high > low else low + 1.0
+            counts = torch.histc(x, BINS, low, high)
+            amax = quantizer._get_amax(args[0])
+            spans = [_short(amax.min().item()), _short(amax.max().item())]
+            entry = {"name": name, "role": quantizer.role, "low": _short(low), "high": _short(high)}
+            found.append({**entry, "amax": spans, "counts": [int(c) for c in counts]})
+
+        return hook
+
+    quantizers = quantizers_of(model)
+    handles = [q.register_forward_pre_hook(watch(name)) for name, q in quantizers.items()]
+    with attached(handles), evaluating(model):
+        model(images)
+    return found
+
+
+def _short(value: float) -> float:
+    """Five significant digits: the page is read by people."""
+    return float(f"{value:.5g}")
+
+
+def _profiles(
+    contenders: list[Contender], processes: list[Process], image: Tensor, options: Options
+) -> list[dict[str, Any]]:
+    found = []
+    pairs = [(c, p) for c, p in zip(contenders, processes, strict=True) if profiled(c)]
+    for contender, process in track(pairs, "time every node", show=options.progress):
+        process.images(image.numpy())
+        nodes = process.profile(contender.runtime, contender.path, options.threads, _RUNS)
+        head = {"runtime": contender.runtime, "precision": contender.precision, "source": contender.source}
+        found.append({**head, "batch": 1, "nodes": nodes})
+    return found

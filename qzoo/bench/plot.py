@@ -1,0 +1,57 @@
+"""The benchmark's plot: latency of every runtime, with the accuracy beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qzoo.bench.results import Report, Row
+
+# Colour-blind safe (Okabe and Ito): float in grey, int8 in blue, the simulation in orange.
+_COLOURS = {"float32": "#999999", "int8": "#0072B2", "fake-quant int8": "#E69F00"}
+
+
+def plot(report: Report, path: Path) -> Path:
+    """Write a PNG with one panel a model and batch size: wall time (bar: median, line: 90th percentile).
+
+    Raises:
+        ImportError: matplotlib is not installed (``pip install 'qzoo[plot]'``).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    batches, models = report.settings["batches"], report.models
+    tallest = max(sum(row.model == model for row in report.rows) for model in models)
+    figure = Figure(figsize=(6.5 * len(batches), len(models) * (0.5 * tallest + 1.4)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(models), len(batches), squeeze=False)
+    for i, model in enumerate(models):
+        rows = [row for row in report.rows if row.model == model]
+        for j, batch in enumerate(batches):
+            _panel(panels[i][j], rows, batch, labelled=j == 0)
+            panels[i][j].set_title(f"{model}, batch {batch}", fontsize=10)
+    threads = report.settings["threads"]
+    figure.suptitle(f"{report.machine['processor']}, {threads} thread(s), {report.date[:10]}", fontsize=9)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _panel(axes, rows: list[Row], batch: int, labelled: bool) -> None:  # type: ignore[no-untyped-def]
+    places = range(len(rows))
+    medians = [row.latency[batch].wall for row in rows]
+    tails = [max(row.latency[batch].wall_p90 - row.latency[batch].wall, 0.0) for row in rows]
+    bars = axes.barh(
+        places,
+        medians,
+        xerr=([0.0] * len(rows), tails),
+        color=[
+            _COLOURS.get(row.precision if row.source == "qzoo" else row.source, "#009E73") for row in rows
+        ],
+        error_kw={"linewidth": 1, "ecolor": "#444444"},
+    )
+    names = [f"{row.label}\n{row.top1:.2f} % top-1" for row in rows]
+    axes.set_yticks(places, names if labelled else [""] * len(rows), fontsize=8)
+    axes.bar_label(bars, [f" {row.wall_speedup[batch][0]:.2f}x" for row in rows], fontsize=8, padding=4)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms a call, wall time (x: against float32 in the same runtime)", fontsize=8)
+    axes.margins(x=0.18)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,173 @@
+"""A benchmark's report as terminal tables, JSON, CSV, a page and a plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from qzoo.bench.results import Report, Row
+from qzoo.bench.timing import clocks_in_words
+
+
+def print_table(report: Report, width: int | None = None) -> None:
+    """Print all rows to standard output: accuracy and latency, then what the models cost besides.
+
+    Args:
+        width: columns of the terminal; by default its own; where there is none, what the tables need, at least 120.
+    """
+    from rich.console import Console
+
+    console, tables = Console(width=width), (_table(report), _costs(report))
+    if width is None and not console.is_terminal:
+        console = Console(width=max(120, *(Console(width=1000).measure(table).maximum for table in tables)))
+    for table in tables:
+        console.print(table)
+    for line in footnotes(report):
+        console.print(line, highlight=False, markup=False)
+
+
+def footnotes(report: Report) -> list[str]:
+    """What a reader has to know besides the figures, in lines."""
+    machine, settings = report.machine, report.settings
+    versions = [
+        f"{p} {machine[p]}"
+        for p in ("torch", "onnxruntime", "openvino")
+        if machine.get(p, "not") != "not installed"
+    ]
+    threads = "1 thread" if settings["threads"] == 1 else f"{settings['threads']} threads"
+    return [
+        f"{machine['processor']}, {threads}, {report.date}; qzoo {machine['qzoo']}, {', '.join(versions)}",
+        "ms: wall time a call, median / 90th percentile. x: times as fast as float32 in the same runtime, "
+        f"{clocks_in_words(row.clock for row in report.rows)}.",
+        "[ ]: 95 % interval. agree: share of images with the float PyTorch model's top-1. peak MB: memory of a process "
+        "that runs this model alone.",
+        *_comparisons(report),
+        *report.notes,
+        *report.warnings(),
+    ]
+
+
+def _comparisons(report: Report) -> list[str]:
+    """A line for each int8 model and peer: how many times as fast as the peer."""
+    lines = []
+    for row in report.rows:
+        for peer, runtime in dict.fromkeys((a.peer, a.runtime) for a in row.against):
+            ratios = [
+                f"{a.ratio:.2f} [{a.low:.2f}, {a.high:.2f}] at batch {a.batch}"
+                for a in row.against
+                if (a.peer, a.runtime) == (peer, runtime)
+            ]
+            where = "" if runtime == row.runtime else f" in {runtime}"
+            lines.append(f"{row.model} in {row.runtime}, times as fast as {peer}{where}: {', '.join(ratios)}")
+    return lines
+
+
+def _table(report: Report) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    batches = report.settings["batches"]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("model / runtime, precision", no_wrap=True)
+    for title in ("top-1 %", "agree %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for batch in batches:
+        table.add_column(f"ms, batch {batch}", justify="right", no_wrap=True)
+    for title in ("images/s", "MB", f"x, batch {'/'.join(map(str, batches))}"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for model in report.models:
+        rows = [row for row in report.rows if row.model == model]
+        table.add_row(f"[bold]{model}[/bold]", f"{rows[0].images} images")
+        for row in rows:
+            table.add_row(*_cells(row, batches))
+        table.add_section()
+    return table
+
+
+def _costs(report: Report) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    batches = report.settings["batches"]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("model / runtime, precision", no_wrap=True)
+    titles = ("load s", "first ms", "idle MB", "peak MB", *(f"CPU ms, batch {b}" for b in batches), "SQNR dB")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    for model in report.models:
+        table.add_row(f"[bold]{model}[/bold]")
+        for row in (row for row in report.rows if row.model == model):
+            memory = ["" if m is None else _digits(m / 1e6) for m in (row.idle_rss_bytes, row.peak_rss_bytes)]
+            cpu = [f"{_digits(row.latency[b].cpu)}/{_digits(row.latency[b].cpu_p90)}" for b in batches]
+            head = (f"  {row.label}", f"{row.load_seconds:.2f}", _digits(row.first_ms))
+            table.add_row(*head, *memory, *cpu, f"{row.sqnr_db:.2f}")
+        table.add_section()
+    return table
+
+
+def _cells(row: Row, batches: list[int]) -> list[str]:
+    low, high = row.top1_interval
+    latency = [f"{_digits(row.latency[b].wall)}/{_digits(row.latency[b].wall_p90)}" for b in batches]
+    return [
+        f"  {row.label}",
+        f"{row.top1:.2f} \\[{low:.1f}, {high:.1f}]",
+        f"{row.agreement:.2f}",
+        *latency,
+        f"{row.images_per_second:.0f}",
+        "" if row.file_bytes is None else _digits(row.file_bytes / 1e6),
+        " / ".join(f"{row.speedup[b][0]:.2f}" for b in batches),
+    ]
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Write ``benchmark.json``, ``benchmark.csv``, ``benchmark.html`` and, with matplotlib, ``benchmark.png``.
+
+    Returns:
+        The files written. Without matplotlib the picture is left out, with a warning that says what to install.
+    """
+    from qzoo.bench.page import write_page
+
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"benchmark.{kind}" for kind in ("json", "csv", "html")]
+    paths[0].write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
+    write_csv(report, paths[1])
+    write_page(report, paths[2])
+    if find_spec("matplotlib") is None:
+        warnings.warn("no picture without matplotlib: pip install 'qzoo[plot]'", stacklevel=2)
+        return paths
+    from qzoo.bench.plot import plot
+
+    return [*paths, plot(report, out / "benchmark.png")]
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """One line for each row and batch size; the machine and the date are in every line."""
+    lines = []
+    for row in report.rows:
+        values = row.to_dict()
+        low, high = values.pop("top1_interval")
+        del values["against"]
+        for batch in values.pop("batches"):
+            speedups = {
+                f"{key}_{k}": v for key in ("speedup_cpu", "speedup_wall") for k, v in batch.pop(key).items()
+            }
+            facts = {
+                "threads": report.settings["threads"],
+                "date": report.date,
+                "processor": report.machine["processor"],
+            }
+            lines.append({**values, "top1_low": low, "top1_high": high, **batch, **speedups, **facts})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
+        writer.writeheader()
+        writer.writerows(lines)

@@ -1,0 +1,1 @@
+"""Write model cards from a checkpoint's config."""

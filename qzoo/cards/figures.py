@@ -1,0 +1,106 @@
+"""What a card says of measurements: accuracy, latency, size."""
+
+from __future__ import annotations
+
+from qzoo.bench.timing import clocks_in_words
+from qzoo.cards.markdown import number, table
+from qzoo.config import WEIGHTS, Config, Latency, Measurement
+from qzoo.registry import architecture
+
+NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+
+
+def measured(config: Config) -> str:
+    """The section of a card."""
+    if not config.metrics:
+        return "Nothing yet."
+    head = (
+        "runtime",
+        "precision",
+        "top-1, % (95 % interval)",
+        "top-5, %",
+        "agreement, %",
+        "SQNR, dB",
+        "images",
+    )
+    rows = [
+        (
+            runtime_name(row),
+            row.precision,
+            f"{row.top1:.2f} ({row.top1_interval[0]:.2f} to {row.top1_interval[1]:.2f})",
+            f"{row.top5:.2f}",
+            number(row.agreement),
+            number(row.sqnr_db),
+            f"{row.images:,}",
+        )
+        for row in config.metrics
+    ]
+    text = table(head, rows)
+    places = sorted({f"{row.data}, images {row.subset}" for row in config.metrics})
+    text += f"\n\nImages: {'; '.join(places)}."
+    if config.scheme is not None:
+        text += (
+            " Float and quantized saw the same images in the same run. Agreement (same top-1) and SQNR (of the logits) "
+            "are against the float model in PyTorch."
+        )
+    if config.latency:
+        text += f"\n\n{_latency(config)}"
+    return f"{text}\n\n{_size_text(config)}"
+
+
+def _latency(config: Config) -> str:
+    head = ("runtime", "precision", "batch", "threads", "median, ms", "p90, ms", "speed-up (95 % interval)")
+    rows = [
+        (
+            NAMES.get(r.runtime, r.runtime),
+            r.precision,
+            str(r.batch),
+            str(r.threads),
+            f"{r.median_ms:.2f}",
+            f"{r.p90_ms:.2f}",
+            _speedup(r),
+        )
+        for r in config.latency
+    ]
+    where = sorted({f"{r.machine}; {r.versions}; {r.date}" for r in config.latency})
+    clock = clocks_in_words(r.speedup_clock for r in config.latency if r.speedup is not None)
+    return (
+        f"Latency of one call, wall time; speed-up over float in the same runtime, {clock}:\n\n"
+        f"{table(head, rows)}\n\n"
+        f"Measured on {'. '.join(where)}."
+    )
+
+
+def _speedup(row: Latency) -> str:
+    if row.speedup is None:
+        return ""
+    if row.speedup_interval is None:
+        return f"{row.speedup:.2f}"
+    return f"{row.speedup:.2f} ({row.speedup_interval[0]:.2f} to {row.speedup_interval[1]:.2f})"
+
+
+def _size_text(config: Config) -> str:
+    size = config.sizes.get(WEIGHTS)
+    if size is None:
+        return "No weights have been built."
+    share = f", {100 * size / float_bytes(config):.1f} % of the float tensors" if config.scheme else ""
+    return f"`{WEIGHTS}` ({config.form}): {size / 1e6:.2f} MB{share}."
+
+
+def float_bytes(config: Config) -> int:
+    """Bytes of the float model's tensors."""
+    import torch
+
+    with torch.device("meta"):
+        model = architecture(config.architecture).build(
+            num_classes=config.arguments.num_classes, in_channels=config.arguments.in_channels, quantize=None
+        )
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def runtime_name(row: Measurement) -> str:
+    """Where a row was measured, in words."""
+    runtime = NAMES.get(row.runtime, row.runtime)
+    if row.target is None or row.runtime == row.target:
+        return runtime
+    return f"{runtime}, simulating {NAMES[row.target]}"

@@ -1,0 +1,209 @@
+"""What a card says of how a checkpoint was made, with the command that makes it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qzoo.cards.markdown import number, table
+from qzoo.config import CalibrationRecord, Config
+from qzoo.data.sets import DATA_SETS
+from qzoo.options import TUNING
+from qzoo.ptq.ranges import PERCENTILE
+from qzoo.scheme import Scheme
+
+# What trainings on data that need no --data record of it.
+_FOUND = {f"{known.title} train" for known in DATA_SETS.values() if known.found}
+
+
+def recipe(config: Config) -> str:
+    """The section of a card."""
+    parts = []
+    if config.scheme is not None:
+        parts.append(_places(config, config.scheme))
+    if config.calibration is not None:
+        parts.append(_ranges(config, config.calibration))
+        if config.calibration.candidates:
+            parts.append(_candidates(config.calibration))
+        if config.training is None:
+            command = f"qzoo build {config.name}{_build_flags(config, config.calibration)}"
+            parts.append(f"Built by `{command}`, qzoo {config.qzoo_version}.")
+    if config.training is not None:
+        parts += _training(config, config.training)
+    return "\n\n".join(parts) or "Not recorded."
+
+
+def _places(config: Config, scheme: Scheme) -> str:
+    if scheme.weight_format == "int":
+        weights = f"{scheme.weight_bits} bits, symmetric"
+    else:
+        weights = f"8-bit floats ({scheme.weight_format.upper()})"
+    ranges = "one range per output channel"
+    if scheme.group:
+        ranges = (
+            f"one range for {scheme.group} input channels of an output channel; for all where they don't divide into "
+            "such groups"
+        )
+    return (
+        f"- Weights: {weights}, {ranges} ({_weight_rule(config)}).{_edges(scheme)}{_mixed(config, scheme)}\n"
+        f"- Activations: {scheme.activation_bits} bits, symmetric or unsigned, one range per tensor."
+        f"{_edge_activations(scheme)}\n"
+        f"- Not quantized: biases and BatchNorm, which is folded on export.{_half(config)}"
+    )
+
+
+def _ranges(config: Config, record: CalibrationRecord) -> str:
+    percentile = f" {record.percentile:g}" if record.method == "percentile" and record.percentile else ""
+    if record.images:
+        images = f"from {record.images} images ({record.data}, images {record.subset})"
+    else:
+        images = "without data: from the statistics in the BatchNorm layers"
+    return f"Ranges of activations: method *{record.method}{percentile}*, {images}.{_steps(config, record)}"
+
+
+def _candidates(record: CalibrationRecord) -> str:
+    tried = [(r.method, number(r.sqnr_db), number(r.agreement)) for r in record.candidates]
+    head = ("method", "SQNR of the logits, dB", "agreement with float, %")
+    what = "Methods compared on the calibration images"
+    if record.recipe:
+        what = (
+            f"Recipes applied with {record.images - record.held_back} of the calibration images and compared on the "
+            f"other {record.held_back}; the best was then applied with all of them"
+        )
+    return f"{what}:\n\n{table(head, tried)}"
+
+
+def _training(config: Config, options: dict[str, Any]) -> list[str]:
+    parts = []
+    if options.get("method") in ("lsq", "pact"):
+        parts.append(
+            f"From there they were trained with the weights ({options['method'].upper()}), for the "
+            f"placement of target `{config.target}`."
+        )
+    rows = [(key.replace("_", " "), _plain(value)) for key, value in options.items()]
+    parts.append(table(("option", "value"), rows))
+    parts.append(f"Trained by `{_train_command(config.name, options)}`.")
+    return parts
+
+
+def _edges(scheme: Scheme) -> str:
+    """What the first and the last layer have, where it differs; a sentence, or nothing."""
+    if scheme.edge.weight_bits == scheme.weight_bits:
+        return ""
+    return f" The first and the last layer have {scheme.edge.weight_bits}."
+
+
+def _edge_activations(scheme: Scheme) -> str:
+    """Which activations have other bits; a sentence, or nothing."""
+    bits = scheme.edge.activation_bits
+    if bits == scheme.activation_bits:
+        return ""
+    return f" Those of the first and the last layer, and what is added, pooled and given out, have {bits}."
+
+
+def _mixed(config: Config, scheme: Scheme) -> str:
+    """Which layers have bits of their own, and why; sentences, or nothing."""
+    text = ""
+    for bits in sorted({bits for _, bits in scheme.layers}, reverse=True):
+        names = [f"`{name}`" for name, own in scheme.layers if own == bits]
+        inputs = ", inputs too," if bits > scheme.activation_bits else ""
+        text += f" Mixed precision: {bits} bits{inputs} have {', '.join(names)}."
+    drop = config.calibration.drop if config.calibration is not None else 0.0
+    if drop:
+        text += f" It takes these for at most {drop:g} % of the held-back calibration images to change their top-1."
+    return text
+
+
+def _plain(value: object) -> str:
+    """0.01 as such, without the digits that float adds."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _train_command(name: str, options: dict[str, Any]) -> str:
+    """The command that repeats a training; on another machine or number of threads the last bits differ."""
+    flags = [
+        f"--{key.replace('_', '-')} {_plain(options[key])}"
+        for key in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed", "threads")
+        if key in options
+    ]
+    flags += [
+        f"--{key.replace('_', '-')} {options[key]}"
+        for key, default in TUNING.items()
+        if options.get(key, default) != default
+    ]
+    source = [f"--dataset {options['dataset']}"] if "dataset" in options else []
+    source += ["--data DIR"] if options.get("data") not in _FOUND else []
+    source += [
+        f"--{key.replace('_', '-')} {options[key]}"
+        for key in ("float", "start", "layer_bits")
+        if key in options
+    ]
+    source += [
+        f"--{key.replace('_', '-')} {options[key]}"
+        for key in ("subset", "evaluation_subset")
+        if key in options
+    ]
+    flags = source + flags
+    processes = options.get("processes", 1)
+    start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes != 1 else "qzoo train"
+    return " ".join([start, name, *flags, *(f"--{name}" for name in ("bf16", "fp16") if options.get(name))])
+
+
+def _half(config: Config) -> str:
+    if config.calibration is None or not config.calibration.half:
+        return ""
+    return " BatchNorm's numbers and the weights' ranges are values that float16 holds."
+
+
+def _weight_rule(config: Config) -> str:
+    if config.training is not None and config.training.get("method") == "lsq":
+        return "learned in training"
+    if config.calibration is not None and config.calibration.rounding == "learned":
+        return "range and rounding learned on the calibration images, as AdaRound does"
+    if config.calibration is not None and config.calibration.rounding == "sequential":
+        return (
+            "range and rounding learned on the calibration images, layer after layer, each making up for the errors "
+            "of those before it"
+        )
+    return "its maximum"
+
+
+def _build_flags(config: Config, record: CalibrationRecord) -> str:
+    """What the command is told; each flag where it differs from the default."""
+    known = DATA_SETS.get(config.labels)
+    data = "" if known is not None and known.found else " --data DIR"
+    subset = f" --calibration-subset {record.subset}" if record.images else ""
+    if config.float_source is not None and config.float_source.source.startswith("folder:"):
+        data += f" --float {config.float_source.source.removeprefix('folder:')}"
+    layers = _layer_flags(config, record)
+    layers += "" if record.target == "onnxruntime" else f" --target {record.target}"
+    if record.recipe:
+        return f"{data}{subset} --recipe {record.recipe}{layers}"
+    flags = [
+        "" if record.candidates else f" --method {record.method}",
+        "" if record.percentile in (None, PERCENTILE) else f" --percentile {record.percentile:g}",
+        " --smooth" if record.smooth else "",
+        "" if record.alpha is None else f" --alpha {record.alpha:g}",
+        " --equalize" if record.equalize else "",
+        "" if record.rounding == "nearest" else f" --rounding {record.rounding}",
+        "" if record.bias_correction == "none" else f" --bias-correction {record.bias_correction}",
+        f" --edge-bits {config.scheme.edge_bits}" if config.scheme and config.scheme.edge_bits else "",
+    ]
+    return f"{data}{subset}{''.join(flags)}{layers}"
+
+
+def _layer_flags(config: Config, record: CalibrationRecord) -> str:
+    if record.drop:
+        return f" --mixed-precision {record.drop:g}"
+    layers = config.scheme.layers if config.scheme is not None else ()
+    return f" --layer-bits {' '.join(f'{name}={bits}' for name, bits in layers)}" if layers else ""
+
+
+def _steps(config: Config, record: CalibrationRecord) -> str:
+    """What else was done to the model, a sentence, or nothing."""
+    alpha = "" if record.alpha is None else f" (alpha {record.alpha:g})"
+    steps = [f"SmoothQuant{alpha}"] if record.smooth else []
+    plain = " with a ReLU in place of every ReLU6" if config.plain_relu else ""
+    steps += [f"cross-layer equalization{plain}"] if record.equalize else []
+    if record.bias_correction != "none":
+        steps.append(f"{record.bias_correction} bias correction")
+    return f" Also: {', '.join(steps)}." if steps else ""

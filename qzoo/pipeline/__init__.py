@@ -1,0 +1,1 @@
+"""Make checkpoints: plan, calibrate, train, measure, build."""

@@ -1,0 +1,200 @@
+"""Float and quantized on the same images: the rows of a checkpoint's config."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.config import Measurement, config_of
+from qzoo.errors import MissingDependencyError
+from qzoo.evaluation import Evaluation, evaluate
+from qzoo.export.onnx import export_onnx
+from qzoo.fields import decode, encode
+from qzoo.pipeline.parts import Images
+from qzoo.pipeline.steps import Steps
+from qzoo.scheme import set_target
+
+TARGETS = ("onnxruntime", "tensorrt")
+Load = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+_LOGITS = "float_logits.safetensors"
+
+
+def measure(
+    model: nn.Module,
+    reference: nn.Module,
+    load: Load,
+    images: Images,
+    progress: bool,
+    targets: tuple[str, ...] = TARGETS,
+    *,
+    onnx: Path | None = None,
+    steps: Steps | None = None,
+    inputs: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Measurement, ...]:
+    """Accuracy of the float model, the simulation for each target, and the ONNX file where it can run.
+
+    Args:
+        model: quantized; its target is changed.
+        reference: the float model.
+        load: gives the labelled images, the same each time.
+        images: what they are called.
+        onnx: the file for ONNX Runtime, exported here if None.
+        steps: remembers finished rows.
+        inputs: what the figures depend on, for ``steps``.
+        device: of the rows in torch; afterwards both models are on the CPU.
+    """
+    scheme = str(config_of(model).scheme)
+    rows = Rows(reference, load, images, progress, steps or Steps(), inputs or {})
+    for module in (model, reference):
+        module.to(device)
+    found = [rows.float_row()]
+    for target in targets:
+        found.append(rows.row(set_target(model, target), "torch", scheme, target))
+    for module in (model, reference):
+        module.to("cpu")
+    if onnx is not None:
+        found.append(rows.row(_Session(onnx), "onnxruntime", scheme, "onnxruntime"))
+    elif can_run_onnx():
+        with tempfile.TemporaryDirectory() as scratch:
+            file = export_onnx(model, Path(scratch) / "model.onnx", target="onnxruntime")
+            found.append(rows.row(_Session(file), "onnxruntime", scheme, "onnxruntime"))
+    return tuple(found)
+
+
+def can_run_onnx() -> bool:
+    """Whether the packages are here that export ONNX and run it."""
+    return all(importlib.util.find_spec(package) for package in ("onnxruntime", "onnxscript"))
+
+
+class Rows:
+    """Measurements against one reference, whose logits are computed once: they are kept, in the steps' folder too."""
+
+    def __init__(
+        self,
+        reference: nn.Module,
+        load: Load,
+        images: Images,
+        progress: bool,
+        steps: Steps,
+        inputs: dict[str, Any],
+    ) -> None:
+        self._reference, self._load, self._images = reference, load, images
+        self._progress, self._steps = progress, steps
+        self._inputs = {**inputs, "images": encode(images)}
+        self._logits: list[Tensor] = []
+
+    def float_row(self) -> Measurement:
+        """The reference itself; call it first."""
+
+        def action() -> Any:
+            self._logits.clear()
+            result = evaluate(self._record, self._load(), progress=self._progress)
+            if self._steps.folder is not None:
+                _save_logits(self._steps.folder / _LOGITS, torch.cat(self._logits))
+            return encode(measurement(result, self._images, "torch", "float", None))
+
+        files = () if self._steps.folder is None else (_LOGITS,)
+        row = self._steps.run("evaluate float", self._inputs, action, files)
+        return decode(Measurement, row, "float row")
+
+    def row(
+        self, model: Callable[[Tensor], Tensor], runtime: str, precision: str, target: str
+    ) -> Measurement:
+        """A quantized model against the reference."""
+
+        def action() -> Any:
+            result = evaluate(model, self._load(), reference=self._replay(), progress=self._progress)
+            return encode(measurement(result, self._images, runtime, precision, target))
+
+        name = f"evaluate {precision} in {runtime} for {target}"
+        return decode(Measurement, self._steps.run(name, self._inputs, action), name)
+
+    def _record(self, images: Tensor) -> Tensor:
+        device = next((p.device for p in self._reference.parameters()), torch.device("cpu"))
+        logits = self._reference(images.to(device)).cpu()
+        self._logits.append(logits)
+        return logits
+
+    def _replay(self) -> Callable[[Tensor], Tensor]:
+        """The logits again, as many a call as there are images."""
+        if not self._logits and self._steps.folder is not None:
+            from safetensors.torch import load_file
+
+            self._logits.append(load_file(self._steps.folder / _LOGITS)["logits"])
+        logits = torch.cat(self._logits)
+        place = 0
+
+        def replay(images: Tensor) -> Tensor:
+            nonlocal place
+            place += len(images)
+            return logits[place - len(images) : place]
+
+        return replay
+
+
+class _Session:
+    """An ONNX file in ONNX Runtime, loaded at the first call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._run: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self._run is None:
+            from qzoo.runtimes import load
+
+            self._run = load(self._path, runtime="onnxruntime", threads=torch.get_num_threads())
+        return self._run(images)
+
+
+def _save_logits(path: Path, logits: Tensor) -> None:
+    """Whole or not at all, as all that a step leaves."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_suffix(".tmp")
+    save_file({"logits": logits.float().cpu().contiguous()}, temporary)
+    temporary.replace(path)
+
+
+def measurement(
+    result: Evaluation, images: Images, runtime: str, precision: str, target: str | None
+) -> Measurement:
+    """An evaluation as a row of the config."""
+    return Measurement(
+        runtime=runtime,
+        precision=precision,
+        target=target,
+        data=images.text,
+        subset=images.subset,
+        images=result.images,
+        top1=result.top1,
+        top1_interval=result.top1_interval,
+        top5=result.top5,
+        top5_interval=result.top5_interval,
+        loss=result.loss,
+        agreement=result.agreement,
+        sqnr_db=finite(result.sqnr_db),
+    )
+
+
+def finite(value: float | None) -> float | None:
+    """The value where JSON has it, else None."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def require_onnx(what: str) -> None:
+    """Refuse at once what would fail after an hour.
+
+    Raises:
+        MissingDependencyError: the packages of the extra "onnx" are missing.
+    """
+    if not can_run_onnx():
+        raise MissingDependencyError(f"{what} needs onnxscript and onnxruntime: pip install 'qzoo[onnx]'")

@@ -1,0 +1,106 @@
+"""``train_checkpoint``: a model trained from random weights, evaluated, saved as a checkpoint folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qzoo.config import Config, config_of
+from qzoo.data import ImageFolder
+from qzoo.data.folders import split_folder
+from qzoo.data.sets import DATA_SETS, data_set
+from qzoo.distributed import Group
+from qzoo.errors import DataError, UnknownModelError
+from qzoo.evaluation import evaluate
+from qzoo.options import TrainOptions
+from qzoo.pipeline.measure import measurement
+from qzoo.pipeline.train_job import TrainJob, run_training, write_checkpoint
+from qzoo.preprocessing import Preprocessing
+from qzoo.registry import architecture, parse_name
+from qzoo.zoo.create import create_model
+
+
+def train_checkpoint(
+    name: str,
+    options: TrainOptions | None = None,
+    job: TrainJob = TrainJob(),  # noqa: B008 - immutable
+    *,
+    group: Group | None = None,
+) -> Path:
+    """Train a float model; the last epoch's weights are the result, whatever their accuracy.
+
+    Killed and called again with the same arguments, it goes on where its state was saved.
+
+    Args:
+        name: ``arch.tag``. A tag of the zoo's (``"resnet20.fmnist"``) says what it is trained on; with one of your
+            own (``"resnet20.pets"``) ``job.dataset`` does.
+        options: of the training; the defaults if None.
+        job: images and places.
+        group: the processes that train together; rank 0 alone measures the result and writes.
+
+    Returns:
+        The checkpoint folder: config.json with options and metrics, master weights, card.
+
+    Raises:
+        UnknownModelError: the name of a quantized model, or of no architecture.
+        DataError: no data set, or its images can't be had.
+    """
+    options, group = options or TrainOptions(), group or Group()
+    torch.manual_seed(options.seed)
+    model = untrained(name, job)
+    config = config_of(model)
+    done = run_training(model, config, options, job, group)
+    if not group.first:
+        return job.folder(config.name)
+    result = evaluate(model, done.test, progress=job.progress)
+    metrics = (measurement(result, done.checks, "torch", "float", None),)
+    return write_checkpoint(model, config, metrics, done, options, job, group.world)
+
+
+def untrained(name: str, job: TrainJob) -> nn.Module:
+    """The float model ``name`` with random weights, and a config that names the data set.
+
+    Raises:
+        UnknownModelError: the name of a quantized model, or of no architecture.
+        DataError: no data set is named, or another one than the tag's.
+    """
+    parsed = parse_name(name)
+    if parsed.scheme is not None:
+        raise UnknownModelError(f"{name!r} is quantized; {name}_qat is tuned, {parsed.arch} trained")
+    known = architecture(parsed.arch).weights.get(parsed.tag or "")
+    if known is not None:
+        if job.dataset not in ("", known.labels):
+            raise DataError(
+                f"{name} means weights for {known.labels}; for {job.dataset} choose a tag of your own, such as "
+                f"{parsed.arch}.mine"
+            )
+        return create_model(name)
+    if not job.dataset:
+        raise DataError(f"say what {name} is trained on: --dataset {'|'.join(DATA_SETS)}")
+    base = create_model(
+        parsed.arch,
+        num_classes=_classes(job),
+        in_channels=data_set(job.dataset).channels,
+    )
+    config = dataclasses.replace(config_of(base), name=name, labels=job.dataset)
+    preprocessing = data_set(job.dataset).preprocessing
+    if preprocessing is not None:
+        config = dataclasses.replace(config, preprocessing=preprocessing)
+    return _with_config(base, config)
+
+
+def _with_config(model: nn.Module, config: Config) -> nn.Module:
+    model.qzoo_config = config  # type: ignore[assignment]
+    return model
+
+
+def _classes(job: TrainJob) -> int:
+    classes = data_set(job.dataset).classes
+    if classes is not None:
+        return classes
+    if job.data is None:
+        raise DataError("--dataset folders needs --data FOLDER, with one folder of images a class")
+    return len(ImageFolder(split_folder(job.data, "train"), Preprocessing()).classes)

@@ -1,0 +1,198 @@
+"""What training from scratch and tuning have in common: the images, the loop, the folder that comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qzoo.cards.card import write_card
+from qzoo.config import Config, Measurement
+from qzoo.data import ImageFolder, Loader, load_data, load_training_data
+from qzoo.data.folders import split_folder
+from qzoo.data.sets import DATA_SETS, data_set
+from qzoo.distributed import Group
+from qzoo.errors import ArgumentError, DataError
+from qzoo.options import TrainOptions
+from qzoo.pipeline.parts import Images, evaluation_images, training_images
+from qzoo.training.loop import train
+from qzoo.training.state import Log, plot_log
+from qzoo.zoo.checkpoint import save_pretrained
+from qzoo.zoo.store import checkpoint_folder
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Where a training's images come from, and where its files go.
+
+    Attributes:
+        data: folder of the images, see :func:`qzoo.data.load_data`; a folder with ``train`` and ``val`` in it, or one
+            that is cut in two. Not needed for Fashion-MNIST where its training set is found or can be downloaded.
+        dataset: one of :data:`qzoo.data.sets.DATA_SETS`; "" is what the name's tag or the float weights are for.
+        subset: ``"start:stop"`` of the training images; by default all, or four fifths of a folder that is one split.
+        evaluation_subset: of the images that top-1 is measured on; by default all, or the rest of the folder.
+        batch_size: images a step, of all processes together.
+        workers: processes that decode images for each process that trains.
+        save_every: steps after which the state is saved within an epoch; 0 saves after each epoch only.
+        runs: folder whose subfolder with the model's name holds the state to resume from and ``log.csv``.
+        out: checkpoint folder; in the user's store (:mod:`qzoo.zoo.store`) if None.
+        tensorboard: write the log for TensorBoard, too, beside ``log.csv``.
+        plot: draw the learning curve, ``log.png`` beside ``log.csv``.
+        progress: show progress bars.
+    """
+
+    data: str | Path | None = None
+    dataset: str = ""
+    subset: str | None = None
+    evaluation_subset: str | None = None
+    batch_size: int = 128
+    workers: int = 0
+    save_every: int = 0
+    runs: str | Path = "runs"
+    out: str | Path | None = None
+    tensorboard: bool = False
+    plot: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dataset and self.dataset not in DATA_SETS:
+            raise ArgumentError(f"dataset must be one of {', '.join(DATA_SETS)}, not {self.dataset!r}")
+        if self.batch_size < 1 or self.workers < 0 or self.save_every < 0:
+            raise ArgumentError(
+                f"batch_size must be 1 or more, workers and save_every 0 or more, not {self.batch_size}, "
+                f"{self.workers} and {self.save_every}"
+            )
+
+    def folder(self, name: str) -> Path:
+        """Where the checkpoint goes."""
+        return Path(self.out) if self.out is not None else checkpoint_folder(name)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its log, its images, and those to measure on."""
+
+    log: Log
+    images: Images
+    checks: Images
+    test: Loader
+
+
+def run_training(
+    model: nn.Module,
+    config: Config,
+    options: TrainOptions,
+    job: TrainJob,
+    group: Group,
+    teacher: nn.Module | None = None,
+) -> Trained:
+    """Train ``model`` in place on the job's images, resumed where a run was stopped; afterwards it is on the CPU.
+
+    Raises:
+        DataError: the images can't be had, or are of other classes than the model's.
+    """
+    with group.first_alone():
+        images = training_images(config, job.data, job.subset)
+        checks = evaluation_images(config, job.data, job.evaluation_subset, images)
+        _check_classes(config, job.data)
+        loader = load_training_data(
+            config.preprocessing,
+            config.labels,
+            job.data,
+            subset=images.subset,
+            batch_size=job.batch_size,
+            seed=options.seed,
+            workers=job.workers,
+        )
+        test = load_data(
+            config.preprocessing,
+            config.labels,
+            None if data_set(config.labels).embedded else job.data,
+            split=checks.split,
+            subset=checks.subset,
+            batch_size=data_set(config.labels).batch,
+            workers=job.workers,
+        )
+    run = Path(job.runs) / config.name
+    log = train(
+        model,
+        loader,
+        options,
+        out=run,
+        eval_loader=test,
+        teacher=teacher,
+        tensorboard=job.tensorboard,
+        progress=job.progress,
+        group=group,
+        save_every=job.save_every,
+    )
+    if group.first and job.plot:
+        plot_log(run / "log.png", log, config.name)
+    for module in (model, teacher):
+        if module is not None:
+            module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return Trained(log, images, checks, test)
+
+
+def write_checkpoint(
+    model: nn.Module,
+    config: Config,
+    metrics: tuple[Measurement, ...],
+    done: Trained,
+    options: TrainOptions,
+    job: TrainJob,
+    processes: int,
+    origin: dict[str, str] | None = None,
+) -> Path:
+    """The checkpoint folder of a finished training, with its card; returns it.
+
+    Args:
+        origin: of a tuned model: its target, and what it started from.
+    """
+    training = {**(origin or {}), **training_record(options, job, done, config.labels, processes)}
+    config = dataclasses.replace(config, metrics=metrics, training=training)
+    folder = job.folder(config.name)
+    save_pretrained(model, folder, form="packed" if config.scheme else "master", config=config)
+    write_card(folder)
+    return folder
+
+
+def training_record(
+    options: TrainOptions, job: TrainJob, done: Trained, labels: str, processes: int = 1
+) -> dict[str, Any]:
+    """What the training needs to be repeated, and what it cost; threads are those of each process."""
+    given = {"dataset": job.dataset, "subset": job.subset, "evaluation_subset": job.evaluation_subset}
+    return {
+        "data": done.images.text,
+        **{key: value for key, value in given.items() if value},
+        "images": done.images.count,
+        "augmentation": data_set(labels).augmentation,
+        "batch_size": job.batch_size,
+        **dataclasses.asdict(options),
+        **({"processes": processes} if processes > 1 else {}),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "loss": done.log[-1]["loss"],
+        "seconds": round(sum(row["seconds"] for row in done.log)),
+    }
+
+
+def _check_classes(config: Config, data: str | Path | None) -> None:
+    """A folder's classes are numbered by its own names: both splits must have the same, as many as the model."""
+    if config.labels != "folders" or data is None:
+        return
+    splits = [
+        ImageFolder(split_folder(data, split), config.preprocessing).classes for split in ("train", "test")
+    ]
+    if splits[0] != splits[1]:
+        other = sorted(set(splits[0]) ^ set(splits[1]))
+        raise DataError(f"{data}: its splits have different classes ({', '.join(other[:5])} in one only)")
+    if len(splits[0]) != config.arguments.num_classes:
+        raise DataError(
+            f"{data} has {len(splits[0])} classes, but {config.name} {config.arguments.num_classes}; give the "
+            "folder that the float model was trained on"
+        )

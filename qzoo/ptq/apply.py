@@ -1,0 +1,284 @@
+"""Recipes: which post-training methods in which order, and the choice of the best one.
+
+``best_recipe`` chooses as :func:`qzoo.calibrate` does with "auto", but among whole recipes: each is applied to a copy
+of the model with most of the calibration images and compared on the rest, so that none is judged by images that it
+has seen, and no image of the test set is looked at.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.accuracy import Fidelity, output_of
+from qzoo.distributed import Group
+from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
+from qzoo.evaluation import evaluating
+from qzoo.preprocessing import Preprocessing
+from qzoo.progress import track
+from qzoo.ptq.adaround import adaround
+from qzoo.ptq.bias_correction import correct_bias
+from qzoo.ptq.collect import METHODS, images_of, quantizers_off
+from qzoo.ptq.data_free import METHOD, calibrate_data_free
+from qzoo.ptq.equalize import can_equalize, equalize, some
+from qzoo.ptq.held_back import SHARE, hold_back
+from qzoo.ptq.ranges import PERCENTILE, Calibration, Candidate, calibrate
+from qzoo.ptq.relu6 import without_relu6
+from qzoo.ptq.sequential import adaround_sequential
+from qzoo.ptq.smoothquant import ALPHA, smooth
+
+logger = logging.getLogger(__name__)
+
+ROUNDINGS = ("nearest", "learned", "sequential")
+CORRECTIONS = ("none", "analytic", "empirical")
+WITH_PERCENTILE = ("percentile", "auto")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Post-training methods, applied in the order of the attributes. ``str()`` gives ``"equalize + mse + learned"``.
+
+    Attributes:
+        equalize: cross-layer equalization first, with a ReLU in place of every ReLU6 (:func:`qzoo.ptq.without_relu6`).
+        method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or "batchnorm", without images.
+        rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround`) or "sequential"
+            (:func:`qzoo.ptq.adaround_sequential`).
+        smooth: SmoothQuant first (:func:`qzoo.ptq.smooth`), for transformers.
+        bias_correction: "none", "analytic" or "empirical". Learned rounding corrects the biases already.
+        percentile: of the method "percentile", chosen or tried by "auto"; None is 99.99.
+        alpha: of SmoothQuant; None is 0.5.
+
+    Raises:
+        ValueError: an unknown value, one of a method that is not used, or images needed by one method and refused by
+            another.
+    """
+
+    equalize: bool = False
+    method: str = "auto"
+    rounding: str = "nearest"
+    bias_correction: str = "none"
+    smooth: bool = False
+    percentile: float | None = None
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        known = {
+            "method": (*METHODS, "auto", METHOD),
+            "rounding": ROUNDINGS,
+            "bias_correction": CORRECTIONS,
+        }
+        for field, values in known.items():
+            if getattr(self, field) not in values:
+                raise ArgumentError(
+                    f"{field} must be one of {', '.join(values)}, not {getattr(self, field)!r}"
+                )
+        self._check_numbers()
+        if self.rounding != "nearest" and self.bias_correction == "analytic":
+            raise ArgumentError(
+                f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
+            )
+        if self.data_free and (
+            self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
+        ):
+            raise ArgumentError(f"method {METHOD!r} uses no images; {self} would need some")
+
+    def _check_numbers(self) -> None:
+        if self.percentile is not None:
+            if self.method not in WITH_PERCENTILE:
+                raise ArgumentError(
+                    f"a percentile is for method percentile or auto, not {self.method!r}; leave it out"
+                )
+            if not 0 < self.percentile <= 100:
+                raise ArgumentError(f"percentile must be above 0 and at most 100, not {self.percentile}")
+        if self.alpha is not None:
+            if not self.smooth:
+                raise ArgumentError("alpha is SmoothQuant's; give smooth, too, or leave it out")
+            if not 0 <= self.alpha <= 1:
+                raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
+
+    def changed(self, given: Mapping[str, Any]) -> Recipe:
+        """With other values, by name. A percentile or an alpha goes with the method that it belongs to."""
+        values = {**asdict(self), **given}
+        if values["method"] not in WITH_PERCENTILE:
+            values["percentile"] = given.get("percentile")
+        if not values["smooth"]:
+            values["alpha"] = given.get("alpha")
+        return Recipe(**values)
+
+    @property
+    def data_free(self) -> bool:
+        """Whether no image is needed."""
+        return self.method == METHOD
+
+    def __str__(self) -> str:
+        parts = [
+            _with("smooth", self.alpha) if self.smooth else "",
+            "equalize" if self.equalize else "",
+            _with(self.method, self.percentile),
+            "" if self.rounding == "nearest" else self.rounding,
+            "" if self.bias_correction == "none" else f"{self.bias_correction} bias correction",
+        ]
+        return " + ".join(part for part in parts if part)
+
+
+def _with(method: str, number: float | None) -> str:
+    return method if number is None else f"{method} {number:g}"
+
+
+RECIPES = (
+    Recipe(method="max"),
+    Recipe(method="mse"),
+    Recipe(method="mse", bias_correction="analytic"),
+    Recipe(method="mse", rounding="learned"),
+    Recipe(method="max", rounding="sequential"),
+    Recipe(method="percentile", rounding="sequential"),
+    Recipe(method="mse", rounding="sequential"),
+)
+"""What ``best_recipe`` tries first, the cheap ones before the others; then the best behind equalization."""
+
+
+def recipes_for(model: nn.Module) -> tuple[Recipe, ...]:
+    """:data:`RECIPES`; for a model with LayerNorms, a transformer, each also behind SmoothQuant."""
+    if any(isinstance(module, nn.LayerNorm) for module in model.modules()):
+        return RECIPES + tuple(replace(recipe, smooth=True) for recipe in RECIPES)
+    return RECIPES
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``best_recipe`` found.
+
+    Attributes:
+        recipe: the one with the highest SQNR on images that it had not seen.
+        candidates: all of them, best first.
+        images, held_back: number of images that they were applied with, and compared on.
+    """
+
+    recipe: Recipe
+    candidates: tuple[Candidate, ...]
+    images: int
+    held_back: int
+
+
+def apply_recipe(
+    model: nn.Module,
+    loader: Iterable[Any],
+    recipe: Recipe,
+    *,
+    preprocessing: Preprocessing | None = None,
+    progress: bool = True,
+    group: Group | None = None,
+) -> Calibration:
+    """Quantize a model with float weights, in place, for the target that is switched on.
+
+    Args:
+        model: with quantizers and trained weights.
+        loader: batches of images; not touched by a recipe without data.
+        recipe: what to do.
+        preprocessing: of the images; needed by a recipe without data.
+        progress: show progress bars.
+        group: processes that share the pass for the ranges, see :func:`qzoo.calibrate`; each does all the rest.
+
+    Raises:
+        CalibrationError: no quantizers or images, nothing to smooth or to equalize; see the methods.
+        ValueError: a recipe without data, but no preprocessing.
+    """
+    if recipe.data_free:
+        if preprocessing is None:
+            raise ArgumentError(
+                f"method {METHOD!r} takes the range of the images from their preprocessing; pass it"
+            )
+        correct = recipe.bias_correction == "analytic"
+        return calibrate_data_free(model, preprocessing, correct=correct, equalized=recipe.equalize)
+    batches = [images_of(batch) for batch in loader]
+    if recipe.smooth:
+        alpha = ALPHA if recipe.alpha is None else recipe.alpha
+        if not smooth(model, batches, alpha=alpha, progress=progress):
+            raise CalibrationError(
+                "nothing to smooth: no quantized linear layer reads a LayerNorm; leave smoothing out"
+            )
+    if recipe.equalize:
+        without_relu6(model, batches)
+        some(equalize(model, batches, progress=progress))
+    percentile = PERCENTILE if recipe.percentile is None else recipe.percentile
+    found = calibrate(
+        model, batches, method=recipe.method, percentile=percentile, progress=progress, group=group
+    )
+    exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
+    if recipe.rounding == "learned":
+        adaround(model, batches, progress=progress)
+    elif recipe.rounding == "sequential":
+        adaround_sequential(model, batches, progress=progress)
+    if recipe.bias_correction == "analytic":
+        correct_bias(model, batches, method="analytic", progress=progress)
+    elif exact is not None:
+        with quantizers_off(exact):
+            correct_bias(model, batches, method="empirical", reference=exact, progress=progress)
+    return found
+
+
+def best_recipe(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    recipes: tuple[Recipe, ...] | None = None,
+    held_back: float = SHARE,
+    progress: bool = True,
+) -> Choice:
+    """Try recipes on copies of the model; the model stays as it is. Apply the chosen one with all the images.
+
+    Args:
+        model: with quantizers and float weights, at the target that counts.
+        loader: batches of calibration images.
+        recipes: the candidates, each of which needs images; None: :func:`recipes_for` the model, then the best of
+            them behind cross-layer equalization where the model has pairs for it. One that the model refuses is left
+            out, with a warning.
+        held_back: share of the images that the recipes are compared on, the last ones.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: fewer than two images, or no recipe could be applied.
+        ValueError: no recipes, or a share outside 0 to 1.
+    """
+    if recipes is not None and not recipes:
+        raise ArgumentError("no recipes to choose from; pass some")
+    fit, check = hold_back(loader, held_back)
+    with quantizers_off(model):
+        expected = _logits(model, check)
+    tried: list[tuple[Candidate, Recipe]] = []
+    problems: list[str] = []
+
+    def attempt(recipe: Recipe) -> None:
+        candidate = copy.deepcopy(model)
+        try:
+            apply_recipe(candidate, fit, recipe, progress=False)
+            fidelity = Fidelity.of(_logits(candidate, check), expected)
+            if not fidelity.finite:
+                raise CalibrationError("its logits, or the float model's, hold NaN or infinity")
+        except (QuantizationError, CalibrationError) as error:
+            problems.append(f"{recipe}: {error}")
+            logger.warning("left out, %s", problems[-1])
+            return
+        tried.append((Candidate.of(str(recipe), fidelity), recipe))
+        tried.sort(key=lambda pair: pair[0].rank, reverse=True)
+
+    for recipe in track(recipes_for(model) if recipes is None else recipes, "try recipes", show=progress):
+        attempt(recipe)
+    if not tried:
+        raise CalibrationError(f"no recipe could be applied: {'; '.join(problems)}")
+    if recipes is None and can_equalize(model, fit[0][:1]):
+        attempt(replace(tried[0][1], equalize=True))
+    candidates = tuple(candidate for candidate, _ in tried)
+    return Choice(tried[0][1], candidates, sum(map(len, fit)), sum(map(len, check)))
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    with evaluating(model):
+        return torch.cat([output_of(model, batch) for batch in batches])

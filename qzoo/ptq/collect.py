@@ -1,0 +1,341 @@
+"""One pass over data that gathers the statistics of every quantizer of a model, whichever are switched on."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qzoo.accuracy import run
+from qzoo.distributed import Group
+from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
+from qzoo.evaluation import evaluating
+from qzoo.progress import track
+from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
+from qzoo.quant.nn import TensorQuantizer
+
+METHODS = ("max", "percentile", "mse", "entropy")
+
+
+class Statistics:
+    """What one pass gathered: a calibrator a quantizer, shared by those that read the same tensors.
+
+    Attributes:
+        images: number of images seen.
+    """
+
+    def __init__(self, histograms: bool) -> None:
+        self.images = 0
+        self._histograms = histograms
+        self._calibrators: dict[str, Any] = {}
+        self._recent: dict[int, tuple[Any, int, Any]] = {}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the bins of every histogram are fixed: each has seen a value above zero."""
+        return all(c._width > 0 for c in self._calibrators.values() if isinstance(c, HistogramCalibrator))
+
+    def emptied(self) -> Statistics:
+        """Histograms of the same bins, nothing in them, shared by the same quantizers."""
+        other = Statistics(self._histograms)
+        made: dict[int, Any] = {}
+        for name, calibrator in self._calibrators.items():
+            if isinstance(calibrator, HistogramCalibrator):
+                key = id(calibrator)
+                made[key] = made[key] if key in made else calibrator.empty_like_this()
+                other._calibrators[name] = made[key]
+        return other
+
+    def to(self, device: torch.device) -> None:
+        """Count on that device."""
+        for calibrator in self._calibrators.values():
+            if isinstance(calibrator, HistogramCalibrator) and calibrator._raw is not None:
+                calibrator._store(calibrator._raw.to(device), calibrator._width, calibrator._limit)
+
+    def merge(self, other: Statistics) -> None:
+        """Take in what another process has counted."""
+        self.images += other.images
+        done: set[tuple[int, int]] = set()
+        for name, theirs in other._calibrators.items():
+            mine = self._calibrators.setdefault(name, theirs)
+            if mine is not theirs and (id(mine), id(theirs)) not in done:
+                done.add((id(mine), id(theirs)))
+                mine._unsigned = mine._unsigned and theirs._unsigned
+                mine.merge(theirs)
+
+    def next_batch(self, images: int) -> None:
+        """Note that a batch went through; the tensors of different batches are never the same."""
+        self.images += images
+        self._recent.clear()
+
+    def see(self, name: str, quantizer: TensorQuantizer, x: Tensor) -> None:
+        """Count ``x`` for the quantizer, once for all the quantizers that get this very tensor.
+
+        A block's input and its skip, say, thereby share one calibrator and end with one range.
+        """
+        mine = self._calibrators.get(name)
+        reference, version, theirs = self._recent.get(id(x), (lambda: None, -1, None))
+        if reference() is x and version == x._version and _alike(theirs, quantizer):
+            mine = self._calibrators.setdefault(name, theirs)
+            theirs._unsigned = theirs._unsigned and quantizer.unsigned
+            if mine is theirs:
+                return
+        if mine is None:
+            mine = self._calibrators[name] = _calibrator(quantizer, self._histograms)
+        mine.collect(x)
+        self._recent[id(x)] = (weakref.ref(x), x._version, mine)
+
+    def ranges(self, method: str, percentile: float) -> dict[str, Tensor]:
+        """The range of each quantizer that saw data, by name; per channel it is always the maximum."""
+        computed: dict[int, Tensor] = {}
+        for calibrator in self._calibrators.values():
+            if id(calibrator) in computed:
+                continue
+            if isinstance(calibrator, MaxCalibrator):
+                amax = calibrator.compute_amax()
+            else:
+                largest = calibrator.compute_amax("max")
+                amax = calibrator.compute_amax(method, percentile=percentile)
+                # A percentile of nearly all zeros is zero and would erase what is left.
+                amax = largest if amax is not None and amax.item() == 0 else amax
+            if amax is not None:
+                computed[id(calibrator)] = amax
+        return {name: computed[id(c)] for name, c in self._calibrators.items() if id(c) in computed}
+
+
+def _calibrator(quantizer: TensorQuantizer, histograms: bool) -> Any:
+    if histograms and quantizer.axis is None and quantizer.block is None:
+        return HistogramCalibrator(quantizer.num_bits, None, quantizer.unsigned, any_order=True)
+    return MaxCalibrator(quantizer.num_bits, quantizer.axis, quantizer.unsigned)
+
+
+def _alike(calibrator: Any, quantizer: TensorQuantizer) -> bool:
+    return bool(calibrator._num_bits == quantizer.num_bits and calibrator._axis == quantizer.axis)
+
+
+class _Tap:
+    """Stands where a quantizer keeps its calibrator and hands the tensors on to the statistics."""
+
+    _axis: Any = None  # set by quantizers with blocks
+
+    def __init__(self, statistics: Statistics, name: str, quantizer: TensorQuantizer) -> None:
+        self.statistics, self.name, self.quantizer = statistics, name, quantizer
+
+    def collect(self, x: Tensor) -> None:
+        if self.quantizer.nonnegative or self.quantizer.unsigned:
+            self._require_nonnegative(x)
+        self.statistics.see(self.name, self.quantizer, x)
+
+    def _require_nonnegative(self, x: Tensor) -> None:
+        lowest = torch.aminmax(x)[0].item() if x.numel() else 0.0
+        if lowest < 0:
+            told = "nonnegative" if self.quantizer.nonnegative else "unsigned"
+            raise CalibrationError(
+                f"quantizer {self.name!r} is {told}, but its input goes down to {lowest:.4g}, and all below 0 would "
+                f"become 0; build it with {told}=False, or set quantizer.{told} = False"
+            )
+
+
+def quantizers_of(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """All quantizers by name; each is told its name, for error messages.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"the model must be a torch.nn.Module, not a {type(model).__name__}; qzoo.create_model builds one by name"
+        )
+    found = {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
+    if not found:
+        raise CalibrationError(
+            f"{type(model).__name__} has no quantizers; build it with quantize=True or quantize='w8a8'"
+        )
+    for name, quantizer in found.items():
+        quantizer.name = name
+    return found
+
+
+def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
+    """The exact range of every weight, by the name of its quantizer: per channel where the quantizer has an
+    axis.
+
+    A channel of zeros has the range 0.
+
+    Raises:
+        NonFiniteError: a weight with NaN or infinity.
+    """
+    ranges = {}
+    for name, module in model.named_modules():
+        quantizer, weight = getattr(module, "_weight_quantizer", None), getattr(module, "weight", None)
+        if not isinstance(quantizer, TensorQuantizer) or not isinstance(weight, Tensor):
+            continue
+        scale = quantizer.pre_quant_scale
+        with torch.no_grad():
+            amax = quantizer._own_range(weight if scale is None else weight * scale)
+        if not torch.isfinite(amax).all():
+            raise NonFiniteError(f"the weight of {name!r} holds NaN or infinity; load sound weights first")
+        ranges[f"{name}._weight_quantizer" if name else "_weight_quantizer"] = amax
+    return ranges
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of a batch: the first of a tuple or list, or the batch itself.
+
+    Raises:
+        CalibrationError: something else.
+    """
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor):
+        raise CalibrationError(
+            f"the loader gave a {type(images).__name__}; expected batches of images, or (images, labels), as tensors"
+        )
+    return images
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module,
+    loader: Iterable[Any],
+    histograms: bool,
+    progress: bool = True,
+    group: Group | None = None,
+) -> Statistics:
+    """Run the float model over the data while its activation quantizers watch, whatever the target.
+
+    Weights with a quantizer of their own are left out, see :func:`weight_ranges`; so is a quantizer without
+    a role that is disabled. The model's mode and its quantizers' switches are as before afterwards, also
+    after an error.
+
+    The processes of a ``group`` share the batches, and all get the statistics of all of them, count for count
+    those of one process. As the first batch fixes the bins of the histograms, rank 0 starts alone: with one
+    batch, or as many as it takes until every tensor had a value above zero. (A quantizer that these batches do
+    not reach, where the path through a model depends on the data, is merged by the centres of its bins.)
+
+    Raises:
+        CalibrationError: no quantizers, no data, quantizers that saw none, or negative values in a tensor that is
+            declared never to have any.
+        NonFiniteError: NaN or infinity; the message names the quantizer and the batch.
+    """
+    group = group or Group()
+    statistics, quantizers = Statistics(histograms), quantizers_of(model)
+    weights = weight_ranges(model)
+    watched = {n: q for n, q in quantizers.items() if n not in weights and (q.role or not q._disabled)}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    # Tensors of inference mode have no version, which tells one from the same one changed in place.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        evaluating(model),
+        _switches_restored(quantizers.values()),
+    ):
+        for quantizer in quantizers.values():
+            quantizer.disable_quant()
+            quantizer._if_clip = False
+        taps = [_Tap(statistics, name, quantizer) for name, quantizer in watched.items()]
+        for tap in taps:
+            tap.quantizer._calibrator = tap
+            tap.quantizer.enable()
+            tap.quantizer.enable_calib()
+
+        def watch(number: int, batch: Any) -> None:
+            images = images_of(batch).to(device)
+            images = images.clone() if images.is_inference() else images
+            try:
+                run(model, images)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} (batch {number}, counted from 0)") from error
+            statistics.next_batch(len(images))
+
+        start = 0
+        if group.world > 1 and histograms:
+            start, statistics = _started(group, loader, statistics, watch)
+            statistics.to(device)
+            for tap in taps:
+                tap.statistics = statistics
+        total = group.share(loader, start)
+        for i, batch in track(group.deal(loader, start), "calibrate", total, progress and group.first):
+            watch(i, batch)
+    parts = group.gather(statistics) if group.world > 1 else [statistics]
+    statistics = parts[0]
+    for part in parts[1:]:
+        statistics.merge(part)
+    _check_seen(statistics, watched)
+    return statistics
+
+
+def _check_seen(statistics: Statistics, watched: Iterable[str]) -> None:
+    if statistics.images == 0:
+        raise CalibrationError("the loader gave no images; check the folder, the split and the subset")
+    seen = statistics.ranges("max", 100.0)
+    unseen = [name for name in watched if name not in seen]
+    if unseen:
+        raise CalibrationError(
+            f"{len(unseen)} quantizers saw no data: {', '.join(unseen)}; the model's forward does not reach "
+            "them. Disable them, or remove them from the model"
+        )
+
+
+def _started(
+    group: Group, loader: Iterable[Any], statistics: Statistics, watch: Callable[[int, Any], None]
+) -> tuple[int, Statistics]:
+    """Rank 0 goes through batches until the bins of all histograms are fixed; the others take them over.
+
+    Returns:
+        the number of batches that are done, and the statistics that this process goes on with.
+    """
+    done = 0
+    if group.first:
+        for done, batch in enumerate(loader, start=1):
+            watch(done - 1, batch)
+            if statistics.settled:
+                break
+    done, emptied = group.broadcast((done, statistics.emptied()))
+    return done, statistics if group.first else emptied
+
+
+def set_range(quantizer: TensorQuantizer, amax: Tensor) -> None:
+    """Give a quantizer its range (a copy), whatever shape it had before; learned bounds start there."""
+    if quantizer.amax is not None and quantizer.amax.shape != amax.shape:
+        quantizer.reset_amax()
+    quantizer._set_buffer("_amax", amax, None)
+    if quantizer._learn_amax:
+        quantizer.init_learn_amax()
+
+
+@contextmanager
+def attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are there within, and taken away afterwards, also after an error."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def quantizers_off(model: nn.Module) -> Iterator[None]:
+    """The float model within: no quantizer changes what passes through it."""
+    quantizers = quantizers_of(model).values()
+    with _switches_restored(quantizers):
+        for quantizer in quantizers:
+            quantizer.disable_quant()
+            quantizer._if_clip = False
+        yield
+
+
+@contextmanager
+def _switches_restored(quantizers: Iterable[TensorQuantizer]) -> Iterator[None]:
+    fields = ("_disabled", "_if_quant", "_if_calib", "_if_clip", "_calibrator")
+    before = [(q, {field: getattr(q, field) for field in fields}) for q in quantizers]
+    try:
+        yield
+    finally:
+        for quantizer, values in before:
+            for field, value in values.items():
+                setattr(quantizer, field, value)

@@ -1,0 +1,194 @@
+"""``qzoo.calibrate``: gives every quantizer of a model its range, from one pass over a few images.
+
+Paper: "Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation" (Wu et al., 2020,
+arXiv:2004.09602) compares per-channel maxima of weights, and maximum, percentile and entropy of activations. The
+searches are in :mod:`qzoo.quant.ops.search`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.accuracy import Fidelity, output_of
+from qzoo.distributed import Group
+from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
+from qzoo.evaluation import evaluating
+from qzoo.progress import track
+from qzoo.ptq.collect import (
+    METHODS,
+    collect,
+    images_of,
+    quantizers_of,
+    quantizers_off,
+    set_range,
+    weight_ranges,
+)
+
+PERCENTILE = 99.99
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One method of choosing the ranges, tried on images.
+
+    Attributes:
+        method: its name.
+        sqnr_db: of the logits, quantized against the same model with its quantizers off.
+        agreement: share of images with the same highest logit, in percent.
+    """
+
+    method: str
+    sqnr_db: float
+    agreement: float
+
+    @classmethod
+    def of(cls, method: str, fidelity: Fidelity) -> Candidate:
+        """The method with what it reached."""
+        return cls(method, fidelity.sqnr_db, fidelity.agreement)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What candidates are compared by; higher is better."""
+        return self.sqnr_db, self.agreement
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the ranges were found.
+
+    Attributes:
+        method: the one whose ranges the model has now.
+        images: number of images that the statistics come from.
+        percentile: of the percentile method, None for the others.
+        select_images: number of images that the candidates were compared on; 0 when there was nothing to
+            choose.
+        candidates: what was tried, best first; empty when the method was given.
+    """
+
+    method: str
+    images: int
+    percentile: float | None = None
+    select_images: int = 0
+    candidates: tuple[Candidate, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+
+def calibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    method: str = "max",
+    percentile: float = PERCENTILE,
+    select_loader: Iterable[Any] | None = None,
+    progress: bool = True,
+    group: Group | None = None,
+) -> Calibration:
+    """Set the range (amax) of every quantizer, in place.
+
+    One pass of the float model serves all methods. Weights have the exact maximum of each channel whatever
+    the method; the method is for activations. Quantizers of every role get a range whatever the target, so
+    that ``set_target`` needs no new calibration; those that read the same tensor get the same range.
+    Nothing is changed when an error is raised; modes and switches are as before in any case.
+
+    Args:
+        model: with quantizers and trained weights.
+        loader: batches of preprocessed images [B, C, H, W], alone or first in a tuple. ``"auto"`` without a
+            ``select_loader`` goes through it more than once.
+        method: ``"max"``, ``"percentile"``, ``"mse"``, ``"entropy"``, or ``"auto"``: try all four, keep the
+            one with the highest SQNR of the logits against the same model with its quantizers off.
+        percentile: share of magnitudes below the range, in percent, of the percentile method.
+        select_loader: images to compare the methods on, ``loader`` without. Never the test images.
+        progress: show a progress bar.
+        group: the processes that share the batches; each ends with the ranges that one process with as many
+            threads finds in all of them, bit for bit. Every process passes loaders of all images.
+
+    Raises:
+        CalibrationError: no quantizers, no images, quantizers that saw none (each is named), or one that is
+            ``nonnegative`` and saw negative values.
+        DataError: images that the model can't take; with "auto", an output that is no tensor.
+        NonFiniteError: NaN or infinity in a weight or an activation; the message names where. With "auto", also in
+            the output.
+        ValueError: an unknown method, a percentile outside 0 to 100.
+        DistributedError: another process has ended, or a loader that can't be dealt out.
+    """
+    group = group or Group()
+    if method not in (*METHODS, "auto"):
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)} or auto, not {method!r}")
+    if not 0 < percentile <= 100:
+        raise ArgumentError(f"percentile must be above 0 and at most 100, not {percentile}")
+    quantizers = quantizers_of(model)
+    weights = weight_ranges(model)
+    statistics = collect(model, loader, histograms=method != "max", progress=progress, group=group)
+    methods = METHODS if method == "auto" else (method,)
+    ranges = {m: {**statistics.ranges(m, percentile), **weights} for m in methods}
+    candidates: tuple[Candidate, ...] = ()
+    compared = 0
+    if method == "auto":
+        before = {name: quantizer.amax for name, quantizer in quantizers.items()}
+        try:
+            compared, candidates = _compare(
+                model, ranges, loader if select_loader is None else select_loader, progress, group
+            )
+        except BaseException:
+            _apply(model, {name: amax for name, amax in before.items() if amax is not None})
+            for name, amax in before.items():
+                if amax is None:
+                    quantizers[name].reset_amax()
+            raise
+        method = candidates[0].method
+    _apply(model, ranges[method])
+    used = percentile if method == "percentile" else None
+    return Calibration(method, statistics.images, used, compared, candidates)
+
+
+def _apply(model: nn.Module, ranges: dict[str, Tensor]) -> None:
+    quantizers = quantizers_of(model)
+    for name, amax in ranges.items():
+        set_range(quantizers[name], amax)
+
+
+@torch.no_grad()
+def _compare(
+    model: nn.Module,
+    ranges: dict[str, dict[str, Tensor]],
+    loader: Iterable[Any],
+    progress: bool,
+    group: Group,
+) -> tuple[int, tuple[Candidate, ...]]:
+    """Number of images, and the methods with their fidelity on them, best first."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    mine: list[dict[str, Fidelity]] = []
+    with evaluating(model):
+        bar = track(group.deal(loader), "compare methods", group.share(loader), progress and group.first)
+        for _, batch in bar:
+            x = images_of(batch).to(device)
+            with quantizers_off(model):
+                expected = output_of(model, x)
+            found = {}
+            for name, amax in ranges.items():
+                _apply(model, amax)
+                found[name] = Fidelity.of(output_of(model, x), expected)
+            mine.append(found)
+    batches = [batch for part in group.gather(mine) for batch in part]
+    total = {method: Fidelity.total(found[method] for found in batches) for method in ranges}
+    images = next(iter(total.values())).images
+    if images == 0:
+        raise CalibrationError(
+            "no images to compare the methods on: the loader gives them only once. Pass a list, or images of "
+            "their own as select_loader"
+        )
+    if not any(fidelity.finite for fidelity in total.values()):
+        raise NonFiniteError(
+            f"the output of {type(model).__name__} holds NaN or infinity, whatever the method; load sound weights, and "
+            "look for what divides by zero or overflows behind the last quantizer"
+        )
+    candidates = [Candidate.of(method, fidelity) for method, fidelity in total.items()]
+    return images, tuple(sorted(candidates, key=lambda candidate: candidate.rank, reverse=True))

