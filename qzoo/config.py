@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from qzoo.data.sets import Seen
 from qzoo.errors import CheckpointError, QzooError, shown
 from qzoo.fields import decode, encode, like, one_of, parse
 from qzoo.options import TrainOptions
@@ -179,6 +180,7 @@ class Config:
         form: "master" (float weights, to train on) or "packed" (integer weights).
         scheme: None for a float model. The target is no part of it: one checkpoint serves all.
         labels: the set of classes, such as "imagenet-1k"; "" where it is not known.
+        seen: images of a folder that it, or what it was made from, was trained or calibrated on.
         plain_relu: every ReLU6 of the architecture is a plain ReLU here: equalization put it there.
         training: options and data of a training run by qzoo, None without one.
         files: SHA-256 of each file of the folder but README.md, by its path with forward slashes.
@@ -199,6 +201,7 @@ class Config:
     latency: tuple[Latency, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    seen: tuple[Seen, ...] = field(default=(), metadata=OPTIONAL)
     plain_relu: bool = field(default=False, metadata=OPTIONAL)
     qzoo_version: str = ""
     format_version: int = FORMAT_VERSION

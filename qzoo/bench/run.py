@@ -26,6 +26,7 @@ from qzoo.config import config_of
 from qzoo.data.sets import is_embedded
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
 from qzoo.evaluation import Evaluation, evaluate
+from qzoo.pipeline.parts import measured_images
 from qzoo.progress import track
 from qzoo.zoo.floats import open_model, reference_of
 
@@ -115,8 +116,8 @@ def benchmark(
     compare = _several(compare)
     options = Options(chosen, tuple(batches), threads, seconds, compare, details, progress, limit)
     calibrating = any(peer in peers.RUNS_IN for peer in compare)
-    if calibrating:
-        subset = _beyond(subset, calibration_images)
+    if calibrating and subset is not None:
+        _check_beyond(subset, calibration_images)
     rows: list[Row] = []
     notes: list[str] = []
     found: list[dict[str, Any]] = []
@@ -187,12 +188,14 @@ def _measure_checkpoint(
 
     config = config_of(quantized)
     size = 250 if is_embedded(config.labels) else 50
-    loader = load_data(config.preprocessing, config.labels, folder, subset=subset, batch_size=size)
+    chosen, said = measured_images(config, folder, subset, first)
+    loader = load_data(config.preprocessing, config.labels, folder, subset=chosen.subset, batch_size=size)
     images = None
     if first:
         calibration = load_data(config.preprocessing, config.labels, folder, subset=f":{first}")
         images = torch.cat([x for x, _ in calibration])
-    return _measure(name, quantized, reference, loader, options, images)
+    rows, notes, layers = _measure(name, quantized, reference, loader, options, images)
+    return rows, [*notes, *([f"{name}: {said}"] if said else [])], layers
 
 
 def benchmark_models(
@@ -276,17 +279,14 @@ def new_report(
     return Report(tuple(rows), date, settings, describe(), tuple(notes), tuple(details))
 
 
-def _beyond(subset: str | None, calibration_images: int) -> str:
-    """The subset without the calibration images. Raises DataError where it asks for them."""
-    if subset is None:
-        return f"{calibration_images}:"
+def _check_beyond(subset: str, calibration_images: int) -> None:
+    """Raises DataError where a subset asks for images that peers are calibrated on."""
     match = re.match(r"(\d*):", subset)
     if match is not None and int(match[1] or 0) < calibration_images:
         raise DataError(
             f"subset {subset!r} holds images that the peers are calibrated on, the first {calibration_images}; "
             f"start at {calibration_images}"
         )
-    return subset
 
 
 def _row(

@@ -37,6 +37,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.config import config_of
     from qzoo.data import batch_for, load_data
     from qzoo.distributed import joined
+    from qzoo.pipeline.parts import measured_images
     from qzoo.scheme import set_target
     from qzoo.zoo.floats import open_model, reference_of
 
@@ -48,24 +49,26 @@ def _run(args: argparse.Namespace) -> int:
             if config.scheme is not None:
                 set_target(model, target)
                 reference = reference_of(config, args.float_weights).to(group.device)
+            images, said = measured_images(config, args.data, args.subset)
             default = 64 if group.device.type == "cuda" else batch_for(config.preprocessing)
             loader = load_data(
                 config.preprocessing,
                 config.labels,
                 args.data,
-                subset=args.subset,
+                split=images.split,
+                subset=images.subset,
                 batch_size=args.batch_size or default,
                 workers=args.workers,
             )
         result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
-        _print(args.name, target, result)
+        _print(args.name, target, result, f" ({said})" if said else "")
     return 0
 
 
-def _print(name: str, target: str, result: Evaluation) -> None:
+def _print(name: str, target: str, result: Evaluation, said: str) -> None:
     low, high = result.top1_interval
-    print(f"{name}, {result.images} images, target {target}")
+    print(f"{name}, {result.images} images{said}, target {target}")
     print(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
     print(f"top-5      {result.top5:.2f} %")
     print(f"loss       {result.loss:.4f}")

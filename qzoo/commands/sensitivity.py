@@ -25,11 +25,20 @@ def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
     from qzoo.data import load_data
+    from qzoo.pipeline.parts import measured_images
     from qzoo.zoo.floats import open_model
 
     model = open_model(args.name, args.target)
     config = config_of(model)
-    loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset, batch_size=32)
+    images, _ = measured_images(config, args.data, args.subset)
+    loader = load_data(
+        config.preprocessing,
+        config.labels,
+        args.data,
+        split=images.split,
+        subset=images.subset,
+        batch_size=32,
+    )
     found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
     print(f"{args.name}, target {args.target}, {found}")
     if args.out is not None:

@@ -43,13 +43,14 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         preprocessing: Preprocessing,
         transform: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        def place(item: tuple[Path, int]) -> str:
-            return hashlib.sha256(item[0].relative_to(root).as_posix().encode()).hexdigest()
-
         self.root = root
         self.mode = "L" if preprocessing.input_size[0] == 1 else "RGB"
         self.transform: Callable[[Any], Tensor] = transform or preprocessing.transform()
-        self.files = sorted(found, key=place)
+        self.files = sorted(found, key=self.place)
+
+    def place(self, item: tuple[Path, int]) -> str:
+        """SHA-256 of an image's path relative to the folder, which says its place in the order."""
+        return hashlib.sha256(item[0].relative_to(self.root).as_posix().encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)

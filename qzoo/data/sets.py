@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qzoo.data import labels
-from qzoo.errors import DataError
+from qzoo.errors import ArgumentError, DataError
+from qzoo.fields import like, one_of
 from qzoo.preprocessing import Preprocessing
 
 
@@ -61,6 +62,7 @@ class DataSet:
 USES = ("training", "calibration")
 SAMPLES = 16
 _DIGITS = re.compile(r"[0-9a-f]{16}")
+_KEY = like(_DIGITS.pattern, "16 hex digits")
 _CIFAR = Preprocessing((3, 32, 32), 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _SHIFTED = "shift by up to 4 pixels, mirror"
 
@@ -155,21 +157,19 @@ class Seen:
         samples: some of them, by which the folder is recognized: digits of the path's SHA-256 and of the content's.
     """
 
-    use: str
-    first: str
-    last: str
+    use: str = field(metadata=one_of(*USES))
+    first: str = field(metadata=_KEY)
+    last: str = field(metadata=_KEY)
     images: int
     samples: dict[str, str]
 
-    def problem(self) -> str:
-        """What is wrong with it, of values that come from a file; "" if nothing."""
-        if self.use not in USES:
-            return f"use must be one of {', '.join(USES)}, not {self.use!r}"
-        if self.images < 1 or len(self.samples) > SAMPLES:
-            return f"images must be positive and samples at most {SAMPLES}"
-        digits = (self.first, self.last, *self.samples, *self.samples.values())
-        wrong = [text for text in digits if not _DIGITS.fullmatch(text)]
-        return f"{wrong[0]!r} must be 16 hex digits" if wrong else ""
+    def __post_init__(self) -> None:
+        wrong = [text for pair in self.samples.items() for text in pair if not _DIGITS.fullmatch(text)]
+        if wrong or not 0 < len(self.samples) <= SAMPLES or self.images < 1:
+            raise ArgumentError(
+                f"Seen: images must be positive and samples 1 to {SAMPLES} pairs of 16 hex digits, not {self.images} "
+                f"and {wrong[:1] or len(self.samples)}"
+            )
 
 
 def label_names(labels: str) -> list[str]:

@@ -132,6 +132,7 @@ def _calibrate(model: nn.Module, plan: Plan, folder: Path) -> None:
         [images.to(device) for images, _ in loader],
         plan.images,
         None if plan.best else plan.recipe,
+        data=plan.job.data,
         drop=plan.drop,
         progress=plan.job.progress,
     )

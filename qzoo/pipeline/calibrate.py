@@ -14,7 +14,7 @@ from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, UnknownModelError
 from qzoo.pipeline.measure import finite
-from qzoo.pipeline.parts import NONE, Images, calibration_images
+from qzoo.pipeline.parts import NONE, Images, calibration_images, seen
 from qzoo.ptq import Choice, Raised, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
@@ -102,7 +102,9 @@ def calibrate_checkpoint(
                 config.preprocessing, config.labels, data, split=images.split, subset=images.subset
             )
         batches = [batch.to(group.device) for batch, _ in loader]
-    return quantize_to(out, model, batches, images, recipe, drop=drop, progress=progress, group=group)
+    return quantize_to(
+        out, model, batches, images, recipe, data=data, drop=drop, progress=progress, group=group
+    )
 
 
 def quantize_to(
@@ -112,6 +114,7 @@ def quantize_to(
     images: Images,
     recipe: Recipe | None,
     *,
+    data: str | Path | None = None,
     drop: float = 0.0,
     progress: bool = True,
     group: Group | None = None,
@@ -122,6 +125,7 @@ def quantize_to(
         model: of :func:`qzoo.zoo.floats.quantized_from`, where the batches are; afterwards it is on the CPU.
         batches: calibration images [B, C, H, W]; none for a recipe without data.
         images: what they are called.
+        data: the folder that they lie in.
         recipe, drop, group: see :func:`calibrate_checkpoint`.
     """
     group = group or Group()
@@ -138,7 +142,8 @@ def quantize_to(
     calibration = dataclasses.replace(record(found, images, recipe, choice), half=half, drop=drop)
     if scheme is not None:
         calibration = dataclasses.replace(calibration, target=scheme.target)
-    config = dataclasses.replace(config_of(model), calibration=calibration)
+    known = seen(config_of(model), data, images if found.images else NONE, "calibration")
+    config = dataclasses.replace(config_of(model), calibration=calibration, seen=known)
     if group.first:
         save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates

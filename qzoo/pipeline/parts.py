@@ -1,14 +1,22 @@
-"""Which images of a data set a job calibrates on, trains on and measures on: parts that share nothing."""
+"""Which images of a data set a job calibrates on, trains on and measures on: parts that share nothing.
+
+A folder that is one split is cut once. What a model was made on is kept in its config (:class:`qzoo.data.sets.Seen`),
+so that whatever is made from it, and whatever measures it later, keeps to the same cut.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from qzoo.config import Config
-from qzoo.data import image_files, parse_subset
+from qzoo.data import ImageFolder, image_files, parse_subset
+from qzoo.data.files import ImageFiles
 from qzoo.data.folders import split_folder
-from qzoo.data.sets import DATA_SETS, data_set
+from qzoo.data.sets import DATA_SETS, SAMPLES, Seen, data_set
 from qzoo.errors import DataError
 
 
@@ -32,72 +40,237 @@ class Images:
 NONE = Images("none", "", "", 0)
 
 
+class _Range(NamedTuple):
+    """Positions in a split's order, from ``start`` up to ``stop``, and what they are used for."""
+
+    start: int
+    stop: int
+    use: str
+
+    def shares(self, start: int, stop: int) -> int:
+        """Number of images that it has in common with other positions."""
+        return max(0, min(self.stop, stop) - max(self.start, start))
+
+
 def calibration_images(config: Config, data: str | Path | None, subset: str | None) -> Images:
     """The images to calibrate a model on, by default the first ones: 512 of a data set with a training split,
-    at most 128, and a quarter, of a folder.
+    at most 128, and a quarter, of a folder, out of those that the model was trained on.
 
     Raises:
         DataError: no such data, or a subset that they don't have.
     """
-    whole = all_images(config, data, "train")
+    whole, files = _split(config, data, "train")
+    start, stop = _trained_on(config, files) or (0, whole.count)
     first = data_set(config.labels).calibration or max(1, min(128, whole.count // 4))
-    return _part(whole, subset or f"0:{first}")
-
-
-def evaluation_images(config: Config, data: str | Path | None, subset: str | None, before: Images) -> Images:
-    """The images to measure on: the whole test split; of a folder that is one split, what follows ``before``.
-
-    Raises:
-        DataError: no such data, a subset that they don't have, or images that ``before`` has too.
-    """
-    whole = all_images(config, data, "test")
-    if before.split != whole.split:
-        return _part(whole, subset or ":")
-    stop = before.subset.partition(":")[2]
-    if subset is None and int(stop) >= whole.count:
-        raise DataError(
-            f"no images are left to measure on: {before.subset} of {whole.count} are used up; choose a smaller part, "
-            "or give folders train and val in the data's folder"
-        )
-    checks = _part(whole, subset or f"{stop}:")
-    first, second = (parse_subset(part.subset, whole.count) for part in (before, checks))
-    if max(first[0], second[0]) < min(first[1], second[1]):
-        raise DataError(
-            f"{before.subset} for calibration or training and {checks.subset} for evaluation share images; a figure "
-            "measured on images that the model was made with says little"
-        )
-    return checks
+    return _part(whole, subset or f"{start}:{min(start + first, stop)}")
 
 
 def training_images(config: Config, data: str | Path | None, subset: str | None) -> Images:
-    """The images to train on: the whole training split; four fifths of a folder that is one split.
+    """The images to train on: the whole training split; of a folder that is one split, those that the model was
+    trained on before, else four fifths.
 
     Raises:
         DataError: no such data, or a subset that they don't have.
     """
-    whole = all_images(config, data, "train")
-    return _part(whole, subset or (":" if whole.split == "train" else f"0:{max(1, whole.count * 4 // 5)}"))
+    whole, files = _split(config, data, "train")
+    if subset is None and whole.split == "test":
+        start, stop = _trained_on(config, files) or (0, max(1, whole.count * 4 // 5))
+        subset = f"{start}:{stop}"
+    return _part(whole, subset or ":")
+
+
+def evaluation_images(config: Config, data: str | Path | None, subset: str | None, before: Images) -> Images:
+    """The images to measure a new model on: the whole test split, without what it is made on.
+
+    Args:
+        before: what it is calibrated or trained on now. What it was made from says the rest.
+        subset: by default the longest part of the split that has none of these.
+
+    Raises:
+        DataError: no such data, a subset that they don't have, or images that the model is made on.
+    """
+    whole, files = _split(config, data, "test")
+    used = _used(config, files)
+    if before.split == whole.split:
+        used.append(_Range(*parse_subset(before.subset, whole.count), "calibration or training"))
+    if subset is None:
+        return _part(whole, _longest_rest(whole, used))
+    checks = _part(whole, subset)
+    for part in used:
+        if part.shares(*parse_subset(subset, whole.count)):
+            raise DataError(
+                f"{part.start}:{part.stop} for {part.use} and {checks.subset} for evaluation share images; a figure "
+                "measured on images that the model was made with says little"
+            )
+    return checks
+
+
+def measured_images(
+    config: Config, data: str | Path | None, subset: str | None, first: int = 0
+) -> tuple[Images, str]:
+    """The images to measure a finished model on, and what is to be said of them, "" if nothing.
+
+    Args:
+        subset: by default the longest part of the test split that the model was neither trained nor calibrated on.
+        first: so many images at the start are used for something else.
+
+    Raises:
+        DataError: no such data, a subset that they don't have, or no images that the model was not made on.
+    """
+    whole, files = _split(config, data, "test")
+    used = _used(config, files)
+    if files is None and subset is None:
+        return Images(whole.text, "test", f"{first}:", whole.count - first), ""
+    if first:
+        used.append(_Range(0, first, "other tools"))
+    if subset is None:
+        chosen = _part(whole, _longest_rest(whole, used))
+        left_out = whole.count - chosen.count
+        return chosen, f"{left_out} images that it was made on are left out" if left_out else ""
+    chosen = _part(whole, subset)
+    shared = {part.use: part.shares(*parse_subset(subset, whole.count)) for part in used}
+    said = [
+        f"{count} of these {chosen.count} images were used in its {use}"
+        for use, count in shared.items()
+        if count
+    ]
+    return chosen, "; ".join(said)
 
 
 def all_images(config: Config, data: str | Path | None, split: str) -> Images:
-    """All images of a split; a folder without ``train`` and ``val`` is its own test split."""
+    """All images of a split; a folder without ``train`` and ``val`` is its own test split.
+
+    Raises:
+        DataError: no such data.
+    """
+    return _split(config, data, split)[0]
+
+
+def seen(config: Config, data: str | Path | None, images: Images, use: str) -> tuple[Seen, ...]:
+    """What a config says of images that a model was made on, with those that it says already.
+
+    Args:
+        images: of :func:`training_images` or :func:`calibration_images`.
+        use: "training" or "calibration".
+    """
+    if not images.count or data is None or not data_set(config.labels).in_folders:
+        return config.seen
+    files = _files(config, data, images.split)
+    start, stop = parse_subset(images.subset, len(files))
+    step = max(1, (stop - start) // SAMPLES)
+    samples = [files.files[i] for i in range(start, stop, step)][:SAMPLES]
+    new = Seen(
+        use,
+        _key(files, start),
+        _key(files, stop - 1),
+        stop - start,
+        {files.place(item)[:16]: _content(item[0]) for item in samples},
+    )
+    return (*(old for old in config.seen if old != new), new)
+
+
+# ---- splits ----
+
+
+def _split(config: Config, data: str | Path | None, split: str) -> tuple[Images, ImageFiles | None]:
+    """All images of a split, and their files where it is a folder; one without ``train`` and ``val`` is its own test
+    split."""
     if config.labels not in DATA_SETS:
         raise DataError(
             f"no data set is known for the labels {config.labels!r} of {config.name}; give one with --dataset"
         )
     known = DATA_SETS[config.labels]
     if known.sizes is not None:
-        return Images(f"{known.title} {split}", split, ":", known.sizes[split == "test"])
+        return Images(f"{known.title} {split}", split, ":", known.sizes[split == "test"]), None
     if data is None:
         raise DataError(f"{config.name} needs images: pass data=FOLDER (--data FOLDER)")
-    root = split_folder(data, split)
-    count = len(image_files(config.labels, root, config.preprocessing))
+    files = _files(config, data, split)
+    count = len(files)
     title = "" if known.classes is None else f"{known.title}, "
-    if root == Path(data):
-        return Images(f"{title}{root.resolve().name} ({count} images)", "test", ":", count)
-    return Images(f"{title}{Path(data).resolve().name} {root.name} ({count} images)", split, ":", count)
+    if files.root == Path(data):
+        return Images(f"{title}{files.root.resolve().name} ({count} images)", "test", ":", count), files
+    name = f"{title}{Path(data).resolve().name} {files.root.name} ({count} images)"
+    return Images(name, split, ":", count), files
+
+
+def _files(config: Config, data: str | Path, split: str) -> ImageFiles:
+    """The images of a folder, whose classes must be as many as the model's.
+
+    Raises:
+        DataError: they are not; a folder's classes are numbered by its own names.
+    """
+    files = image_files(config.labels, split_folder(data, split), config.preprocessing)
+    if isinstance(files, ImageFolder) and len(files.classes) != config.arguments.num_classes:
+        raise DataError(
+            f"{files.root} has {len(files.classes)} classes, but {config.name} {config.arguments.num_classes}; give "
+            "the folder that the float model was trained on"
+        )
+    return files
 
 
 def _part(whole: Images, subset: str) -> Images:
     start, stop = parse_subset(subset, whole.count)
     return Images(whole.text, whole.split, f"{start}:{stop}", stop - start)
+
+
+# ---- what a model was made on ----
+
+
+def _used(config: Config, files: ImageFiles | None) -> list[_Range]:
+    """The images of a folder that a model was made on."""
+    if files is None:
+        return []
+    found = [(_positions(files, old), old.use) for old in config.seen]
+    return [_Range(*positions, use) for positions, use in found if positions is not None]
+
+
+def _trained_on(config: Config, files: ImageFiles | None) -> tuple[int, int] | None:
+    """Positions of the images that a model was trained on last, None where the folder has none of them."""
+    trained = [part for part in _used(config, files) if part.use == "training"]
+    return (trained[-1].start, trained[-1].stop) if trained else None
+
+
+def _positions(files: ImageFiles, old: Seen) -> tuple[int, int] | None:
+    """Where in a folder the images lie that a model has seen; None where it is another folder: it has fewer than half
+    of the samples, which may be doubles."""
+    found = 0
+    for key, content in old.samples.items():
+        at = bisect_left(files.files, key, key=lambda item: files.place(item)[:16])
+        found += at < len(files) and _key(files, at) == key and _content(files.files[at][0]) == content
+    if 2 * found < len(old.samples):
+        return None
+    start = bisect_left(files.files, old.first, key=lambda item: files.place(item)[:16])
+    stop = bisect_right(files.files, old.last, key=lambda item: files.place(item)[:16])
+    return (start, stop) if start < stop else None
+
+
+def _key(files: ImageFiles, index: int) -> str:
+    return files.place(files.files[index])[:16]
+
+
+def _content(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error}); replace or remove it") from error
+
+
+def _longest_rest(whole: Images, used: list[_Range]) -> str:
+    """The longest part of a split that is not used; the last one of these.
+
+    Raises:
+        DataError: all of it is.
+    """
+    place, rests = 0, []
+    for part in sorted(used):
+        rests.append((part.start - place, place, part.start))
+        place = max(place, part.stop)
+    rests.append((whole.count - place, place, whole.count))
+    length, start, stop = max(rests)
+    if length < 1:
+        parts = ", ".join(f"{part.start}:{part.stop} by {part.use}" for part in used)
+        raise DataError(
+            f"no images are left to measure on: of {whole.text}, {parts} are used up; give other images, or a subset "
+            "that you choose yourself"
+        )
+    return f"{start}:{stop}"

@@ -18,7 +18,7 @@ from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError
 from qzoo.options import TrainOptions
-from qzoo.pipeline.parts import Images, evaluation_images, training_images
+from qzoo.pipeline.parts import Images, evaluation_images, seen, training_images
 from qzoo.training.loop import train
 from qzoo.training.state import Log, plot_log
 from qzoo.zoo.checkpoint import save_pretrained
@@ -96,9 +96,9 @@ def run_training(
         DataError: the images can't be had, or are of other classes than the model's.
     """
     with group.first_alone():
+        _check_classes(config, job.data)
         images = training_images(config, job.data, job.subset)
         checks = evaluation_images(config, job.data, job.evaluation_subset, images)
-        _check_classes(config, job.data)
         loader = load_training_data(
             config.preprocessing,
             config.labels,
@@ -154,7 +154,8 @@ def write_checkpoint(
         origin: of a tuned model: its target, and what it started from.
     """
     training = {**(origin or {}), **training_record(options, job, done, config.labels, processes)}
-    config = dataclasses.replace(config, metrics=metrics, training=training)
+    known = seen(config, job.data, done.images, "training")
+    config = dataclasses.replace(config, metrics=metrics, training=training, seen=known)
     folder = job.folder(config.name)
     save_pretrained(model, folder, form="packed" if config.scheme else "master", config=config)
     write_card(folder)
@@ -182,7 +183,7 @@ def training_record(
 
 
 def _check_classes(config: Config, data: str | Path | None) -> None:
-    """A folder's classes are numbered by its own names: both splits must have the same, as many as the model."""
+    """A folder's classes are numbered by its own names: both splits must have the same."""
     if config.labels != "folders" or data is None:
         return
     splits = [
@@ -191,8 +192,3 @@ def _check_classes(config: Config, data: str | Path | None) -> None:
     if splits[0] != splits[1]:
         other = sorted(set(splits[0]) ^ set(splits[1]))
         raise DataError(f"{data}: its splits have different classes ({', '.join(other[:5])} in one only)")
-    if len(splits[0]) != config.arguments.num_classes:
-        raise DataError(
-            f"{data} has {len(splits[0])} classes, but {config.name} {config.arguments.num_classes}; give the "
-            "folder that the float model was trained on"
-        )

@@ -12,11 +12,14 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_data import write_cifar10, write_folder, write_splits
 
 from qzoo.__main__ import main
+from qzoo.bench.run import benchmark
 from qzoo.cards.card import card
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.data import load_data, load_training_data
@@ -182,6 +185,54 @@ def test_a_folder_is_built_and_measured_too(
     found = evaluate(model, test, reference=exact, progress=False)
     row = next(m for m in config.metrics if m.target == "onnxruntime")
     assert (found.top1, found.agreement) == (row.top1, row.agreement)
+
+
+def test_on_noise_nothing_is_measured_on_what_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder without splits is cut once: the card of what is built says the same float figure as the training's."""
+    monkeypatch.setattr(import_module("qzoo.pipeline.build"), "can_run_onnx", lambda: False)
+    rng, data = np.random.default_rng(0), tmp_path / "noise"
+    for label in ("cat", "dog"):
+        (data / label).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(data / label / f"{i}.png")
+    runs, images = ["--runs", str(tmp_path / "runs"), "-q"], ["--data", str(data)]
+    float_out, out = tmp_path / "resnet20.noise", tmp_path / "built"
+    argv = ["train", "resnet20.noise", "--dataset", "folders", *images, "--epochs", "2", "--batch-size", "16"]
+    assert main([*argv, "--out", str(float_out), *runs]) == 0
+    argv = [
+        "build",
+        "resnet20.noise-w8a8",
+        "--float",
+        str(float_out),
+        *images,
+        "--method",
+        "max",
+        "--no-onnx",
+    ]
+    assert main([*argv, "--out", str(out), *runs]) == 0
+    trained, built = read_config(float_out), read_config(out)
+    assert built.metrics[0] == trained.metrics[0]
+    assert {row.subset for row in built.metrics} == {"32:40"}
+    assert [part.use for part in built.seen] == ["training", "calibration"]
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--float", str(float_out), *images, "-q"]) == 0
+    text = capsys.readouterr().out
+    assert "8 images (32 images that it was made on are left out)" in text
+    assert f"float      {trained.metrics[0].top1:.2f} %" in text
+    report = benchmark(
+        out,
+        data=data,
+        float_weights=float_out,
+        runtimes=["pytorch"],
+        batches=[1],
+        seconds=0.01,
+        progress=False,
+    )
+    assert [row.images for row in report.rows] == [8, 8]
+    assert any("32 images that it was made on are left out" in note for note in report.notes)
 
 
 @pytest.mark.slow
