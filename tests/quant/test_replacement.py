@@ -1,11 +1,15 @@
 """Replacing classes of torch.nn, and quantizing existing models in place."""
 
+import io
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from qzoo.quant import TensorQuantizer, deactivate, initialize, quant_modules, quantize_
+from qzoo.errors import MissingRangeError
+from qzoo.quant import TensorQuantizer, deactivate, enable_onnx_export, initialize, quant_modules, quantize_
 from qzoo.quant import nn as qnn
 from qzoo.quant.nn.modules._utils import QuantInputMixin
 from qzoo.quant.quant_modules import QuantModuleReplacementHelper
@@ -234,3 +238,38 @@ def test_the_fused_kernel_of_transformer_encoders_does_not_pass_quantizers_by(ex
     assert all(q._calibrator.compute_amax() is not None for q in quantizers)
     outside = encoder(x, src_key_padding_mask=padding)  # with gradients torch takes the plain path
     torch.testing.assert_close(inside[~padding], outside[~padding])
+
+
+@pytest.fixture
+def built() -> nn.Module:
+    torch.manual_seed(0)
+    with initialize():
+        return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1)).eval()
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_first_example_of_the_old_guide_is_told_to_calibrate(
+    built: nn.Module, dynamo: bool, inside: bool
+):
+    """Build under initialize() and export: also outside enable_onnx_export(), where torch asks twice."""
+    if dynamo:
+        pytest.importorskip("onnxscript")
+    with (
+        enable_onnx_export() if inside else nullcontext(),
+        pytest.raises(
+            Exception, match=r"has not been calibrated: quantizer '0\.0\._input_quantizer' has no amax"
+        ),
+    ):
+        torch.onnx.export(built, (torch.randn(1, 3, 8, 8),), io.BytesIO(), dynamo=dynamo)
+
+
+def test_quantizers_made_under_initialize_have_names_in_messages(built: nn.Module):
+    quantizer = built[0][0].weight_quantizer
+    with pytest.raises(RuntimeError, match="the weight quantizer of a QuantConv2d"):
+        quantizer.load_calib_amax()
+    quantizer.dynamic = False
+    with pytest.raises(MissingRangeError, match=r"quantizer '0\.0\._weight_quantizer' has no range"):
+        built(torch.randn(1, 3, 8, 8))
+    with pytest.raises(MissingRangeError, match="weight quantizer of a QuantConv2d"):
+        torch.compile(built, backend="eager")(torch.randn(1, 3, 8, 8))

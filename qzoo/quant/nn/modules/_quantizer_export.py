@@ -36,7 +36,13 @@ class UncalibratedExportError(MissingRangeError, AssertionError):
 def in_onnx_export() -> bool:
     """True while ``torch.onnx.export`` records the model."""
     recording = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    return recording and torch.onnx.is_in_onnx_export()
+    return recording and _writes_onnx()
+
+
+@torch.compiler.assume_constant_result
+def _writes_onnx() -> bool:
+    # Asked directly, dynamo takes the answer to be False, and the exporter's second try (strict) goes on.
+    return torch.onnx.is_in_onnx_export()
 
 
 def check_calibrated(q: TensorQuantizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ class QuantizerState(nn.Module):
     clip: Clip
     role: str
     name: str
+    owner = (
+        ""  # what it belongs to, where its name is not known, such as "the input quantizer of a QuantConv2d"
+    )
     _num_bits: Bits
     _axis: Axis
     _block: tuple[int, int] | None
@@ -193,9 +197,11 @@ class QuantizerState(nn.Module):
             self._buffers[key] = fresh.to(present.device)
 
     def _place(self) -> str:
-        if self.name:
-            return f"quantizer {self.name!r}"
-        return f"the {self.role} quantizer (no name set)" if self.role else "TensorQuantizer (no name set)"
+        name = self.name or _name_in_call(self)
+        if name:
+            return f"quantizer {name!r}"
+        unnamed = self.owner or (f"the {self.role} quantizer" if self.role else "TensorQuantizer")
+        return f"{unnamed} (no name set)"
 
     # Module plumbing
 
@@ -229,3 +235,30 @@ class QuantizerState(nn.Module):
                 self._buffers[key] = before.to(after.device)
         self._checked = None
         return self
+
+
+def _name_in_call(quantizer: nn.Module) -> str:
+    """Its name in the outermost module that is being called, "" where there is none.
+
+    A model that is built under ``initialize()`` never tells its quantizers their names; a message can still give them.
+    """
+    if torch.compiler.is_dynamo_compiling():  # which can't look at the stack
+        return ""
+    callers: list[nn.Module] = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, nn.Module) and not _of_an_exporter(caller):
+            callers.append(caller)
+        frame = frame.f_back  # type: ignore[assignment]
+    for caller in reversed(callers):
+        for name, module in caller.named_modules():
+            if module is quantizer and name:
+                return name
+    return ""
+
+
+def _of_an_exporter(module: nn.Module) -> bool:
+    """Whether torch's exporters put it around the model for the time of the export."""
+    home = type(module).__module__
+    return home.startswith("torch.") and not home.startswith("torch.nn.")

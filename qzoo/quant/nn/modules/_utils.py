@@ -49,7 +49,7 @@ class QuantInputMixin:
 
     def _create_quantizers(self, quant_desc_input: QuantDescriptor) -> None:
         _only_fake(quant_desc_input)
-        self._input_quantizer = TensorQuantizer(quant_desc_input)
+        self._input_quantizer = _owned(self, "input", quant_desc_input)
 
     @property
     def input_quantizer(self) -> TensorQuantizer:
@@ -93,14 +93,14 @@ class QuantMixin(QuantInputMixin):
     ) -> None:
         _only_fake(quant_desc_input, quant_desc_weight)
         if num_layers is None:
-            self._input_quantizer = TensorQuantizer(quant_desc_input)
-            self._weight_quantizer = TensorQuantizer(quant_desc_weight)
+            self._input_quantizer = _owned(self, "input", quant_desc_input)
+            self._weight_quantizer = _owned(self, "weight", quant_desc_weight)
         else:
             self._input_quantizers = nn.ModuleList(
-                TensorQuantizer(quant_desc_input) for _ in range(num_layers)
+                _owned(self, "input", quant_desc_input) for _ in range(num_layers)
             )
             self._weight_quantizers = nn.ModuleList(
-                TensorQuantizer(quant_desc_weight) for _ in range(num_layers)
+                _owned(self, "weight", quant_desc_weight) for _ in range(num_layers)
             )
 
     @property
@@ -124,6 +124,12 @@ def pop_quant_desc_in_kwargs(quant_cls: type, input_only: bool = False, **kwargs
     if kwargs:
         raise TypeError(f"Unused keys: {', '.join(sorted(kwargs))} ({quant_cls.__name__} doesn't know them)")
     return found
+
+
+def _owned(layer: object, part: str, descriptor: QuantDescriptor) -> TensorQuantizer:
+    quantizer = TensorQuantizer(descriptor)
+    quantizer.owner = f"the {part} quantizer of a {type(layer).__name__}"
+    return quantizer
 
 
 def _copied(value: object) -> QuantDescriptor:
