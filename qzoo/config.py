@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from qzoo.data.sets import Seen
+from qzoo.data.sets import DATA_SETS, Seen
 from qzoo.errors import CheckpointError, QzooError, shown
 from qzoo.fields import decode, encode, like, one_of, parse
 from qzoo.options import TrainOptions
@@ -52,7 +52,7 @@ class FloatSource:
         source: ``"pypi:..."``, ``"hf:..."``, ``"https:..."`` or ``"qzoo:..."``.
         revision: commit of a Hub repository, version of a package, "" for the rest.
         sha256: of the file.
-        license: SPDX identifier.
+        license: SPDX identifier; "" where none is declared.
     """
 
     source: str = field(metadata=like(r"(pypi|hf|https|qzoo|folder):.+", "'hf:...' or another source"))
@@ -180,6 +180,7 @@ class Config:
         form: "master" (float weights, to train on) or "packed" (integer weights).
         scheme: None for a float model. The target is no part of it: one checkpoint serves all.
         labels: the set of classes, such as "imagenet-1k"; "" where it is not known.
+        classes: names of the classes, by index, where the set is a folder of folders; () where they are not known.
         seen: images of a folder that it, or what it was made from, was trained or calibrated on.
         plain_relu: every ReLU6 of the architecture is a plain ReLU here: equalization put it there.
         training: options and data of a training run by qzoo, None without one.
@@ -201,6 +202,7 @@ class Config:
     latency: tuple[Latency, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     seen: tuple[Seen, ...] = field(default=(), metadata=OPTIONAL)
     plain_relu: bool = field(default=False, metadata=OPTIONAL)
     qzoo_version: str = ""
@@ -217,6 +219,22 @@ class Config:
         if self.calibration is None or self.training is not None:
             return self.target
         return self.calibration.target
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by index: the data set's or the folders'; "class 0" and so on where none are known."""
+        known = DATA_SETS.get(self.labels)
+        if known is not None and known.class_names is not None:
+            return list(known.class_names())
+        return list(self.classes) or [f"class {i}" for i in range(self.arguments.num_classes)]
+
+    @property
+    def license(self) -> str:
+        """SPDX identifier of the weights' licence; "" where nobody has declared one, as for those trained by a user."""
+        if self.float_source is not None:
+            return self.float_source.license
+        own = architecture(self.architecture).weights.get(parse_name(self.name).tag or "")
+        return own.license if own is not None and self.training is not None else ""
 
     def to_json(self) -> str:
         """The text of the file, ending in a newline."""
@@ -309,6 +327,10 @@ def _check(config: Config) -> None:
             "is 'packed', which only a quantized model can be",
         ),
         "arguments.num_classes": (0 < config.arguments.num_classes <= 1 << 20, "must be 1 to 2**20"),
+        "classes": (
+            len(config.classes) in (0, config.arguments.num_classes),
+            f"has {len(config.classes)} names for {config.arguments.num_classes} classes",
+        ),
         "arguments.in_channels": (0 < config.arguments.in_channels <= 1 << 12, "must be 1 to 4096"),
         "preprocessing.input_size": (
             config.preprocessing.input_size[0] == config.arguments.in_channels

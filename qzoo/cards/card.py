@@ -71,7 +71,7 @@ def _front_matter(config: Config) -> str:
     values: dict[str, object] = {
         "library_name": "qzoo",
         "pipeline_tag": "image-classification",
-        "license": _licence_id(config),
+        **({"license": config.license} if config.license else {}),
         "tags": ["qzoo", "image-classification", *_tags(config)],
     }
     if dataset is not None and dataset.hub:
@@ -140,18 +140,31 @@ def _summary(config: Config) -> str:
 
 
 def _usage(config: Config, repo: str) -> str:
+    """The snippet: a zoo name is created, one's own is loaded by its name in the store, or its folder's."""
     target = ', target="onnxruntime"' if config.scheme else ""
     mode = "L" if config.arguments.in_channels == 1 else "RGB"
     runs = " (quantization is simulated)" if config.scheme else ""
-    load = f'qzoo.create_model("{config.name}", pretrained=True{target})'
+    entry, tag = architecture(config.architecture), parse_name(config.name).tag
     if repo:
         load = f'qzoo.load_pretrained("{repo}"{target})'
+    elif tag in entry.weights:
+        load = f'qzoo.create_model("{config.name}", pretrained=True{target})'
+    else:
+        load = f'qzoo.load_pretrained("{config.name}"{target})  # or the path of its folder'
+    module = entry.build.__module__
+    own = (
+        ""
+        if module.split(".")[0] in ("qzoo", "__main__")
+        else f"import {module}  # registers {config.architecture}\n"
+    )
+    known = config.labels in DATA_SETS and DATA_SETS[config.labels].class_names is not None
+    imports = "from qzoo.data import label_names\n" if known else ""
+    names = "label_names(config.labels)" if known else "config.class_names"
     return f"""```python
 import qzoo
 import torch
 from PIL import Image
-from qzoo.data import label_names
-
+{own}{imports}
 model = {load}
 config = model.qzoo_config
 
@@ -159,8 +172,8 @@ image = Image.open("photo.jpg").convert("{mode}")
 batch = config.preprocessing.transform()(image).unsqueeze(0)
 with torch.inference_mode():
     probabilities = model(batch).softmax(1)[0]  # in PyTorch{runs}
-for probability, index in zip(*probabilities.topk(5)):
-    print(f"{{100 * probability:.1f}} %  {{label_names(config.labels)[index]}}")
+for probability, index in zip(*probabilities.topk({min(5, config.arguments.num_classes)})):
+    print(f"{{100 * probability:.1f}} %  {{{names}[index]}}")
 
 qzoo.export_onnx(model, "model.onnx"{target})
 ```"""
@@ -201,23 +214,23 @@ def _limits(config: Config) -> str:
     return "\n".join(f"- {point}" for point in points) or "- None recorded."
 
 
+_UNDECLARED = "No licence is declared for them: that is up to whoever made them."
+
+
 def _licence(config: Config) -> str:
     source = config.float_source
     if source is None and config.training is None:
         return "Where the float weights come from, and their licence, is not recorded."
     if source is None:
-        return "Weights trained with qzoo from random initial values: Apache-2.0."
+        terms = f": {_spdx(config.license)}." if config.license else f". {_UNDECLARED}"
+        return f"Weights trained with qzoo from random initial values{terms}"
+    origin = f"came from {_place(source)} (SHA-256 `{source.sha256}`)."
+    if not config.license:
+        return f"The float weights {origin} {_UNDECLARED}"
     return (
-        f"The float weights are licensed {_spdx(source.license)}, and so is this checkpoint, which is derived from "
-        f"them.\n\nThey came from {_place(source)} (SHA-256 `{source.sha256}`)."
+        f"The float weights are licensed {_spdx(config.license)}, and so is this checkpoint, which is derived from "
+        f"them.\n\nThey {origin}"
     )
-
-
-def _licence_id(config: Config) -> str:
-    """As the Hub names licences."""
-    if config.float_source is not None:
-        return config.float_source.license
-    return "apache-2.0" if config.training is not None else "other"
 
 
 def _spdx(text: str) -> str:

@@ -65,6 +65,7 @@ def describe(model: ir.Model, source: nn.Module, target: str) -> None:
             "name": config.name,
             "labels": config.labels,
             "preprocessing": config.preprocessing.to_dict(),
+            **({"classes": config.classes} if config.classes else {}),
         }
     for key, value in facts.items():
         model.metadata_props[f"qzoo.{key}" if not key.startswith("qzoo") else key] = (

@@ -80,12 +80,13 @@ def untrained(name: str, job: TrainJob) -> nn.Module:
         return create_model(name)
     if not job.dataset:
         raise DataError(f"say what {name} is trained on: --dataset {'|'.join(DATA_SETS)}")
+    classes, names = _classes(job)
     base = create_model(
         parsed.arch,
-        num_classes=_classes(job),
+        num_classes=classes,
         in_channels=data_set(job.dataset).channels,
     )
-    config = dataclasses.replace(config_of(base), name=name, labels=job.dataset)
+    config = dataclasses.replace(config_of(base), name=name, labels=job.dataset, classes=names)
     preprocessing = data_set(job.dataset).preprocessing
     if preprocessing is not None:
         config = dataclasses.replace(config, preprocessing=preprocessing)
@@ -97,10 +98,12 @@ def _with_config(model: nn.Module, config: Config) -> nn.Module:
     return model
 
 
-def _classes(job: TrainJob) -> int:
+def _classes(job: TrainJob) -> tuple[int, tuple[str, ...]]:
+    """How many classes the images have, and the names that a folder gives them."""
     classes = data_set(job.dataset).classes
     if classes is not None:
-        return classes
+        return classes, ()
     if job.data is None:
         raise DataError("--dataset folders needs --data FOLDER, with one folder of images a class")
-    return len(ImageFolder(split_folder(job.data, "train"), Preprocessing()).classes)
+    names = ImageFolder(split_folder(job.data, "train"), Preprocessing()).classes
+    return len(names), names

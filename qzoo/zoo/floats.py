@@ -51,8 +51,7 @@ def quantized_from(
     exact = load_pretrained(float_weights)
     config = config_of(exact)
     _check(name, config, float_weights)
-    license = config.float_source.license if config.float_source else "apache-2.0"
-    source = FloatSource(f"folder:{config.name}", "", config.files[WEIGHTS], license)
+    source = FloatSource(f"folder:{config.name}", "", config.files[WEIGHTS], config.license)
     config = dataclasses.replace(fresh(config, name), scheme=scheme, float_source=source)
     model = empty_model(config, scheme)
     state = ((key, value.clone()) for key, value in exact.state_dict().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,29 @@ def trained(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "resnet20.pets"
 
 
+def test_ones_own_checkpoint_has_the_names_of_its_classes_and_a_card_that_runs(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = read_config(trained)
+    assert config.classes == ("cat", "dog") == tuple(config.class_names)
+    assert Config.from_json(config.to_json()) == config
+    with pytest.raises(CheckpointError, match=r"classes has 1 names for 2 classes"):
+        Config.from_json(replace(config, classes=("cat",)).to_json())
+    text = (trained / "README.md").read_text(encoding="utf-8")
+    assert "license" not in text.split("---\n")[1]
+    assert "Apache" not in text
+    assert "No licence is declared" in text
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    (tmp_path / trained.name).symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "teal").save("photo.jpg")
+    exec(compile(code[1], "card", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split("%")[1].strip() for line in lines) == ["cat", "dog"]
+    assert (tmp_path / "model.onnx").is_file()
+
+
 def test_a_folder_of_images_becomes_a_float_checkpoint(trained: Path, pets: Path) -> None:
     config = read_config(trained)
     assert (config.name, config.labels, config.arguments.num_classes) == ("resnet20.pets", "folders", 2)
@@ -87,6 +111,8 @@ def test_it_is_tuned_and_measured(
     assert (config.calibration.data, config.calibration.images) == ("pets train (48 images)", 48)
     assert config.float_source is not None
     assert config.float_source.source == "folder:resnet20.pets"
+    assert (config.classes, config.license) == (("cat", "dog"), ""), "of the float model"
+    assert "No licence is declared" in card(config)
     assert config.float_source.sha256 == read_config(trained).files[WEIGHTS]
     capsys.readouterr()
     measured = ["evaluate", str(out), "--data", str(pets), "--float", str(trained), "-q"]
