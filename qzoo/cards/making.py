@@ -173,7 +173,7 @@ def _build_flags(config: Config, record: CalibrationRecord) -> str:
     data = "" if known is not None and known.found else " --data DIR"
     subset = f" --calibration-subset {record.subset}" if record.images else ""
     if config.float_source is not None and config.float_source.source.startswith("folder:"):
-        data += f" --float {config.float_source.source.removeprefix('folder:')}"
+        data += f" --dataset {config.labels} --float {config.float_source.source.removeprefix('folder:')}"
     layers = _layer_flags(config, record)
     layers += "" if record.target == "onnxruntime" else f" --target {record.target}"
     if record.recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError
 
 
@@ -36,6 +37,11 @@ def data_arguments(sub: argparse.ArgumentParser) -> None:
     """``--data`` and ``--subset``."""
     sub.add_argument("--data", type=Path, help="folder of labelled images (not needed for Fashion-MNIST)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the images, in a fixed shuffled order")
+
+
+def dataset_argument(sub: argparse.ArgumentParser, default: str = "what the weights are for") -> None:
+    """``--dataset``."""
+    sub.add_argument("--dataset", choices=list(DATA_SETS), default="", help=f"default: {default}")
 
 
 def layer_argument(sub: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import layer_bits
+from qzoo.commands.arguments import dataset_argument, layer_bits
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
 from qzoo.scheme import TARGETS
@@ -28,6 +28,7 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--qat", action="store_true", help="with --all: the recipes that train, too, hours on a GPU for each"
     )
+    dataset_argument(sub)
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
     sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
     sub.add_argument(
@@ -79,6 +80,7 @@ def _run(args: argparse.Namespace) -> int:
             raise ArgumentError("build is one process; torchrun is for calibrate, evaluate and train")
         job = BuildJob(
             data=args.data,
+            dataset=args.dataset,
             workers=args.workers,
             device=group.device,
             onnx=() if args.no_onnx else tuple(args.onnx),

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import layer_bits, process_arguments
+from qzoo.commands.arguments import dataset_argument, layer_bits, process_arguments
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
 
@@ -17,6 +17,7 @@ def register(add: Add) -> None:
         "calibrate", _run, "Quantize float weights by a post-training recipe; qzoo build also measures."
     )
     sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
+    dataset_argument(sub)
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
     recipe_arguments(sub)
@@ -38,6 +39,7 @@ def _run(args: argparse.Namespace) -> int:
             out=args.out,
             recipe=None if args.recipe else Recipe(**given),
             data=args.data,
+            dataset=args.dataset,
             subset=args.subset,
             target=args.target or "onnxruntime",
             float_weights=args.float_weights,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import data_arguments, positive, process_arguments
+from qzoo.commands.arguments import data_arguments, dataset_argument, positive, process_arguments
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def register(add: Add) -> None:
     """Declare the command."""
     sub = add("evaluate", _run, "Accuracy of a checkpoint, and fidelity to its float model.")
     sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
+    dataset_argument(sub)
     data_arguments(sub)
     sub.add_argument(
         "--float", type=Path, dest="float_weights", help="folder of the float model to compare with"
@@ -37,14 +38,14 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.config import config_of
     from qzoo.data import batch_for, load_data
     from qzoo.distributed import joined
-    from qzoo.pipeline.parts import measured_images
+    from qzoo.pipeline.parts import for_data_set, measured_images
     from qzoo.scheme import set_target
     from qzoo.zoo.floats import open_model, reference_of
 
     with joined(args.timeout, args.device) as group:
         with group.first_alone():
             model = open_model(args.name, args.target).to(group.device)
-            config, reference = config_of(model), None
+            config, reference = for_data_set(config_of(model), args.dataset), None
             target = args.target or config.made_for
             if config.scheme is not None:
                 set_target(model, target)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import layer_argument, layer_bits, process_arguments
-from qzoo.data.sets import DATA_SETS
+from qzoo.commands.arguments import dataset_argument, layer_argument, layer_bits, process_arguments
 from qzoo.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -23,9 +22,7 @@ def register(add: Add) -> None:
         "Train a float model from scratch, or tune a quantized one (..._qat), and save the checkpoint.",
     )
     sub.add_argument("name", metavar="NAME", help="resnet20.fmnist or resnet20.fmnist-w4a4_qat")
-    sub.add_argument(
-        "--dataset", choices=list(DATA_SETS), default="", help="default: what the name's tag says"
-    )
+    dataset_argument(sub, "what the name's tag says")
     sub.add_argument("--data", type=Path, help="folder of the images (Fashion-MNIST: found or downloaded)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")

@@ -19,6 +19,7 @@ from qzoo.files import exclusive, place, scratch_beside
 from qzoo.pipeline.calibrate import quantize_to
 from qzoo.pipeline.measure import can_run_onnx, measure, require_onnx
 from qzoo.pipeline.onnx_files import export_files, onnx_name, with_files
+from qzoo.pipeline.parts import for_data_set
 from qzoo.pipeline.plan import BuildJob, BuildOptions, Plan, make_plan
 from qzoo.pipeline.recipes import Made, how_made
 from qzoo.pipeline.steps import Steps
@@ -65,7 +66,7 @@ def build(
         raise UnknownModelError(f"{name!r} is not quantized; give a scheme, such as {name}-w8a8")
     parsed = dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag)
     full = str(parsed)
-    config = planned_config(full, options.float_weights)
+    config = for_data_set(planned_config(full, options.float_weights), job.dataset)
     for target in job.onnx:
         onnx_name(config, target)  # refuses an unknown one
     if job.onnx:
@@ -91,6 +92,7 @@ def _calibrated(plan: Plan, state: Path, steps: Steps) -> tuple[Measurement, ...
     """A checkpoint without training, in the steps' folder; returns its figures."""
     job = plan.job
     model, exact = quantized_from(plan.name, plan.float_weights, plan.scheme)
+    model.qzoo_config = for_data_set(config_of(model), job.dataset)  # type: ignore[assignment]
     common = {
         "float": encode(config_of(model).float_source),
         "data": str(job.data or ""),
@@ -103,6 +105,7 @@ def _calibrated(plan: Plan, state: Path, steps: Steps) -> tuple[Measurement, ...
         "recipe": "best" if plan.best else encode(plan.recipe),
         "drop": plan.drop,
         "images": encode(plan.images),
+        "labels": config_of(model).labels,
     }
     steps.run("calibrate", inputs, lambda: _calibrate(model, plan, state / CHECKPOINT), _FILES)
     made = load_pretrained(state / CHECKPOINT)
@@ -191,6 +194,7 @@ def _tuned(
     def action() -> None:
         training = TrainJob(
             data=job.data,
+            dataset=job.dataset,
             batch_size=batch_size,
             workers=job.workers,
             runs=job.runs,

@@ -14,7 +14,7 @@ from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, UnknownModelError
 from qzoo.pipeline.measure import finite
-from qzoo.pipeline.parts import NONE, Images, calibration_images, seen
+from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, seen
 from qzoo.ptq import Choice, Raised, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
@@ -50,6 +50,7 @@ def calibrate_checkpoint(
     out: str | Path,
     recipe: Recipe | None = None,
     data: str | Path | None = None,
+    dataset: str = "",
     subset: str | None = None,
     target: str = "onnxruntime",
     float_weights: str | Path | None = None,
@@ -66,6 +67,7 @@ def calibrate_checkpoint(
         out: the folder; config.json and packed weights are put there.
         recipe: None chooses the best one on part of the images, see :func:`qzoo.ptq.best_recipe`.
         data: the images, see :func:`qzoo.data.load_data`; not needed by a recipe without data.
+        dataset: what the images are, a name of :data:`qzoo.data.sets.DATA_SETS`; "" is what the float weights are for.
         subset: ``"start:stop"``; by default what ``qzoo.build`` calibrates on.
         target: the runtime whose quantizers the recipe sees.
         float_weights: a folder with float weights of the architecture; None: what the name's tag means.
@@ -91,7 +93,8 @@ def calibrate_checkpoint(
     with group.first_alone():
         model, _ = quantized_from(name, float_weights, scheme)
     model.to(group.device)
-    config = config_of(model)
+    config = for_data_set(config_of(model), dataset)
+    model.qzoo_config = config  # type: ignore[assignment]
     batches, images = [], NONE
     if recipe is not None and recipe.data_free and drop:
         raise ArgumentError("mixed precision chooses layers on images; choose another method than batchnorm")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,25 @@ class _Range(NamedTuple):
     def shares(self, start: int, stop: int) -> int:
         """Number of images that it has in common with other positions."""
         return max(0, min(self.stop, stop) - max(self.start, start))
+
+
+def for_data_set(config: Config, dataset: str) -> Config:
+    """The config of a model whose images are named: of weights of your own, which may not say what they are for.
+
+    Args:
+        dataset: a name of :data:`qzoo.data.sets.DATA_SETS`; "" leaves it to the config.
+
+    Raises:
+        DataError: an unknown one, one of other images than the config's, or of another number of classes.
+    """
+    if dataset in ("", config.labels):
+        return config
+    classes = data_set(dataset).classes
+    if config.labels:
+        raise DataError(f"{config.name} is for {config.labels}, not for {dataset}; leave --dataset out")
+    if classes not in (None, config.arguments.num_classes):
+        raise DataError(f"{dataset} has {classes} classes, but {config.name} {config.arguments.num_classes}")
+    return replace(config, labels=dataset)
 
 
 def calibration_images(config: Config, data: str | Path | None, subset: str | None) -> Images:

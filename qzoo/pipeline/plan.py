@@ -99,6 +99,7 @@ class BuildJob:
 
     Attributes:
         data: the images, see :func:`qzoo.data.load_data`.
+        dataset: what they are, a name of :data:`qzoo.data.sets.DATA_SETS`; "" is what the float weights are for.
         workers: processes that decode images.
         device: of the passes in PyTorch, and of a training; ONNX Runtime runs on the CPU.
         onnx: targets whose ONNX files go into the folder, as ``onnx/model_int8.onnx`` (ONNX Runtime) and
@@ -110,6 +111,7 @@ class BuildJob:
     """
 
     data: str | Path | None = None
+    dataset: str = ""
     workers: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     onnx: tuple[str, ...] = ("onnxruntime",)

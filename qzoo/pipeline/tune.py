@@ -12,11 +12,11 @@ from qzoo.config import CalibrationRecord, Config, config_of
 from qzoo.data import load_data, parse_subset
 from qzoo.data.sets import data_set
 from qzoo.distributed import Group
-from qzoo.errors import CheckpointError, DataError, UnknownModelError
+from qzoo.errors import CheckpointError, UnknownModelError
 from qzoo.options import TrainOptions
 from qzoo.pipeline.calibrate import record
 from qzoo.pipeline.measure import measure
-from qzoo.pipeline.parts import Images, training_images
+from qzoo.pipeline.parts import Images, for_data_set, training_images
 from qzoo.pipeline.train_job import TrainJob, run_training, write_checkpoint
 from qzoo.ptq import Recipe, round_biases
 from qzoo.ptq.ranges import calibrate
@@ -70,9 +70,7 @@ def tune_checkpoint(
     options, group = options or DEFAULTS, group or Group()
     with group.first_alone():
         model, teacher = _start(name, float_weights, start, layers)
-    config = config_of(model)
-    if job.dataset not in ("", config.labels):
-        raise DataError(f"{name} starts from weights for {config.labels}, not for {job.dataset}")
+    config = for_data_set(config_of(model), job.dataset)
     if config.calibration is None:
         config = dataclasses.replace(config, calibration=_calibrate(model, config, job, group))
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

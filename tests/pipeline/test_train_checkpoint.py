@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from small_data import write_cifar10, write_folder, write_splits
 
+import qzoo
 from qzoo.__main__ import main
 from qzoo.bench.run import benchmark
 from qzoo.cards.card import card
@@ -203,7 +204,7 @@ def test_a_folder_is_built_and_measured_too(
     assert config.calibration is not None
     assert (config.calibration.data, config.calibration.drop) == ("pets train (48 images)", 60.0)
     assert (
-        "--data DIR --float resnet20.pets --calibration-subset 0:16 --method mse --mixed-precision 60"
+        "--data DIR --dataset folders --float resnet20.pets --calibration-subset 0:16 --method mse --mixed-precision 60"
         in card(config)
     )
     test = load_data(config.preprocessing, "folders", pets)
@@ -259,6 +260,37 @@ def test_on_noise_nothing_is_measured_on_what_it_was_trained_on(
     )
     assert [row.images for row in report.rows] == [8, 8]
     assert any("32 images that it was made on are left out" in note for note in report.notes)
+
+
+def test_weights_of_ones_own_say_what_they_are_for_by_dataset(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained elsewhere, loaded into a model of the zoo, saved: nothing in them names a data set."""
+    monkeypatch.setattr(import_module("qzoo.pipeline.build"), "can_run_onnx", lambda: False)
+    mine, out = tmp_path / "mine", tmp_path / "built"
+    torch.manual_seed(0)
+    qzoo.save_pretrained(qzoo.create_model("resnet20", num_classes=2, in_channels=3), mine)
+    source, images = ["--float", str(mine)], ["--dataset", "folders", "--data", str(pets)]
+    places = ["--runs", str(tmp_path / "runs"), "--out", str(out), "-q"]
+    build = ["build", "resnet20.mine-w8a8", *source, "--method", "max", "--no-onnx", *places]
+    assert main([*build, "--data", str(pets)]) == 2
+    assert "give one with --dataset" in capsys.readouterr().err
+    assert main([*build, "--data", str(pets), "--dataset", "cifar-10"]) == 2
+    assert "cifar-10 has 10 classes, but resnet20.mine-w8a8 2" in capsys.readouterr().err
+    assert main([*build, *images]) == 0
+    config = read_config(out)
+    assert (config.labels, config.metrics[0].data) == ("folders", "pets val (16 images)")
+    assert "qzoo build resnet20.mine-w8a8 --data DIR --dataset folders --float resnet20" in card(config)
+    capsys.readouterr()
+    assert main(["evaluate", str(mine), *images, "-q"]) == 0
+    assert f"top-1      {config.metrics[0].top1:.2f} %" in capsys.readouterr().out
+    calibrated = tmp_path / "calibrated"
+    argv = ["calibrate", "resnet20.mine-w8a8", *source, *images, "--method", "max", "--out", str(calibrated)]
+    assert main([*argv, "-q"]) == 0
+    assert read_config(calibrated).labels == "folders"
+    assert main(["evaluate", str(calibrated), *source, *images, "-q"]) == 0
+    assert main(["evaluate", str(calibrated), *source, "--dataset", "imagenet-1k", "-q"]) == 2
+    assert "is for folders, not for imagenet-1k; leave --dataset out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
