@@ -219,6 +219,7 @@ def _settings(quantizer: TensorQuantizer) -> dict[str, object]:
         "axis": quantizer.axis,
         "blocks": quantizer.block,
         "narrow_range": quantizer.narrow_range,
+        "role": quantizer.role or "none",
     }
 
 

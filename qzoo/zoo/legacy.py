@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,18 +10,26 @@ from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.scheme import TARGETS, switch_target
 from qzoo.zoo.sources import read_state
-from qzoo.zoo.tensors import assign_state, check_ranges, quantizers
+from qzoo.zoo.tensors import assign_state, check_ranges, listed, quantizers, weight_quantizers
+
+logger = logging.getLogger(__name__)
 
 # Where the old toolkit replaced a pooling layer, its quantizer sat inside; here it is the model's own.
 _RENAMED = {"avgpool._input_quantizer": "pool_quantizer"}
+_OPTIONAL = {"residual", "branch", "pool", "output"}
+"""Roles of which the old toolkit's files may have no ranges at all; every layer needs those of its input and weight."""
 
 
 def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
     """Load weights and ranges, such as ``quant_resnet50-calibrated.pth`` of the old toolkit's examples.
 
-    That toolkit placed quantizers as the target "tensorrt" does: the ranges of the quantizers that only other
-    targets use are not in the file. They stay empty, and are an error when such a target is chosen.
+    The model computes what it did in the old toolkit, which placed quantizers much as the target "tensorrt" does. The
+    quantizers of other roles have no ranges in the file: they stay off and empty, which a warning says, and are an
+    error when a target is chosen that needs them. Where the file's placement differs from that target's (no quantizers
+    at the skips of adds, one before the average pooling), the file's counts, also for the export: these quantizers lose
+    their role, so that no target switches them.
 
     Args:
         model: of :func:`qzoo.create_model` with ``quantize``; changed in place.
@@ -43,9 +52,50 @@ def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor])
         raise CheckpointError(
             f"{where} has ranges, but {type(model).__name__} no quantizers; build the model with quantize=True"
         )
-    assign_state(model, [(name, _shaped(name, value, own)) for name, value in _renamed(state).items()], where)
+    renamed = _renamed(state)
+    assign_state(model, [(name, _shaped(name, value, own)) for name, value in renamed.items()], where)
+    moved = {new for old, new in _RENAMED.items() if any(_of(old, key) for key in state)}
+    _place_as_in(renamed, moved, model, where)
     check_ranges(model, enabled_only=True)
     return model.eval()
+
+
+def _of(module: str, key: str) -> bool:
+    return key.removeprefix("module.").startswith(f"{module}.")
+
+
+def _place_as_in(state: Mapping[str, Tensor], moved: set[str], model: nn.Module, where: str) -> None:
+    """Switch the quantizers as the old toolkit had them, where the file lacks roles and so is one of its files.
+
+    Args:
+        state: with the model's names.
+        moved: quantizers that the file has inside of a pooling layer, which is on there.
+    """
+    own = quantizers(model)
+    held = {quantizer.role for name, quantizer in own.items() if f"{name}._amax" in state}
+    absent = {name: q for name, q in own.items() if q.role in _OPTIONAL - held}
+    if not absent:
+        return
+    switch_target(model, "tensorrt")
+    for name, quantizer in own.items():
+        if name in moved:
+            quantizer.enable()
+            quantizer.role = ""
+        elif name in absent and quantizer.role in TARGETS["tensorrt"].roles:
+            quantizer.disable()
+            quantizer.role = ""
+    for weight, quantizer in weight_quantizers(model).values():
+        if quantizer.narrow_range and quantizer.amax is not None and quantizer.block is None:
+            # The old toolkit's integers reach -128, which counts where a weight lies beyond its range.
+            lowest = (weight.detach() * (quantizer.maxbound / quantizer.amax)).min()
+            quantizer.narrow_range = not lowest < -quantizer.maxbound - 0.5
+    logger.warning(
+        "%s has no ranges for %d quantizers, which stay off: %s; other targets than tensorrt and save_pretrained need "
+        "them: calibrate a new model with these weights for that",
+        where,
+        len(absent),
+        listed(list(absent)),
+    )
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

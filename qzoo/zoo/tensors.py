@@ -49,7 +49,7 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
     missing = [name for name in wanted if found[name].amax is None]
     if missing:
         raise CheckpointError(
-            f"no range (amax) in {_listed(missing)}; run qzoo.calibrate(model, loader) first"
+            f"no range (amax) in {listed(missing)}; run qzoo.calibrate(model, loader) first"
         )
     ranges = {name: q.amax for name, q in found.items() if q.amax is not None}
     if not ranges:
@@ -58,7 +58,7 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
     flat = torch.cat([amax.reshape(-1) for amax in ranges.values()])
     if not bool((torch.isfinite(flat) & (flat >= 0)).all()):
         bad = [name for name, a in ranges.items() if not bool((torch.isfinite(a) & (a >= 0)).all())]
-        raise CheckpointError(f"the range (amax) of {_listed(bad)} is negative, infinite or NaN")
+        raise CheckpointError(f"the range (amax) of {listed(bad)} is negative, infinite or NaN")
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
@@ -76,7 +76,7 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
             bad.append(key)
     if bad:
         raise CheckpointError(
-            f"{_listed(bad)} {'holds' if len(bad) == 1 else 'hold'} NaN, infinity or a negative variance, which "
+            f"{listed(bad)} {'holds' if len(bad) == 1 else 'hold'} NaN, infinity or a negative variance, which "
             "would compute NaN; train or convert the model again (a mask of your own with infinities: register its "
             "buffer with persistent=False)"
         )
@@ -118,7 +118,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
             missing.append(key)
     problems = {"missing": sorted(missing), "unexpected": unexpected, "misshaped": misshaped}
     if any(problems.values()):
-        found = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
+        found = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
         raise CheckpointError(f"{where} does not fit {type(model).__name__}: {found}")
     try:
         check_finite(state)
@@ -131,7 +131,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
     model.load_state_dict(state, strict=True, assign=True)
     left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if left:
-        raise CheckpointError(f"{where} gave no content for {_listed(left)}")
+        raise CheckpointError(f"{where} gave no content for {listed(left)}")
 
 
 def expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -164,6 +164,7 @@ def _describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype}"
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first few names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import qzoo
+from qzoo.accuracy import sqnr
 from qzoo.errors import CheckpointError, MissingRangeError
+from qzoo.quant import TensorQuantizer, initialize
+from qzoo.scheme import Scheme
 from qzoo.zoo.tensors import quantizers
 
 
@@ -42,14 +47,79 @@ def fresh() -> nn.Module:
     return qzoo.create_model("resnet18-w8a8", num_classes=10)
 
 
-def test_outputs_are_those_of_the_calibrated_model(calibrated: nn.Module, old_file: Path) -> None:
+def test_outputs_are_those_of_the_old_model(calibrated: nn.Module, old_file: Path) -> None:
+    """With the quantizer before the average pooling, which the target tensorrt has not."""
     model = qzoo.load_calibrated(fresh(), old_file)
-    x = torch.randn(2, 3, 32, 32)
+    old = copy.deepcopy(calibrated)
+    old.pool_quantizer.enable()
+    x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(model(x), calibrated(x))
+        assert torch.equal(model(x), old(x))
+        assert not torch.equal(old(x), calibrated(x))
     assert model.pool_quantizer.amax == calibrated.pool_quantizer.amax
     assert model.conv1.input_quantizer.amax.shape == ()
     assert not model.training
+
+
+@pytest.fixture
+def by_the_guide() -> nn.Module:
+    """A torchvision network built under initialize() and calibrated: no quantizers at the adds."""
+    torch.manual_seed(0)
+    with initialize():
+        model = torchvision.models.resnet18(num_classes=10).eval()
+    calibrate_as_in_the_guide(model)
+    return model
+
+
+def calibrate_as_in_the_guide(model: nn.Module) -> None:
+    found = [m for m in model.modules() if isinstance(m, TensorQuantizer)]
+    for quantizer in found:
+        quantizer.disable_quant()
+        quantizer.enable_calib()
+    with torch.no_grad():
+        model(torch.randn(2, 3, 32, 32))
+    for quantizer in found:
+        quantizer.load_calib_amax()
+        quantizer.enable_quant()
+        quantizer.disable_calib()
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_the_file_of_the_old_guide_loads_as_it_was(
+    by_the_guide: nn.Module, target: str, tmp_path: Path, caplog
+) -> None:
+    with torch.no_grad():  # a range that the old toolkit's -128 reaches beyond
+        by_the_guide.conv1._weight_quantizer._amax[0] *= 0.5
+    torch.save(by_the_guide.state_dict(), tmp_path / "quant_resnet18-calibrated.pth")
+    model = qzoo.create_model("resnet18", quantize=Scheme(target=target), num_classes=10)
+    with caplog.at_level("WARNING"):
+        qzoo.load_calibrated(model, tmp_path / "quant_resnet18-calibrated.pth")
+    assert "no ranges for 17 quantizers, which stay off: layer1.0.residual_quantizer" in caplog.text
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = by_the_guide(x)
+        assert torch.equal(model(x), expected)
+        assert torch.equal(qzoo.set_target(model, "tensorrt")(x), expected)
+
+
+def test_the_export_of_such_a_file_has_its_placement(by_the_guide: nn.Module, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = qzoo.load_calibrated(fresh(), by_the_guide.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    path = qzoo.export_onnx(model, tmp_path / "m.onnx", target="tensorrt", example=x)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    with torch.inference_mode():
+        assert sqnr(by_the_guide(x), found) > 25
+    with pytest.raises(CheckpointError, match="branch_quantizer"):
+        qzoo.save_pretrained(model, tmp_path / "c")
+
+
+def test_a_file_with_some_of_a_role_is_refused(calibrated: nn.Module) -> None:
+    state = {k: v for k, v in calibrated.state_dict().items() if k != "layer1.0.residual_quantizer._amax"}
+    with pytest.raises(CheckpointError, match=r"no range.*layer1\.0\.residual_quantizer"):
+        qzoo.load_calibrated(fresh(), state)
 
 
 def test_a_state_dict_will_do(calibrated: nn.Module) -> None:
