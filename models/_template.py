@@ -22,7 +22,7 @@ from torch import Tensor, nn
 # From the zoo a definition needs four things: from_pretrained and its kin, the weighted layers, the registry, and
 # the scheme's type.
 from qzoo.hub_mixin import HubMixin
-from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.registry import register_model
 from qzoo.scheme import Scheme
 
@@ -52,22 +52,19 @@ class Block(nn.Module):
                 nn.BatchNorm2d(out_channels),
             )
 
-        # Quantizers that belong to no weighted layer are made by the scheme, which asks for their role: by it
+        # Quantizers that belong to no weighted layer ask for their role: by it
         # a target switches them on and off. An add has two, one on each input. The skip is the block's input,
         # after a ReLU, unless a convolution and BN make it signed.
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.residual_quantizer = quantize.quantizer("residual", nonnegative=self.downsample is None)
-            self.branch_quantizer = quantize.quantizer("branch")
+        self.residual_quantizer = activation_quantizer(
+            quantize, "residual", nonnegative=self.downsample is None
+        )
+        self.branch_quantizer = activation_quantizer(quantize, "branch")
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         skip = x if self.downsample is None else self.downsample(x)
-        if self.quantize:
-            out = self.branch_quantizer(out)
-            skip = self.residual_quantizer(skip)
-        return self.relu(out + skip)
+        return self.relu(self.branch_quantizer(out) + self.residual_quantizer(skip))
 
 
 class TinyNet(HubMixin, nn.Module):
@@ -88,21 +85,15 @@ class TinyNet(HubMixin, nn.Module):
         self.fc = linear(32, num_classes, quantize=quantize, nonnegative=True, edge=True)
 
         # The CPU runtimes pool and classify in int8 only between two quantizers.
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
-            self.output_quantizer = quantize.quantizer("output")
+        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
+        self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer2(self.layer1(x))
-        if self.quantize:
-            x = self.pool_quantizer(x)
-        x = self.fc(torch.flatten(self.avgpool(x), 1))
-        if self.quantize:
-            x = self.output_quantizer(x)
-        return x
+        x = self.avgpool(self.pool_quantizer(x))
+        return self.output_quantizer(self.fc(torch.flatten(x, 1)))
 
 
 # The function's name is the architecture's. Public float weights go in by tag, the default one first, each

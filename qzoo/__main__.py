@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from qzoo import __version__
 from qzoo.commands import Command
 from qzoo.commands.arguments import positive
 from qzoo.errors import QzooError
+from qzoo.version import __version__
 
 COMMANDS = (
     "list",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 
 from qzoo import runtimes
 from qzoo.errors import ExportError
-from qzoo.runtimes.base import Runner, check_tensor
+from qzoo.export.arguments import plain_module
+from qzoo.runtimes.base import Runner, check_tensor, check_threads
 
 
 class Deployed(nn.Module):
@@ -96,6 +99,31 @@ def deploy(
         ValueError: an unknown runtime, or no threads.
     """
     chosen = torch.get_num_threads() if threads is None else threads
-    return Deployed(
-        runtimes.load(source, runtime, chosen, example=example), getattr(source, "qzoo_config", None)
-    )
+    return Deployed(load(source, runtime, chosen, example), getattr(source, "qzoo_config", None))
+
+
+def load(
+    source: nn.Module | str | os.PathLike[str], runtime: str, threads: int = 1, example: Tensor | None = None
+) -> Runner:
+    """Load a model or an ONNX file into a runtime; arguments and errors as in :func:`deploy`."""
+    runtimes.check(runtime)
+    check_threads(threads)
+    if isinstance(source, (str, os.PathLike)):
+        return runtimes.load(source, runtime, threads)
+    module, chosen = plain_module(source), runtimes.runtime_named(runtime)
+    if not chosen.runs_files:
+        return runtimes.load(module, runtime, threads)
+    from qzoo.export import export_onnx
+
+    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
+        path = export_onnx(module, Path(folder) / "model.onnx", target=chosen.target, example=example)
+        try:
+            return runtimes.load(path, runtime, threads)
+        except ExportError as error:  # names the temporary file
+            text = str(error).replace(str(path), f"the export of {type(module).__name__}")
+            hint = "; it has few operators in float64: deploy model.float()" if _is_double(module) else ""
+            raise ExportError(f"{text.strip()}{hint}") from error
+
+
+def _is_double(module: nn.Module) -> bool:
+    return any(parameter.dtype == torch.float64 for parameter in module.parameters())

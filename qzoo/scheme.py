@@ -1,4 +1,4 @@
-"""What is quantized, to how many bits, and for which runtime: ``Scheme``, ``Target``, ``set_target``.
+"""Say what is quantized, to how many bits, and for which runtime: ``Scheme`` and ``Target``, values without torch.
 
 Every quantizer of a zoo model has a *role*, given by the model's author. A *target* decides which roles are
 on and whether non-negative activations use the unsigned range. All quantizers are calibrated in one pass
@@ -16,20 +16,11 @@ whatever the target, so one checkpoint serves all runtimes.
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from qzoo.errors import ArgumentError, QuantizationError, shown
-from qzoo.quant.nn import TensorQuantizer
-from qzoo.quant.tensor_quant import QuantDescriptor
-
-if TYPE_CHECKING:
-    from torch import nn
-
-logger = logging.getLogger(__name__)
+from qzoo.errors import ArgumentError, shown
 
 # Of a dataclass field: config.json leaves it out where it has its default.
 OPTIONAL = {"optional": True}
@@ -78,7 +69,7 @@ class Scheme:
         edge_bits: bits of the first and the last layer, and of what only adds or averages (skips, pooling,
             logits); 0 is 8 where activations have fewer than 8, else the bits of the other layers.
         layers: mixed precision: ``(name, bits)`` of single layers, such as ``("layer1.0.conv1", 8)``. Their weights
-            have these bits, their inputs at least as many (:func:`set_layer_bits`).
+            have these bits, their inputs at least as many (:func:`qzoo.quantizers.set_layer_bits`).
     """
 
     weight_bits: int = 8
@@ -129,14 +120,6 @@ class Scheme:
         group = f"g{self.group}" if self.group else ""
         return f"w{self.weight_bits}{weights}{group}a{self.activation_bits}"
 
-    def weight_descriptor(self, inputs: int = 0) -> QuantDescriptor:
-        """Per output channel (axis 0), narrow range; with ``group`` also per group where ``inputs``, the weight's
-        size along axis 1, divides into groups."""
-        block = (1, self.group) if self.group and inputs and inputs % self.group == 0 else None
-        if self.weight_format != "int":
-            return QuantDescriptor(8, axis=0, narrow_range=True, block=block, float_format=self.weight_format)
-        return QuantDescriptor(self.weight_bits, axis=0, narrow_range=True, block=block)
-
     @property
     def edge(self) -> Scheme:
         """The scheme of the first and the last layer."""
@@ -144,28 +127,6 @@ class Scheme:
         if bits == 0:
             return self
         return replace(self, weight_bits=8 if self.weight_format != "int" else bits, activation_bits=bits)
-
-    def activation_descriptor(self) -> QuantDescriptor:
-        """Per tensor, full range, histogram statistics (one pass serves every method)."""
-        return QuantDescriptor(self.activation_bits, calib_method="histogram")
-
-    def quantizer(self, role: str, nonnegative: bool = False) -> TensorQuantizer:
-        """A quantizer of an activation, such as a block's ``residual_quantizer``.
-
-        Args:
-            role: one of :data:`ROLES`.
-            nonnegative: the tensor is never below zero (it follows a ReLU, say).
-        """
-        scheme = self if role == "input" else self.edge
-        return self.adopt(TensorQuantizer(scheme.activation_descriptor()), role, nonnegative)
-
-    def adopt(self, quantizer: TensorQuantizer, role: str, nonnegative: bool = False) -> TensorQuantizer:
-        """Give a quantizer its role, demand a calibrated range of it, and switch it as the target wants."""
-        if role not in ROLES:
-            raise ArgumentError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
-        quantizer.role, quantizer.nonnegative, quantizer.dynamic = role, nonnegative, False
-        _switch(quantizer, TARGETS[self.target])
-        return quantizer
 
 
 def as_scheme(quantize: bool | str | Scheme | None) -> Scheme | None:
@@ -188,60 +149,6 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def set_target(model: nn.Module, target: str) -> nn.Module:
-    """Switch the simulation, in place, to what that runtime will compute. Returns the model.
-
-    Quantizers without a role (not the zoo's) are left alone; where all are without one, a warning says so.
-    """
-    if switch_target(model, target) == 0:
-        logger.warning(
-            "set_target(%r) changed nothing: %s has no quantizers with a role, which those of the zoo's models have; "
-            "export_onnx(..., target=%r) writes for that runtime all the same",
-            target,
-            type(model).__name__,
-            target,
-        )
-    return model
-
-
-def switch_target(model: nn.Module, target: str) -> int:
-    """Switch the quantizers that have a role to what the target wants, in place. Returns their number."""
-    chosen = target_named(target)
-    quantizers = [m for m in model.modules() if isinstance(m, TensorQuantizer) and m.role]
-    for quantizer in quantizers:
-        _switch(quantizer, chosen)
-    return len(quantizers)
-
-
-def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:
-    """Give the layers of ``scheme.layers`` their bits, in place. Returns the model, which was built with the scheme.
-
-    Raises:
-        QuantizationError: the model has no quantized layer of that name.
-    """
-    modules = dict(model.named_modules()) if scheme.layers else {}
-    for name, bits in scheme.layers:
-        weight = getattr(modules.get(name), "_weight_quantizer", None)
-        inputs = getattr(modules.get(name), "_input_quantizer", None)
-        if not isinstance(weight, TensorQuantizer) or not isinstance(inputs, TensorQuantizer):
-            raise QuantizationError(
-                f"Scheme.layers names {name!r}, which is no quantized layer of {type(model).__name__}"
-            )
-        weight.num_bits = bits
-        if isinstance(inputs.num_bits, int):
-            inputs.num_bits = max(bits, inputs.num_bits)
-    return model
-
-
 def with_target(scheme: Scheme, target: str) -> Scheme:
     """The same scheme for another target."""
     return replace(scheme, target=target)
-
-
-def _switch(quantizer: TensorQuantizer, target: Target) -> None:
-    if quantizer.role in target.roles:
-        quantizer.enable()
-    else:
-        quantizer.disable()
-    if quantizer.role != "weight":
-        quantizer.unsigned = quantizer.nonnegative and target.unsigned

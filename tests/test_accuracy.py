@@ -20,7 +20,8 @@ from qzoo.ptq import Recipe, best_recipe
 from qzoo.ptq.ranges import METHODS, calibrate
 from qzoo.quant import quantize_
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.scheme import Scheme, set_target
+from qzoo.quantizers import set_target
+from qzoo.scheme import Scheme
 
 
 @pytest.fixture

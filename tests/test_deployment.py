@@ -16,7 +16,8 @@ from qzoo.errors import DataError, ExportError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant import quantize_
-from qzoo.scheme import Scheme, set_target
+from qzoo.quantizers import set_target
+from qzoo.scheme import Scheme
 
 FAST = [name for name in runtimes.installed() if name != "torch.compile"]
 

@@ -10,7 +10,8 @@ from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.quant import quantize_
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
-from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, set_target, with_target
+from qzoo.quantizers import activation_descriptor, activation_quantizer, set_target, weight_descriptor
+from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, with_target
 
 ALL = {"input", "weight", "residual", "branch", "pool", "output"}
 
@@ -50,7 +51,7 @@ def test_a_model_without_roles_is_told_that_nothing_changed(caplog: pytest.LogCa
     assert "set_target('openvino') changed nothing: Sequential has no quantizers with a role" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING"):
-        set_target(nn.Sequential(Scheme().quantizer("input")), "openvino")
+        set_target(nn.Sequential(activation_quantizer(Scheme(), "input")), "openvino")
     assert not caplog.records
 
 
@@ -73,8 +74,8 @@ def test_with_target_changes_nothing_else() -> None:
 
 def test_descriptors() -> None:
     scheme = Scheme(4, 6)
-    assert scheme.weight_descriptor() == QuantDescriptor(4, axis=0, narrow_range=True)
-    assert scheme.activation_descriptor() == QuantDescriptor(6, calib_method="histogram")
+    assert weight_descriptor(scheme) == QuantDescriptor(4, axis=0, narrow_range=True)
+    assert activation_descriptor(scheme) == QuantDescriptor(6, calib_method="histogram")
 
 
 def test_roles_and_targets_as_documented() -> None:
@@ -90,7 +91,7 @@ def test_roles_and_targets_as_documented() -> None:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_a_quantizer_is_born_as_its_target_wants(target: str, role: str, nonnegative: bool) -> None:
-    quantizer = Scheme(8, 6, target).quantizer(role, nonnegative)
+    quantizer = activation_quantizer(Scheme(8, 6, target), role, nonnegative)
     assert (quantizer.role, quantizer.nonnegative, quantizer.dynamic) == (role, nonnegative, False)
     assert quantizer.num_bits == (6 if role == "input" else 8)  # what only adds or averages keeps 8 bits
     assert quantizer._disabled is (role not in TARGETS[target].roles)
@@ -99,11 +100,11 @@ def test_a_quantizer_is_born_as_its_target_wants(target: str, role: str, nonnega
 
 def test_unknown_roles_are_refused() -> None:
     with pytest.raises(ValueError, match="'skip'"):
-        Scheme().quantizer("skip")
+        activation_quantizer(Scheme(), "skip")
 
 
 def _half_off(role: str, amax: float) -> tuple[nn.Module, torch.Tensor]:
-    quantizer = Scheme().quantizer(role, nonnegative=True)
+    quantizer = activation_quantizer(Scheme(), role, nonnegative=True)
     quantizer.amax = amax
     return nn.Sequential(quantizer), torch.linspace(0.0, 1.2 * amax, 1000)
 

@@ -16,7 +16,7 @@ from qzoo.bench import peers
 from qzoo.errors import DataError
 from qzoo.export import export_onnx, lint
 from qzoo.progress import track
-from qzoo.scheme import switch_target
+from qzoo.quantizers import switch_target
 
 if TYPE_CHECKING:
     from qzoo.bench.run import Options

@@ -24,10 +24,10 @@ def describe() -> dict[str, str]:
     """Versions of qzoo and the packages it works with, the machine, and the state of the native kernels."""
     import torch
 
-    import qzoo
     from qzoo.quant import native
+    from qzoo.version import __version__
 
-    facts = {"qzoo": qzoo.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    facts = {"qzoo": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
             facts[package] = importlib.metadata.version(package)

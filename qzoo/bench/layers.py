@@ -15,7 +15,7 @@ from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.collect import attached, quantizers_of
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.scheme import switch_target
+from qzoo.quantizers import switch_target
 
 if TYPE_CHECKING:
     from qzoo.bench.run import Options

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qzoo.bench.results import Report, Row
-from qzoo.bench.timing import clocks_in_words
+from qzoo.cards.figures import clocks_in_words
 
 
 def print_table(report: Report, width: int | None = None) -> None:

@@ -8,7 +8,7 @@ time beside wall time shows what other processes took. Medians, and the 90th per
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -119,14 +119,6 @@ def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 1000) -> tuple[float,
     resampled = np.median(slow[picks], axis=1) / np.median(fast[picks], axis=1)
     low, high = np.percentile(resampled, (2.5, 97.5))
     return float(np.median(slow) / np.median(fast)), float(low), float(high)
-
-
-def clocks_in_words(clocks: Iterable[str]) -> str:
-    """``"by CPU time"`` for {"cpu"}; for speed-ups of models of which some run on GPUs, both."""
-    found = set(clocks)
-    if found == {"cpu", "wall"}:
-        return "by CPU time, on GPUs by wall time"
-    return "by wall time" if found == {"wall"} else "by CPU time"
 
 
 def _warm_up(call: Callable[[], Any], take: Clock) -> float:

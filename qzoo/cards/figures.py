@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qzoo.bench.timing import clocks_in_words
+from collections.abc import Iterable
+
 from qzoo.cards.markdown import number, table
 from qzoo.config import WEIGHTS, Config, Latency, Measurement
 from qzoo.registry import architecture
@@ -104,3 +105,11 @@ def runtime_name(row: Measurement) -> str:
     if row.target is None or row.runtime == row.target:
         return runtime
     return f"{runtime}, simulating {NAMES[row.target]}"
+
+
+def clocks_in_words(clocks: Iterable[str]) -> str:
+    """``"by CPU time"`` for {"cpu"}; for speed-ups of models of which some run on GPUs, both."""
+    found = set(clocks)
+    if found == {"cpu", "wall"}:
+        return "by CPU time, on GPUs by wall time"
+    return "by wall time" if found == {"wall"} else "by CPU time"

@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.data import batch_for, load_data
     from qzoo.distributed import joined
     from qzoo.pipeline.parts import for_data_set, measured_images
-    from qzoo.scheme import set_target
+    from qzoo.quantizers import set_target
     from qzoo.zoo.floats import open_model, reference_of
 
     with joined(args.timeout, args.device) as group:

@@ -10,8 +10,8 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-import qzoo
 from qzoo.export.passes import constant
+from qzoo.version import __version__
 
 _STORED = "_quantized"  # what store_integer_weights appends to the name of a weight
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -54,9 +54,9 @@ def describe(model: ir.Model, source: nn.Module, target: str) -> None:
 
     The target is written only where something is quantized: a float file is the same for all.
     """
-    model.producer_name, model.producer_version = "qzoo", qzoo.__version__
+    model.producer_name, model.producer_version = "qzoo", __version__
     model.metadata_props.clear()
-    facts: dict[str, Any] = {"qzoo_version": qzoo.__version__}
+    facts: dict[str, Any] = {"qzoo_version": __version__}
     if any(node.op_type == "DequantizeLinear" for node in model.graph):
         facts["target"] = target
     config = getattr(source, "qzoo_config", None)

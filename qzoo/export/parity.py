@@ -20,7 +20,7 @@ from qzoo.export.prepare import check_ranges
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.scheme import switch_target
+from qzoo.quantizers import switch_target
 
 
 @torch.no_grad()

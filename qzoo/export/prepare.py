@@ -15,7 +15,7 @@ from qzoo.export.formats import active, is_on, kept_axes
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
-from qzoo.scheme import switch_target
+from qzoo.quantizers import switch_target
 
 _INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
 

@@ -18,8 +18,9 @@ from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, 
 from qzoo.ptq import Choice, Raised, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
+from qzoo.quantizers import set_target
 from qzoo.registry import parse_name
-from qzoo.scheme import Scheme, set_target
+from qzoo.scheme import Scheme
 from qzoo.zoo.checkpoint import save_pretrained
 from qzoo.zoo.floats import quantized_from
 

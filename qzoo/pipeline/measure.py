@@ -19,7 +19,7 @@ from qzoo.export.onnx import export_onnx
 from qzoo.fields import decode, encode
 from qzoo.pipeline.parts import Images
 from qzoo.pipeline.steps import Steps
-from qzoo.scheme import set_target
+from qzoo.quantizers import set_target
 
 TARGETS = ("onnxruntime", "tensorrt")
 Load = Callable[[], Iterable[tuple[Tensor, Tensor]]]

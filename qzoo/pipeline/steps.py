@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from qzoo import __version__
 from qzoo.errors import QzooError
 from qzoo.files import remove_scratch, write_text
+from qzoo.version import __version__
 from qzoo.zoo import hub
 
 STATE = "steps.json"

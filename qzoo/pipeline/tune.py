@@ -21,8 +21,9 @@ from qzoo.pipeline.train_job import TrainJob, run_training, write_checkpoint
 from qzoo.ptq import Recipe, round_biases
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant.calib import calibrate_weights
+from qzoo.quantizers import set_target
 from qzoo.registry import architecture, parse_name
-from qzoo.scheme import Scheme, set_target
+from qzoo.scheme import Scheme
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
 from qzoo.zoo.floats import fresh, quantized_from, reference_of
 from qzoo.zoo.tensors import assign_state

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError
 from qzoo.ptq.layers import Layer, layers_of
-from qzoo.scheme import switch_target
+from qzoo.quantizers import switch_target
 
 _INT32_ROOM = 2.0**30
 

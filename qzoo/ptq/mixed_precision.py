@@ -26,7 +26,7 @@ from qzoo.ptq.collect import images_of, quantizers_off, set_range
 from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.ranges import calibrate
-from qzoo.scheme import set_layer_bits
+from qzoo.quantizers import set_layer_bits
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from qzoo import __version__
 from qzoo.cards.card import write_card
 from qzoo.cards.eval_results import write_eval_results
 from qzoo.config import config_of
 from qzoo.errors import HubError
+from qzoo.version import __version__
 from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import save_pretrained
 from qzoo.zoo.downloads import check_token

@@ -22,9 +22,9 @@ from qzoo.export.onnx import export_onnx
 from qzoo.pipeline.measure import can_run_onnx
 from qzoo.pipeline.onnx_files import onnx_name
 from qzoo.progress import track
+from qzoo.quantizers import set_target
 from qzoo.release.tables import embedded_configs
 from qzoo.release.zoo_page import zoo_page
-from qzoo.scheme import set_target
 from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import load_pretrained
 from qzoo.zoo.store import stored

@@ -6,15 +6,13 @@ Importing this package imports neither torch nor a runtime: the processes that a
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.errors import ArgumentError, ExportError
 from qzoo.runtimes.base import Runner, Runtime, check_threads
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 __all__ = ["RUNTIMES", "Runner", "Runtime", "check", "installed", "load", "runtime_named"]
 
@@ -56,32 +54,35 @@ def load(
     source: nn.Module | str | os.PathLike[str],
     runtime: str = "onnxruntime",
     threads: int = 1,
-    *,
-    example: Tensor | None = None,
 ) -> Runner:
-    """Make a model ready to run.
+    """Load what a runtime runs: an ONNX file, or for PyTorch a module. :func:`qzoo.deploy` exports modules first.
 
     Args:
-        source: a module, or the path of an ONNX file. A module for a runtime that runs files is exported for it.
+        source: the path of an ONNX file, or a module.
         runtime: one of :data:`RUNTIMES`.
         threads: how many threads one call may use (on the CPU).
-        example: for a module, an input batch of the size to export for; not needed for zoo checkpoints.
 
     Raises:
         MissingDependencyError: the runtime is not installed; the message has the line that installs it.
-        ExportError: the module can't be exported, the runtime can't load the file (one that is no ONNX, has several
-            inputs or outputs, or operators that the runtime lacks), or PyTorch was asked to run a file.
-        TypeError: neither a module nor a path; threads that are no whole number.
+        ExportError: the runtime can't load the file (one that is no ONNX, has several inputs or outputs, or operators
+            that the runtime lacks), or PyTorch was asked to run a file.
+        TypeError: neither a path nor a module that the runtime runs; threads that are no whole number.
         ValueError: an unknown runtime, or no threads.
     """
     check(runtime)
     check_threads(threads)
     chosen = runtime_named(runtime)
-    if not isinstance(source, (str, os.PathLike)):
-        return _load_module(source, chosen, threads, example)
     if not chosen.runs_files:
-        raise ExportError(
-            f"{runtime} runs modules, not ONNX files: {str(source)!r}; use runtime='onnxruntime'"
+        if isinstance(source, (str, os.PathLike)):
+            raise ExportError(
+                f"{runtime} runs modules, not ONNX files: {str(source)!r}; use runtime='onnxruntime'"
+            )
+        from qzoo.runtimes.pytorch import CompiledRunner, TorchRunner
+
+        return (TorchRunner if runtime == "pytorch" else CompiledRunner)(source, threads)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"{runtime} runs ONNX files, not {type(source).__name__}; qzoo.deploy(model, {runtime!r}) exports a model"
         )
     if chosen.provider:
         from qzoo.runtimes.ort import OnnxRuntimeRunner
@@ -94,27 +95,3 @@ def load(
     from qzoo.runtimes.trt import TensorRtRunner
 
     return TensorRtRunner(source, threads)
-
-
-def _load_module(source: nn.Module, chosen: Runtime, threads: int, example: Tensor | None) -> Runner:
-    from qzoo.export.arguments import plain_module
-
-    module = plain_module(source)
-    if not chosen.runs_files:
-        from qzoo.runtimes.pytorch import CompiledRunner, TorchRunner
-
-        return (TorchRunner if chosen.name == "pytorch" else CompiledRunner)(module, threads)
-    from qzoo.export import export_onnx
-
-    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
-        path = export_onnx(module, Path(folder) / "model.onnx", target=chosen.target, example=example)
-        try:
-            return load(path, chosen.name, threads)
-        except ExportError as error:  # names the temporary file
-            text = str(error).replace(str(path), f"the export of {type(module).__name__}")
-            hint = "; it has few operators in float64: deploy model.float()" if _is_double(module) else ""
-            raise ExportError(f"{text.strip()}{hint}") from error
-
-
-def _is_double(module: nn.Module) -> bool:
-    return any(str(parameter.dtype) == "torch.float64" for parameter in module.parameters())

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qzoo import __version__
 from qzoo.config import WEIGHTS, Config, config_of, read_config
 from qzoo.errors import CheckpointError
 from qzoo.files import place, scratch_beside
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import set_layer_bits
 from qzoo.registry import architecture
-from qzoo.scheme import TARGETS, Scheme, set_layer_bits, with_target
+from qzoo.scheme import TARGETS, Scheme, with_target
+from qzoo.version import __version__
 from qzoo.zoo import hub, packing
 from qzoo.zoo.relu6 import replace_relu6
 from qzoo.zoo.tensors import (

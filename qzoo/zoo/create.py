@@ -13,6 +13,7 @@ from qzoo.config import WEIGHTS, Arguments, Config, config_of
 from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.preprocessing import Preprocessing
+from qzoo.quantizers import set_layer_bits
 from qzoo.registry import (
     FloatWeights,
     ModelEntry,
@@ -23,7 +24,7 @@ from qzoo.registry import (
     parse_name,
     suggest,
 )
-from qzoo.scheme import Scheme, as_scheme, set_layer_bits, target_named, with_target
+from qzoo.scheme import Scheme, as_scheme, target_named, with_target
 from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
 from qzoo.zoo.sources import load_float_weights

@@ -11,7 +11,8 @@ import qzoo
 from qzoo.errors import CalibrationError, DataError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
-from qzoo.scheme import Scheme, set_target
+from qzoo.quantizers import set_target
+from qzoo.scheme import Scheme
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from qzoo.errors import CalibrationError, DataError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantConv2d, TensorQuantizer
-from qzoo.scheme import Scheme, set_target
+from qzoo.quantizers import set_target
+from qzoo.scheme import Scheme
 
 ON = "_if_quant"
 

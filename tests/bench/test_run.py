@@ -23,7 +23,8 @@ from qzoo.bench.run import Options, benchmark_models, folder_for
 from qzoo.errors import ArgumentError, BenchmarkError, DataError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
-from qzoo.scheme import Scheme, set_target
+from qzoo.quantizers import set_target
+from qzoo.scheme import Scheme
 
 Batches = list[tuple[Tensor, Tensor]]
 NAMES = [name for name in runtimes.installed() if runtimes.runtime_named(name).default]

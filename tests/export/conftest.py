@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import set_target
 from qzoo.registry import architecture
-from qzoo.scheme import Scheme, set_target
+from qzoo.scheme import Scheme
 
 Build = Callable[..., tuple[nn.Module, Tensor]]
 

@@ -18,8 +18,8 @@ from qzoo.export.formats import NEWEST_OPSET
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
+from qzoo.quantizers import set_target
 from qzoo.runtimes import load
-from qzoo.scheme import set_target
 
 
 @pytest.fixture(scope="module")

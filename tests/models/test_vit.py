@@ -18,7 +18,8 @@ from qzoo import registry
 from qzoo.models.vit import VisionTransformer, torchvision_names
 from qzoo.preprocessing import Preprocessing
 from qzoo.quant.nn import QuantConv2d, QuantLinear
-from qzoo.scheme import Scheme, set_target
+from qzoo.quantizers import set_target
+from qzoo.scheme import Scheme
 
 ARCHITECTURES = [
     f"{kind}_{size}_patch16_224" for kind in ("vit", "deit") for size in ("tiny", "small", "base")

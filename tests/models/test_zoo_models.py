@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qzoo import registry
 from qzoo.quant.nn import QuantConv2d, QuantLinear
-from qzoo.scheme import Scheme, set_target
+from qzoo.quantizers import set_target
+from qzoo.scheme import Scheme
 
 aten = torch.ops.aten
 

@@ -17,7 +17,8 @@ from qzoo.data import load_data
 from qzoo.errors import CalibrationError, CheckpointError, QuantizationError
 from qzoo.ptq import Recipe, apply_recipe, mix_precision
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.scheme import Scheme, set_layer_bits
+from qzoo.quantizers import set_layer_bits
+from qzoo.scheme import Scheme
 from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
 
 NAME = "resnet20.fmnist-w3a3"

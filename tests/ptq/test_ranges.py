@@ -18,7 +18,8 @@ from qzoo.ptq.ranges import calibrate
 from qzoo.quant.calib import HistogramCalibrator
 from qzoo.quant.descriptor import QuantDescriptor
 from qzoo.quant.nn import QuantConv2d, QuantLinear, TensorQuantizer
-from qzoo.scheme import TARGETS, Scheme, set_target
+from qzoo.quantizers import activation_descriptor, activation_quantizer, set_target
+from qzoo.scheme import TARGETS, Scheme
 
 Batch = tuple[Tensor, Tensor]
 
@@ -341,7 +342,7 @@ def test_other_modules_than_the_zoos(batches: list[Batch]) -> None:
 def test_a_percentile_that_would_erase_everything_falls_back_to_the_maximum() -> None:
     x = torch.zeros(100_000)
     x[7] = 5.0
-    model = nn.Sequential(TensorQuantizer(Scheme().activation_descriptor()))
+    model = nn.Sequential(TensorQuantizer(activation_descriptor(Scheme())))
     calibrate(model, [x], method="percentile", percentile=99.9, progress=False)
     assert model[0].amax.item() == 5.0
 
@@ -384,7 +385,7 @@ def test_a_signed_tensor_that_is_called_nonnegative_is_refused(method: str) -> N
     torch.manual_seed(0)
 
     def network(activation: nn.Module) -> nn.Module:
-        last = Scheme(8, 8).quantizer("output", nonnegative=True)
+        last = activation_quantizer(Scheme(8, 8), "output", nonnegative=True)
         return nn.Sequential(QuantConv2d(3, 4, 3), activation, last)
 
     images = [torch.randn(2, 3, 8, 8)]

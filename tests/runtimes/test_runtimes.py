@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qzoo import runtimes
+from qzoo.deployment import load
 from qzoo.errors import ExportError, MissingDependencyError
 from qzoo.export import export_onnx
 
@@ -65,7 +66,7 @@ def test_results_are_kept_and_threads_do_not_mix(runner: runtimes.Runner) -> Non
 
 def test_module_is_exported_on_the_way(model: nn.Module) -> None:
     images = torch.randn(2, 3, 8, 8)
-    run = runtimes.load(model, "onnxruntime", threads=2, example=images)
+    run = load(model, "onnxruntime", 2, images)
     assert run.threads == 2
     with torch.no_grad():
         torch.testing.assert_close(run(images), model(images), rtol=1e-4, atol=1e-5)
@@ -149,13 +150,15 @@ def test_refusals(path: Path, model: nn.Module, tmp_path: Path) -> None:
         runtimes.load(path, "tflite")
     with pytest.raises(ExportError, match="modules"):
         runtimes.load(path, "pytorch")
+    with pytest.raises(TypeError, match=r"onnxruntime runs ONNX files, not Sequential; qzoo\.deploy"):
+        runtimes.load(model, "onnxruntime")
     with pytest.raises(FileNotFoundError, match=r"nothing\.onnx"):
         runtimes.load(tmp_path / "nothing.onnx")
     for runtime in ("pytorch", "onnxruntime"):  # before the export, which would ask for an example
         with pytest.raises(ValueError, match="threads must be at least 1, not 0"):
-            runtimes.load(model, runtime, threads=0)
+            load(model, runtime, threads=0)
         for threads in ("2", 2.0, True):
             with pytest.raises(TypeError, match="threads must be a whole number"):
-                runtimes.load(model, runtime, threads=threads)
+                load(model, runtime, threads=threads)
         with pytest.raises(TypeError, match="must be a module, not None"):
-            runtimes.load(None, runtime)
+            load(None, runtime)

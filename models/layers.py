@@ -1,6 +1,8 @@
-"""The two weighted layers of every definition: plain ``torch.nn`` without a scheme, quantized with one.
+"""Build the layers of a model definition: plain ``torch.nn`` without a scheme, quantized with one.
 
-Both have the same parameters under the same names, initialized by the same draws.
+:func:`conv2d` and :func:`linear` are the weighted layers; both forms have the same parameters under the same names,
+initialized by the same draws. :func:`activation_quantizer` quantizes a tensor that no weighted layer reads: an
+``nn.Identity`` without a scheme, so that ``forward`` asks for nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from torch import Tensor, nn
 
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.quant.nn.modules.quant_conv_same import pad_same
+from qzoo.quantizers import activation_descriptor, activation_quantizer, adopt, weight_descriptor
 from qzoo.scheme import Scheme
+
+__all__ = ["Conv2dSame", "activation_quantizer", "conv2d", "init_weights", "linear"]
 
 
 def conv2d(
@@ -53,11 +58,11 @@ def conv2d(
         padding,
         groups=groups,
         bias=bias,
-        quant_desc_input=quantize.activation_descriptor(),
-        quant_desc_weight=quantize.weight_descriptor(in_channels // groups),
+        quant_desc_input=activation_descriptor(quantize),
+        quant_desc_weight=weight_descriptor(quantize, in_channels // groups),
     )
-    quantize.adopt(layer.input_quantizer, "input", nonnegative)
-    quantize.adopt(layer.weight_quantizer, "weight")
+    adopt(quantize, layer.input_quantizer, "input", nonnegative)
+    adopt(quantize, layer.weight_quantizer, "weight")
     return layer
 
 
@@ -77,11 +82,11 @@ def linear(
     layer = QuantLinear(
         in_features,
         out_features,
-        quant_desc_input=quantize.activation_descriptor(),
-        quant_desc_weight=quantize.weight_descriptor(in_features),
+        quant_desc_input=activation_descriptor(quantize),
+        quant_desc_weight=weight_descriptor(quantize, in_features),
     )
-    quantize.adopt(layer.input_quantizer, "input", nonnegative)
-    quantize.adopt(layer.weight_quantizer, "weight")
+    adopt(quantize, layer.input_quantizer, "input", nonnegative)
+    adopt(quantize, layer.weight_quantizer, "weight")
     return layer
 
 
