@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from qzoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from qzoo.accuracy import evaluate
     from qzoo.analysis.inspect import inspect
     from qzoo.analysis.sensitivity import sensitivity
     from qzoo.bench.run import benchmark
     from qzoo.deployment import deploy
-    from qzoo.evaluation import evaluate
     from qzoo.export.onnx import export_onnx
     from qzoo.hub_mixin import HubMixin
     from qzoo.pipeline.build import build
@@ -62,7 +62,7 @@ _MODULE_OF = {
     "save_pretrained": "qzoo.zoo.checkpoint",
     "load_calibrated": "qzoo.zoo.legacy",
     "calibrate": "qzoo.ptq.ranges",
-    "evaluate": "qzoo.evaluation",
+    "evaluate": "qzoo.accuracy",
     "train": "qzoo.training.loop",
     "export_onnx": "qzoo.export.onnx",
     "deploy": "qzoo.deployment",

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.accuracy import Fidelity, decibel, logits_of, sqnr
+from qzoo.accuracy import Fidelity, decibel, evaluate, logits_of, sqnr
 from qzoo.errors import CalibrationError, DataError, NonFiniteError
-from qzoo.evaluation import evaluate
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import Recipe, best_recipe
 from qzoo.ptq.ranges import METHODS, calibrate

@@ -46,7 +46,7 @@ from qzoo.ptq.collect import quantizers_of
 from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import joined
-from qzoo.evaluation import evaluate
+from qzoo.accuracy import evaluate
 
 out = Path(sys.argv[1])
 with joined(60) as group:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "qzoo"
 FLOORS = (
     "errors options preprocessing progress scheme version",
     "data distributed fields files hub_mixin quant registry runtimes",
-    "accuracy config evaluation qat quantizers",
+    "accuracy config qat quantizers",
     "analysis cards export models ptq training zoo",
     "bench deployment pipeline prediction release",
     "__init__ commands",

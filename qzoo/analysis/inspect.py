@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import run
+from qzoo.accuracy import evaluating, run
 from qzoo.errors import DataError
-from qzoo.evaluation import evaluating
 from qzoo.ptq.collect import attached, images_of, quantizers_of
 from qzoo.quant import ops
 from qzoo.quant.nn import TensorQuantizer

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity
+from qzoo.accuracy import Fidelity, evaluating
 from qzoo.analysis.replay import Replay
 from qzoo.errors import ArgumentError, CalibrationError, DataError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.collect import images_of, quantizers_of, quantizers_off
 from qzoo.quant.nn import TensorQuantizer

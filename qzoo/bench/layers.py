@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import evaluating
 from qzoo.analysis.inspect import inspect
 from qzoo.analysis.sensitivity import sensitivity
 from qzoo.bench.contenders import Contender, profiled
 from qzoo.bench.process import Process
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.collect import attached, quantizers_of
 from qzoo.quant.nn import TensorQuantizer

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo import runtimes as rt
+from qzoo.accuracy import Evaluation, evaluate
 from qzoo.bench import peers
 from qzoo.bench.contenders import WRITTEN_ANYWAY, Contender, contenders
 from qzoo.bench.process import Process
@@ -25,7 +26,6 @@ from qzoo.bench.timing import Samples, measure, ratio
 from qzoo.config import config_of
 from qzoo.data.sets import is_embedded
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
-from qzoo.evaluation import Evaluation, evaluate
 from qzoo.pipeline.parts import measured_images
 from qzoo.progress import track
 from qzoo.zoo.floats import open_model, reference_of

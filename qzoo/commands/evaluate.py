@@ -11,7 +11,7 @@ from qzoo.commands.arguments import data_arguments, dataset_argument, positive, 
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
-    from qzoo.evaluation import Evaluation
+    from qzoo.accuracy import Evaluation
 
 
 def register(add: Add) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import Evaluation, evaluate
 from qzoo.config import Measurement, config_of
 from qzoo.errors import MissingDependencyError
-from qzoo.evaluation import Evaluation, evaluate
 from qzoo.export.onnx import export_onnx
 from qzoo.fields import decode, encode
 from qzoo.pipeline.parts import Images

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from qzoo.accuracy import evaluate
 from qzoo.config import Config, config_of
 from qzoo.data import ImageFolder
 from qzoo.data.folders import split_folder
 from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
-from qzoo.evaluation import evaluate
 from qzoo.options import TrainOptions
 from qzoo.pipeline.measure import measurement
 from qzoo.pipeline.train_job import TrainJob, run_training, write_checkpoint

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, output_of
+from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
-from qzoo.evaluation import evaluating
 from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround

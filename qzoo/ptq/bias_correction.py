@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError, CalibrationError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.collect import attached, images_of, quantizers_off
 from qzoo.ptq.layers import Layer, layers_of

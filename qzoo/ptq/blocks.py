@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.evaluation import evaluating
+from qzoo.accuracy import evaluating
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import quantizers_off
 from qzoo.ptq.layers import Layer

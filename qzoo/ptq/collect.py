@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qzoo.accuracy import run
+from qzoo.accuracy import evaluating, run
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
 from qzoo.quant.nn import TensorQuantizer

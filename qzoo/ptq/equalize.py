@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError, QuantizationError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attached, images_of, quantizers_off

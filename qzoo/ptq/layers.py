@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
-from qzoo.evaluation import evaluating
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import quantizers_off
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, output_of
+from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.config import config_of
 from qzoo.errors import ArgumentError, CalibrationError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.collect import images_of, quantizers_off, set_range
 from qzoo.ptq.held_back import SHARE, hold_back

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, output_of
+from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.collect import (
     METHODS,

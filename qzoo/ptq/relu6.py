@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.accuracy import Fidelity, decibel
+from qzoo.accuracy import Fidelity, decibel, evaluating
 from qzoo.errors import CalibrationError
-from qzoo.evaluation import evaluating
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import images_of, quantizers_off
 from qzoo.ptq.statistics import clipped_normal

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, Rounded, solve
 from qzoo.ptq.blocks import Block, tails_of

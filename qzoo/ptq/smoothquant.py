@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
-from qzoo.evaluation import evaluating
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attached, images_of, quantizers_off

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
-from qzoo.evaluation import evaluating
 from qzoo.ptq.collect import attached, quantizers_off
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin

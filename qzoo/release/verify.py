@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from qzoo import runtimes
+from qzoo.accuracy import evaluate
 from qzoo.bench.latency import speedup_text
 from qzoo.cards.card import card
 from qzoo.cards.eval_results import PATH as EVAL_RESULTS
 from qzoo.cards.eval_results import eval_results
 from qzoo.config import Config, Measurement, read_config
 from qzoo.errors import QzooError
-from qzoo.evaluation import evaluate
 from qzoo.export.onnx import export_onnx
 from qzoo.pipeline.measure import can_run_onnx
 from qzoo.pipeline.onnx_files import onnx_name

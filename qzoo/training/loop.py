@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from qzoo.accuracy import evaluate
 from qzoo.data.epochs import Epochs
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CheckpointError, DataError, QzooError
-from qzoo.evaluation import evaluate
 from qzoo.files import locked
 from qzoo.options import TrainOptions
 from qzoo.progress import track

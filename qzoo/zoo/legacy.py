@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.scheme import TARGETS, switch_target
+from qzoo.quantizers import switch_target
+from qzoo.scheme import TARGETS
 from qzoo.zoo.sources import read_state
 from qzoo.zoo.tensors import assign_state, check_ranges, listed, quantizers, weight_quantizers
 

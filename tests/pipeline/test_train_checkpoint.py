@@ -21,13 +21,13 @@ from small_data import write_cifar10, write_folder, write_splits
 
 import qzoo
 from qzoo.__main__ import main
+from qzoo.accuracy import evaluate
 from qzoo.bench.run import benchmark
 from qzoo.cards.card import card
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.data import load_data, load_training_data
 from qzoo.data.folders import FolderLoader
 from qzoo.errors import CheckpointError, DataError
-from qzoo.evaluation import evaluate
 from qzoo.options import TrainOptions
 from qzoo.pipeline.train import train_checkpoint
 from qzoo.pipeline.train_job import TrainJob

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import evaluate, wilson_interval
 from qzoo.errors import DataError
-from qzoo.evaluation import evaluate, wilson_interval
 
 Batch = tuple[Tensor, Tensor]
 
