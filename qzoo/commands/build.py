@@ -67,6 +67,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.pipeline.build import build
     from qzoo.pipeline.build_all import build_all
     from qzoo.pipeline.plan import BuildJob
+    from qzoo.pipeline.summary import summary
 
     if args.all == (args.name is not None):
         raise ArgumentError("give a NAME or --all, one of them")
@@ -94,7 +95,10 @@ def _run(args: argparse.Namespace) -> int:
             if failed:
                 print(f"{len(failed)} failed: {', '.join(failed)}")
             return 1 if failed else 0
-        print(build(args.name, options, job, report=None if args.quiet else print))
+        folder = build(args.name, options, job, report=None if args.quiet else print)
+        if not args.quiet:
+            print(summary(folder))
+        print(folder)
     return 0
 
 

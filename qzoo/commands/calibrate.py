@@ -28,6 +28,7 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
     from qzoo.pipeline.calibrate import calibrate_checkpoint
+    from qzoo.pipeline.summary import summary
     from qzoo.ptq import Recipe
 
     given = given_methods(args)
@@ -51,9 +52,6 @@ def _run(args: argparse.Namespace) -> int:
         )
     if not group.first:
         return 0
-    for candidate in done.candidates:
-        agreement = f"agreement {candidate.agreement:6.2f} %"
-        print(f"{candidate.sqnr_db:7.2f} dB  {agreement}  {candidate.method}")
     if done.held_back:
         seen = "that no recipe had seen" if args.recipe else "that the ranges come from"
         print(f"compared on {done.held_back} images {seen}; applied with {done.images}")
@@ -62,5 +60,5 @@ def _run(args: argparse.Namespace) -> int:
         print(f"raised to 8 bits: {layers}")
         bits = f"{done.raised.average_bits:.2f} bits a weight"
         print(f"agreement {done.raised.agreement:.2f} % on held-back images, {bits}")
-    print(f"{done.recipe}: {args.out}")
+    print(summary(args.out))
     return 0

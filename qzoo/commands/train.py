@@ -59,6 +59,7 @@ def register(add: Add) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
+    from qzoo.pipeline.summary import summary
     from qzoo.pipeline.train import train_checkpoint
     from qzoo.pipeline.train_job import TrainJob
     from qzoo.pipeline.tune import DEFAULTS, tune_checkpoint
@@ -96,6 +97,8 @@ def _run(args: argparse.Namespace) -> int:
         else:
             folder = train_checkpoint(args.name, options, job, group=group)
     if group.first:
+        if not args.quiet:
+            print(summary(folder))
         print(folder)
     return 0
 

@@ -14,7 +14,7 @@ from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, UnknownModelError
 from qzoo.pipeline.measure import finite
-from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, seen
+from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, made_on
 from qzoo.ptq import Choice, Raised, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
 from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
@@ -146,8 +146,8 @@ def quantize_to(
     calibration = dataclasses.replace(record(found, images, recipe, choice), half=half, drop=drop)
     if scheme is not None:
         calibration = dataclasses.replace(calibration, target=scheme.target)
-    known = seen(config_of(model), data, images if found.images else NONE, "calibration")
-    config = dataclasses.replace(config_of(model), calibration=calibration, seen=known)
+    config = made_on(config_of(model), data, images if found.images else NONE, "calibration")
+    config = dataclasses.replace(config, calibration=calibration)
     if group.first:
         save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates

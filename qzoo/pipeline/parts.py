@@ -165,15 +165,15 @@ def all_images(config: Config, data: str | Path | None, split: str) -> Images:
     return _split(config, data, split)[0]
 
 
-def seen(config: Config, data: str | Path | None, images: Images, use: str) -> tuple[Seen, ...]:
-    """What a config says of images that a model was made on, with those that it says already.
+def made_on(config: Config, data: str | Path | None, images: Images, use: str) -> Config:
+    """The config of a model that was made on images of a folder: which they are, and what their classes are called.
 
     Args:
         images: of :func:`training_images` or :func:`calibration_images`.
         use: "training" or "calibration".
     """
     if not images.count or data is None or not data_set(config.labels).in_folders:
-        return config.seen
+        return config
     files = _files(config, data, images.split)
     start, stop = parse_subset(images.subset, len(files))
     step = max(1, (stop - start) // SAMPLES)
@@ -185,7 +185,8 @@ def seen(config: Config, data: str | Path | None, images: Images, use: str) -> t
         stop - start,
         {files.place(item)[:16]: _content(item[0]) for item in samples},
     )
-    return (*(old for old in config.seen if old != new), new)
+    classes = files.classes if isinstance(files, ImageFolder) else config.classes
+    return replace(config, seen=(*(old for old in config.seen if old != new), new), classes=classes)
 
 
 # ---- splits ----
@@ -223,6 +224,12 @@ def _files(config: Config, data: str | Path, split: str) -> ImageFiles:
         raise DataError(
             f"{files.root} has {len(files.classes)} classes, but {config.name} {config.arguments.num_classes}; give "
             "the folder that the float model was trained on"
+        )
+    if isinstance(files, ImageFolder) and config.classes not in ((), files.classes):
+        other = sorted(set(files.classes) ^ set(config.classes))
+        raise DataError(
+            f"{files.root} has other classes than {config.name} ({', '.join(other[:5])} in one only), and they are "
+            "numbered by their names; name its folders as those that the model was trained on"
         )
     return files
 

@@ -181,17 +181,27 @@ def _made(config: Config, source: str) -> Made:
     method = "auto" if record.candidates and not record.recipe else record.method
     return dataclasses.replace(
         made,
-        recipe=Recipe(
-            equalize=record.equalize,
-            method=method,
-            rounding=record.rounding,
-            bias_correction=record.bias_correction,
-            smooth=record.smooth,
-            percentile=record.percentile if method in WITH_PERCENTILE else None,
-            alpha=record.alpha,
-        ),
+        recipe=recipe_of(record, method),
         best=bool(record.recipe),
         calibration=record.subset or None,
         drop=record.drop,
         target=record.target,
+    )
+
+
+def recipe_of(record: CalibrationRecord, method: str = "") -> Recipe:
+    """The recipe that a calibration followed.
+
+    Args:
+        method: of the ranges, in place of the one that was used.
+    """
+    method = method or record.method
+    return Recipe(
+        equalize=record.equalize,
+        method=method,
+        rounding=record.rounding,
+        bias_correction=record.bias_correction,
+        smooth=record.smooth,
+        percentile=record.percentile if method in WITH_PERCENTILE else None,
+        alpha=record.alpha,
     )

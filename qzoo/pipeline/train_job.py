@@ -18,7 +18,7 @@ from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError
 from qzoo.options import TrainOptions
-from qzoo.pipeline.parts import Images, evaluation_images, seen, training_images
+from qzoo.pipeline.parts import Images, evaluation_images, made_on, training_images
 from qzoo.training.loop import train
 from qzoo.training.state import Log, plot_log
 from qzoo.zoo.checkpoint import save_pretrained
@@ -154,8 +154,8 @@ def write_checkpoint(
         origin: of a tuned model: its target, and what it started from.
     """
     training = {**(origin or {}), **training_record(options, job, done, config.labels, processes)}
-    known = seen(config, job.data, done.images, "training")
-    config = dataclasses.replace(config, metrics=metrics, training=training, seen=known)
+    config = made_on(config, job.data, done.images, "training")
+    config = dataclasses.replace(config, metrics=metrics, training=training)
     folder = job.folder(config.name)
     save_pretrained(model, folder, form="packed" if config.scheme else "master", config=config)
     write_card(folder)

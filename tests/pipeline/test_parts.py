@@ -16,8 +16,8 @@ from qzoo.pipeline.parts import (
     Images,
     calibration_images,
     evaluation_images,
+    made_on,
     measured_images,
-    seen,
     training_images,
 )
 from qzoo.zoo.create import new_config
@@ -93,7 +93,7 @@ def trained_on(folder: Path) -> tuple[Config, set[str]]:
     """A model that was trained on a folder by default, and the contents of the images."""
     before = config("folders")
     images = training_images(before, folder, None)
-    trained = dataclasses.replace(before, seen=seen(before, folder, images, "training"))
+    trained = made_on(before, folder, images, "training")
     assert Config.from_json(trained.to_json()) == trained
     return trained, contents(folder, images)
 
@@ -120,7 +120,7 @@ def test_what_is_made_of_a_model_keeps_to_its_split(tmp_path: Path) -> None:
     chosen, said = measured_images(trained, tmp_path / "data", "60:100")
     assert (chosen.count, said) == (40, "20 of these 40 images were used in its training")
     assert measured_images(trained, tmp_path / "data", None, first=10)[0].subset == "80:100"
-    calibrated = dataclasses.replace(trained, seen=seen(trained, tmp_path / "data", images, "calibration"))
+    calibrated = made_on(trained, tmp_path / "data", images, "calibration")
     assert (
         measured_images(calibrated, tmp_path / "data", None)[0]
         == measured_images(trained, tmp_path / "data", None)[0]
@@ -152,19 +152,28 @@ def test_another_folder_with_the_same_names_is_measured_whole(tmp_path: Path) ->
     )
 
 
+def test_folders_of_other_classes_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "cat", 0, 20)
+    trained, _ = trained_on(tmp_path / "data")
+    assert trained.classes == ("cat",)
+    (tmp_path / "data" / "cat").rename(tmp_path / "data" / "dog")
+    with pytest.raises(DataError, match=r"other classes than resnet18.*\(cat, dog in one only\)"):
+        measured_images(trained, tmp_path / "data", None)
+
+
 def test_splits_of_a_folder_and_of_a_set_need_no_cut(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train" / "cat", 0, 20)
     write(tmp_path / "data" / "val" / "cat", 30, 10)
     before = config("folders")
     images = training_images(before, tmp_path / "data", None)
-    trained = dataclasses.replace(before, seen=seen(before, tmp_path / "data", images, "training"))
+    trained = made_on(before, tmp_path / "data", images, "training")
     assert measured_images(trained, tmp_path / "data", None)[0].subset == "0:10"
     assert measured_images(trained, tmp_path / "data" / "val", None)[0].subset == "0:10"
     with pytest.raises(DataError, match="no images are left"):
         measured_images(trained, tmp_path / "data" / "train", None)
     assert measured_images(trained, tmp_path / "data" / "train", ":")[1].startswith("20 of these 20")
     fashion = config("fashion-mnist")
-    assert seen(fashion, None, training_images(fashion, None, None), "training") == ()
+    assert made_on(fashion, None, training_images(fashion, None, None), "training") == fashion
     assert measured_images(fashion, None, None) == (Images("Fashion-MNIST test", "test", "0:", 10_000), "")
 
 
