@@ -53,7 +53,7 @@ def test_command_equals_build_but_for_the_figures(small_world: Path, capsys: pyt
     out = small_world / "here"
     flags = ["--method", "mse", "--rounding", "learned"]
     assert main(["calibrate", NAME, "--subset", "0:32", *flags, "--out", str(out), "-q"]) == 0
-    assert f"mse + learned: {out}" in capsys.readouterr().out
+    assert "recipe  mse + learned, on 32 images" in capsys.readouterr().out
     built = build(
         NAME,
         out=small_world / NAME,
