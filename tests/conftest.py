@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread a worker: the workers share the cores, and torch would give each of them all."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def qzoo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's store, ``QZOO_HOME``: empty for every test, so that none sees or changes the developer's own."""

@@ -44,6 +44,17 @@ def test_building_a_model_needs_torch_alone() -> None:
     assert loaded_after("import qzoo; qzoo.resnet20(quantize=True)", heavy) == set()
 
 
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+from qzoo.__main__ import COMMANDS, main
+for arguments in ("--version", "--help", *(f"{{name}} --help" for name in COMMANDS)):
+    try: main(arguments.split())
+    except SystemExit: pass
+print("loaded:", *[name for name in {HEAVY!r} if name in sys.modules])
+"""
+    assert run("import sys" + code).rpartition("loaded:")[2].split() == []
+
+
 def test_quant_is_found_without_an_import_of_its_own() -> None:
     assert run("import qzoo; print(qzoo.quant.TensorQuantizer.__name__)") == "TensorQuantizer"
 
