@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -20,7 +20,7 @@ from qzoo.options import TrainOptions
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
 from qzoo.runtimes import RUNTIMES
-from qzoo.scheme import OPTIONAL, SCHEME_PATTERN, TARGETS, Scheme
+from qzoo.scheme import DEFAULT_TARGET, OPTIONAL, SCHEME_PATTERN, TARGETS, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -210,15 +210,10 @@ class Config:
 
     @property
     def target(self) -> str:
-        """The target it was tuned for; "tensorrt" where none is recorded."""
-        return str((self.training or {}).get("target", "tensorrt"))
-
-    @property
-    def made_for(self) -> str:
-        """The target that it was tuned for, or calibrated for: the one to judge it at."""
-        if self.calibration is None or self.training is not None:
-            return self.target
-        return self.calibration.target
+        """The target that it was tuned for, or calibrated for: it is loaded with it, and judged at it."""
+        if "target" in (self.training or {}):
+            return str(self.training["target"])  # type: ignore[index]
+        return self.calibration.target if self.calibration is not None else DEFAULT_TARGET
 
     @property
     def class_names(self) -> list[str]:
@@ -289,6 +284,21 @@ def read_config(folder: str | Path) -> Config:
         raise CheckpointError(f"{folder}: {error}") from error
 
 
+def fresh(config: Config, name: str) -> Config:
+    """The config of a model that is made from another: what was recorded of that one's training and figures goes."""
+    return replace(
+        config,
+        name=name,
+        form="master",
+        calibration=None,
+        training=None,
+        metrics=(),
+        latency=(),
+        files={},
+        sizes={},
+    )
+
+
 def config_of(model: nn.Module) -> Config:
     """The config that :func:`qzoo.create_model` and :func:`qzoo.load_pretrained` leave on their models.
 
@@ -310,7 +320,7 @@ def _check(config: Config) -> None:
         architecture(config.architecture)
     except QzooError as error:
         raise CheckpointError(
-            f"config.json: {error}; if it is your own, import the module that registers it first"
+            f"config.json: {error}; if it is your own, import the module that registers it first (commands: --import)"
         ) from error
     try:
         name = parse_name(config.name)
@@ -364,7 +374,7 @@ def _check_training(training: Mapping[str, Any]) -> None:
         TrainOptions(**given)
     except ValueError as error:
         raise CheckpointError(f"config.json: training: {error}") from error
-    target = decode(str, training.get("target", "tensorrt"), "training.target")
+    target = decode(str, training.get("target", DEFAULT_TARGET), "training.target")
     if target not in TARGETS:
         raise CheckpointError(
             f"config.json: training.target must be one of {', '.join(TARGETS)}, not {shown(target)}"

@@ -22,6 +22,9 @@ from dataclasses import dataclass, field, replace
 
 from qzoo.errors import ArgumentError, shown
 
+DEFAULT_TARGET = "onnxruntime"
+"""The target where nothing else is said: of schemes, loaded checkpoints, exports and commands."""
+
 # Of a dataclass field: config.json leaves it out where it has its default.
 OPTIONAL = {"optional": True}
 ROLES = ("input", "weight", "residual", "branch", "pool", "output")
@@ -74,7 +77,7 @@ class Scheme:
 
     weight_bits: int = 8
     activation_bits: int = 8
-    target: str = "tensorrt"
+    target: str = DEFAULT_TARGET
     weight_format: str = field(default="int", metadata=OPTIONAL)
     group: int = field(default=0, metadata=OPTIONAL)
     edge_bits: int = field(default=0, metadata=OPTIONAL)
@@ -104,7 +107,7 @@ class Scheme:
         target_named(self.target)
 
     @classmethod
-    def parse(cls, text: str, target: str = "tensorrt") -> Scheme:
+    def parse(cls, text: str, target: str = DEFAULT_TARGET) -> Scheme:
         """Read ``"w8a8"``. Raises ValueError when the text has another form."""
         match = _SCHEME.fullmatch(text)
         if match is None:

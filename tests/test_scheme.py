@@ -17,7 +17,7 @@ ALL = {"input", "weight", "residual", "branch", "pool", "output"}
 
 
 def test_text_and_scheme_are_one() -> None:
-    assert Scheme.parse("w8a8") == Scheme() == Scheme(8, 8, "tensorrt")
+    assert Scheme.parse("w8a8") == Scheme() == Scheme(8, 8, "onnxruntime")
     assert Scheme.parse("w4a6", "openvino") == Scheme(4, 6, "openvino")
     for text in ("w8a8", "w4a8", "w2a3"):
         assert str(Scheme.parse(text)) == text
@@ -69,7 +69,7 @@ def test_as_scheme() -> None:
 def test_with_target_changes_nothing_else() -> None:
     scheme = Scheme(4, 6)
     assert with_target(scheme, "openvino") == Scheme(4, 6, "openvino")
-    assert scheme.target == "tensorrt"
+    assert scheme.target == "onnxruntime"
 
 
 def test_descriptors() -> None:
@@ -104,7 +104,7 @@ def test_unknown_roles_are_refused() -> None:
 
 
 def _half_off(role: str, amax: float) -> tuple[nn.Module, torch.Tensor]:
-    quantizer = activation_quantizer(Scheme(), role, nonnegative=True)
+    quantizer = activation_quantizer(Scheme(target="tensorrt"), role, nonnegative=True)
     quantizer.amax = amax
     return nn.Sequential(quantizer), torch.linspace(0.0, 1.2 * amax, 1000)
 

@@ -9,6 +9,7 @@ from qzoo.commands import Add
 from qzoo.commands.arguments import dataset_argument, layer_bits, process_arguments
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
+from qzoo.scheme import DEFAULT_TARGET
 
 
 def register(add: Add) -> None:
@@ -42,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
             data=args.data,
             dataset=args.dataset,
             subset=args.subset,
-            target=args.target or "onnxruntime",
+            target=args.target or DEFAULT_TARGET,
             float_weights=args.float_weights,
             drop=args.mixed_precision or 0.0,
             edge_bits=args.edge_bits,

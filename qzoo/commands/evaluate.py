@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace) -> int:
         with group.first_alone():
             model = open_model(args.name, args.target).to(group.device)
             config, reference = for_data_set(config_of(model), args.dataset), None
-            target = args.target or config.made_for
+            target = args.target or config.target
             if config.scheme is not None:
                 set_target(model, target)
                 reference = reference_of(config, args.float_weights).to(group.device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
 from qzoo.commands.arguments import positive
-from qzoo.scheme import TARGETS
+from qzoo.scheme import DEFAULT_TARGET, TARGETS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ def register(add: Add) -> None:
     sub = add("export", _run, "Write a checkpoint as ONNX with Q/DQ pairs.")
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("path", type=Path, help="the file to write")
-    sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
+    sub.add_argument("--target", choices=list(TARGETS), default=DEFAULT_TARGET)
     sub.add_argument("--opset", type=int, help="default: the lowest that has the model's formats")
     sub.add_argument(
         "--batch", type=_batch, default="dynamic", help="'dynamic' or a number (default: dynamic)"

@@ -14,7 +14,7 @@ def register(add: Add) -> None:
     sub = add("inspect", _run, "Quantizers of a checkpoint: bits, ranges, saturation, dead levels.")
     sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
     data_arguments(sub)
-    sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
+    sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
     sub.add_argument(
         "--images", type=int, default=64, help="images to count activations on; 0: none (default: 64)"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qzoo.commands.arguments import layer_argument
-from qzoo.scheme import TARGETS
+from qzoo.scheme import DEFAULT_TARGET, TARGETS
 
 _METHODS = ("equalize", "method", "rounding", "bias_correction", "smooth", "percentile", "alpha")
 
@@ -52,7 +52,7 @@ def recipe_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--target",
         choices=list(TARGETS),
-        help="runtime whose quantizers the methods see (default: onnxruntime)",
+        help=f"runtime whose quantizers the methods see (default: {DEFAULT_TARGET})",
     )
     sub.add_argument("--float", type=Path, dest="float_weights", help="folder of your own float checkpoint")
     sub.add_argument(

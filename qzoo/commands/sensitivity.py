@@ -16,7 +16,7 @@ def register(add: Add) -> None:
     sub = add("sensitivity", _run, "Layers of a checkpoint, ranked by what their quantization costs.")
     sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
     data_arguments(sub)
-    sub.add_argument("--target", choices=list(TARGETS), default="onnxruntime")
+    sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
     sub.add_argument("--images", type=int, default=64, help="number of images (default: 64)")
     sub.add_argument("--out", type=Path, help="JSON file to write as well")
 
@@ -40,9 +40,10 @@ def _run(args: argparse.Namespace) -> int:
         batch_size=32,
     )
     found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
-    print(f"{args.name}, target {args.target}, {found}")
+    target = args.target or config.target
+    print(f"{args.name}, target {target}, {found}")
     if args.out is not None:
         args.out.write_text(
-            json.dumps({"model": args.name, "target": args.target, **found.to_dict()}, indent=2) + "\n"
+            json.dumps({"model": args.name, "target": target, **found.to_dict()}, indent=2) + "\n"
         )
     return 0

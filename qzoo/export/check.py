@@ -20,7 +20,7 @@ from qzoo.export.lint import written_for
 from qzoo.export.lint.graph import Graph
 from qzoo.export.prepare import copy_for
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.scheme import target_named
+from qzoo.scheme import DEFAULT_TARGET, target_named
 
 if TYPE_CHECKING:
     from qzoo.runtimes.base import Runner
@@ -138,7 +138,7 @@ def check(
         raise DataError(
             f"images of shape {list(images.shape)}: nothing to check with; give at least one image"
         )
-    target = target_named(target or written_for(path) or "onnxruntime").name
+    target = target_named(target or written_for(path) or DEFAULT_TARGET).name
     runtime = runtime or _runtime_of(target)
     run = _runner(path, runtime, target)
     graph = Graph(path)

@@ -15,7 +15,7 @@ from qzoo.export.arguments import check_batch, check_output, check_place, exampl
 from qzoo.export.formats import choose_opset
 from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized
 from qzoo.export.write import write
-from qzoo.scheme import target_named
+from qzoo.scheme import DEFAULT_TARGET, target_named
 
 WEIGHTS = ("int8", "int4", "float")
 
@@ -24,7 +24,7 @@ def export_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    target: str = "onnxruntime",
+    target: str = DEFAULT_TARGET,
     opset: int | None = None,
     batch: str | int = "dynamic",
     weights: str = "int8",

@@ -20,7 +20,7 @@ from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
 from qzoo.quantizers import set_target
 from qzoo.registry import parse_name
-from qzoo.scheme import Scheme
+from qzoo.scheme import DEFAULT_TARGET, Scheme
 from qzoo.zoo.checkpoint import save_pretrained
 from qzoo.zoo.floats import quantized_from
 
@@ -53,7 +53,7 @@ def calibrate_checkpoint(
     data: str | Path | None = None,
     dataset: str = "",
     subset: str | None = None,
-    target: str = "onnxruntime",
+    target: str = DEFAULT_TARGET,
     float_weights: str | Path | None = None,
     drop: float = 0.0,
     edge_bits: int | None = None,
@@ -149,7 +149,7 @@ def quantize_to(
     config = made_on(config_of(model), data, images if found.images else NONE, "calibration")
     config = dataclasses.replace(config, calibration=calibration)
     if group.first:
-        save_pretrained(set_target(model, "tensorrt"), folder, form="packed", config=config)
+        save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates
     compared = choice.held_back if choice else found.select_images
     return Calibrated(recipe, candidates, found.images, compared, raised)

@@ -17,6 +17,7 @@ from qzoo.options import TrainOptions
 from qzoo.ptq import Recipe
 from qzoo.ptq.apply import WITH_PERCENTILE
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name
+from qzoo.scheme import DEFAULT_TARGET
 from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
 
@@ -122,7 +123,7 @@ class Made:
     edge_bits: int = 0
     layers: tuple[tuple[str, int], ...] = ()
     drop: float = 0.0
-    target: str = "onnxruntime"
+    target: str = DEFAULT_TARGET
     training: dict[str, Any] | None = None
 
     def options(self) -> tuple[TrainOptions, int]:

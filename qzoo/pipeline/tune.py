@@ -81,7 +81,7 @@ def tune_checkpoint(
     round_biases(model, next(iter(done.test))[0], target=TARGET)
     checks, progress = done.checks, job.progress
     metrics = measure(model, teacher, lambda: done.test, checks, progress, (TARGET,), device=group.device)
-    set_target(model, "tensorrt")
+    set_target(model, TARGET)
     origin = {"target": TARGET}
     if float_weights is not None:
         origin["float"] = config_of(teacher).name

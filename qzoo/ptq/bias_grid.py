@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from qzoo.errors import CalibrationError
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.quantizers import switch_target
+from qzoo.scheme import DEFAULT_TARGET
 
 _INT32_ROOM = 2.0**30
 
 
 @torch.no_grad()
-def round_biases(model: nn.Module, example: Tensor, *, target: str = "onnxruntime") -> dict[str, Tensor]:
+def round_biases(model: nn.Module, example: Tensor, *, target: str = DEFAULT_TARGET) -> dict[str, Tensor]:
     """Move every bias to the nearest multiple of its layer's input scale x weight scale, in place.
 
     Call it last: the ranges and the BatchNorm statistics must be final.

@@ -134,9 +134,10 @@ class _Tap:
         lowest = torch.aminmax(x)[0].item() if x.numel() else 0.0
         if lowest < 0:
             told = "nonnegative" if self.quantizer.nonnegative else "unsigned"
+            both = "nonnegative = quantizer.unsigned" if self.quantizer.nonnegative else "unsigned"
             raise CalibrationError(
                 f"quantizer {self.name!r} is {told}, but its input goes down to {lowest:.4g}, and all below 0 would "
-                f"become 0; build it with {told}=False, or set quantizer.{told} = False"
+                f"become 0; build it with {told}=False, or set quantizer.{both} = False"
             )
 
 

@@ -25,6 +25,7 @@ from qzoo.ptq.collect import quantizers_off
 from qzoo.ptq.ranges import Calibration
 from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
+from qzoo.zoo.tensors import quantizers
 
 module = import_module("qzoo.pipeline.plan")
 NAME = "resnet20.fmnist-w8a8"
@@ -133,7 +134,10 @@ def test_numbers_of_the_methods_and_bits_of_layers_are_recorded_and_repeated(
     assert config.calibration.percentile == 99.5
     assert (config.scheme.edge_bits, config.scheme.layers) == (8, (("layer1.0.conv1", 6),))
     assert f"{values} {bits}`" in card(config)
-    assert config.made_for == "openvino"
+    assert config.target == "openvino"
+    loaded = qzoo.load_pretrained(out)  # with the placement that it was calibrated for
+    off = {q.role for q in quantizers(loaded).values() if q._disabled}
+    assert off == {"branch"}
     weights = (out / "model.safetensors").read_bytes()
     built = build(name, out=out, evaluation_subset="100:110", progress=False)  # by the folder's own config
     assert (built / "model.safetensors").read_bytes() == weights

@@ -62,7 +62,7 @@ def test_integers_stay_and_outputs_hardly_move(scheme: str, tmp_path: Path) -> N
     with safe_open(folder / WEIGHTS, "pt") as file:
         stored = {key: file.get_tensor(key).dtype for key in columns(model)}
     assert {key for key, dtype in stored.items() if dtype == torch.float16} == HALF
-    assert torch.equal(qzoo.load_pretrained(folder)(x), model(x))
+    assert torch.equal(qzoo.load_pretrained(folder, target="tensorrt")(x), model(x))
 
 
 def test_a_second_time_changes_nothing() -> None:

@@ -64,7 +64,7 @@ def mixed() -> torch.nn.Module:
 def test_the_checkpoint_keeps_the_bits(mixed: torch.nn.Module, tmp_path: Path) -> None:
     config = config_of(mixed)
     folder = save_pretrained(mixed, tmp_path / "mixed", config=config)
-    assert read_config(folder).scheme == replace(config.scheme, target="tensorrt")  # type: ignore[type-var]
+    assert read_config(folder).scheme == replace(config.scheme, target="onnxruntime")  # type: ignore[type-var]
     loaded = load_pretrained(folder, target="onnxruntime")
     images = batches()[0]
     with torch.no_grad():

@@ -395,7 +395,7 @@ def test_a_signed_tensor_that_is_called_nonnegative_is_refused(method: str) -> N
     ):
         calibrate(model, images, method=method, progress=False)
     assert model[2].amax is None, "nothing is set"
-    model[2].nonnegative = False
+    model[2].nonnegative = model[2].unsigned = False
     calibrate(model, images, method=method, progress=False)
     calibrate(network(nn.ReLU()), images, method=method, progress=False)
     unsigned = nn.Sequential(QuantConv2d(3, 4, 3), TensorQuantizer(QuantDescriptor(unsigned=True)))

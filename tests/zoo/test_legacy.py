@@ -21,7 +21,7 @@ from qzoo.zoo.tensors import quantizers
 @pytest.fixture(scope="module")
 def calibrated() -> nn.Module:
     torch.manual_seed(0)
-    model = qzoo.create_model("resnet18-w8a8", num_classes=10)
+    model = qzoo.create_model("resnet18-w8a8", num_classes=10, target="tensorrt")
     qzoo.calibrate(model, [torch.randn(2, 3, 32, 32)], progress=False)
     return model.eval()
 
