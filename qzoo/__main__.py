@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from qzoo.commands import Command
-from qzoo.commands.arguments import positive
+from qzoo.commands.arguments import import_argument, import_given, positive
 from qzoo.errors import QzooError
 from qzoo.version import __version__
 
@@ -30,6 +30,8 @@ COMMANDS = (
     "env",
 )
 
+_WITHOUT_MODELS = ("lint", "env")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for an error that the message explains).
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     command: Command = args.command
     try:
+        import_given(args)
         return command(args)
     except (QzooError, OSError) as error:
         print(f"qzoo: {error}", file=sys.stderr)
@@ -67,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("--threads", type=positive, help="threads that torch may use (default: all cores)")
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+        if name not in _WITHOUT_MODELS:
+            import_argument(sub)
         return sub
 
     for name in COMMANDS:

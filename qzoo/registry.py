@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import importlib
+import importlib.util
+import inspect
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +34,10 @@ FAMILIES = ("resnet", "resnet_cifar", "mobilenet_v2", "efficientnet_lite", "vit"
 _NAME = re.compile(
     rf"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>{SCHEME_PATTERN})(?P<qat>_qat)?)?"
 )
+_ARCHITECTURE = re.compile(r"[a-z0-9_]+")
+_ARGUMENTS = ("num_classes", "in_channels", "quantize")
+PLUGINS = "qzoo.models"
+"""Group of the entry points whose modules register models: packages that are installed beside qzoo."""
 _LONGEST = 200  # characters of a name: folders and files are named after it
 
 
@@ -67,6 +78,20 @@ class ModelEntry:
         """The tag that ``pretrained=True`` means when none is given; None without public weights."""
         return next(iter(self.weights), None)
 
+    def default(self, argument: str) -> int:
+        """The builder's own ``num_classes`` or ``in_channels``.
+
+        Raises:
+            ArgumentError: it has none.
+        """
+        value = inspect.signature(self.build).parameters[argument].default
+        if not isinstance(value, int):
+            raise ArgumentError(
+                f"the builder {self.name} has no default for {argument}; pass {argument}=... to create_model, or "
+                "give the builder one"
+            )
+        return value
+
 
 @dataclass(frozen=True)
 class ModelName:
@@ -83,23 +108,33 @@ class ModelName:
         return f"{self.arch}{tag}{scheme}"
 
 
-# Filled by the decorator while the families are imported, never changed afterwards.
+# Filled by the decorator while modules with models are imported.
 _entries: dict[str, ModelEntry] = {}
 
 
 def register_model(weights: Mapping[str, FloatWeights] | None = None) -> Callable[[Callable], Callable]:
     """Decorator: makes a builder function known to the zoo under its own name.
 
-    The builder's contract: ``build(*, num_classes, in_channels, quantize: Scheme | None) -> nn.Module``,
+    The builder's contract: ``build(*, num_classes=10, in_channels=3, quantize: Scheme | None = None) -> nn.Module``,
     random weights, plain ``torch.nn`` layers when ``quantize`` is None. The first entry of ``weights`` is the
-    default tag.
+    default tag. The same module may register a name again, as a notebook's cell that is run twice does: the new
+    builder takes the old one's place, with a warning.
+
+    Raises:
+        ArgumentError: a name of another form or of another module, or a builder without one of these arguments.
     """
 
     def register(build: Callable) -> Callable:
         name = build.__name__
+        _check_builder(name, build)
         if name in _entries:
-            raise ArgumentError(
-                f"an architecture named {name!r} is registered already; give the builder another name"
+            other = _entries[name].build.__module__
+            if other != build.__module__:
+                raise ArgumentError(
+                    f"an architecture named {name!r} is registered already, by {other}; give the builder another name"
+                )
+            warnings.warn(
+                f"the architecture {name!r} is registered anew; its old builder is gone", stacklevel=2
             )
         _entries[name] = ModelEntry(name, build, MappingProxyType(dict(weights or {})))
         return build
@@ -107,9 +142,71 @@ def register_model(weights: Mapping[str, FloatWeights] | None = None) -> Callabl
     return register
 
 
+def _check_builder(name: str, build: Callable) -> None:
+    if not _ARCHITECTURE.fullmatch(name):
+        better = re.sub(r"[^a-z0-9_]", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
+        raise ArgumentError(
+            f"{shown(name)} is no name of an architecture, which has lower-case letters, digits and underscores; call "
+            f"the builder {better!r}"
+        )
+    parameters = inspect.signature(build).parameters
+    missing = [argument for argument in _ARGUMENTS if argument not in parameters]
+    if missing:
+        raise ArgumentError(
+            f"the builder {name} does not take {', '.join(missing)}; a builder is "
+            f"{name}(*, num_classes=10, in_channels=3, quantize=None)"
+        )
+
+
+def import_models(where: str) -> None:
+    """Import a Python file or an installed module that registers models.
+
+    Args:
+        where: ``"my_net.py"``, or the name of a module.
+
+    Raises:
+        ArgumentError: there is no such file or module, or another module has the file's name.
+    """
+    path = Path(where)
+    is_file = path.suffix == ".py"
+    name = path.stem if is_file else where
+    if is_file:
+        if not path.is_file():
+            raise ArgumentError(f"there is no file {shown(where)} to import models from")
+        folder = str(path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)  # last: the file may import its neighbours, and hides no other module
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise ArgumentError(
+            f"there is no module {shown(where)}; give a file such as my_net.py, or install it"
+        )
+    if is_file and Path(spec.origin or "").resolve() != path.resolve():
+        raise ArgumentError(f"{where} has the name of the module {name} ({spec.origin}); rename the file")
+    importlib.import_module(name)
+
+
 def _load_families() -> None:
     for family in FAMILIES:
         importlib.import_module(f"qzoo.models.{family}")
+    _load_plugins()
+
+
+@functools.cache
+def _load_plugins() -> None:
+    """Import what installed packages name as ``qzoo.models``; one that fails is warned of and does not stop others."""
+    for point in metadata.entry_points(group=PLUGINS):
+        try:
+            point.load()
+        except Exception as error:
+            warnings.warn(
+                f"the models of the entry point {point.name} = {point.value} can't be imported: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
 
 def architecture(name: str) -> ModelEntry:
@@ -141,13 +238,18 @@ def parse_name(name: str) -> ModelName:
     Raises:
         UnknownModelError: the text does not have that form.
     """
-    match = _NAME.fullmatch(name) if len(name) <= _LONGEST else None
+    match = _NAME.fullmatch(name) if is_name(name) else None
     if match is None:
         raise UnknownModelError(
             f"{shown(name)} is not a model name; expected arch, arch.tag or arch.tag-scheme, such as "
-            f"'resnet50', 'resnet50.tv_in1k' or 'resnet50.tv_in1k-w8a8'{suggest(name, list_architectures())}"
+            f"'resnet50', 'resnet50.tv_in1k' or 'resnet50.tv_in1k-w8a8'{suggest(name.lower(), list_architectures())}"
         )
     return ModelName(match["arch"], match["tag"], match["scheme"], bool(match["qat"]))
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has the form of a model's name."""
+    return len(text) <= _LONGEST and _NAME.fullmatch(text) is not None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

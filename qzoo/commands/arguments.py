@@ -16,6 +16,26 @@ def positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
 
 
+def import_argument(sub: argparse.ArgumentParser) -> None:
+    """``--import``, done by :func:`import_given`."""
+    sub.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="FILE_OR_MODULE",
+        help="Python that registers models of your own (qzoo.registry.register_model); may be repeated",
+    )
+
+
+def import_given(args: argparse.Namespace) -> None:
+    """Import what ``--import`` names. Raises ArgumentError where there is no such file or module."""
+    for where in getattr(args, "imports", ()):
+        from qzoo.registry import import_models
+
+        import_models(where)
+
+
 def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None:
     """``--device``, and ``--timeout`` of the processes that torchrun starts."""
     sub.add_argument(

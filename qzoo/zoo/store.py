@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from qzoo.registry import is_name
+
 
 def home() -> Path:
     """The store's folder, which need not exist."""
@@ -25,9 +27,9 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def stored() -> dict[str, Path]:
-    """Folders of the store's checkpoints, by name; one without its weights is a recipe, and not listed."""
-    found = sorted((home() / "checkpoints").glob("[!.]*/config.json"))
-    return {path.parent.name: path.parent for path in found if (path.parent / "model.safetensors").is_file()}
+    """Folders of the store's checkpoints, by name; what has another name or no weights is none."""
+    folders = (path.parent for path in sorted((home() / "checkpoints").glob("*/config.json")))
+    return {f.name: f for f in folders if is_name(f.name) and (f / "model.safetensors").is_file()}
 
 
 def _data_folder() -> Path:
