@@ -118,4 +118,4 @@ def _architecture(name: str) -> Any:
 def __dir__() -> list[str]:
     from qzoo.registry import list_architectures
 
-    return sorted({*globals(), *__all__, *list_architectures()})
+    return sorted({*__all__, *_SUBMODULES, *list_architectures()})

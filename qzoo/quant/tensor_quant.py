@@ -246,8 +246,81 @@ class ScaledE4M3Function(Function):
         return ops.fake_quantize_backward(grads[0], inputs, limit), None, None, None
 
 
-tensor_quant = TensorQuantFunction.apply
-fake_tensor_quant = FakeTensorQuantFunction.apply
-legacy_fake_tensor_quant = LegacyFakeTensorQuantFunction.apply
-fake_affine_tensor_quant = FakeAffineTensorQuantFunction.apply
-scaled_e4m3 = ScaledE4M3Function.apply
+def tensor_quant(
+    inputs: torch.Tensor,
+    amax: torch.Tensor,
+    num_bits: int = 8,
+    unsigned: bool = False,
+    narrow_range: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize to integer values, with the gradient straight through: :class:`TensorQuantFunction`.
+
+    Args:
+        inputs: any shape, floating point; never modified.
+        amax: largest magnitude, a tensor that broadcasts to ``inputs``: 0-d, or ``[C, 1, 1, 1]``.
+        num_bits: of the integers.
+        unsigned: from 0; refuses negative inputs.
+        narrow_range: leave out the lowest integer, so that the range is symmetric.
+
+    Returns:
+        ``(q, scale)``: integer values in the dtype of ``inputs``, and ``bound / amax``; ``q / scale`` comes back.
+
+    Raises:
+        ValueError: negative values in ``amax``; a scale that float16 can't hold.
+        TypeError: negative inputs with ``unsigned``.
+    """
+    result: tuple[torch.Tensor, torch.Tensor] = TensorQuantFunction.apply(
+        inputs, amax, num_bits, unsigned, narrow_range
+    )
+    return result
+
+
+def fake_tensor_quant(
+    inputs: torch.Tensor,
+    amax: torch.Tensor,
+    num_bits: int = 8,
+    unsigned: bool = False,
+    narrow_range: bool = True,
+) -> torch.Tensor:
+    """Quantize and come back, with the gradient straight through: :class:`FakeTensorQuantFunction`.
+
+    Arguments and errors are those of :func:`tensor_quant`.
+    """
+    return FakeTensorQuantFunction.apply(inputs, amax, num_bits, unsigned, narrow_range)
+
+
+def legacy_fake_tensor_quant(
+    inputs: torch.Tensor,
+    amax: torch.Tensor,
+    num_bits: int = 8,
+    unsigned: bool = False,
+    narrow_range: bool = True,
+) -> torch.Tensor:
+    """Do the same as :func:`fake_tensor_quant`, under the name of the old pure Python implementation."""
+    return LegacyFakeTensorQuantFunction.apply(inputs, amax, num_bits, unsigned, narrow_range)
+
+
+def fake_affine_tensor_quant(
+    inputs: torch.Tensor, min_range: torch.Tensor, max_range: torch.Tensor, num_bits: int = 8
+) -> torch.Tensor:
+    """Quantize with a zero point, per tensor, and come back: :class:`FakeAffineTensorQuantFunction`.
+
+    Args:
+        inputs: any shape, floating point; never modified.
+        min_range, max_range: smallest and largest value, 0-d tensors.
+        num_bits: of the integers.
+    """
+    return FakeAffineTensorQuantFunction.apply(inputs, min_range, max_range, num_bits)
+
+
+def scaled_e4m3(
+    inputs: torch.Tensor, amax: torch.Tensor | None = None, E: int = 4, M: int = 3
+) -> torch.Tensor:
+    """Round to 8-bit floats (E4M3) and come back: :class:`ScaledE4M3Function`.
+
+    Args:
+        inputs: any shape, floating point; never modified.
+        amax: magnitude that becomes 448, the largest E4M3 value; None leaves values unscaled.
+        E, M: bits of exponent and mantissa; no others than 4 and 3.
+    """
+    return ScaledE4M3Function.apply(inputs, amax, E, M)
