@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +15,37 @@ import qzoo
 from qzoo.__main__ import main
 from qzoo.models.resnet_cifar import CifarResNet
 
+ROOT = Path(qzoo.__file__).parent.parent
 
-def test_list_prints_what_list_models_gives(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "resnet*"]) == 0
-    assert capsys.readouterr().out.split() == qzoo.list_models("resnet*")
-    assert main(["list", "--pretrained"]) == 0
-    assert "resnet20.fmnist-w8a8" in capsys.readouterr().out.split()
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
+    assert main(["list", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    return {line.split()[0]: line for line in lines}
+
+
+def test_list_prints_what_list_models_gives_with_its_figures(
+    capsys: pytest.CaptureFixture[str], qzoo_home: Path
+) -> None:
+    found = listed(capsys, "resnet*")
+    assert list(found) == qzoo.list_models("resnet*")
+    expected = "0.27 M .*94.75 % of 10,000 .*1.09 MB.*  fmnist fmnist-w2a2_qat .*fmnist-w8a8"
+    assert re.search(expected, found["resnet20"])
+    assert re.search(r"25.56 M  .*102.23 MB.*-$", found["resnet50"])  # as torchvision counts
+    shutil.copytree(
+        ROOT / "model_cards" / "resnet32.fmnist-w8a8", qzoo_home / "checkpoints" / "resnet32.fmnist-w8a8"
+    )
+    found = listed(capsys, "--pretrained", "resnet*")
+    assert list(found) == qzoo.list_models("resnet*", pretrained=True)
+    assert re.search(
+        r"94.75 % of 10,000  94.80 % of 10,000  0.28 MB.*in the package", found["resnet20.fmnist-w8a8"]
+    )
+    assert found["resnet32.fmnist-w8a8"].endswith(str(qzoo_home / "checkpoints" / "resnet32.fmnist-w8a8"))
+    assert re.search(r"25.56 M .*hf:timm/resnet50", found["resnet50.tv_in1k"])
+    (qzoo_home / "checkpoints" / "resnet32.fmnist-w8a8" / "config.json").write_text("{}")
+    (qzoo_home / "checkpoints" / "resnet32.fmnist-w8a8").rename(qzoo_home / "checkpoints" / "no_net.mine")
+    assert "no_net.mine: " in listed(capsys, "--pretrained", "no_net*")["no_net.mine"]
+    assert len(listed(capsys, "resnet20")) == 1
 
 
 def test_env_names_versions_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
