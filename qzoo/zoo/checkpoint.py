@@ -81,7 +81,8 @@ def load_pretrained(
 
     Args:
         where: a folder, the name of a zoo checkpoint, or a Hub repository ``"org/name"``.
-        target: the runtime that the quantizers simulate; by default the one it was tuned for, or "tensorrt".
+        target: the runtime that the quantizers simulate; by default the one it was made for
+            (:attr:`qzoo.config.Config.target`).
         revision: of a Hub repository.
         cache_dir, token, local_files_only: for the Hub, see :class:`qzoo.zoo.hub.Access`.
 
@@ -103,9 +104,14 @@ def load_pretrained(
 
 def empty_model(config: Config, scheme: Scheme | None) -> nn.Module:
     """The config's architecture without memory for its parameters, to assign loaded tensors to."""
-    entry = architecture(config.architecture)
     with torch.device("meta"):
-        model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
+        return build(config, scheme)
+
+
+def build(config: Config, scheme: Scheme | None) -> nn.Module:
+    """The config's architecture with random weights, and with the scheme's quantizers."""
+    entry = architecture(config.architecture)
+    model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
     if config.plain_relu:
         replace_relu6(model)
     if scheme is not None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from qzoo.config import WEIGHTS, Arguments, Config, config_of
+from qzoo.config import WEIGHTS, Arguments, Config, FloatSource, config_of, fresh, read_config
 from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.preprocessing import Preprocessing
-from qzoo.quantizers import set_layer_bits
 from qzoo.registry import (
-    FloatWeights,
     ModelEntry,
     ModelName,
     architecture,
@@ -24,22 +24,19 @@ from qzoo.registry import (
     parse_name,
     suggest,
 )
-from qzoo.scheme import Scheme, as_scheme, target_named, with_target
+from qzoo.scheme import DEFAULT_TARGET, Scheme, as_scheme, target_named, with_target
 from qzoo.zoo import hub
-from qzoo.zoo.checkpoint import empty_model, load_pretrained
+from qzoo.zoo.checkpoint import build, empty_model, load_pretrained
 from qzoo.zoo.sources import load_float_weights
-from qzoo.zoo.tensors import assign_state, name_quantizers
+from qzoo.zoo.tensors import assign_state
 
 CLASSES = {name: known.classes for name, known in DATA_SETS.items() if known.classes is not None}
-
-Pretrained = bool | Literal["float"]
-Quantize = bool | str | Scheme | None
 
 
 def create_model(
     name: str,
-    pretrained: Pretrained = False,
-    quantize: Quantize = None,
+    pretrained: bool | Literal["float"] = False,
+    quantize: bool | str | Scheme | None = None,
     *,
     target: str | None = None,
     num_classes: int | None = None,
@@ -52,62 +49,196 @@ def create_model(
             ``"resnet50.tv_in1k-w8a8"``. Without a tag the architecture's first one is meant.
         pretrained: False gives random weights. True gives the float weights, or for a quantized model its
             calibrated checkpoint. ``"float"`` puts the float weights into a quantized model, to calibrate.
-        quantize: True (W8A8), a text such as ``"w4a8"``, or a Scheme; what the name says by default.
+        quantize: True (W8A8), a text such as ``"w4a8"``, or a Scheme; what the name says by default. A checkpoint
+            must have all the bits of a Scheme, also those that its name does not tell.
         target: the runtime that quantizers simulate; the Scheme's by default, else the one that the
-            checkpoint was tuned for, else "tensorrt".
-        num_classes, in_channels: of a model with random weights; by default what the tag's data have.
+            checkpoint was made for, else "onnxruntime".
+        num_classes: of a model with random weights; with float weights a classifier of another size is new, with
+            random weights. By default what the tag's data have.
+        in_channels: of a model with random weights; by default what the tag's data have.
 
     Returns:
         The module with its :class:`~qzoo.config.Config` as ``qzoo_config``; in eval mode when pretrained.
 
     Raises:
         UnknownModelError: no such architecture, tag, or checkpoint (with near names, and how to build it).
-        HubError, CheckpointError: the weights can't be had, or are not what they should be.
-        ValueError: arguments that contradict each other.
+        HubError, CheckpointError: the weights can't be had, are not what they should be, or have other sizes or bits.
+        ArgumentError: arguments that make no sense, or contradict each other.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist-w8a8", pretrained=True)
+        >>> body = qzoo.create_model("resnet20.fmnist", pretrained=True, num_classes=5)  # to fine-tune
     """
-    if pretrained not in (True, False, "float"):
-        raise ArgumentError(f"pretrained must be True, False or 'float', not {pretrained!r}")
-    if "/" in name:
-        raise UnknownModelError(
-            f"{name!r} is no name of the zoo; qzoo.load_pretrained loads folders and repositories of the Hub"
-        )
-    parsed = parse_name(name)
-    entry = architecture(parsed.arch)
-    _check_tag(parsed, entry)
-    scheme = _scheme(parsed, quantize, target)
-    if pretrained:
-        parsed = dataclasses.replace(parsed, tag=parsed.tag or entry.default_tag)
-    parsed = dataclasses.replace(parsed, scheme=str(scheme) if scheme else None)
-    is_checkpoint = scheme is not None or str(parsed) in hub.checkpoints()
-    if pretrained is True and is_checkpoint:
-        asked = quantize.target if isinstance(quantize, Scheme) else None
-        model = load_pretrained(hub.named(_checkpoint_name(parsed)), target=target or asked)
-        _check_arguments(config_of(model), num_classes, in_channels)
-        return model
-    config = _new_config(parsed, entry, scheme, num_classes, in_channels)
+    asked = Request.parse(name, pretrained, quantize, target, num_classes, in_channels)
     if not pretrained:
-        model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
-        if scheme is not None:
-            set_layer_bits(model, scheme)
-        name_quantizers(model)
-        model.qzoo_config = config  # type: ignore[assignment]
-        return model
-    weights = _float_weights(parsed, entry)
-    _check_arguments(_new_config(parsed, entry, scheme, None, None), num_classes, in_channels)
-    model = empty_model(config, scheme)
-    state, source = load_float_weights(weights, f"{parsed.arch}.{parsed.tag}", model.state_dict().keys())
-    assign_state(model, state.items(), source.source)
-    model.qzoo_config = dataclasses.replace(config, float_source=source)  # type: ignore[assignment]
+        return build(asked.config(), asked.scheme)
+    if pretrained is True and asked.scheme is not None:
+        return load_pretrained(asked.checkpoint(), target=asked.target)
+    return _with_float_weights(asked)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What :func:`create_model` was asked for, made sense of; what can't be had is refused here.
+
+    Attributes:
+        name: with its scheme, and where weights are wanted with its tag.
+        entry: of its architecture.
+        scheme: of the quantizers, for the target; None for a float model.
+        exact: the Scheme that was passed, whose bits a checkpoint must have; None where a text or name was.
+        target: that was asked for; None leaves it to the checkpoint.
+        num_classes, in_channels: that were asked for.
+    """
+
+    name: ModelName
+    entry: ModelEntry
+    scheme: Scheme | None = None
+    exact: Scheme | None = None
+    target: str | None = None
+    num_classes: int | None = None
+    in_channels: int | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        name: str,
+        pretrained: bool | Literal["float"] = False,
+        quantize: bool | str | Scheme | None = None,
+        target: str | None = None,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
+    ) -> Request:
+        """Arguments of :func:`create_model`; raises what that raises."""
+        if pretrained not in (True, False, "float"):
+            raise ArgumentError(f"pretrained must be True, False or 'float', not {pretrained!r}")
+        for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ArgumentError(f"{argument} must be a whole number of 1 or more, not {value!r}")
+        if "/" in name:
+            raise UnknownModelError(
+                f"{name!r} is no name of the zoo; qzoo.load_pretrained loads folders and repositories of the Hub"
+            )
+        parsed = parse_name(name)
+        entry = architecture(parsed.arch)
+        _check_tag(parsed, entry)
+        scheme = _scheme(parsed, quantize, target)
+        tag = parsed.tag or (entry.default_tag if pretrained else None)
+        parsed = dataclasses.replace(parsed, tag=tag, scheme=str(scheme) if scheme else None)
+        exact = quantize if isinstance(quantize, Scheme) else None
+        target = target or (exact.target if exact else None)
+        return cls(parsed, entry, scheme, exact, target, num_classes, in_channels)
+
+    @property
+    def float_name(self) -> str:
+        """``arch.tag``."""
+        return str(dataclasses.replace(self.name, scheme=None, qat=False))
+
+    def config(self) -> Config:
+        """The config of a model without weights."""
+        return _new_config(self.name, self.entry, self.scheme, self.num_classes, self.in_channels)
+
+    def checkpoint(self) -> Path:
+        """The folder of the quantized checkpoint.
+
+        Raises:
+            UnknownModelError: there is none.
+            CheckpointError: it has other bits, or a classifier or an input of another size.
+        """
+        folder = hub.named(_checkpoint_name(self.name))
+        config = read_config(folder)
+        if self.exact is not None and config.scheme is not None and not _same_bits(self.exact, config.scheme):
+            raise CheckpointError(
+                f"the checkpoint {config.name} has {_bits(config.scheme)}, not {_bits(self.exact)}; quantize="
+                f"{str(self.exact)!r} takes it as it is, `qzoo build {config.name} --edge-bits N --layer-bits LAYER=N` "
+                "makes another one"
+            )
+        self.check_channels(config)
+        if self.num_classes not in (None, config.arguments.num_classes):
+            base = parse_name(config.name)
+            raise CheckpointError(
+                f"num_classes={self.num_classes}, but the checkpoint {config.name} has num_classes="
+                f"{config.arguments.num_classes}; a quantized checkpoint gets no new classifier. Fine-tune the float "
+                f"model, qzoo.create_model({str(dataclasses.replace(base, scheme=None, qat=False))!r}, "
+                f"pretrained=True, num_classes={self.num_classes}), and quantize that"
+            )
+        return folder
+
+    def check_channels(self, config: Config) -> None:
+        """Raises CheckpointError where weights for another number of channels were asked for."""
+        has = config.arguments.in_channels
+        if self.in_channels not in (None, has):
+            raise CheckpointError(
+                f"in_channels={self.in_channels}, but the weights {config.name} have in_channels={has}; leave it out "
+                f"and pass images of {has} channel{'s' if has > 1 else ''}, or build with pretrained=False"
+            )
+
+
+def _with_float_weights(asked: Request) -> nn.Module:
+    """The float weights ``arch.tag``, with or without quantizers, and with a classifier of the size asked for."""
+    if asked.float_name in hub.checkpoints():
+        exact = load_pretrained(hub.named(asked.float_name))
+        config = config_of(exact)
+        asked.check_channels(config)
+        if asked.scheme is None and asked.num_classes in (None, config.arguments.num_classes):
+            return exact
+        state = {key: value.clone() for key, value in exact.state_dict().items()}
+        config = dataclasses.replace(
+            fresh(config, str(asked.name)), scheme=asked.scheme, float_source=_source_of(config, asked.entry)
+        )
+    else:
+        asked.check_channels(_new_config(asked.name, asked.entry, asked.scheme, None, None))
+        config, state = _public_weights(asked.name, asked.entry, asked.scheme)
+    return _filled(config, state, asked.num_classes)
+
+
+def _public_weights(
+    name: ModelName, entry: ModelEntry, scheme: Scheme | None = None
+) -> tuple[Config, dict[str, Tensor]]:
+    """The float weights of the registry, and the config of a model with them."""
+    if name.tag is None or name.tag not in entry.weights:
+        raise UnknownModelError(
+            f"{name.arch} has no public float weights; `qzoo train {name.arch}` makes some, or build it "
+            "with pretrained=False and load your own state dict"
+        )
+    config = _new_config(name, entry, scheme, None, None)
+    keys = empty_model(config, None).state_dict().keys()
+    state, source = load_float_weights(entry.weights[name.tag], f"{name.arch}.{name.tag}", keys)
+    return dataclasses.replace(config, float_source=source), state
+
+
+def _filled(config: Config, state: dict[str, Tensor], num_classes: int | None = None) -> nn.Module:
+    """The config's model with the float weights, in eval mode.
+
+    Args:
+        num_classes: another number of classes: what depends on it starts from random values, and nothing else.
+    """
+    where = config.float_source.source if config.float_source else config.name
+    model = empty_model(config, config.scheme)
+    if num_classes not in (None, config.arguments.num_classes):
+        shapes = {key: value.shape for key, value in model.state_dict().items()}
+        arguments = Arguments(num_classes or 0, config.arguments.in_channels)
+        model = build(dataclasses.replace(config, arguments=arguments, labels="", classes=()), config.scheme)
+        start = {key: value for key, value in model.state_dict().items() if value.shape != shapes.get(key)}
+        state = {**state, **start}
+    assign_state(model, state.items(), where)
     return model.eval()
 
 
+def _source_of(config: Config, entry: ModelEntry) -> FloatSource:
+    """A float checkpoint, as the place that others are made from."""
+    weights = entry.weights.get(parse_name(config.name).tag or "")
+    if weights is not None:
+        return FloatSource(f"qzoo:{config.name}", "", config.files[WEIGHTS], weights.license)
+    return FloatSource(f"folder:{config.name}", "", config.files[WEIGHTS], config.license)
+
+
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names that :func:`create_model` knows: architectures, or with ``pretrained`` all that has weights.
+    """List names that :func:`create_model` knows: architectures, or with ``pretrained`` all that has weights.
 
     Args:
         pattern: shell pattern, matched against the whole name and against its architecture.
-        pretrained: list ``arch.tag`` (float weights) and ``arch.tag-scheme`` (calibrated checkpoints)
-        instead.
+        pretrained: list ``arch.tag`` (float weights) and ``arch.tag-scheme`` (calibrated checkpoints), of the user's
+            store too, instead.
     """
     if not pretrained:
         return list_architectures(pattern)
@@ -127,21 +258,31 @@ def float_model(config: Config) -> nn.Module:
     """The float model that a quantized checkpoint was made from, in eval mode: the reference of comparisons.
 
     Raises:
-        UnknownModelError: its float weights are not public.
+        UnknownModelError: its float weights are not public, and in no store.
         HubError: they can't be had here; says from where, why, and what to do.
         CheckpointError: they are not those that the checkpoint was made from.
     """
-    parsed = parse_name(config.name)
-    model = create_model(f"{parsed.arch}.{parsed.tag}" if parsed.tag else parsed.arch, pretrained=True)
-    made_from, found = config.float_source, config_of(model)
+    made_from = config.float_source
+    name = dataclasses.replace(parse_name(config.name), scheme=None, qat=False)
+    kind, _, rest = made_from.source.partition(":") if made_from is not None else ("", "", "")
     if made_from is None:
-        return model
-    if made_from.source == f"qzoo:{found.name}":
-        here = found.files[WEIGHTS]
-    elif found.float_source is not None and found.float_source.source == made_from.source:
-        here = found.float_source.sha256
-    else:  # another place that holds the same weights, with a file of its own
-        return model
+        return create_model(str(name), pretrained=True)
+    if kind not in ("qzoo", "folder"):
+        found, state = _public_weights(name, architecture(name.arch))
+        model, source = _filled(found, state), found.float_source
+        # Another place that holds the same weights has a file of its own.
+        same = source is None or source.source != made_from.source
+        here = made_from.sha256 if same or source is None else source.sha256
+    else:
+        for folder in hub.local_folders(rest):
+            if read_config(folder).files.get(WEIGHTS) == made_from.sha256:
+                return load_pretrained(folder)
+        if kind == "folder":
+            raise CheckpointError(
+                f"{config.name} was made from the float weights of a folder ({rest}); name the folder with --float"
+            )
+        model = load_pretrained(hub.named(rest))
+        here = config_of(model).files[WEIGHTS]
     if here != made_from.sha256:
         raise CheckpointError(
             f"{config.name} was made from {made_from.source} with SHA-256 {made_from.sha256}, but here "
@@ -156,11 +297,10 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
     Raises:
         UnknownModelError: no such architecture.
     """
-    summary = (architecture(arch).build.__doc__ or arch).partition("\n")[0]
 
     def build(
-        pretrained: Pretrained = False,
-        quantize: Quantize = None,
+        pretrained: bool | Literal["float"] = False,
+        quantize: bool | str | Scheme | None = None,
         *,
         target: str | None = None,
         num_classes: int | None = None,
@@ -175,8 +315,12 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
             in_channels=in_channels,
         )
 
+    summary = (architecture(arch).build.__doc__ or arch).partition("\n")[0]
+    described = (create_model.__doc__ or "").partition("    Example:")[0].rstrip()
+    _, first, rest = described.partition("        pretrained:")  # after the name
     build.__name__ = build.__qualname__ = arch
-    build.__doc__ = f"{summary}\n\nArguments as in :func:`qzoo.create_model`."
+    build.__module__ = "qzoo"
+    build.__doc__ = f"{summary}\n\n    Args:\n{first}{rest}\n    "
     return build
 
 
@@ -192,20 +336,20 @@ def new_config(name: str) -> Config:
 def _check_tag(parsed: ModelName, entry: ModelEntry) -> None:
     if parsed.tag is None or parsed.tag in entry.weights:
         return
-    if any(name.startswith(f"{parsed.arch}.{parsed.tag}") for name in hub.checkpoints()):
-        return
-    tags = ", ".join(entry.weights) or "none"
-    raise UnknownModelError(
-        f"{parsed.arch} has no weights with tag {parsed.tag!r} (tags: {tags})"
-        f"{suggest(parsed.tag, entry.weights)}"
-    )
+    names = [parse_name(name) for name in hub.checkpoints()]
+    known = [*entry.weights, *(name.tag for name in names if name.arch == parsed.arch and name.tag)]
+    if parsed.tag not in known:
+        tags = ", ".join(dict.fromkeys(known)) or "none"
+        raise UnknownModelError(
+            f"{parsed.arch} has no weights with tag {parsed.tag!r} (tags: {tags}){suggest(parsed.tag, known)}"
+        )
 
 
-def _scheme(parsed: ModelName, quantize: Quantize, target: str | None) -> Scheme | None:
+def _scheme(parsed: ModelName, quantize: bool | str | Scheme | None, target: str | None) -> Scheme | None:
     """The scheme that name and arguments agree on, for the target."""
     asked = as_scheme(quantize)
     if parsed.scheme is not None:
-        named = Scheme.parse(parsed.scheme, asked.target if asked else "tensorrt")
+        named = Scheme.parse(parsed.scheme, asked.target if asked else DEFAULT_TARGET)
         if quantize is False or (quantize not in (None, True) and str(asked) != str(named)):
             raise ArgumentError(
                 f"quantize={quantize!r} contradicts the name {str(parsed)!r}; give one of them"
@@ -217,32 +361,28 @@ def _scheme(parsed: ModelName, quantize: Quantize, target: str | None) -> Scheme
     return asked
 
 
+def _same_bits(asked: Scheme, made: Scheme) -> bool:
+    """Whether two schemes of the same name agree on the first and last layer, and on single layers."""
+    edges = [(scheme.edge.weight_bits, scheme.edge.activation_bits) for scheme in (asked, made)]
+    return edges[0] == edges[1] and dict(asked.layers) == dict(made.layers)
+
+
+def _bits(scheme: Scheme) -> str:
+    layers = " ".join(f"{name}={bits}" for name, bits in scheme.layers)
+    return f"{scheme} with first and last layer w{scheme.edge.weight_bits}a{scheme.edge.activation_bits}" + (
+        f" and {layers}" if layers else ""
+    )
+
+
 def _checkpoint_name(parsed: ModelName) -> str:
-    """The checkpoint's full name; one that exists.
-
-    Raises:
-        UnknownModelError: none of that name.
-    """
-    known = hub.checkpoints()
-    if parsed.tag is None:  # an architecture without public float weights may still have a checkpoint
-        same = [
-            n for n in known if parse_name(n).arch == parsed.arch and parse_name(n).scheme == parsed.scheme
-        ]
-        return same[0] if same else _raise_unknown(str(parsed))
-    return str(parsed) if str(parsed) in known else _raise_unknown(str(parsed))
-
-
-def _raise_unknown(name: str) -> str:
-    raise UnknownModelError(hub.missing_checkpoint(name))
-
-
-def _float_weights(parsed: ModelName, entry: ModelEntry) -> FloatWeights:
-    if parsed.tag is None or parsed.tag not in entry.weights:
-        raise UnknownModelError(
-            f"{parsed.arch} has no public float weights; `qzoo train {parsed.arch}` makes some, or build it "
-            "with pretrained=False and load your own state dict"
-        )
-    return entry.weights[parsed.tag]
+    """The full name of a checkpoint."""
+    if parsed.tag is not None:
+        return str(parsed)
+    # An architecture without public float weights may still have a checkpoint.
+    same = [
+        n for n in map(parse_name, hub.checkpoints()) if (n.arch, n.scheme) == (parsed.arch, parsed.scheme)
+    ]
+    return str(same[0] if same else parsed)
 
 
 def _new_config(
@@ -254,9 +394,15 @@ def _new_config(
 ) -> Config:
     """The config of a model that is no checkpoint yet."""
     weights = entry.weights.get(parsed.tag) if parsed.tag else None
-    defaults = entry.build.__kwdefaults__ or {}
-    channels = in_channels or (weights.preprocessing.input_size[0] if weights else defaults["in_channels"])
-    classes = num_classes or (CLASSES.get(weights.labels) if weights else None) or defaults["num_classes"]
+    own = hub.local_folders(f"{parsed.arch}.{parsed.tag}") if parsed.tag and weights is None else []
+    if own and num_classes is None and in_channels is None:  # a tag of the user's own
+        return dataclasses.replace(fresh(read_config(own[0]), str(parsed)), scheme=scheme, float_source=None)
+    channels = in_channels or (
+        weights.preprocessing.input_size[0] if weights else entry.default("in_channels")
+    )
+    classes = (
+        num_classes or (CLASSES.get(weights.labels) if weights else None) or entry.default("num_classes")
+    )
     hint = weights or next(iter(entry.weights.values()), None)
     if hint is not None and hint.preprocessing.input_size[0] == channels:
         preprocessing = hint.preprocessing
@@ -274,13 +420,3 @@ def _new_config(
         preprocessing=preprocessing,
         labels=hint.labels if same_classes and hint else "",
     )
-
-
-def _check_arguments(config: Config, num_classes: int | None, in_channels: int | None) -> None:
-    for field, asked in (("num_classes", num_classes), ("in_channels", in_channels)):
-        has = getattr(config.arguments, field)
-        if asked is not None and asked != has:
-            raise CheckpointError(
-                f"{field}={asked}, but the weights {config.name} have {field}={has}; leave it out, or build with "
-                "pretrained=False and load the layers that fit with load_state_dict(..., strict=False)"
-            )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from qzoo.config import WEIGHTS, Config, FloatSource, config_of, read_config
+from qzoo.config import WEIGHTS, Config, FloatSource, config_of, fresh, read_config
 from qzoo.errors import CheckpointError, UnknownModelError
 from qzoo.registry import parse_name
 from qzoo.scheme import Scheme
@@ -24,7 +24,9 @@ def open_model(where: str, target: str | None = None) -> nn.Module:
         return create_model(where, pretrained=True, target=target)
     except UnknownModelError as error:
         folder = (
-            "the folder of that name has no config.json" if Path(where).is_dir() else "nor is there a folder"
+            "the folder of that name has no config.json"
+            if Path(where).is_dir()
+            else f"nor is there a folder {where!r}"
         )
         raise UnknownModelError(f"{error} ({folder})") from error
 
@@ -84,11 +86,6 @@ def reference_of(config: Config, float_weights: str | Path | None) -> nn.Module:
     """
     source = config.float_source
     if float_weights is None:
-        if source is not None and source.source.startswith("folder:"):
-            raise CheckpointError(
-                f"{config.name} was made from the float weights of a folder ({source.source[7:]}); name the folder "
-                "with --float"
-            )
         return float_model(config)
     exact = load_pretrained(float_weights)
     _check(config.name, config_of(exact), float_weights)
@@ -98,21 +95,6 @@ def reference_of(config: Config, float_weights: str | Path | None) -> nn.Module:
             f"{config.name} was made from weights with SHA-256 {source.sha256}; those in {float_weights} have {here}"
         )
     return exact
-
-
-def fresh(config: Config, name: str) -> Config:
-    """The config of a model that is made from another: what was recorded of that one's training and figures goes."""
-    return dataclasses.replace(
-        config,
-        name=name,
-        form="master",
-        calibration=None,
-        training=None,
-        metrics=(),
-        latency=(),
-        files={},
-        sizes={},
-    )
 
 
 def _check(name: str, config: Config, where: str | Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.server
+import inspect
 import io
 import os
 import pickle
@@ -20,12 +21,13 @@ from torch import nn
 import qzoo
 from qzoo import registry
 from qzoo.config import config_of
-from qzoo.errors import CheckpointError, HubError, UnknownModelError
+from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.quant.nn import QuantConv2d
 from qzoo.registry import FloatWeights, ModelEntry
-from qzoo.scheme import Scheme
+from qzoo.scheme import DEFAULT_TARGET, Scheme
 from qzoo.zoo import create as zoo
 from qzoo.zoo import hub, sources
+from qzoo.zoo.floats import quantized_from
 from qzoo.zoo.tensors import quantizers
 
 
@@ -90,6 +92,24 @@ def test_quantize_and_target(quantize, target: str | None, expected: Scheme | No
     assert config_of(qzoo.resnet20(quantize=quantize, target=target)).scheme == expected
 
 
+def test_one_target_is_the_default_everywhere(store: Path) -> None:
+    add_checkpoint(store, "resnet20.fmnist-w8a8")
+    for model in (
+        qzoo.resnet20(quantize=True),
+        qzoo.create_model("resnet20.fmnist-w8a8"),
+        qzoo.create_model("resnet20.fmnist-w8a8", pretrained=True),
+        qzoo.load_pretrained(store / "resnet20.fmnist-w8a8"),
+    ):
+        found = quantizers(model).values()
+        assert not any(q._disabled for q in found)  # as ONNX Runtime has it: every role is on
+        assert {q.unsigned for q in found if q.nonnegative and q.role != "weight"} == {True}
+    assert (
+        config_of(model).target
+        == DEFAULT_TARGET
+        == inspect.signature(qzoo.export_onnx).parameters["target"].default
+    )
+
+
 @pytest.mark.parametrize("quantize", [False, "w4a8", Scheme(4, 8)])
 def test_arguments_that_contradict_the_name(quantize) -> None:
     with pytest.raises(ValueError, match="contradicts the name"):
@@ -107,6 +127,7 @@ def test_scheme_that_agrees_with_the_name_keeps_its_target() -> None:
         ("resnet5O", "resnet5O"),
         ("resnet51", r"did you mean.*resnet50"),
         ("resnet50.in1k", "tags: tv_in1k"),
+        ("resnet20.fm", r"no weights with tag 'fm' .*fmnist"),  # a prefix of one that there is
         ("resnet50-int8", "expected arch"),
     ],
 )
@@ -122,6 +143,13 @@ def test_wrong_arguments() -> None:
         qzoo.resnet20(pretrained="yes")
     with pytest.raises(TypeError, match="quantize must be"):
         qzoo.resnet20(quantize=8)
+
+
+@pytest.mark.parametrize("argument", ["num_classes", "in_channels"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_sizes_are_positive_whole_numbers(argument: str, value: object) -> None:
+    with pytest.raises(ArgumentError, match=rf"{argument} must be a whole number.*not {value}"):
+        qzoo.create_model("resnet20", **{argument: value})
 
 
 # ---- checkpoints ----
@@ -182,6 +210,71 @@ def test_other_classes_than_the_weights_have(store: Path) -> None:
     with pytest.raises(CheckpointError, match=r"in_channels=1.*in_channels=3"):
         qzoo.resnet18(pretrained=True, in_channels=1)
     assert qzoo.resnet20(pretrained=True, quantize=True, num_classes=10) is not None
+
+
+def test_a_checkpoint_with_other_bits_than_the_scheme_is_not_taken_for_it(store: Path) -> None:
+    name = "resnet20.fmnist-w4a8"
+    model = qzoo.create_model(name, quantize=Scheme(4, 8, edge_bits=8, layers=(("layer1.0.conv1", 6),)))
+    qzoo.calibrate(model, [torch.randn(4, 1, 28, 28)], progress=False)
+    qzoo.save_pretrained(model, store / name)
+    for other in (
+        Scheme(4, 8),
+        Scheme(4, 8, edge_bits=8),
+        Scheme(4, 8, edge_bits=6, layers=(("layer1.0.conv1", 6),)),
+        Scheme(4, 8, edge_bits=8, layers=(("layer1.0.conv1", 5),)),
+    ):
+        with pytest.raises(
+            CheckpointError, match=r"has w4a8 with first and last layer w8a8 and layer1.0.conv1=6"
+        ):
+            qzoo.resnet20(pretrained=True, quantize=other)
+    same = Scheme(4, 8, "openvino", edge_bits=8, layers=(("layer1.0.conv1", 6),))
+    for asked in (same, "w4a8"):
+        loaded = qzoo.resnet20(pretrained=True, quantize=asked)
+        assert loaded.layer1[0].conv1.weight_quantizer.num_bits == 6
+        assert loaded.conv1.weight_quantizer.num_bits == 8
+
+
+@pytest.mark.parametrize("quantize", [None, "w4a8"])
+def test_another_number_of_classes_puts_a_new_classifier_on_float_weights(store: Path, quantize) -> None:
+    made = add_checkpoint(store, "resnet20.fmnist").state_dict()
+    pretrained = "float" if quantize else True
+    model = qzoo.resnet20(pretrained=pretrained, quantize=quantize, num_classes=5)
+    state, config = model.state_dict(), config_of(model)
+    different = {key for key in made if not torch.equal(made[key], state[key])}
+    assert different == {"fc.weight", "fc.bias"}
+    assert state["fc.weight"].shape == (5, 64)
+    assert state["fc.weight"].std() > 0
+    assert (config.arguments.num_classes, config.labels, config.metrics) == (5, "", ())
+    assert config.float_source is not None  # whose licence is still theirs
+    if not quantize:
+        assert model(torch.randn(2, 1, 28, 28)).shape == (2, 5)
+    again = qzoo.resnet20(pretrained=pretrained, quantize=quantize, num_classes=10).state_dict()
+    assert all(torch.equal(made[key], again[key]) for key in made)
+
+
+def test_a_new_classifier_trains_saves_and_quantizes(store: Path, tmp_path: Path) -> None:
+    add_checkpoint(store, "resnet20.fmnist")
+    model = qzoo.resnet20(pretrained=True, num_classes=5)
+    model(torch.randn(2, 1, 28, 28)).square().sum().backward()
+    with torch.no_grad():
+        model.fc.weight -= 0.1 * model.fc.weight.grad
+    qzoo.save_pretrained(model, tmp_path / "mine")
+    loaded = qzoo.load_pretrained(tmp_path / "mine")
+    assert torch.equal(loaded.fc.weight, model.fc.weight)
+    quantized, _ = quantized_from("resnet20.fmnist-w8a8", tmp_path / "mine", Scheme())
+    assert quantized.fc.weight.shape == (5, 64)
+
+
+def test_a_new_classifier_on_weights_from_a_file(
+    package: str, weights_file, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_sources(monkeypatch, package)
+    model = qzoo.resnet20(pretrained=True, num_classes=3)
+    assert torch.equal(model.conv1.weight, weights_file[1]["conv1.weight"])
+    assert model.fc.weight.shape == (3, 64)
+    torch.save({**weights_file[1], "conv1.weight": torch.zeros(16, 1, 5, 5)}, sources.find(package)[0])
+    with pytest.raises(CheckpointError, match=r"misshaped: conv1.weight"):  # that is no classifier
+        qzoo.resnet20(pretrained=True, num_classes=3)
 
 
 def test_float_checkpoint_of_the_zoo_is_float_weights_and_reference(store: Path) -> None:

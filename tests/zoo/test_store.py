@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from small_data import write_splits
 
 import qzoo
+from qzoo import registry
+from qzoo.__main__ import main
 from qzoo.config import config_of, read_config
 from qzoo.errors import CheckpointError, HubError, UnknownModelError
+from qzoo.pipeline import steps
 from qzoo.pipeline.plan import BuildJob
 from qzoo.pipeline.train_job import TrainJob
 from qzoo.zoo import hub
@@ -19,7 +24,7 @@ from qzoo.zoo.checkpoint import save_pretrained
 from qzoo.zoo.store import checkpoint_folder, home, stored
 
 NAME = "resnet20.fmnist-w8a8"
-CARDS = Path(hub.__file__).parent / "model_cards"
+CARDS = Path(qzoo.__file__).parent / "model_cards"
 
 
 def changed_copy(name: str, folder: Path) -> Path:
@@ -107,3 +112,54 @@ def test_a_folder_that_is_misspelt_is_said_not_to_be_there(
         qzoo.load_pretrained("./mine/pets_w8a8")
     with pytest.raises(HubError, match=r"no folder 'xyz/abc'; as a Hub repository"):
         qzoo.load_pretrained("xyz/abc")
+
+
+MY_NET = """
+from torch import nn
+from qzoo.models.layers import conv2d, linear
+from qzoo.registry import register_model
+
+class Net(nn.Module):
+    def __init__(self, classes, channels, quantize):
+        super().__init__()
+        self.conv = conv2d(channels, 8, 3, quantize=quantize)
+        self.fc = linear(8, classes, quantize=quantize)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+@register_model()
+def net_of_mine(*, num_classes=10, in_channels=3, quantize=None):
+    return Net(num_classes, in_channels, quantize)
+"""
+
+
+def test_ones_own_network_is_trained_built_listed_and_measured_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(steps, "code_digest", lambda: "code")  # whatever is edited meanwhile
+    file, data = tmp_path / "net_of_mine_file.py", write_splits(tmp_path / "pets")
+    file.write_text(MY_NET)
+
+    def run(*words: str) -> str:
+        assert main([*words, "--import", str(file), "-q"]) == 0
+        return capsys.readouterr().out
+
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    options = ("--data", str(data), "--batch-size", "8", "--epochs", "1")
+    run("train", "net_of_mine.pets", "--dataset", "folders", *options)
+    monkeypatch.chdir(tmp_path / "there")
+    run("build", "net_of_mine.pets-w8a8", "--data", str(data), "--calibration-subset", "0:16", "--no-onnx")
+    listed = run("list", "net_of_mine*", "--pretrained")
+    assert "net_of_mine.pets" in listed
+    assert "net_of_mine.pets-w8a8" in listed
+    monkeypatch.chdir(tmp_path)
+    measured = run("evaluate", "net_of_mine.pets-w8a8", "--data", str(data))
+    assert "target onnxruntime" in measured
+    assert "same images" in measured  # the float model was found by name, too
+    config = read_config(checkpoint_folder("net_of_mine.pets-w8a8"))
+    assert (config.labels, config.arguments.num_classes) == ("folders", 2)
