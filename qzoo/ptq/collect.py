@@ -275,10 +275,24 @@ def _check_seen(statistics: Statistics, watched: Iterable[str]) -> None:
     seen = statistics.ranges("max", 100.0)
     unseen = [name for name in watched if name not in seen]
     if unseen:
+        modules = _unreached(unseen, seen)
         raise CalibrationError(
-            f"{len(unseen)} quantizers saw no data: {', '.join(unseen)}; the model's forward does not reach "
-            "them. Disable them, or remove them from the model"
+            f"{len(unseen)} quantizers saw no data: {', '.join(unseen)}; in eval mode the model's forward does not "
+            f"reach {', '.join(modules)}. If only training uses that, as an auxiliary head, set it to None before you "
+            f"calibrate, or leave it in float: quantize_(model, exclude={[f'{m}*' for m in modules[:4]]}); else "
+            "disable() these quantizers"
         )
+
+
+def _unreached(unseen: Iterable[str], seen: Iterable[str]) -> list[str]:
+    """The outermost modules of which no quantizer saw data."""
+    reached = {name[:i] for name in seen for i, letter in enumerate(name) if letter == "."} | set(seen)
+    found: dict[str, None] = {}
+    for name in unseen:
+        parts = name.split(".")
+        paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+        found[next(path for path in paths if path not in reached)] = None
+    return list(found)
 
 
 def _started(

@@ -1,4 +1,5 @@
-"""Folding of BatchNorm into the layer before it, without changing a single quantized weight.
+"""Folding of BatchNorm into the layer before it, without changing a single quantized weight; and of weight
+standardization into the weight.
 
 In inference BatchNorm multiplies each channel by ``g = gamma / sqrt(var + eps)`` and adds a constant. With symmetric
 ranges per output channel the factor moves into the range: weight ``w g`` with range ``amax |g|`` has the integers of
@@ -8,6 +9,7 @@ the next Q keeps the convolution in floating point.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import conv
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
@@ -95,6 +99,67 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
             _check_pair(pair, before, rest(layer(x)))
             model.set_submodule(pair.norm, rest)
     return pairs
+
+
+def standardized_types() -> tuple[type[nn.Module], ...]:
+    """timm's convolutions with weight standardization, if timm has been imported."""
+    layers = sys.modules.get("timm.layers")
+    names = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+    return () if layers is None else tuple(getattr(layers, name) for name in names)
+
+
+@torch.no_grad()
+def fold_weight_standardization_(model: nn.Module) -> list[str]:
+    """Replace convolutions that standardize their weight in every forward by plain ones with that weight, in place.
+
+    For timm's ``StdConv2d`` and ``ScaledStdConv2d`` (NFNet, BiT), also with "same" padding. In inference their weight
+    is constant, so the outputs stay as they are, to the bit; afterwards :func:`qzoo.quant.quantize_` takes the layers.
+    Training them further is another training, without standardization.
+
+    Paper: "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization" (Qiao et al., 2019,
+    arXiv:1903.10520).
+
+    Returns:
+        The names of the replaced modules.
+
+    Raises:
+        QuantizationError: ``model`` itself is such a layer (its owner has to replace it).
+    """
+    kinds = standardized_types()
+    if isinstance(model, kinds):
+        raise QuantizationError(
+            f"the model is itself a {type(model).__name__} and can't be replaced in place; put it into an nn.Sequential"
+        )
+    plain: dict[nn.Module, nn.Module] = {}
+    names = []
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, kinds):
+            plain[layer] = plain[layer] if layer in plain else _with_constant_weight(layer)
+            model.set_submodule(name, plain[layer])
+            names.append(name)
+    return names
+
+
+def _with_constant_weight(layer: Any) -> nn.Module:
+    same = getattr(layer, "same_pad", False)
+    kind = sys.modules["timm.layers"].Conv2dSame if same else conv.Conv2d
+    new: nn.Module = kind(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        stride=layer.stride,
+        padding=0 if same else layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=layer.bias is not None,
+        device="meta",
+    )
+    gain = (layer.gain * layer.scale).view(-1) if hasattr(layer, "gain") else None
+    rows = layer.weight.reshape(1, layer.out_channels, -1)
+    weight = F.batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=layer.eps)
+    new.weight = nn.Parameter(weight.reshape_as(layer.weight), layer.weight.requires_grad)
+    new.bias = layer.bias
+    return new.train(layer.training)
 
 
 def _pairs(modules: dict[str, nn.Module], trace: _Trace) -> Iterator[Pair]:

@@ -15,6 +15,7 @@ from torch.nn import modules as float_nn
 from qzoo.errors import ArgumentError
 from qzoo.quant import nn as quant_nn
 from qzoo.quant.descriptor import QuantDescriptor
+from qzoo.quant.fold import standardized_types
 from qzoo.quant.nn.modules._utils import QuantInputMixin, QuantMixin
 from qzoo.quant.nn.modules.quant_attention import QuantMultiheadAttention
 from qzoo.quant.nn.modules.quant_rnn import QuantGRU, QuantRNN
@@ -118,14 +119,26 @@ def quantize_(
         elif isinstance(module, float_nn.TransformerEncoderLayer | float_nn.TransformerEncoder):
             _without_fused_kernel(module)
     if left:
-        logger.warning("left as they are, subclasses of known layers: %s", ", ".join(left))
+        logger.warning("left as they are, subclasses of known layers: %s%s", ", ".join(left), _cure(model))
     return names
 
 
 def _timm_mapping() -> dict[type[nn.Module], type[nn.Module]]:
-    """timm's own convolution, if timm has been imported: a model of it can't exist otherwise."""
+    """timm's own layers, if timm has been imported: a model of it can't exist otherwise."""
     timm_layers = sys.modules.get("timm.layers")
-    return {} if timm_layers is None else {timm_layers.Conv2dSame: quant_nn.QuantConv2dSame}
+    if timm_layers is None:
+        return {}
+    return {timm_layers.Conv2dSame: quant_nn.QuantConv2dSame, timm_layers.Linear: quant_nn.QuantLinear}
+
+
+def _cure(model: nn.Module) -> str:
+    """What makes known layers of those that are left, for the warning."""
+    if not any(isinstance(module, standardized_types()) for module in model.modules()):
+        return ""
+    return (
+        "; those that standardize their weight become plain convolutions, which can be quantized, by "
+        "qzoo.quant.fold.fold_weight_standardization_(model) before quantize_"
+    )
 
 
 def _inside_attention(parent: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -15,6 +16,7 @@ from qzoo.errors import CalibrationError, NonFiniteError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.ranges import calibrate
+from qzoo.quant import quantize_
 from qzoo.quant.calib import HistogramCalibrator
 from qzoo.quant.descriptor import QuantDescriptor
 from qzoo.quant.nn import QuantConv2d, QuantLinear, TensorQuantizer
@@ -406,3 +408,19 @@ def test_a_signed_tensor_that_is_called_nonnegative_is_refused(method: str) -> N
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, not a str"):
         calibrate("resnet20", [torch.randn(1, 3, 8, 8)])  # type: ignore[arg-type]
+
+
+def test_an_auxiliary_head_is_named_with_its_cure() -> None:
+    """torchvision's GoogLeNet has two, which only training uses."""
+    images = [torch.randn(1, 3, 64, 64)]
+    model = torchvision.models.googlenet(num_classes=4, init_weights=False).eval()
+    quantize_(model)
+    with pytest.raises(
+        CalibrationError, match=r"does not reach aux1, aux2\. .*None.*exclude=\['aux1\*', 'aux2\*'\]"
+    ):
+        calibrate(model, images, progress=False)
+    model.aux1 = model.aux2 = None
+    calibrate(model, images, progress=False)
+    model = torchvision.models.googlenet(num_classes=4, init_weights=False).eval()
+    quantize_(model, exclude=["aux1*", "aux2*"])
+    calibrate(model, images, progress=False)

@@ -11,6 +11,7 @@ from torch import nn
 from qzoo.errors import MissingRangeError
 from qzoo.quant import TensorQuantizer, deactivate, enable_onnx_export, initialize, quant_modules, quantize_
 from qzoo.quant import nn as qnn
+from qzoo.quant.fold import fold_weight_standardization_
 from qzoo.quant.nn.modules._utils import QuantInputMixin
 from qzoo.quant.quant_modules import QuantModuleReplacementHelper
 from qzoo.quant.tensor_quant import QuantDescriptor
@@ -212,6 +213,38 @@ def test_timm_same_padding_in_place(options, size):
     model[0].input_quantizer.disable()
     model[0].weight_quantizer.disable()
     assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"])
+@pytest.mark.parametrize("options", [{"stride": 2, "bias": True}, {"groups": 2, "bias": False}])
+def test_timm_weight_standardization_folds_to_the_bit(kind: str, options: dict, caplog):
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    layer = getattr(layers, kind)(4, 6, 3, **options)
+    model = nn.ModuleDict({"a": nn.Sequential(layer), "b": layer}).eval()
+    x = torch.randn(2, 4, 9, 8)
+    expected = layer(x)
+    with caplog.at_level("WARNING"):
+        assert quantize_(model) == []
+    assert f"a.0 ({kind})" in caplog.text
+    assert "fold_weight_standardization_" in caplog.text
+    assert fold_weight_standardization_(model) == ["a.0", "b"]
+    assert model["a"][0] is model["b"], "a layer that occurs twice stays one"
+    assert torch.equal(model["b"](x), expected)
+    assert set(quantize_(model)) == {"a.0", "b"}
+    assert fold_weight_standardization_(model) == []
+    if isinstance(getattr(layer, "gain", None), nn.Parameter):
+        assert "a.0.gain" not in model.state_dict()
+
+
+def test_timm_linear_in_place():
+    layers = pytest.importorskip("timm.layers")
+    model = nn.Sequential(layers.Linear(4, 6))
+    assert quantize_(model) == ["0"]
+    x = torch.randn(2, 4)
+    by_hand = qnn.QuantLinear(4, 6)
+    by_hand.load_state_dict(model[0].state_dict())
+    assert torch.equal(model(x), by_hand(x))
 
 
 def test_timm_models_in_place():
