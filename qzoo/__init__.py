@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qzoo.export.onnx import export_onnx
     from qzoo.hub_mixin import HubMixin
     from qzoo.pipeline.build import build
+    from qzoo.prediction import predict
     from qzoo.ptq.ranges import calibrate
     from qzoo.quantizers import set_target
     from qzoo.release.publish import publish
@@ -42,6 +43,7 @@ __all__ = [
     "train",
     "export_onnx",
     "deploy",
+    "predict",
     "benchmark",
     "sensitivity",
     "inspect",
@@ -66,6 +68,7 @@ _MODULE_OF = {
     "train": "qzoo.training.loop",
     "export_onnx": "qzoo.export.onnx",
     "deploy": "qzoo.deployment",
+    "predict": "qzoo.prediction",
     "benchmark": "qzoo.bench.run",
     "sensitivity": "qzoo.analysis.sensitivity",
     "inspect": "qzoo.analysis.inspect",

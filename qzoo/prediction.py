@@ -1,68 +1,160 @@
-"""``qzoo.predict``: the most likely labels of one photo, by default int8 in ONNX Runtime."""
+"""``qzoo.predict``: the most likely labels of photos, by default int8 in ONNX Runtime."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from functools import lru_cache
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import overload
 
 import torch
 
-from qzoo.config import config_of
-from qzoo.data import label_names
+from qzoo import runtimes
+from qzoo.config import Config, read_config
 from qzoo.data.files import open_image
-from qzoo.errors import ArgumentError
-from qzoo.preprocessing import Preprocessing
+from qzoo.errors import ArgumentError, CheckpointError
+from qzoo.export.onnx import export_onnx
+from qzoo.pipeline.onnx_files import onnx_name
 from qzoo.registry import parse_name
-from qzoo.runtimes import Runner, check, load
+from qzoo.runtimes import Runner
+from qzoo.version import __version__
+from qzoo.zoo import hub, store
 from qzoo.zoo.checkpoint import load_pretrained
-from qzoo.zoo.create import create_model
+from qzoo.zoo.create import Request
+
+Photo = str | os.PathLike[str]
+Labels = list[tuple[str, float]]
 
 
+@overload
+def predict(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
+    image: Photo, model: str | os.PathLike[str], runtime: str = ..., k: int = ...
+) -> Labels: ...
+@overload
 def predict(
-    image: str | os.PathLike[str], model: str, runtime: str = "onnxruntime", k: int = 5
-) -> list[tuple[str, float]]:
-    """Label an image with a checkpoint of the zoo.
+    image: Sequence[Photo], model: str | os.PathLike[str], runtime: str = ..., k: int = ...
+) -> list[Labels]: ...
+def predict(
+    image: Photo | Sequence[Photo],
+    model: str | os.PathLike[str],
+    runtime: str = "onnxruntime",
+    k: int = 5,
+) -> Labels | list[Labels]:
+    """Label photos with a checkpoint of the zoo, or one of your own.
 
-    The model is exported and loaded on the first call; later calls with the same name reuse it.
+    The runtime opens the ONNX file of the checkpoint's folder where it has one for the runtime. Else one is exported
+    and kept in the store (``QZOO_HOME``). Later calls in the process go on with the open model, until its folder
+    changes.
 
     Args:
-        image: path of an image file.
+        image: path of an image file, or several paths.
         model: ``"arch"``, ``"arch.tag"`` (their W8A8 checkpoint) or the checkpoint's own name, such as
             ``"resnet20.fmnist-w4a4_qat"``; or a checkpoint folder, or a Hub repository.
-        runtime: ``"onnxruntime"``, ``"openvino"`` or ``"pytorch"`` (which simulates int8).
+        runtime: one of :data:`qzoo.runtimes.RUNTIMES`: ``"onnxruntime"``, ``"onnxruntime-cuda"``, ``"openvino"``, ...;
+            ``"pytorch"`` and ``"torch.compile"`` simulate int8.
         k: number of labels; fewer when the model has fewer classes.
 
     Returns:
-        ``(label, probability)``, the most likely first; probabilities of all classes add up to 1. Where the data
-        set is not one of qzoo's, labels are ``"class 0"``, ``"class 1"``, ...
+        ``(label, probability)``, the most likely first; probabilities of all classes add up to 1. For several photos
+        a list of these. Where the names of the classes are not known, labels are ``"class 0"``, ``"class 1"``, ...
 
     Raises:
-        DataError: the file is missing or no image.
+        DataError: a file is missing or no image.
         UnknownModelError: no such checkpoint; the message has near names.
+        CheckpointError: a folder that is incomplete or altered, its ONNX file too.
         MissingDependencyError: the runtime is not installed.
         ValueError: an unknown runtime, ``k`` below 1.
+
+    Example:
+        >>> qzoo.predict("photo.jpg", "tf_efficientnet_lite0", k=1)
+        [('tabby, tabby cat', 0.71)]
     """
     if k < 1:
         raise ArgumentError(f"k must be at least 1, not {k}")
-    check(runtime)
-    runner, preprocessing, labels = _ready(model, runtime)
-    picture = open_image(image, "L" if preprocessing.input_size[0] == 1 else "RGB")
-    logits = runner(preprocessing.transform()(picture).unsqueeze(0))[0]
+    runtimes.check(runtime)
+    folder = _folder(os.fspath(model))
+    ready = _ready(folder, hub.sha256_of(folder / "config.json"), runtime)
+    if isinstance(image, str | os.PathLike):
+        return _label(image, ready, k)
+    return [_label(photo, ready, k) for photo in image]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A running model and its config."""
+
+    run: Runner
+    config: Config
+
+
+def _label(photo: Photo, ready: _Ready, k: int) -> Labels:
+    preprocessing, names = ready.config.preprocessing, ready.config.class_names
+    picture = open_image(photo, "L" if preprocessing.input_size[0] == 1 else "RGB")
+    logits = ready.run(preprocessing.transform()(picture).unsqueeze(0))[0]
     best = torch.softmax(logits.double(), 0).topk(min(k, len(logits)))
-    named = [labels[i] if labels else f"class {i}" for i in best.indices.tolist()]
+    named = [names[i] if i < len(names) else f"class {i}" for i in best.indices.tolist()]
     return list(zip(named, best.values.tolist(), strict=True))
 
 
-@lru_cache(maxsize=4)
-def _ready(where: str, runtime: str) -> tuple[Runner, Preprocessing, list[str]]:
-    """The running model, its preprocessing and its labels; none where they are not known."""
-    target = "onnxruntime" if runtime == "pytorch" else runtime
-    if Path(where).is_dir() or "/" in where:
-        model = load_pretrained(where, target=target)
+def _folder(where: str) -> Path:
+    """The checkpoint's folder. Raises CheckpointError where it holds none."""
+    if (Path(where) / "config.json").is_file() or "/" in where:
+        folder = hub.locate(where) if Path(where).is_dir() else _downloaded(where)
     else:
         quantize = True if parse_name(where).scheme is None else None
-        model = create_model(where, pretrained=True, quantize=quantize, target=target).eval()
-    config = config_of(model)
-    labels = label_names(config.labels) if config.labels not in ("", "folders") else []
-    return load(model, runtime, threads=os.cpu_count() or 1), config.preprocessing, labels
+        folder = Request.parse(where, pretrained=True, quantize=quantize).checkpoint()
+    read_config(folder)  # or the error that says what is wrong
+    return folder
+
+
+@cache
+def _downloaded(repository: str) -> Path:
+    """A Hub repository's folder: asked for once in a process, and not for every photo."""
+    return hub.locate(repository)
+
+
+@lru_cache(maxsize=4)
+def _ready(folder: Path, digest: str, runtime: str) -> _Ready:
+    """The running model. ``digest``, of the config and so of the weights, tells when the folder was rebuilt."""
+    config, threads = read_config(folder), os.cpu_count() or 1
+    chosen = runtimes.runtime_named(runtime)
+    if not chosen.runs_files:
+        model = load_pretrained(folder, target=chosen.target)
+        return _Ready(runtimes.load(model, runtime, threads), config)
+    name = onnx_name(config, chosen.target)
+    file = folder / name
+    if name not in config.files or not file.is_file():  # one that is not listed may be of older weights
+        return _Ready(_exported(folder, digest, runtime, threads), config)
+    if hub.sha256_of(file) != config.files[name]:
+        raise CheckpointError(f"{file} has another SHA-256 than config.json says; remove it, or build again")
+    return _Ready(runtimes.load(file, runtime, threads), config)
+
+
+def _exported(folder: Path, digest: str, runtime: str, threads: int) -> Runner:
+    """The model in its runtime by way of an ONNX file in the store; written there if it is not."""
+    target, kept = runtimes.runtime_named(runtime).target, _exports()
+    if kept is None:
+        return runtimes.load(load_pretrained(folder, target=target), runtime, threads)
+    key = hashlib.sha256(f"{digest} {target} {__version__}".encode()).hexdigest()[:32]
+    file = kept / f"{key}.onnx"
+    if not file.is_file():
+        export_onnx(load_pretrained(folder, target=target), file, target=target)
+    return runtimes.load(file, runtime, threads)
+
+
+def _exports() -> Path | None:
+    """The store's folder of exported files; None where nothing can be written to it, which is said."""
+    folder = store.home() / "exports"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        text = f"the exported model can't be kept in {folder} ({error.strerror}), and is exported anew in every process"
+        warnings.warn(f"{text}; QZOO_HOME names another folder", stacklevel=2)
+        return None

@@ -1,53 +1,35 @@
-"""``predict`` on a checkpoint made on the spot, against the steps done by hand."""
+"""``predict`` on the zoo's checkpoints and on one's own, against the steps done by hand."""
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-import qzoo.prediction
-from qzoo.data import load_data
+import qzoo
+from qzoo import prediction, runtimes
+from qzoo.__main__ import main
+from qzoo.config import WEIGHTS, config_of, read_config
 from qzoo.data.fashion_mnist import LABELS, fashion_mnist
-from qzoo.errors import DataError, UnknownModelError
+from qzoo.errors import CheckpointError, DataError, UnknownModelError
+from qzoo.pipeline.onnx_files import export_files, with_files
 from qzoo.prediction import predict
-from qzoo.ptq.ranges import calibrate
-from qzoo.quant.nn import TensorQuantizer
-from qzoo.zoo.create import create_model
 
-
-class Made:
-    """Stands in for the zoo's checkpoints: one calibrated ResNet-20 with random weights."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.model = create_model("resnet20.fmnist", quantize="w8a8", target="onnxruntime").eval()
-        self.calls: list[tuple] = []
-        config = self.model.qzoo_config
-        loader = load_data(config.preprocessing, config.labels, subset="0:64")
-        self.preprocessing = config.preprocessing
-        calibrate(self.model, loader, progress=False)
-
-    def __call__(self, name: str, **arguments: object) -> nn.Module:
-        self.calls.append((name, arguments))
-        return self.model
-
-
-@pytest.fixture(scope="module")
-def made() -> Made:
-    return Made()
+NAME = "resnet20.fmnist-w8a8"
 
 
 @pytest.fixture(autouse=True)
 def _no_cache() -> Iterator[None]:
-    qzoo.prediction._ready.cache_clear()
+    prediction._ready.cache_clear()
     yield
-    qzoo.prediction._ready.cache_clear()
+    prediction._ready.cache_clear()
 
 
 @pytest.fixture
@@ -57,69 +39,158 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "shoe.png"
 
 
-@pytest.mark.parametrize("runtime", ["pytorch", "onnxruntime"])
-def test_top_labels(made: Made, photo: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
-    pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(qzoo.prediction, "create_model", made)
-    found = predict(photo, "resnet20", runtime, k=3)
-    assert made.calls[-1] == (
-        "resnet20",
-        {"pretrained": True, "quantize": True, "target": "onnxruntime"},
-    )
-    pixels = fashion_mnist("test")[0][11:12].double() / 255
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A checkpoint of somebody's own, with random weights, 3 classes of a folder, and the ONNX file of one target."""
+    torch.manual_seed(0)
+    return save_own(tmp_path / "own", "ant", "bee", "cow")
+
+
+def save_own(folder: Path, *classes: str) -> Path:
+    model = qzoo.create_model("resnet20-w8a8", num_classes=len(classes))
+    qzoo.calibrate(model, [torch.randn(2, 3, 32, 32)], progress=False)
+    config = dataclasses.replace(config_of(model), labels="folders", classes=classes)
+    qzoo.save_pretrained(model, folder, config=config)
+    names = export_files(model.eval(), config, folder, ["onnxruntime"])
+    (folder / "config.json").write_text(with_files(read_config(folder), folder, (WEIGHTS, *names)).to_json())
+    return folder
+
+
+def by_hand(index: int) -> np.ndarray:
+    """Probabilities of an image of Fashion-MNIST's test set."""
+    model = qzoo.load_pretrained(NAME, target="onnxruntime")
+    pixels = fashion_mnist("test")[0][index : index + 1].double() / 255
     with torch.no_grad():
-        logits = made.model(((pixels - 0.2860) / 0.3530).float())[0].double().numpy()
-    probabilities = np.exp(logits) / np.exp(logits).sum()
+        logits = model(((pixels - 0.2860) / 0.3530).float())[0].double().numpy()
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+@pytest.mark.parametrize(
+    "runtime", ["pytorch", "onnxruntime", pytest.param("torch.compile", marks=pytest.mark.slow)]
+)
+def test_top_labels(photo: Path, runtime: str) -> None:
+    runtimes.check(runtime)
+    found = predict(photo, "resnet20", runtime, k=3)
+    probabilities = by_hand(11)
     order = np.argsort(-probabilities)[:3]
-    if runtime == "pytorch":
-        assert [label for label, _ in found] == [LABELS[i] for i in order]
-    # Another runtime may flip roundings; one step of the logits' quantizer is allowed.
-    step = made.model.output_quantizer.amax.item() / 127
-    for label, p in found:
-        assert p == pytest.approx(probabilities[LABELS.index(label)], rel=4 * step + 1e-6)
-    assert [p for _, p in found] == sorted((p for _, p in found), reverse=True)
+    assert [label for label, _ in found] == [LABELS[i] for i in order]
+    # Another runtime may flip roundings, by a step of the logits' quantizer.
+    assert [p for _, p in found] == pytest.approx(probabilities[order].tolist(), abs=0.02)
 
 
-def test_more_labels_than_classes(made: Made, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qzoo.prediction, "create_model", made)
+@pytest.mark.parametrize(
+    ("runtime", "target"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("onnxruntime-cuda", "onnxruntime"),
+        ("onnxruntime-tensorrt", "tensorrt"),
+    ],
+)
+def test_every_runtime_of_onnx_runtime_gets_a_file_of_its_target(
+    photo: Path, qzoo_home: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, target: str
+) -> None:
+    """Without a GPU here the processor stands in for it; the file is what matters."""
+    processor = dataclasses.replace(runtimes.runtime_named(runtime), provider="CPUExecutionProvider")
+    monkeypatch.setitem(runtimes._ALL, runtime, processor)
+    assert predict(photo, NAME, runtime, k=1)[0][0] == LABELS[int(by_hand(11).argmax())]
+    (file,) = (qzoo_home / "exports").iterdir()
+    facts = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
+    assert facts["qzoo.target"] == target
+
+
+def test_several_photos_are_labelled_one_by_one(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(fashion_mnist("test")[0][0, 0].numpy()).save(tmp_path / "boot.png")
+    photos = [photo, tmp_path / "boot.png"]
+    found = predict(photos, NAME, k=2)
+    assert found == [predict(each, NAME, k=2) for each in photos]
+    assert qzoo.predict is predict
+    assert main(["predict", *map(str, photos), "--model", NAME, "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[3]] == [str(each) for each in photos]
+    assert [line.partition("%  ")[2] for line in lines[1:3]] == [label for label, _ in found[0]]
+
+
+def test_more_labels_than_classes(photo: Path) -> None:
     found = predict(photo, "resnet20", "pytorch", k=50)
     assert {label for label, _ in found} == set(LABELS)
     assert sum(p for _, p in found) == pytest.approx(1)
 
 
-def test_a_name_with_a_scheme_is_taken_as_it_is_and_built_once(
-    made: Made, photo: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_file_is_exported_once_and_kept(
+    photo: Path, qzoo_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qzoo.prediction, "create_model", made)
-    made.calls.clear()
-    assert predict(photo, "resnet20.fmnist-w4a4_qat", "pytorch") == predict(
-        photo, "resnet20.fmnist-w4a4_qat", "pytorch"
-    )
-    assert [(name, arguments["quantize"]) for name, arguments in made.calls] == [
-        ("resnet20.fmnist-w4a4_qat", None)
+    first = predict(photo, NAME)
+    (file,) = (qzoo_home / "exports").iterdir()
+    written = file.stat().st_mtime_ns
+    prediction._ready.cache_clear()  # as another process
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded or exported, where the file is there")
+
+    monkeypatch.setattr(prediction, "load_pretrained", never)
+    monkeypatch.setattr(prediction, "export_onnx", never)
+    assert predict(photo, NAME) == first
+    assert file.stat().st_mtime_ns == written
+
+
+def test_where_nothing_can_be_kept_it_is_said(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "file" / "home"))
+    with pytest.warns(UserWarning, match=r"can't be kept in .*QZOO_HOME"):
+        assert predict(photo, NAME, k=1)[0][0] == LABELS[int(by_hand(11).argmax())]
+
+
+def test_ones_own_folder_its_file_and_its_classes(own: Path, photo: Path, qzoo_home: Path) -> None:
+    found = predict(photo, own)
+    assert {label for label, _ in found} == {"ant", "bee", "cow"}
+    assert not qzoo_home.exists(), "the file in the folder was used"
+    unnamed = dataclasses.replace(read_config(own), classes=())
+    (own / "config.json").write_text(unnamed.to_json())
+    assert [label for label, _ in predict(photo, own)] == [
+        f"class {('ant', 'bee', 'cow').index(label)}" for label, _ in found
     ]
 
 
-def test_colour_photos_of_any_size(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qzoo.prediction, "create_model", made)
+def test_a_rebuilt_folder_is_loaded_anew(own: Path, photo: Path) -> None:
+    before = predict(photo, own)
+    shutil.rmtree(own)
+    save_own(own, "dog", "elk", "fox")
+    after = predict(photo, own)
+    assert {label for label, _ in after} == {"dog", "elk", "fox"}
+    model = qzoo.load_pretrained(own)
+    torch.nn.init.normal_(model.fc.weight)
+    qzoo.save_pretrained(model, own)  # beside the file of the weights before
+    assert predict(photo, own) != after
+    assert [p for _, p in after] != [p for _, p in before]
+    fresh = runtimes.load(own / "onnx" / "model_int8.onnx", "onnxruntime")
+    preprocessing = read_config(own).preprocessing
+    logits = fresh(preprocessing.transform()(Image.open(photo).convert("RGB")).unsqueeze(0))[0]
+    assert max(p for _, p in after) == pytest.approx(logits.softmax(0).max().item(), rel=1e-5)
+
+
+def test_an_altered_file_is_refused(own: Path, photo: Path) -> None:
+    file = own / "onnx" / "model_int8.onnx"
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match=r"model_int8\.onnx has another SHA-256"):
+        predict(photo, own)
+
+
+def test_colour_photos_of_any_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.jpg")
     assert len(predict(tmp_path / "noise.jpg", "resnet20", "pytorch")) == 5
 
 
-def test_refusals(made: Made, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(photo: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelError, match="resnet50"):
         predict(photo, "resnett50", "pytorch")
     with pytest.raises(ValueError, match="no runtime 'tflite'"):
         predict(photo, "resnet20", "tflite")
     with pytest.raises(ValueError, match="k must be at least 1"):
         predict(photo, "resnet20", k=0)
-    monkeypatch.setattr(qzoo.prediction, "create_model", made)
     with pytest.raises(DataError, match=r"none\.jpg can't be read"):
         predict(tmp_path / "none.jpg", "resnet20", "pytorch")
-
-
-def test_the_model_in_use_quantizes(made: Made) -> None:
-    """Else the tests above would compare two float models."""
-    quantizers = [m for m in made.model.modules() if isinstance(m, TensorQuantizer)]
-    assert all(not q._disabled and q.amax is not None for q in quantizers)

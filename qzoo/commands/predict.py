@@ -1,4 +1,4 @@
-"""``qzoo predict``: top labels of a photo."""
+"""``qzoo predict``: top labels of photos."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qzoo.commands import Add
 
 def register(add: Add) -> None:
     """Declare the command."""
-    sub = add("predict", _run, "Top labels of a photo, int8 in ONNX Runtime.")
-    sub.add_argument("image", type=Path)
+    sub = add("predict", _run, "Top labels of photos, int8 in ONNX Runtime.")
+    sub.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     sub.add_argument(
         "--model",
         default="tf_efficientnet_lite0",
@@ -23,6 +23,9 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.prediction import predict
 
-    for label, probability in predict(args.image, args.model, k=args.top):
-        print(f"{100 * probability:6.2f} %  {label}")
+    for image, labels in zip(args.images, predict(args.images, args.model, k=args.top), strict=True):
+        if len(args.images) > 1:
+            print(image)
+        for label, probability in labels:
+            print(f"{100 * probability:6.2f} %  {label}")
     return 0
