@@ -19,7 +19,7 @@ def register(add: Add) -> None:
     sub = add(
         "train",
         _run,
-        "Train a float model from scratch, or tune a quantized one (..._qat), and save the checkpoint.",
+        "Train a float model, from scratch or from other weights, or tune a quantized one (..._qat).",
     )
     sub.add_argument("name", metavar="NAME", help="resnet20.fmnist or resnet20.fmnist-w4a4_qat")
     dataset_argument(sub, "what the name's tag says")
@@ -29,12 +29,13 @@ def register(add: Add) -> None:
     sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
     sub.add_argument("--float", type=Path, dest="float_weights", help="_qat: folder of your float checkpoint")
     sub.add_argument(
-        "--start", help="_qat: quantized checkpoint to start from, folder or name; bits may differ"
+        "--start",
+        help="weights to start from, folder or name: float ones to fine-tune; _qat: quantized, bits may differ",
     )
     layer_argument(sub)
-    sub.add_argument("--epochs", type=int, help="default: 36, tuning 4")
+    sub.add_argument("--epochs", type=int, help="default: 36, fine-tuning 10, tuning 4")
     sub.add_argument("--batch-size", type=int, default=128, help="of all processes together (default: 128)")
-    sub.add_argument("--lr", type=float, help="default: 0.1, tuning 0.001")
+    sub.add_argument("--lr", type=float, help="default: 0.1, fine-tuning 0.01, tuning 0.001")
     sub.add_argument("--weight-decay", type=float, default=5e-4)
     sub.add_argument("--label-smoothing", type=float, default=0.0)
     sub.add_argument("--seed", type=int, default=0)
@@ -59,15 +60,16 @@ def register(add: Add) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
+    from qzoo.options import TrainOptions
     from qzoo.pipeline.summary import summary
-    from qzoo.pipeline.train import train_checkpoint
+    from qzoo.pipeline.train import FINE_TUNING, train_checkpoint
     from qzoo.pipeline.train_job import TrainJob
     from qzoo.pipeline.tune import DEFAULTS, tune_checkpoint
     from qzoo.registry import parse_name
 
     tuned = parse_name(args.name).qat
-    if not tuned and (args.float_weights or args.start or args.layer_bits):
-        raise ArgumentError("--float, --start and --layer-bits are for tuning: give a name in _qat")
+    if not tuned and (args.float_weights or args.layer_bits):
+        raise ArgumentError("--float and --layer-bits are for tuning: give a name in _qat")
     job = TrainJob(
         data=args.data,
         dataset=args.dataset,
@@ -82,7 +84,8 @@ def _run(args: argparse.Namespace) -> int:
         plot=args.plot,
         progress=not args.quiet,
     )
-    options = _options(args, *((DEFAULTS.epochs, DEFAULTS.lr) if tuned else (36, 0.1)))
+    default = DEFAULTS if tuned else FINE_TUNING if args.start else TrainOptions(epochs=36)
+    options = _options(args, default.epochs, default.lr)
     with joined(args.timeout, args.device) as group:
         if tuned:
             folder = tune_checkpoint(
@@ -95,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
                 group=group,
             )
         else:
-            folder = train_checkpoint(args.name, options, job, group=group)
+            folder = train_checkpoint(args.name, options, job, start=args.start, group=group)
     if group.first:
         if not args.quiet:
             print(summary(folder))

@@ -1,4 +1,4 @@
-"""``train_checkpoint``: a model trained from random weights, evaluated, saved as a checkpoint folder."""
+"""``train_checkpoint``: a float model trained, from random or from trained weights, and saved as a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import torch
 from torch import nn
 
 from qzoo.accuracy import evaluate
-from qzoo.config import Config, config_of
+from qzoo.config import WEIGHTS, Config, FloatSource, config_of, fresh
 from qzoo.data import ImageFolder
 from qzoo.data.folders import split_folder
 from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.distributed import Group
-from qzoo.errors import DataError, UnknownModelError
+from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.options import TrainOptions
 from qzoo.pipeline.measure import measurement
 from qzoo.pipeline.train_job import TrainJob, run_training, write_checkpoint
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
-from qzoo.zoo.create import create_model
+from qzoo.zoo.create import create_model, filled
+from qzoo.zoo.floats import open_model
+
+FINE_TUNING = TrainOptions(epochs=10, lr=0.01)
+"""Defaults of a training that starts from trained weights."""
 
 
 def train_checkpoint(
@@ -28,6 +32,7 @@ def train_checkpoint(
     options: TrainOptions | None = None,
     job: TrainJob = TrainJob(),  # noqa: B008 - immutable
     *,
+    start: str | Path | None = None,
     group: Group | None = None,
 ) -> Path:
     """Train a float model; the last epoch's weights are the result, whatever their accuracy.
@@ -37,8 +42,10 @@ def train_checkpoint(
     Args:
         name: ``arch.tag``. A tag of the zoo's (``"resnet20.fmnist"``) says what it is trained on; with one of your
             own (``"resnet20.pets"``) ``job.dataset`` does.
-        options: of the training; the defaults if None.
+        options: of the training; if None the defaults, with ``start`` those of :data:`FINE_TUNING`.
         job: images and places.
+        start: float weights to fine-tune, by name or folder, in place of random ones. Where the images have another
+            number of classes, the classifier is new.
         group: the processes that train together; rank 0 alone measures the result and writes.
 
     Returns:
@@ -46,18 +53,22 @@ def train_checkpoint(
 
     Raises:
         UnknownModelError: the name of a quantized model, or of no architecture.
+        CheckpointError: ``start`` holds a quantized model, or another architecture.
         DataError: no data set, or its images can't be had.
     """
-    options, group = options or TrainOptions(), group or Group()
-    torch.manual_seed(options.seed)
-    model = untrained(name, job)
+    group = group or Group()
+    options = options or (TrainOptions() if start is None else FINE_TUNING)
+    with group.first_alone():
+        torch.manual_seed(options.seed)
+        model = untrained(name, job) if start is None else _started(name, job, start)
     config = config_of(model)
     done = run_training(model, config, options, job, group)
     if not group.first:
         return job.folder(config.name)
     result = evaluate(model, done.test, progress=job.progress)
     metrics = (measurement(result, done.checks, "torch", "float", None),)
-    return write_checkpoint(model, config, metrics, done, options, job, group.world)
+    origin = None if start is None else {"start": Path(start).name}
+    return write_checkpoint(model, config, metrics, done, options, job, group.world, origin)
 
 
 def untrained(name: str, job: TrainJob) -> nn.Module:
@@ -91,6 +102,45 @@ def untrained(name: str, job: TrainJob) -> nn.Module:
     if preprocessing is not None:
         config = dataclasses.replace(config, preprocessing=preprocessing)
     return _with_config(base, config)
+
+
+def _started(name: str, job: TrainJob, start: str | Path) -> nn.Module:
+    """The float model ``name`` with the weights of another, and a classifier for the job's images.
+
+    Raises:
+        UnknownModelError: the name of a quantized model, or of weights that exist.
+        CheckpointError: the other is quantized, or of another architecture.
+        DataError: no data set is named, or one with other channels than the weights'.
+    """
+    parsed = parse_name(name)
+    if parsed.scheme is not None:
+        raise UnknownModelError(f"{name!r} is quantized; {name}_qat is tuned, {parsed.arch} trained")
+    if parsed.tag is None or parsed.tag in architecture(parsed.arch).weights:
+        raise UnknownModelError(
+            f"{name} is not a name for weights of your own; choose a tag, such as {parsed.arch}.mine"
+        )
+    exact = open_model(str(start))
+    config = config_of(exact)
+    if config.scheme is not None:
+        raise CheckpointError(f"{start} holds the quantized {config.name}; {name} starts from float weights")
+    if config.architecture != parsed.arch:
+        raise CheckpointError(
+            f"{start} holds {config.name}; {name} starts from float weights of {parsed.arch}"
+        )
+    dataset = data_set(job.dataset or config.labels)
+    if not dataset.in_folders and dataset.channels != config.arguments.in_channels:
+        raise DataError(
+            f"{config.name} takes images of {config.arguments.in_channels} channels, and {dataset.title} has "
+            f"{dataset.channels}; start from other weights"
+        )
+    classes, names = _classes(dataclasses.replace(job, dataset=dataset.name))
+    source = config.float_source
+    if WEIGHTS in config.files:
+        source = FloatSource(f"folder:{config.name}", "", config.files[WEIGHTS], config.license)
+    new = dataclasses.replace(fresh(config, name), float_source=source)
+    state = {key: value.clone() for key, value in exact.state_dict().items()}
+    model = filled(new, state, classes)
+    return _with_config(model, dataclasses.replace(config_of(model), labels=dataset.name, classes=names))
 
 
 def _with_config(model: nn.Module, config: Config) -> nn.Module:

@@ -188,7 +188,7 @@ def _with_float_weights(asked: Request) -> nn.Module:
     else:
         asked.check_channels(_new_config(asked.name, asked.entry, asked.scheme, None, None))
         config, state = _public_weights(asked.name, asked.entry, asked.scheme)
-    return _filled(config, state, asked.num_classes)
+    return filled(config, state, asked.num_classes)
 
 
 def _public_weights(
@@ -206,7 +206,7 @@ def _public_weights(
     return dataclasses.replace(config, float_source=source), state
 
 
-def _filled(config: Config, state: dict[str, Tensor], num_classes: int | None = None) -> nn.Module:
+def filled(config: Config, state: dict[str, Tensor], num_classes: int | None = None) -> nn.Module:
     """The config's model with the float weights, in eval mode.
 
     Args:
@@ -269,7 +269,7 @@ def float_model(config: Config) -> nn.Module:
         return create_model(str(name), pretrained=True)
     if kind not in ("qzoo", "folder"):
         found, state = _public_weights(name, architecture(name.arch))
-        model, source = _filled(found, state), found.float_source
+        model, source = filled(found, state), found.float_source
         # Another place that holds the same weights has a file of its own.
         same = source is None or source.source != made_from.source
         here = made_from.sha256 if same or source is None else source.sha256

@@ -47,9 +47,7 @@ def quantized_from(
     """
     if float_weights is None:
         model = create_model(name, pretrained="float", quantize=scheme)
-        exact = float_model(config_of(model))
-        model.qzoo_config = dataclasses.replace(config_of(model), seen=config_of(exact).seen)  # type: ignore[assignment]
-        return model, exact
+        return model, float_model(config_of(model))
     exact = load_pretrained(float_weights)
     config = config_of(exact)
     _check(name, config, float_weights)

@@ -35,6 +35,7 @@ from qzoo.pipeline.tune import tune_checkpoint
 from qzoo.preprocessing import Preprocessing
 from qzoo.zoo import hub
 from qzoo.zoo.floats import open_model, reference_of
+from qzoo.zoo.store import checkpoint_folder
 
 PREPROCESSING = Preprocessing((3, 28, 28), 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -291,6 +292,55 @@ def test_weights_of_ones_own_say_what_they_are_for_by_dataset(
     assert main(["evaluate", str(calibrated), *source, *images, "-q"]) == 0
     assert main(["evaluate", str(calibrated), *source, "--dataset", "imagenet-1k", "-q"]) == 2
     assert "is for folders, not for imagenet-1k; leave --dataset out" in capsys.readouterr().err
+
+
+def test_float_weights_are_fine_tuned_with_a_new_classifier(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a step of any size the body stays as it was; made by name, it is built and measured by name."""
+    monkeypatch.setattr(import_module("qzoo.pipeline.build"), "can_run_onnx", lambda: False)
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    images = ["--dataset", "folders", "--data", str(pets)]
+    argv = ["train", "resnet20.mine", *images, "--start", "resnet20.fmnist", "--batch-size", "16"]
+    assert main([*argv, "--epochs", "1", "--lr", "0", "--freeze-bn", "1"]) == 0
+    assert 'use     qzoo.create_model("resnet20.mine", pretrained=True)' in capsys.readouterr().out
+    mine, start = (qzoo.create_model(f"resnet20.{tag}", pretrained=True) for tag in ("mine", "fmnist"))
+    config = mine.qzoo_config
+    assert (config.labels, config.classes, config.arguments.num_classes) == ("folders", ("cat", "dog"), 2)
+    assert config.preprocessing == start.qzoo_config.preprocessing
+    assert config.float_source.sha256 == start.qzoo_config.files[WEIGHTS]
+    before, after = start.state_dict(), mine.state_dict()
+    moved = [
+        key
+        for key in before
+        if before[key].shape != after[key].shape or not torch.equal(before[key], after[key])
+    ]
+    assert moved == ["fc.weight", "fc.bias"]
+    assert "--start resnet20.fmnist" in card(config)
+    assert (
+        main(["build", "resnet20.mine-w8a8", "--data", str(pets), "--method", "max", "--no-onnx", "-q"]) == 0
+    )
+    built = read_config(checkpoint_folder("resnet20.mine-w8a8"))
+    assert built.metrics[0] == config.metrics[0]
+    assert (built.classes, [part.use for part in built.seen]) == (("cat", "dog"), ["training", "calibration"])
+    assert main(["evaluate", "resnet20.mine-w8a8", "--data", str(pets), "-q"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "dataset", "message"),
+    [
+        ("resnet20.fmnist", "resnet20.fmnist", "folders", "choose a tag, such as resnet20.mine"),
+        ("resnet32.mine", "resnet20.fmnist", "folders", "starts from float weights of resnet32"),
+        ("resnet20.mine", "resnet20.fmnist-w8a8", "folders", "holds the quantized resnet20.fmnist-w8a8"),
+        ("resnet20.mine", "resnet20.fmnist", "cifar-10", "takes images of 1 channels, and CIFAR-10 has 3"),
+    ],
+)
+def test_starts_that_do_not_fit(
+    pets: Path, name: str, start: str, dataset: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", name, "--dataset", dataset, "--data", str(pets), "--start", start]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
