@@ -17,6 +17,7 @@ import torch
 from qzoo import runtimes
 from qzoo.config import Config, read_config
 from qzoo.data.files import open_image
+from qzoo.deployment import deploy
 from qzoo.errors import ArgumentError, CheckpointError
 from qzoo.export.onnx import export_onnx
 from qzoo.pipeline.onnx_files import onnx_name
@@ -139,7 +140,7 @@ def _exported(folder: Path, digest: str, runtime: str, threads: int) -> Runner:
     """The model in its runtime by way of an ONNX file in the store; written there if it is not."""
     target, kept = runtimes.runtime_named(runtime).target, _exports()
     if kept is None:
-        return runtimes.load(load_pretrained(folder, target=target), runtime, threads)
+        return deploy(load_pretrained(folder, target=target), runtime, threads=threads).runner
     key = hashlib.sha256(f"{digest} {target} {__version__}".encode()).hexdigest()[:32]
     file = kept / f"{key}.onnx"
     if not file.is_file():
