@@ -11,7 +11,8 @@ what ends in a quantizer. Here every input of a weighted layer but the image fol
 To add a family: copy this file to ``models/<family>.py``, add its name to ``FAMILIES`` in
 ``qzoo/registry.py``, and an independent implementation to ``tests/models/references.py``. The tests then
 check, for every registered architecture, equal outputs and parameter names, and each of the statements about
-quantizers by running it. In a project of your own the file may lie anywhere: import it before its name is used.
+quantizers by running it. In a project of your own the file may lie anywhere: import it before its
+name is used, give it to the commands with ``--import FILE``, or name it in the entry point group ``qzoo.models``.
 """
 
 from __future__ import annotations

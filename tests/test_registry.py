@@ -167,6 +167,7 @@ def {name}(*, num_classes=10, in_channels=3, quantize=None):
 @pytest.fixture
 def imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test imports, registers and puts on the path goes again."""
+    registry.list_architectures()  # the zoo's own register once
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
@@ -179,7 +180,6 @@ def imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_file_and_a_module_of_ones_own(
     imports: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.list_architectures()
     (tmp_path / "my_net_file.py").write_text(MY_NET.format(name="net_of_file"))
     registry.import_models(str(tmp_path / "my_net_file.py"))
     registry.import_models(str(tmp_path / "my_net_file.py"))  # twice is once

@@ -36,6 +36,20 @@ def import_given(args: argparse.Namespace) -> None:
         import_models(where)
 
 
+def checkpoint_folder(text: str | None) -> Path | None:
+    """The folder that ``--float`` gives, or the name of a checkpoint. Raises QzooError where there is neither."""
+    from qzoo.zoo import hub
+
+    return None if text is None else hub.locate(text)
+
+
+def own_folder(text: str) -> Path:
+    """A folder to write into, or the name of a checkpoint of the user's store."""
+    from qzoo.zoo.store import stored
+
+    return Path(text) if Path(text).is_dir() else stored().get(text, Path(text))
+
+
 def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None:
     """``--device``, and ``--timeout`` of the processes that torchrun starts."""
     sub.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import data_arguments
+from qzoo.commands.arguments import checkpoint_folder, data_arguments
 
 
 def register(add: Add) -> None:
@@ -23,7 +23,7 @@ def register(add: Add) -> None:
     )
     data_arguments(sub)
     sub.add_argument(
-        "--float", type=Path, dest="float_weights", help="folder of the float model to compare with"
+        "--float", dest="float_weights", help="folder or name of the float model to compare with"
     )
     sub.add_argument(
         "--runtimes",
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     report = benchmark(
         args.names,
         data=args.data,
-        float_weights=args.float_weights,
+        float_weights=checkpoint_folder(args.float_weights),
         subset=args.subset,
         runtimes=args.runtimes,
         batches=args.batch,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import dataset_argument, layer_bits
+from qzoo.commands.arguments import checkpoint_folder, dataset_argument, layer_bits
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
 from qzoo.scheme import TARGETS
@@ -113,6 +113,6 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         **given_methods(args),
         target=args.target,
         drop=args.mixed_precision,
-        float_weights=args.float_weights,
+        float_weights=checkpoint_folder(args.float_weights),
         layer_bits=layer_bits(args.layer_bits),
     )

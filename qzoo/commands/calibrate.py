@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import dataset_argument, layer_bits, process_arguments
+from qzoo.commands.arguments import checkpoint_folder, dataset_argument, layer_bits, process_arguments
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
 from qzoo.scheme import DEFAULT_TARGET
@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
             dataset=args.dataset,
             subset=args.subset,
             target=args.target or DEFAULT_TARGET,
-            float_weights=args.float_weights,
+            float_weights=checkpoint_folder(args.float_weights),
             drop=args.mixed_precision or 0.0,
             edge_bits=args.edge_bits,
             layer_bits=layer_bits(args.layer_bits),

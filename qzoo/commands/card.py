@@ -6,13 +6,16 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
+from qzoo.commands.arguments import own_folder
 from qzoo.errors import ArgumentError
 
 
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("card", _run, "Write cards, and the tables of the zoo, anew from the checkpoints' config.json.")
-    sub.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="checkpoints")
+    sub.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="of checkpoints, or their names in the store"
+    )
     sub.add_argument(
         "--benchmark",
         type=Path,
@@ -35,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if not (args.folders or args.readme or args.page):
         raise ArgumentError("give checkpoint folders, --readme or --page")
-    names = {folder: read_config(folder).name for folder in args.folders}
+    names = {folder: read_config(folder).name for folder in map(own_folder, args.folders)}
     timed = timed_models(args.benchmark) if args.benchmark is not None else set()
     if args.benchmark is not None and not timed & set(names.values()):
         folders = ", ".join(names.values()) or "no checkpoint, as no FOLDER is given"

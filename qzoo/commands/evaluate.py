@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import data_arguments, dataset_argument, positive, process_arguments
+from qzoo.commands.arguments import (
+    checkpoint_folder,
+    data_arguments,
+    dataset_argument,
+    positive,
+    process_arguments,
+)
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -21,7 +26,7 @@ def register(add: Add) -> None:
     dataset_argument(sub)
     data_arguments(sub)
     sub.add_argument(
-        "--float", type=Path, dest="float_weights", help="folder of the float model to compare with"
+        "--float", dest="float_weights", help="folder or name of the float model to compare with"
     )
     sub.add_argument(
         "--batch-size",
@@ -49,7 +54,7 @@ def _run(args: argparse.Namespace) -> int:
             target = args.target or config.target
             if config.scheme is not None:
                 set_target(model, target)
-                reference = reference_of(config, args.float_weights).to(group.device)
+                reference = reference_of(config, checkpoint_folder(args.float_weights)).to(group.device)
             images, said = measured_images(config, args.data, args.subset)
             default = 64 if group.device.type == "cuda" else batch_for(config.preprocessing)
             loader = load_data(

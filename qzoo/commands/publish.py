@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from qzoo.commands import Add
+from qzoo.commands.arguments import own_folder
 
 
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("publish", _run, "Upload a checkpoint to the Hub: weights, ONNX, card; one commit, pinned.")
-    sub.add_argument("folder", type=Path, metavar="FOLDER")
+    sub.add_argument("folder", metavar="FOLDER", help="of a checkpoint, or its name in the store")
     sub.add_argument(
         "--to", metavar="ORG/NAME", help="default: the checkpoint's name in $QZOO_HUB_ORG or qzoo"
     )
@@ -25,7 +25,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.release.publish import publish
 
     done = publish(
-        args.folder,
+        own_folder(args.folder),
         args.to,
         private=args.private,
         revision=args.revision,

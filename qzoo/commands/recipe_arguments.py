@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from qzoo.commands.arguments import layer_argument
@@ -54,7 +53,7 @@ def recipe_arguments(sub: argparse.ArgumentParser) -> None:
         choices=list(TARGETS),
         help=f"runtime whose quantizers the methods see (default: {DEFAULT_TARGET})",
     )
-    sub.add_argument("--float", type=Path, dest="float_weights", help="folder of your own float checkpoint")
+    sub.add_argument("--float", dest="float_weights", help="folder or name of your own float checkpoint")
     sub.add_argument(
         "--edge-bits", type=int, help="bits of the first and the last layer (default: the scheme's)"
     )

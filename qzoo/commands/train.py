@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
-from qzoo.commands.arguments import dataset_argument, layer_argument, layer_bits, process_arguments
+from qzoo.commands.arguments import (
+    checkpoint_folder,
+    dataset_argument,
+    layer_argument,
+    layer_bits,
+    process_arguments,
+)
 from qzoo.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -27,7 +33,7 @@ def register(add: Add) -> None:
     sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")
     sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
-    sub.add_argument("--float", type=Path, dest="float_weights", help="_qat: folder of your float checkpoint")
+    sub.add_argument("--float", dest="float_weights", help="_qat: folder or name of your float checkpoint")
     sub.add_argument(
         "--start",
         help="weights to start from, folder or name: float ones to fine-tune; _qat: quantized, bits may differ",
@@ -92,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
                 args.name,
                 options,
                 job,
-                float_weights=args.float_weights,
+                float_weights=checkpoint_folder(args.float_weights),
                 start=args.start,
                 layers=layer_bits(args.layer_bits) or (),
                 group=group,

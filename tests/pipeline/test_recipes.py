@@ -14,7 +14,7 @@ from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import CheckpointError, HubError
 from qzoo.pipeline.build_all import build_all, is_complete
 from qzoo.pipeline.plan import BuildJob, BuildOptions
-from qzoo.pipeline.recipes import recipes, write_recipes
+from qzoo.pipeline.recipes import how_made, recipes, write_recipes
 from qzoo.registry import architecture, list_architectures
 
 ROOT = Path(qzoo.__file__).parent.parent
@@ -39,6 +39,15 @@ def test_files_are_what_the_registry_says(tmp_path: Path) -> None:
     written = {p.parent.name: p.read_text() for p in write_recipes(tmp_path)}
     stored = {p.parent.name: p.read_text() for p in (ROOT / "recipes").glob("*/config.json")}
     assert stored == written, "run qzoo.pipeline.recipes.write_recipes('recipes')"
+
+
+def test_recipes_come_with_the_package_whatever_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for config in recipes():
+        assert how_made(config.name, tmp_path / config.name).training == config.training
+    assert how_made("deit_tiny_patch16_224.fb_in1k-w8a8", tmp_path / "x").recipe.smooth
 
 
 def test_a_recipe_is_no_checkpoint() -> None:

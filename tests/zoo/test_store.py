@@ -137,6 +137,7 @@ def net_of_mine(*, num_classes=10, in_channels=3, quantize=None):
 def test_ones_own_network_is_trained_built_listed_and_measured_by_name_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    registry.list_architectures()  # the zoo's own register once
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(steps, "code_digest", lambda: "code")  # whatever is edited meanwhile
@@ -161,5 +162,8 @@ def test_ones_own_network_is_trained_built_listed_and_measured_by_name_from_any_
     measured = run("evaluate", "net_of_mine.pets-w8a8", "--data", str(data))
     assert "target onnxruntime" in measured
     assert "same images" in measured  # the float model was found by name, too
+    named = run("evaluate", "net_of_mine.pets-w8a8", "--data", str(data), "--float", "net_of_mine.pets")
+    assert "same images" in named
+    assert str(checkpoint_folder("net_of_mine.pets-w8a8")) in run("card", "net_of_mine.pets-w8a8")
     config = read_config(checkpoint_folder("net_of_mine.pets-w8a8"))
     assert (config.labels, config.arguments.num_classes) == ("folders", 2)
