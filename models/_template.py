@@ -8,20 +8,21 @@ Shapes at 32 pixels: stem [N, 16, 32, 32], stages [N, 16, 32, 32] and [N, 32, 16
 Quantization: what only the author of a definition knows. Which inputs are never negative, where the adds are,
 what ends in a quantizer. Here every input of a weighted layer but the image follows a ReLU.
 
-To add a family: copy this file to ``models/<family>.py``, add its name to ``FAMILIES`` in
-``qzoo/registry.py``, and an independent implementation to ``tests/models/references.py``. The tests then
-check, for every registered architecture, equal outputs and parameter names, and each of the statements about
-quantizers by running it. In a project of your own the file may lie anywhere: import it before its
-name is used, give it to the commands with ``--import FILE``, or name it in the entry point group ``qzoo.models``.
+To add a family: copy this file to ``models/<family>.py``, and add an independent implementation to
+``tests/models/references.py``. The tests then check, for every registered architecture, equal outputs and
+parameter names, and each of the statements about quantizers by running it. In a project of your own the file may
+lie anywhere: import it before its name is used, give it to the commands with ``--import FILE``, or name it in the
+entry point group ``qzoo.models``.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-# From the zoo a definition needs four things: from_pretrained and its kin, the weighted layers, the registry, and
-# the scheme's type.
+# What a definition needs of the zoo: from_pretrained and its kin, the layers, the registry, the scheme's type.
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.registry import register_model
@@ -29,36 +30,29 @@ from qzoo.scheme import Scheme
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a skip: [N, in, H, W] -> [N, out, H / stride, W / stride]."""
+    """Two 3x3 convolutions and a skip: [N, channels, H, W] -> [N, width, H / stride, W / stride]."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int = 1, *, quantize: Scheme | None = None
-    ) -> None:
+    def __init__(self, channels: int, width: int, stride: int = 1, *, quantize: Scheme | None = None) -> None:
         super().__init__()
         # ``conv2d`` gives nn.Conv2d without a scheme, and with one a QuantConv2d whose parameters have the
         # same names. ``nonnegative=True`` states that the *input* is never below zero: the CPU runtimes then
         # use uint8 for it, with a step half as large. Where that is not certain, leave it out.
-        self.conv1 = conv2d(
-            in_channels, out_channels, 3, stride=stride, padding=1, quantize=quantize, nonnegative=True
-        )
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv2d(out_channels, out_channels, 3, padding=1, quantize=quantize, nonnegative=True)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv1 = conv2d(channels, width, 3, stride=stride, padding=1, quantize=quantize, nonnegative=True)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv2d(width, width, 3, padding=1, quantize=quantize, nonnegative=True)
+        self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
 
         self.downsample: nn.Module | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                conv2d(in_channels, out_channels, 1, stride=stride, quantize=quantize, nonnegative=True),
-                nn.BatchNorm2d(out_channels),
-            )
+        if stride != 1 or channels != width:
+            projection = conv2d(channels, width, 1, stride=stride, quantize=quantize, nonnegative=True)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(width))
 
-        # Quantizers that belong to no weighted layer ask for their role: by it
-        # a target switches them on and off. An add has two, one on each input. The skip is the block's input,
-        # after a ReLU, unless a convolution and BN make it signed.
-        self.residual_quantizer = activation_quantizer(
-            quantize, "residual", nonnegative=self.downsample is None
-        )
+        # A quantizer that belongs to no weighted layer asks for a role: by it a target switches it on and off;
+        # without a scheme it is an nn.Identity. An add has two, one on each input. The skip is the block's
+        # input, after a ReLU, unless a convolution and BN make it signed.
+        positive = self.downsample is None
+        self.residual_quantizer = activation_quantizer(quantize, "residual", nonnegative=positive)
         self.branch_quantizer = activation_quantizer(quantize, "branch")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,9 +65,7 @@ class Block(nn.Module):
 class TinyNet(HubMixin, nn.Module):
     """A stem, two stages of one block, global average pooling and a linear classifier."""
 
-    def __init__(
-        self, *, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, in_channels: int, quantize: Scheme | None) -> None:
         super().__init__()
         # The image is signed once its mean is subtracted: no ``nonnegative`` here.
         self.conv1 = conv2d(in_channels, 16, 3, padding=1, quantize=quantize, edge=True)
@@ -97,9 +89,9 @@ class TinyNet(HubMixin, nn.Module):
         return self.output_quantizer(self.fc(torch.flatten(x, 1)))
 
 
-# The function's name is the architecture's. Public float weights go in by tag, the default one first, each
-# with pinned sources, preprocessing and licence: ``@register_model({"in1k": FloatWeights(...)})``.
-@register_model()
-def tiny_net(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> TinyNet:
+# The function's name is the architecture's. Public float weights go in by tag, with pinned sources, preprocessing
+# and licence, and so does what a card cites: ``@register_model({"in1k": FloatWeights(...)}, Family(citation=...))``.
+@register_model(num_classes=10)
+def tiny_net(**options: Any) -> TinyNet:
     """TinyNet: 0.02 M parameters."""
-    return TinyNet(num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return TinyNet(**options)

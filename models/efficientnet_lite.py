@@ -32,8 +32,17 @@ from qzoo.errors import CheckpointError
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
-from qzoo.registry import FloatWeights, register_model
+from qzoo.registry import Family, FloatWeights, register_model
 from qzoo.scheme import Scheme
+
+_CITATION = """@article{tan2019efficientnet,
+  title = {EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks},
+  author = {Tan, Mingxing and Le, Quoc V.},
+  journal = {arXiv:1905.11946},
+  year = {2019}
+}
+"""
+FAMILY = Family(citation=_CITATION, rounding="learned")
 
 # Each stage's kernel size, expansion, Lite0's output channels and number of blocks, first block's stride.
 STAGES = (
@@ -290,95 +299,66 @@ _RA_IN1K = FloatWeights(
 )
 
 
-@register_model({"ra_in1k": _RA_IN1K})
-def efficientnet_lite0(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model({"ra_in1k": _RA_IN1K}, FAMILY)
+def efficientnet_lite0(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite0: 4.7 M parameters, 224 pixels."""
-    return EfficientNetLite(LITE0, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return EfficientNetLite(LITE0, **options)
 
 
-@register_model()
-def efficientnet_lite1(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(family=FAMILY)
+def efficientnet_lite1(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite1: 5.4 M parameters, 240 pixels."""
-    return EfficientNetLite(LITE1, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return EfficientNetLite(LITE1, **options)
 
 
-@register_model()
-def efficientnet_lite2(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(family=FAMILY)
+def efficientnet_lite2(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite2: 6.1 M parameters, 260 pixels."""
-    return EfficientNetLite(LITE2, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return EfficientNetLite(LITE2, **options)
 
 
-@register_model()
-def efficientnet_lite3(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(family=FAMILY)
+def efficientnet_lite3(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite3: 8.2 M parameters, 300 pixels."""
-    return EfficientNetLite(LITE3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return EfficientNetLite(LITE3, **options)
 
 
-@register_model()
-def efficientnet_lite4(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(family=FAMILY)
+def efficientnet_lite4(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite4: 13.0 M parameters, 380 pixels."""
-    return EfficientNetLite(LITE4, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return EfficientNetLite(LITE4, **options)
 
 
 @register_model(
     _tf_in1k(
         0, LITE0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381"
-    )
+    ),
+    FAMILY,
 )
-def tf_efficientnet_lite0(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+def tf_efficientnet_lite0(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite0 as TensorFlow trained it: 4.7 M parameters, 224 pixels."""
-    return EfficientNetLite(
-        LITE0, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return EfficientNetLite(LITE0, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(1, LITE1, 240, 0.882, "bicubic", "bde8b488"))
-def tf_efficientnet_lite1(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(_tf_in1k(1, LITE1, 240, 0.882, "bicubic", "bde8b488"), FAMILY)
+def tf_efficientnet_lite1(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite1 as TensorFlow trained it: 5.4 M parameters, 240 pixels."""
-    return EfficientNetLite(
-        LITE1, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return EfficientNetLite(LITE1, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(2, LITE2, 260, 0.890, "bicubic", "dcccb7df"))
-def tf_efficientnet_lite2(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(_tf_in1k(2, LITE2, 260, 0.890, "bicubic", "dcccb7df"), FAMILY)
+def tf_efficientnet_lite2(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite2 as TensorFlow trained it: 6.1 M parameters, 260 pixels."""
-    return EfficientNetLite(
-        LITE2, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return EfficientNetLite(LITE2, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(3, LITE3, 300, 0.904, "bilinear", "b733e338"))
-def tf_efficientnet_lite3(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(_tf_in1k(3, LITE3, 300, 0.904, "bilinear", "b733e338"), FAMILY)
+def tf_efficientnet_lite3(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite3 as TensorFlow trained it: 8.2 M parameters, 300 pixels."""
-    return EfficientNetLite(
-        LITE3, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return EfficientNetLite(LITE3, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(4, LITE4, 380, 0.920, "bilinear", "741542c3"))
-def tf_efficientnet_lite4(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> EfficientNetLite:
+@register_model(_tf_in1k(4, LITE4, 380, 0.920, "bilinear", "741542c3"), FAMILY)
+def tf_efficientnet_lite4(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite4 as TensorFlow trained it: 13.0 M parameters, 380 pixels."""
-    return EfficientNetLite(
-        LITE4, TENSORFLOW, num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return EfficientNetLite(LITE4, TENSORFLOW, **options)

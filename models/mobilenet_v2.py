@@ -15,13 +15,24 @@ other; ``pool_quantizer`` and ``output_quantizer`` close the network.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
-from qzoo.registry import FloatWeights, register_model
+from qzoo.registry import Family, FloatWeights, register_model
 from qzoo.scheme import Scheme
+
+_CITATION = """@article{sandler2018mobilenetv2,
+  title = {MobileNetV2: Inverted Residuals and Linear Bottlenecks},
+  author = {Sandler, Mark and Howard, Andrew and Zhu, Menglong and Zhmoginov, Andrey and Chen, Liang-Chieh},
+  journal = {arXiv:1801.04381},
+  year = {2018}
+}
+"""
+FAMILY = Family(citation=_CITATION, rounding="learned")
 
 # Expansion, output channels, number of blocks and first block's stride of each stage.
 STAGES = (
@@ -133,9 +144,11 @@ _TV_IN1K = FloatWeights(
 )
 
 
-@register_model({"tv_in1k": _TV_IN1K})
-def mobilenet_v2(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> MobileNetV2:
+@register_model(
+    {"tv_in1k": _TV_IN1K},
+    FAMILY,
+    tuning={"epochs": 30, "lr": 0.00045, "weight_decay": 4e-5, "freeze_bn": 0.5},
+)
+def mobilenet_v2(**options: Any) -> MobileNetV2:
     """MobileNetV2, width 1.0: 3.5 M parameters, 0.3 G multiply-adds."""
-    return MobileNetV2(num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return MobileNetV2(**options)

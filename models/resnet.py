@@ -16,6 +16,7 @@ the network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,17 @@ from torch import Tensor, nn
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
-from qzoo.registry import FloatWeights, register_model
+from qzoo.registry import Family, FloatWeights, register_model
 from qzoo.scheme import Scheme
+
+_CITATION = """@article{he2015deep,
+  title = {Deep Residual Learning for Image Recognition},
+  author = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
+  journal = {arXiv:1512.03385},
+  year = {2015}
+}
+"""
+FAMILY = Family(citation=_CITATION)
 
 
 class BasicBlock(nn.Module):
@@ -190,13 +200,13 @@ def _torchvision(
         "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
         "bbd144b3e5565108aad885f145491d11bc6ce807",
         "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
-    )
+    ),
+    FAMILY,
+    tuning={"epochs": 9, "lr": 0.001, "weight_decay": 1e-4},
 )
-def resnet18(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+def resnet18(**options: Any) -> ResNet:
     """ResNet-18: 11.7 M parameters, 1.8 G multiply-adds."""
-    return ResNet(
-        BasicBlock, (2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return ResNet(BasicBlock, (2, 2, 2, 2), **options)
 
 
 @register_model(
@@ -205,13 +215,12 @@ def resnet18(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme 
         "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
         "1b7b21cca82ff974d341713f777bf740c2db38c4",
         "0bb82595a564991a9d424708b33f5d843f5aaed7f6c0886ff10849ff97022235",
-    )
+    ),
+    FAMILY,
 )
-def resnet34(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+def resnet34(**options: Any) -> ResNet:
     """ResNet-34: 21.8 M parameters, 3.7 G multiply-adds."""
-    return ResNet(
-        BasicBlock, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return ResNet(BasicBlock, (3, 4, 6, 3), **options)
 
 
 @register_model(
@@ -220,21 +229,21 @@ def resnet34(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme 
         "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
         "78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
         "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
-    )
+    ),
+    FAMILY,
+    tuning={"epochs": 15, "lr": 0.001, "weight_decay": 1e-4},
 )
-def resnet50(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+def resnet50(**options: Any) -> ResNet:
     """ResNet-50: 25.6 M parameters, 4.1 G multiply-adds."""
-    return ResNet(
-        Bottleneck, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return ResNet(Bottleneck, (3, 4, 6, 3), **options)
 
 
-@register_model(_torchvision("resnet101", "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a"))
-def resnet101(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+@register_model(
+    _torchvision("resnet101", "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a"), FAMILY
+)
+def resnet101(**options: Any) -> ResNet:
     """ResNet-101: 44.5 M parameters, 7.8 G multiply-adds."""
-    return ResNet(
-        Bottleneck, (3, 4, 23, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return ResNet(Bottleneck, (3, 4, 23, 3), **options)
 
 
 @register_model(
@@ -243,13 +252,12 @@ def resnet101(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme
         "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
         "2a9b5c2460893a2ab13d8625db2383f3094d704f",
         "15897077afdf4d6334dc0c3f8e6fb483afb3faa9298c139f3c6eb29bca6ae5b2",
-    )
+    ),
+    FAMILY,
 )
-def resnet152(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None) -> ResNet:
+def resnet152(**options: Any) -> ResNet:
     """ResNet-152: 60.2 M parameters, 11.5 G multiply-adds."""
-    return ResNet(
-        Bottleneck, (3, 8, 36, 3), num_classes=num_classes, in_channels=in_channels, quantize=quantize
-    )
+    return ResNet(Bottleneck, (3, 8, 36, 3), **options)
 
 
 @register_model(
@@ -258,20 +266,17 @@ def resnet152(*, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme
         "7cdf4587",
         "ac4eef0c61cc63cb64d8c416bf9b518f757bed1f",
         "c0d85cba49c0e9dedbcf6d4e572e2c5ea5eb68e9d64d0564811fd54d4f72939a",
-    )
+    ),
+    FAMILY,
 )
-def resnext50_32x4d(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> ResNet:
+def resnext50_32x4d(**options: Any) -> ResNet:
     """ResNeXt-50, 32 groups of width 4: 25.0 M parameters."""
     return ResNet(
         Bottleneck,
         (3, 4, 6, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
         groups=32,
         base_width=4,
-        quantize=quantize,
+        **options,
     )
 
 
@@ -280,20 +285,17 @@ def resnext50_32x4d(
         "resnext101_32x8d",
         "8ba56ff5",
         hub_sha256="71c7427e233904ad828b768b9683876dc71f143876cbadaa26428bfea3560fc3",
-    )
+    ),
+    FAMILY,
 )
-def resnext101_32x8d(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> ResNet:
+def resnext101_32x8d(**options: Any) -> ResNet:
     """ResNeXt-101, 32 groups of width 8: 88.8 M parameters."""
     return ResNet(
         Bottleneck,
         (3, 4, 23, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
         groups=32,
         base_width=8,
-        quantize=quantize,
+        **options,
     )
 
 
@@ -304,20 +306,17 @@ def resnext101_32x8d(
         "56d0407ee160d0f4436a455f9d3f66f4454010ac",
         "47528f24e5cd6844249c9e4ea11aed6619431b83a0596afe80efdfffdb369900",
         crop_pct=0.965,
-    )
+    ),
+    FAMILY,
 )  # resized to 232
-def resnext101_64x4d(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> ResNet:
+def resnext101_64x4d(**options: Any) -> ResNet:
     """ResNeXt-101, 64 groups of width 4: 83.5 M parameters."""
     return ResNet(
         Bottleneck,
         (3, 4, 23, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
         groups=64,
         base_width=4,
-        quantize=quantize,
+        **options,
     )
 
 
@@ -327,34 +326,28 @@ def resnext101_64x4d(
         "95faca4d11227dddf8633dbb5ff6c8a9003c1aa5b8945c73834b8007b10950b8",
         "343c5fa59ca8a131e0cdf42144a641b36a0387c2",
         "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
-    )
+    ),
+    FAMILY,
 )
-def wide_resnet50_2(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> ResNet:
+def wide_resnet50_2(**options: Any) -> ResNet:
     """Wide ResNet-50-2, inner width doubled: 68.9 M parameters."""
     return ResNet(
         Bottleneck,
         (3, 4, 6, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
         base_width=128,
-        quantize=quantize,
+        **options,
     )
 
 
 @register_model(
-    _torchvision("wide_resnet101_2", "32ee11565f95f2f07223b243ada444a6457c4b90a88e6e293922813faf6dfd06")
+    _torchvision("wide_resnet101_2", "32ee11565f95f2f07223b243ada444a6457c4b90a88e6e293922813faf6dfd06"),
+    FAMILY,
 )
-def wide_resnet101_2(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> ResNet:
+def wide_resnet101_2(**options: Any) -> ResNet:
     """Wide ResNet-101-2, inner width doubled: 126.9 M parameters."""
     return ResNet(
         Bottleneck,
         (3, 4, 23, 3),
-        num_classes=num_classes,
-        in_channels=in_channels,
         base_width=128,
-        quantize=quantize,
+        **options,
     )

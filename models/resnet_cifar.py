@@ -10,12 +10,14 @@ Shapes at 32 pixels: stem and first stage [N, 16, 32, 32], then [N, 32, 16, 16],
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
-from qzoo.models.resnet import BasicBlock
+from qzoo.models.resnet import FAMILY, BasicBlock
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
@@ -63,31 +65,31 @@ def _fashion_mnist(arch: str) -> dict[str, FloatWeights]:
     }
 
 
-@register_model(_fashion_mnist("resnet20"))
-def resnet20(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
+@register_model(_fashion_mnist("resnet20"), FAMILY, num_classes=10)
+def resnet20(**options: Any) -> CifarResNet:
     """ResNet-20: 0.27 M parameters."""
-    return CifarResNet(3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return CifarResNet(3, **options)
 
 
-@register_model(_fashion_mnist("resnet32"))
-def resnet32(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
+@register_model(_fashion_mnist("resnet32"), FAMILY, num_classes=10)
+def resnet32(**options: Any) -> CifarResNet:
     """ResNet-32: 0.47 M parameters."""
-    return CifarResNet(5, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return CifarResNet(5, **options)
 
 
-@register_model(_fashion_mnist("resnet44"))
-def resnet44(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
+@register_model(_fashion_mnist("resnet44"), FAMILY, num_classes=10)
+def resnet44(**options: Any) -> CifarResNet:
     """ResNet-44: 0.66 M parameters."""
-    return CifarResNet(7, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return CifarResNet(7, **options)
 
 
-@register_model(_fashion_mnist("resnet56"))
-def resnet56(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
+@register_model(_fashion_mnist("resnet56"), FAMILY, num_classes=10)
+def resnet56(**options: Any) -> CifarResNet:
     """ResNet-56: 0.86 M parameters."""
-    return CifarResNet(9, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return CifarResNet(9, **options)
 
 
-@register_model(_fashion_mnist("resnet110"))
-def resnet110(*, num_classes: int = 10, in_channels: int = 3, quantize: Scheme | None = None) -> CifarResNet:
+@register_model(_fashion_mnist("resnet110"), FAMILY, num_classes=10)
+def resnet110(**options: Any) -> CifarResNet:
     """ResNet-110: 1.73 M parameters."""
-    return CifarResNet(18, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return CifarResNet(18, **options)

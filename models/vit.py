@@ -24,8 +24,24 @@ from torch import Tensor, nn
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, linear
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from qzoo.registry import FloatWeights, register_model
+from qzoo.registry import Family, FloatWeights, register_model
 from qzoo.scheme import Scheme
+
+_CITATION = """@article{dosovitskiy2020image,
+  title = {An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale},
+  author = {Dosovitskiy, Alexey and Beyer, Lucas and Kolesnikov, Alexander and others},
+  journal = {arXiv:2010.11929},
+  year = {2020}
+}
+
+@article{touvron2020training,
+  title = {Training data-efficient image transformers and distillation through attention},
+  author = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and others},
+  journal = {arXiv:2012.12877},
+  year = {2020}
+}
+"""
+FAMILY = Family(citation=_CITATION, smooth=True)
 
 IMAGE, PATCH, DEPTH = 224, 16, 12
 
@@ -185,28 +201,22 @@ _TV_IN1K = FloatWeights(
 )
 
 
-@register_model()
-def vit_tiny_patch16_224(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> VisionTransformer:
+@register_model(family=FAMILY)
+def vit_tiny_patch16_224(**options: Any) -> VisionTransformer:
     """ViT-Ti/16: 5.7 M parameters, 224 pixels."""
-    return VisionTransformer(192, 3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return VisionTransformer(192, 3, **options)
 
 
-@register_model()
-def vit_small_patch16_224(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> VisionTransformer:
+@register_model(family=FAMILY)
+def vit_small_patch16_224(**options: Any) -> VisionTransformer:
     """ViT-S/16: 22.1 M parameters, 224 pixels."""
-    return VisionTransformer(384, 6, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return VisionTransformer(384, 6, **options)
 
 
-@register_model({"tv_in1k": _TV_IN1K})
-def vit_base_patch16_224(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> VisionTransformer:
+@register_model({"tv_in1k": _TV_IN1K}, FAMILY)
+def vit_base_patch16_224(**options: Any) -> VisionTransformer:
     """ViT-B/16: 86.6 M parameters, 224 pixels."""
-    return VisionTransformer(768, 12, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return VisionTransformer(768, 12, **options)
 
 
 @register_model(
@@ -215,13 +225,12 @@ def vit_base_patch16_224(
         "a1311bcf4f24e3c95adaa75535db67bc4412d95535b98f7c1dfd1164dda41c97",
         "80e968688553f219e4a86f940ed945a23709c16f",
         "21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e",
-    )
+    ),
+    FAMILY,
 )
-def deit_tiny_patch16_224(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> VisionTransformer:
+def deit_tiny_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT-Ti: 5.7 M parameters, 224 pixels."""
-    return VisionTransformer(192, 3, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return VisionTransformer(192, 3, **options)
 
 
 @register_model(
@@ -230,13 +239,12 @@ def deit_tiny_patch16_224(
         "cd65a15597004d0ce19d7a9daef969903972db5b398e3a5febcd3c4df1d8f59f",
         "91327a9c99f98fe6b524cd4d397b7226b80e1365",
         "1e747b4a8d0df2cfbd3c450e8c97685d867448ab0c2ddbfb34b6885f5cb23e5b",
-    )
+    ),
+    FAMILY,
 )
-def deit_small_patch16_224(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> VisionTransformer:
+def deit_small_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT-S: 22.1 M parameters, 224 pixels."""
-    return VisionTransformer(384, 6, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return VisionTransformer(384, 6, **options)
 
 
 @register_model(
@@ -245,10 +253,9 @@ def deit_small_patch16_224(
         "b5f2ef4d686982dcdab24fe285fd08fff40db01550d8d4833167a73dd85ca7a8",
         "b78cc5532a69df6bcad9c3a8d76653fd20b31ac6",
         "cd2da27b74ed7f68b599f16c77af3e1e80f01c75f9ad96029d22ce747a247e8e",
-    )
+    ),
+    FAMILY,
 )
-def deit_base_patch16_224(
-    *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
-) -> VisionTransformer:
+def deit_base_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT-B: 86.6 M parameters, 224 pixels."""
-    return VisionTransformer(768, 12, num_classes=num_classes, in_channels=in_channels, quantize=quantize)
+    return VisionTransformer(768, 12, **options)

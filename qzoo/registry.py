@@ -7,6 +7,7 @@ tuned.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import functools
@@ -25,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from qzoo.errors import ArgumentError, UnknownModelError, shown
 from qzoo.preprocessing import Preprocessing
-from qzoo.scheme import SCHEME_PATTERN
+from qzoo.scheme import SCHEME_PATTERN, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
 
-FAMILIES = ("resnet", "resnet_cifar", "mobilenet_v2", "efficientnet_lite", "vit")
 _NAME = re.compile(
     rf"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>{SCHEME_PATTERN})(?P<qat>_qat)?)?"
 )
@@ -66,12 +66,49 @@ class FloatWeights:
 
 
 @dataclass(frozen=True)
+class ModelOptions:
+    """What the function of an architecture takes: ``def resnet18(**options)`` passes these on.
+
+    Attributes:
+        num_classes: size of the classifier.
+        in_channels: of the image.
+        quantize: None builds plain ``torch.nn`` layers.
+    """
+
+    num_classes: int = 1000
+    in_channels: int = 3
+    quantize: Scheme | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the architectures of a file have in common, for their cards and for how their checkpoints are made.
+
+    Attributes:
+        citation: BibTeX of the papers.
+        smooth: SmoothQuant comes before calibration, as the few large channels of a LayerNorm's output want it.
+        rounding: of the weights: ``"nearest"``, or ``"learned"`` where rounding to nearest costs much.
+    """
+
+    citation: str = ""
+    smooth: bool = False
+    rounding: str = "nearest"
+
+
+@dataclass(frozen=True)
 class ModelEntry:
-    """One architecture: ``build(num_classes=, in_channels=, quantize=)`` and its float weights by tag."""
+    """One architecture: ``build(num_classes=, in_channels=, quantize=)``, its float weights by tag, and its family.
+
+    Attributes:
+        tuning: epochs, learning rate and the like of a QAT on ImageNet (:class:`qzoo.options.TrainOptions`); None
+            where no schedule is known.
+    """
 
     name: str
     build: Callable[..., nn.Module]
     weights: Mapping[str, FloatWeights]
+    family: Family = Family()
+    tuning: Mapping[str, Any] | None = None
 
     @property
     def default_tag(self) -> str | None:
@@ -112,20 +149,42 @@ class ModelName:
 _entries: dict[str, ModelEntry] = {}
 
 
-def register_model(weights: Mapping[str, FloatWeights] | None = None) -> Callable[[Callable], Callable]:
-    """Decorator: makes a builder function known to the zoo under its own name.
+def register_model(
+    weights: Mapping[str, FloatWeights] | None = None,
+    family: Family = Family(),
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    tuning: Mapping[str, Any] | None = None,
+) -> Callable[[Callable], Callable]:
+    """Make a builder function known to the zoo under its own name, as a decorator.
 
-    The builder's contract: ``build(*, num_classes=10, in_channels=3, quantize: Scheme | None = None) -> nn.Module``,
-    random weights, plain ``torch.nn`` layers when ``quantize`` is None. The first entry of ``weights`` is the
-    default tag. The same module may register a name again, as a notebook's cell that is run twice does: the new
-    builder takes the old one's place, with a warning.
+    The builder takes ``**options``, which are checked against :class:`ModelOptions` before it sees them, or names the
+    three itself, ``build(*, num_classes=10, in_channels=3, quantize=None)``. It returns a module with random weights,
+    of plain ``torch.nn`` layers when ``quantize`` is None. The same module may register a name again, as a notebook's
+    cell that is run twice does: the new builder takes the old one's place, with a warning.
+
+    Args:
+        weights: float weights by tag; the first is the default one.
+        family: citation, and what its recipes start with.
+        num_classes, in_channels: the defaults of a builder that takes ``**options``.
+        tuning: see :class:`ModelEntry`.
 
     Raises:
         ArgumentError: a name of another form or of another module, or a builder without one of these arguments.
+
+    Example:
+        >>> from torch import nn
+        >>> @register_model(num_classes=10)
+        ... def one_layer(**options):
+        ...     return nn.Conv2d(options["in_channels"], options["num_classes"], 1)
+        >>> one_layer(num_classes=2)
+        Conv2d(3, 2, kernel_size=(1, 1), stride=(1, 1))
     """
 
     def register(build: Callable) -> Callable:
         name = build.__name__
+        build = _with_options(build, ModelOptions(num_classes, in_channels))
         _check_builder(name, build)
         if name in _entries:
             other = _entries[name].build.__module__
@@ -136,10 +195,37 @@ def register_model(weights: Mapping[str, FloatWeights] | None = None) -> Callabl
             warnings.warn(
                 f"the architecture {name!r} is registered anew; its old builder is gone", stacklevel=2
             )
-        _entries[name] = ModelEntry(name, build, MappingProxyType(dict(weights or {})))
+        _entries[name] = ModelEntry(name, build, MappingProxyType(dict(weights or {})), family, tuning)
         return build
 
     return register
+
+
+def _with_options(build: Callable, defaults: ModelOptions) -> Callable:
+    """A builder of ``**options`` with the signature that these have; any other builder as it is."""
+    parameters = inspect.signature(build).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return build
+
+    @functools.wraps(build)
+    def checked(**options: Any) -> nn.Module:
+        unknown = sorted(options.keys() - vars(defaults).keys())
+        if unknown:
+            raise TypeError(
+                f"{build.__name__} takes {', '.join(vars(defaults))}, not {', '.join(map(shown, unknown))}"
+            )
+        return build(**vars(dataclasses.replace(defaults, **options)))
+
+    checked.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(defaults, f.name), annotation=f.type
+            )
+            for f in dataclasses.fields(defaults)
+        ],
+        return_annotation=inspect.signature(build).return_annotation,
+    )
+    return checked
 
 
 def _check_builder(name: str, build: Callable) -> None:
@@ -189,8 +275,15 @@ def import_models(where: str) -> None:
     importlib.import_module(name)
 
 
+@functools.cache
+def families() -> tuple[str, ...]:
+    """Names of the modules in ``qzoo.models`` that define architectures: one file a family."""
+    folder = Path(__file__).parent / "models"
+    return tuple(sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem != "layers"))
+
+
 def _load_families() -> None:
-    for family in FAMILIES:
+    for family in families():
         importlib.import_module(f"qzoo.models.{family}")
     _load_plugins()
 

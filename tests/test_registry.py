@@ -22,7 +22,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> dict:
     """A registry of our own, so that nothing stays registered."""
     empty: dict = {}
     monkeypatch.setattr(registry, "_entries", empty)
-    monkeypatch.setattr(registry, "FAMILIES", ())
+    monkeypatch.setattr(registry, "families", tuple)
     return empty
 
 

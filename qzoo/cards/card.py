@@ -9,7 +9,6 @@ from pathlib import Path
 
 import yaml
 
-from qzoo.cards import citations
 from qzoo.cards.figures import measured, runtime_name
 from qzoo.cards.making import recipe
 from qzoo.cards.markdown import table
@@ -18,13 +17,6 @@ from qzoo.data.sets import DATA_SETS, DataSet
 from qzoo.files import write_text
 from qzoo.registry import architecture, parse_name
 
-_CITATIONS = {
-    "resnet": citations.RESNET,
-    "resnet_cifar": citations.RESNET,
-    "mobilenet_v2": citations.MOBILENET_V2,
-    "efficientnet_lite": citations.EFFICIENTNET,
-    "vit": citations.VIT,
-}
 # What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its own releases, and torchvision's ResNets.
 _ALSO_IN_TIMM = (
     "https://github.com/rwightman/pytorch-image-models/",
@@ -252,9 +244,6 @@ def _place(source: FloatSource) -> str:
 
 
 def _citation(config: Config) -> str:
-    module = architecture(config.architecture).build.__module__.rpartition(".")[2]
-    entries = [text for text in (_CITATIONS.get(module),) if text]
     dataset = DATA_SETS.get(config.labels)
-    if dataset is not None and dataset.citation:
-        entries.append(getattr(citations, dataset.citation))
-    return "```bibtex\n" + "\n".join(entries) + "```"
+    entries = [architecture(config.architecture).family.citation, dataset.citation if dataset else ""]
+    return "```bibtex\n" + "\n".join(filter(None, entries)) + "```"

@@ -32,7 +32,7 @@ class DataSet:
         calibration: number of training images that ``qzoo build`` calibrates on; None: as many as a folder allows.
         tuning_calibration: number of training images, at most, that the ranges of a tuned model start from.
         batch: images a batch, to measure.
-        citation: name of its entry in :mod:`qzoo.cards.citations`.
+        citation: BibTeX of its paper.
         limits: what a card says that its models know.
     """
 
@@ -66,6 +66,21 @@ _KEY = like(_DIGITS.pattern, "16 hex digits")
 _CIFAR = Preprocessing((3, 32, 32), 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _SHIFTED = "shift by up to 4 pixels, mirror"
 
+_FASHION_MNIST = """@article{xiao2017fashion,
+  title = {Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
+  author = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
+  journal = {arXiv:1708.07747},
+  year = {2017}
+}
+"""
+_IMAGENET = """@article{russakovsky2014imagenet,
+  title = {ImageNet Large Scale Visual Recognition Challenge},
+  author = {Russakovsky, Olga and Deng, Jia and Su, Hao and others},
+  journal = {arXiv:1409.0575},
+  year = {2014}
+}
+"""
+
 DATA_SETS = {
     known.name: known
     for known in (
@@ -83,7 +98,7 @@ DATA_SETS = {
             calibration=512,
             tuning_calibration=2048,
             batch=500,
-            citation="FASHION_MNIST",
+            citation=_FASHION_MNIST,
             limits="It knows 10 kinds of clothes, one garment in an image of 28 x 28 pixels, light on black. Of other "
             "photos it says something that means little.",
         ),
@@ -117,7 +132,7 @@ DATA_SETS = {
             classes=1000,
             class_names=labels.imagenet_names,
             hub="ILSVRC/imagenet-1k",
-            citation="IMAGENET",
+            citation=_IMAGENET,
             limits="It knows the 1000 ImageNet classes and inherits the biases of that data set.",
         ),
         DataSet(name="folders", title="your own data"),

@@ -6,6 +6,7 @@ A recipe is a ``config.json`` without weights and figures. It is never listed as
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,14 @@ from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
 
 FOLDER = Path("recipes")
-_TRANSFORMERS = ("vit_", "deit_")
-_DEPTHWISE = ("mobilenet_", "efficientnet_", "tf_efficientnet_")
 # Tuning: a tenth of the float model's schedule at a hundredth of its learning rate, with a cosine, from the calibrated
 # model, batches of 256. The schedules are those of torchvision's weights: ResNets 90 epochs at 0.1, MobileNetV2 300 at
 # 0.045. For ResNet-50 (float 76.13 %) the old toolkit documents 15 epochs from 0.001 with a cosine: above 76.7 %; one
 # epoch: above 76.4 %; calibration alone: 76.1 %. MobileNetV2's BatchNorm is fixed in the second half, as Krishnamoorthi
 # (2018, arXiv:1806.08342) advises.
-_SCHEDULES: dict[str, dict[str, Any]] = {
-    "resnet18": {"epochs": 9, "lr": 0.001, "weight_decay": 1e-4},
-    "resnet50": {"epochs": 15, "lr": 0.001, "weight_decay": 1e-4},
-    "mobilenet_v2": {"epochs": 30, "lr": 0.00045, "weight_decay": 4e-5, "freeze_bn": 0.5},
-}
 
 
-def _tuning(arch: str) -> dict[str, Any]:
+def _tuning(schedule: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "status": "planned, not run",
         "data": "ImageNet-1k train",
@@ -44,7 +38,7 @@ def _tuning(arch: str) -> dict[str, Any]:
         "momentum": 0.9,
         "warmup": 0.0,
         "method": "ste",
-        **_SCHEDULES[arch],
+        **schedule,
     }
 
 
@@ -61,8 +55,10 @@ def recipes() -> list[Config]:
             if all(source.startswith("qzoo:") for source in weights.sources):
                 continue  # weights that the zoo trains itself
             found.append(_recipe(f"{arch}.{tag}-w8a8"))
-            if arch in _SCHEDULES:
-                found.append(dataclasses.replace(_recipe(f"{arch}.{tag}-w8a8_qat"), training=_tuning(arch)))
+            schedule = architecture(arch).tuning
+            if schedule is not None:
+                tuned = _recipe(f"{arch}.{tag}-w8a8_qat")
+                found.append(dataclasses.replace(tuned, training=_tuning(schedule)))
     return sorted(found, key=lambda config: natural_key(config.name))
 
 
@@ -71,18 +67,19 @@ def _recipe(name: str) -> Config:
     weights = architecture(parsed.arch).weights[parsed.tag or ""]
     source, digest = weights.sources[0], weights.sha256[0] if weights.sha256 else ""
     revision = weights.revision if source.startswith("hf:") else ""
-    learned = parsed.arch.startswith(_DEPTHWISE) and not parsed.qat
+    family = architecture(parsed.arch).family
+    rounding = "nearest" if parsed.qat else family.rounding
     return dataclasses.replace(
         new_config(name),
         form="packed",
         float_source=FloatSource(source, revision, digest, weights.license),
         calibration=CalibrationRecord(
-            "mse" if learned else "auto",
+            "mse" if rounding == "learned" else "auto",
             "ImageNet-1k",
             "0:128",
             128,
-            rounding="learned" if learned else "nearest",
-            smooth=parsed.arch.startswith(_TRANSFORMERS),
+            rounding=rounding,
+            smooth=family.smooth,
         ),
     )
 

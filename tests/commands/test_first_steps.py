@@ -20,7 +20,7 @@ from qzoo.__main__ import main
 from qzoo.cards.card import write_card
 from qzoo.config import Measurement, config_of
 from qzoo.errors import CalibrationError, CheckpointError, DataError, UnknownModelError
-from qzoo.models._layers import conv2d, linear
+from qzoo.models.layers import conv2d, linear
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import _entries, register_model
 from qzoo.scheme import Scheme

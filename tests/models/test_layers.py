@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from qzoo.models._layers import Conv2dSame, QuantConv2dSame, conv2d, init_weights, linear, pad_same
+from qzoo.models.layers import Conv2dSame, QuantConv2dSame, conv2d, init_weights, linear, pad_same
 from qzoo.quant.nn import QuantConv2d, QuantLinear
 from qzoo.scheme import Scheme
 

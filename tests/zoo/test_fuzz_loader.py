@@ -35,7 +35,7 @@ from qzoo.config import (
     read_config,
 )
 from qzoo.errors import CheckpointError
-from qzoo.models._layers import conv2d
+from qzoo.models.layers import conv2d
 from qzoo.ptq.apply import CORRECTIONS, ROUNDINGS
 from qzoo.ptq.collect import METHODS
 from qzoo.ptq.data_free import METHOD as BATCHNORM
