@@ -14,35 +14,19 @@ import numpy as np
 import onnx_ir as ir
 
 from qzoo.export.lint.graph import CARRIED
-from qzoo.export.passes import constant, initializer, node_like, nodes_of
+from qzoo.export.passes import constant, initializer, node_like, nodes_of, use_unsigned
 
 _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 _FOLLOWS = ("Relu", "Clip", "MaxPool")  # fused with the operator before, or Q is moved across
 
 
 def use_unsigned_activations(model: ir.Model) -> None:
-    """int8 activations with zero point 0 become uint8 with zero point 128: the same levels, 128 higher.
+    """int8 activations become uint8 with zero point 128, see :func:`qzoo.export.passes.use_unsigned`.
 
     ONNX Runtime's x86 kernels take uint8 activations. It makes this change itself, but not where a tensor has two
     readers (a block's input that is also the skip), and leaves the convolutions around it in floating point.
     """
-    shifted = initializer(model, "zero_point_128", np.array(128, np.uint8))
-    for node in nodes_of(model, "QuantizeLinear"):
-        zero, q = constant(node.inputs[2]), node.outputs[0]
-        if (
-            zero is None
-            or zero.dtype != np.int8
-            or zero.size != 1
-            or zero.any()
-            or constant(node.inputs[0]) is not None
-        ):
-            continue
-        readers = [use.node for use in q.uses()]
-        if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in readers):
-            continue
-        for pair_node in [node, *readers]:
-            pair_node.replace_input_with(2, shifted)
-        q.type = ir.TensorType(ir.DataType.UINT8)
+    use_unsigned(model, nodes_of(model, "QuantizeLinear"))
 
 
 def clip_integers(model: ir.Model) -> None:

@@ -87,7 +87,7 @@ def export_onnx(
 
 def _rewrite(graph: Any, target: str, weights: str) -> None:
     """The passes, in an order in which each finds what the one before has made."""
-    from qzoo.export import for_onnxruntime, passes
+    from qzoo.export import for_onnxruntime, for_openvino, passes
 
     passes.use_global_pooling(graph)
     passes.merge_padding(graph)
@@ -102,7 +102,12 @@ def _rewrite(graph: Any, target: str, weights: str) -> None:
         for_onnxruntime.keep_activations_before_float8(graph)
         for_onnxruntime.pad_image_channels(graph)
     if target == "openvino":
-        passes.quantize_before_moves(graph)
+        for_openvino.pool_maxima(graph)
+        for_openvino.quantize_before_moves(graph)
+        for_openvino.average_signed_by_convolution(graph)
+        for_openvino.use_unsigned_at_concat(graph)
+        for_openvino.give_shared_convolutions_a_bias(graph)
+        for_openvino.keep_rows_apart(graph)
     passes.share_zero_points(graph)
     passes.drop_defaults(graph)
     passes.drop_unused(graph)

@@ -5,7 +5,7 @@ All work in place on an ``onnx_ir`` model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -16,13 +16,14 @@ import torch
 
 from qzoo.errors import ExportError
 
+# What QuantizeLinear saturates at. A narrow range is a matter of the weights, which are on their levels already.
 _LIMITS = {
-    "int8": 127,
-    "uint8": 255,
-    "int16": 32767,
-    "uint16": 65535,
-    "float8_e4m3fn": 448,
-    "float8_e5m2": 57344,
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+    "float8_e4m3fn": (-448, 448),
+    "float8_e5m2": (-57344, 57344),
 }
 
 
@@ -47,8 +48,8 @@ def store_integer_weights(model: ir.Model) -> None:
         if scale.size > 1:
             axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
             shape[axis] = -1
-        high = _LIMITS[zero.dtype.name]
-        q = np.clip(weight / scale.reshape(shape), 0 if zero.dtype.kind == "u" else -high, high)
+        low, high = _LIMITS[zero.dtype.name]
+        q = np.clip(weight / scale.reshape(shape), low, high)
         q = (np.rint(q) if zero.dtype.kind in "iu" else q).astype(zero.dtype)
         _replace(model, node, initializer(model, f"{source.name}_quantized", q))
 
@@ -181,31 +182,29 @@ def _pair_key(node: ir.Node) -> tuple[Any, ...] | None:
     return id(node.inputs[0]), scale.tobytes(), scale.shape, zero.tobytes(), str(zero.dtype), axis
 
 
-def quantize_before_moves(model: ir.Model) -> None:
-    """MaxPool or Reshape, Q, DQ become Q, DQ, MaxPool or Reshape: the same values, since Q is monotone.
+def use_unsigned(model: ir.Model, quantizers: Iterable[ir.Node]) -> None:
+    """int8 activations with zero point 0 become uint8 with zero point 128: the same levels, 128 higher.
 
-    OpenVINO leaves a max pooling before a Q in float, and fuses an average pooling with the Q right behind it only;
-    ONNX Runtime moves the Q itself.
+    Args:
+        quantizers: QuantizeLinear nodes; those of other types, and of weights, stay as they are.
     """
-    for pool in [*nodes_of(model, "MaxPool"), *nodes_of(model, "Reshape"), *nodes_of(model, "Flatten")]:
-        out = pool.outputs[0]
-        readers = [use.node for use in out.uses()]
-        if len(pool.outputs) > 1 or out.is_graph_output() or len(readers) != 1:
+    shifted = initializer(model, "zero_point_128", np.array(128, np.uint8))
+    for node in quantizers:
+        zero, q = constant(node.inputs[2]), node.outputs[0]
+        if (
+            zero is None
+            or zero.dtype != np.int8
+            or zero.size != 1
+            or zero.any()
+            or constant(node.inputs[0]) is not None
+        ):
             continue
-        q = readers[0]
-        pairs = [use.node for use in q.outputs[0].uses()]
-        if q.op_type != "QuantizeLinear" or {node.op_type for node in pairs} != {"DequantizeLinear"}:
+        readers = [use.node for use in q.uses()]
+        if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in readers):
             continue
-        if any(node.outputs[0].is_graph_output() for node in pairs):
-            continue
-        for node in pairs:
-            node.outputs[0].replace_all_uses_with(out)
-        q.replace_input_with(0, pool.inputs[0])
-        pool.replace_input_with(0, pairs[0].outputs[0])
-        for node in (q, *pairs):
-            source = node.inputs[0]
-            node.outputs[0].shape = None if source is None else source.shape
-    model.graph.sort()
+        for pair_node in [node, *readers]:
+            pair_node.replace_input_with(2, shifted)
+        q.type = ir.TensorType(ir.DataType.UINT8)
 
 
 def widen(model: ir.Model, dtype: torch.dtype) -> None:
@@ -228,16 +227,33 @@ def widen(model: ir.Model, dtype: torch.dtype) -> None:
 
 
 def share_zero_points(model: ir.Model) -> None:
-    """One tensor of zeros for all Q and DQ that want the same type and shape."""
-    shared: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
+    """One tensor of zeros for all Q and DQ that want the same type and shape.
+
+    Weights of convolutions and of linear layers have one each: OpenVINO, in a file whose batch is fixed by
+    ``model.reshape``, runs in float both layers that share one.
+    """
+    shared: dict[tuple[str, tuple[int, ...], str], ir.Value] = {}
     for node in (*nodes_of(model, "QuantizeLinear"), *nodes_of(model, "DequantizeLinear")):
         zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if zero is None or zero.any():
             continue
-        key = (zero.dtype.name, zero.shape)
+        key = (zero.dtype.name, zero.shape, _layer_of_weight(node))
         if key not in shared:
-            shared[key] = initializer(model, "_".join(["zero", key[0], *map(str, key[1])]), zero)
+            name = "_".join(["zero", key[0], *map(str, key[1]), *key[2:]]).rstrip("_")
+            shared[key] = initializer(model, name, zero)
         node.replace_input_with(2, shared[key])
+
+
+def _layer_of_weight(node: ir.Node) -> str:
+    """What reads a stored weight, behind transpositions: ``"conv"``, ``"linear"``; "" for activations."""
+    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
+    stored = maker.inputs[0] if maker is not None and maker.op_type == "QuantizeLinear" else node.inputs[0]
+    if constant(stored) is None:
+        return ""
+    readers = [use.node for use in node.outputs[0].uses()]
+    while len(readers) == 1 and readers[0].op_type in ("Transpose", "Reshape", "DequantizeLinear"):
+        readers = [use.node for use in readers[0].outputs[0].uses()]
+    return "conv" if any(reader.op_type in ("Conv", "ConvTranspose") for reader in readers) else "linear"
 
 
 def drop_defaults(model: ir.Model) -> None:

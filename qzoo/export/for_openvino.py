@@ -1,0 +1,246 @@
+"""Rewrites for OpenVINO only: forms that its CPU plugin computes as the file says. All keep the values.
+
+OpenVINO moves the scale of a DequantizeLinear behind the operators that follow, and chooses the integer type of a
+tensor by what reads it. In a few forms, found by comparing with ONNX Runtime on graphs of a few nodes (OpenVINO
+2026.4), it loses a zero point or a scale on the way; lint names them in any file
+(:mod:`qzoo.export.lint.openvino`), and here each is written in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qzoo.export.lint.graph import CLAMPS, MOVES, POOLS
+from qzoo.export.passes import constant, initializer, node_like, nodes_of, use_unsigned
+
+_BIAS = 1e-30
+"""What a sum of float32 does not see, but a pass that drops zeros does."""
+
+_SCALED = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
+_CARRIED = (*MOVES, *CLAMPS, *POOLS, "Resize", "ReduceMax", "Concat")
+
+
+def pool_maxima(model: ir.Model) -> None:
+    """ReduceMax over height and width, and GlobalMaxPool, become MaxPool of the whole image.
+
+    OpenVINO fuses ReduceMax with the Q behind, and then computes it wrongly.
+    """
+    for node in [*nodes_of(model, "ReduceMax"), *nodes_of(model, "GlobalMaxPool")]:
+        x, out = node.inputs[0], node.outputs[0]
+        if x is None or x.shape is None or len(x.shape) != 4:
+            continue
+        sizes = [size for size in list(x.shape)[2:] if isinstance(size, int)]
+        if len(sizes) < 2 or (node.op_type == "ReduceMax" and _reduced_axes(node) != [2, 3]):
+            continue
+        pool = node_like("MaxPool", [x], like=node, outputs=1)
+        pool.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
+        pool.outputs[0].type, pool.outputs[0].shape = out.type, ir.Shape([x.shape[0], x.shape[1], 1, 1])
+        new = [pool]
+        if node.op_type == "ReduceMax" and not _integer(node, "keepdims", 1):
+            flat = node_like("Flatten", [pool.outputs[0]], like=node, outputs=1, axis=1)
+            flat.outputs[0].type, flat.outputs[0].shape = out.type, out.shape
+            new.append(flat)
+        model.graph.insert_before(node, new)
+        out.replace_all_uses_with(new[-1].outputs[0], replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+
+
+def _reduced_axes(node: ir.Node) -> list[int]:
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return [] if axes is None else sorted(int(axis) % 4 for axis in axes)
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def quantize_before_moves(model: ir.Model) -> None:
+    """MaxPool or Reshape, Q, DQ become Q, DQ, MaxPool or Reshape: the same values, since Q is monotone.
+
+    OpenVINO leaves a max pooling before a Q in float, and fuses an average pooling with the Q right behind it only;
+    ONNX Runtime moves the Q itself.
+    """
+    for move in reversed([node for node in model.graph if node.op_type in ("MaxPool", "Reshape", "Flatten")]):
+        out = move.outputs[0]
+        readers = [use.node for use in out.uses()]
+        if len(move.outputs) > 1 or out.is_graph_output() or len(readers) != 1:
+            continue
+        q = readers[0]
+        pairs = [use.node for use in q.outputs[0].uses()]
+        if q.op_type != "QuantizeLinear" or {node.op_type for node in pairs} != {"DequantizeLinear"}:
+            continue
+        if any(node.outputs[0].is_graph_output() for node in pairs):
+            continue
+        for node in pairs:
+            node.outputs[0].replace_all_uses_with(out)
+        q.replace_input_with(0, move.inputs[0])
+        move.replace_input_with(0, pairs[0].outputs[0])
+        for node in (q, *pairs):
+            source = node.inputs[0]
+            node.outputs[0].shape = None if source is None else source.shape
+    model.graph.sort()
+
+
+def use_unsigned_at_concat(model: ir.Model) -> None:
+    """int8 activations that a Concat joins, or that are quantized behind one, become uint8 with zero point 128.
+
+    OpenVINO reads the bytes of int8 as uint8 there, and every negative value is wrong.
+    """
+    found: dict[int, ir.Node] = {}
+    for concat in nodes_of(model, "Concat"):
+        found |= {id(q): q for value in concat.inputs for q in _quantizers_before(value)}
+        found |= {id(q): q for q in _quantizers_behind(concat)}
+    use_unsigned(model, found.values())
+
+
+def _quantizers_before(value: ir.Value | None) -> list[ir.Node]:
+    """The Q whose integers a tensor has, behind operators across which OpenVINO carries a DQ."""
+    node = value.producer() if value is not None else None
+    if node is None:
+        return []
+    if node.op_type == "DequantizeLinear":
+        q = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return [q] if q is not None and q.op_type == "QuantizeLinear" else []
+    if node.op_type not in (*_CARRIED, *_SCALED):
+        return []
+    return [q for source in node.inputs for q in _quantizers_before(source)]
+
+
+def _quantizers_behind(node: ir.Node) -> list[ir.Node]:
+    """The Q that OpenVINO fuses with the node, behind operators that it fuses too."""
+    found: list[ir.Node] = []
+    for reader in dict.fromkeys(use.node for value in node.outputs for use in value.uses()):
+        if reader.op_type == "QuantizeLinear":
+            found.append(reader)
+        elif reader.op_type in (*MOVES, *CLAMPS) or (reader.op_type in _SCALED and _has_constant(reader)):
+            found += _quantizers_behind(reader)
+    return found
+
+
+def _has_constant(node: ir.Node) -> bool:
+    return any(constant(value) is not None for value in node.inputs)
+
+
+def average_signed_by_convolution(model: ir.Model) -> None:
+    """An AveragePool that counts its padding, of int8 activations, becomes a depthwise convolution by ones.
+
+    OpenVINO pads the pooling with the integer 0 where it has given the tensor a zero point of 128, as it does for
+    every signed tensor that a convolution reads; a convolution it pads with the zero point.
+    """
+    for pool in nodes_of(model, "AveragePool"):
+        x = pool.inputs[0]
+        maker = x.producer() if x is not None else None
+        if x is None or x.shape is None or maker is None or maker.op_type != "DequantizeLinear":
+            continue
+        zero, channels = constant(maker.inputs[2]), x.shape[1]
+        if zero is None or not _is_signed(zero) or not isinstance(channels, int) or not _counts_padding(pool):
+            continue
+        kernel = list(pool.attributes["kernel_shape"].as_ints())
+        name = f"{pool.outputs[0].name}_ones"
+        ones = initializer(model, f"{name}_quantized", np.ones((channels, 1, *kernel), np.int8))
+        scale = initializer(model, f"{name}_scale", np.array(1 / np.prod(kernel), np.float32))
+        point = initializer(model, f"{name}_zero_point", np.array(0, np.int8))
+        weight = node_like("DequantizeLinear", [ones, scale, point], like=pool, outputs=1)
+        conv = node_like("Conv", [x, weight.outputs[0]], like=pool, outputs=1, group=channels)
+        for attribute in ("strides", "dilations", "pads"):
+            if attribute in pool.attributes:
+                conv.attributes[attribute] = pool.attributes[attribute]
+        out = pool.outputs[0]
+        conv.outputs[0].type, conv.outputs[0].shape = out.type, out.shape
+        model.graph.insert_before(pool, [weight, conv])
+        out.replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
+        model.graph.remove(pool, safe=True)
+
+
+def _is_signed(zero: np.ndarray) -> bool:
+    return zero.dtype == np.int8 or bool(zero.any())
+
+
+def _counts_padding(pool: ir.Node) -> bool:
+    """Whether there is padding, which counts in the average as zeros; and none beyond it, which does not."""
+    pads = list(pool.attributes["pads"].as_ints()) if "pads" in pool.attributes else []
+    counts, beyond = _integer(pool, "count_include_pad", 0), _integer(pool, "ceil_mode", 0)
+    return counts == 1 and beyond == 0 and any(pads)
+
+
+def give_shared_convolutions_a_bias(model: ir.Model) -> None:
+    """An int8 convolution without bias that has several readers gets one of 1e-30, which no sum of float32 sees.
+
+    With a dynamic batch OpenVINO gives only one of the readers the sums in their scale, the others the integers
+    themselves. With a bias it does not, if not all of it is zero.
+    """
+    for conv in [*nodes_of(model, "Conv"), *nodes_of(model, "ConvTranspose")]:
+        out = conv.outputs[0]
+        if len(out.uses()) + out.is_graph_output() < 2 or not _is_int8(conv):
+            continue
+        bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+        channels = _output_channels(conv)
+        if channels is None or (len(conv.inputs) > 2 and (bias is None or bias.any())):
+            continue
+        value = initializer(model, f"{out.name}_bias", np.full(channels, _BIAS, np.float32))
+        if len(conv.inputs) > 2:
+            conv.replace_input_with(2, value)
+        else:
+            _append_input(model, conv, value)
+
+
+def _is_int8(layer: ir.Node) -> bool:
+    makers = [value.producer() if value is not None else None for value in layer.inputs[:2]]
+    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+
+
+def _output_channels(conv: ir.Node) -> int | None:
+    weight = conv.inputs[1]
+    maker = weight.producer() if weight is not None else None
+    stored = maker.inputs[0] if maker is not None else None
+    if stored is None or stored.shape is None:
+        return None
+    groups = _integer(conv, "group", 1)
+    size = stored.shape[1] if conv.op_type == "ConvTranspose" else stored.shape[0]
+    return size * (groups if conv.op_type == "ConvTranspose" else 1) if isinstance(size, int) else None
+
+
+def _append_input(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    """Replace the node by one with an input more."""
+    inputs: list[Any] = [*node.inputs[:2], value]
+    new = ir.Node("", node.op_type, inputs, list(node.attributes.values()), num_outputs=1)
+    new.metadata_props.update(node.metadata_props)
+    out = node.outputs[0]
+    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = out.name, out.type, out.shape
+    model.graph.insert_before(node, new)
+    out.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+
+
+def keep_rows_apart(model: ir.Model) -> None:
+    """A Reshape that gathers rows of a matrix, [rows, C] to [batch, N, ...] with N >= C, gets an Unsqueeze before it.
+
+    With a dynamic batch OpenVINO reshapes the scale per channel of a linear layer along with the sums, and takes N
+    of its values for N rows (or does not load the file).
+    """
+    for reshape in nodes_of(model, "Reshape"):
+        x, shape = reshape.inputs[0], constant(reshape.inputs[1])
+        if x is None or x.shape is None or len(x.shape) != 2 or shape is None:
+            continue
+        width, sizes = x.shape[1], [int(n) for n in shape]
+        if not isinstance(width, int) or not gathers_rows(width, sizes) or isinstance(x.shape[0], int):
+            continue
+        axis = initializer(model, f"{reshape.outputs[0].name}_axis", np.array([0], np.int64))
+        unsqueeze = node_like("Unsqueeze", [x, axis], like=reshape, outputs=1)
+        unsqueeze.outputs[0].type, unsqueeze.outputs[0].shape = x.type, ir.Shape([1, *x.shape])
+        model.graph.insert_before(reshape, unsqueeze)
+        reshape.replace_input_with(0, unsqueeze.outputs[0])
+
+
+def gathers_rows(width: int, sizes: Iterable[int]) -> bool:
+    """Whether rows of this width, reshaped to these sizes, come together, as many as the width or more.
+
+    >>> gathers_rows(64, [-1, 196, 64]), gathers_rows(64, [-1, 49, 64]), gathers_rows(64, [-1, 64, 1, 1])
+    (True, False, False)
+    """
+    batch, *rest = sizes
+    return batch == -1 and len(rest) > 1 and rest[0] >= width and int(np.prod(rest)) != width
