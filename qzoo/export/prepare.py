@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from qzoo.errors import ExportError
 from qzoo.export.arguments import plain_module
@@ -59,17 +63,115 @@ def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
         ExportError: a BatchNorm that can't be folded, or quantizers that can't be written.
     """
     _fold(ready, example[:1])
-    for module in ready.modules():
+    uses = _Uses(ready, example[:1].float() if is_quantized(ready) else example[:1])
+    for module in list(ready.modules()):
         quantizer = getattr(module, "_weight_quantizer", None)
-        if isinstance(quantizer, TensorQuantizer) and is_on(quantizer):
-            if quantizer.block is not None:
-                store_blocks_(module, quantizer)
-            elif isinstance(quantizer.num_bits, int):
-                _put_on_levels(module, quantizer, quantizer.num_bits)
-            else:
-                weight = _parameters(module)[0]
-                weight.copy_(quantizer(weight))
+        if isinstance(quantizer, TensorQuantizer) and quantizer in uses.ran:
+            _store_weight(module, quantizer, shared=uses.is_shared(module, quantizer))
+    _clip_to_narrow_range(ready)
     return ready
+
+
+def _store_weight(layer: Any, quantizer: TensorQuantizer, shared: bool) -> None:
+    """Put a layer's weight on its levels, in place; a copy of it where something else reads the weight as it is."""
+    if quantizer.block is not None:
+        store_blocks_(layer, quantizer)
+        return
+    weight = _parameters(layer)[0]
+    if shared:
+        weight = weight.detach().clone()
+        layer._weight_quantizer = _OwnWeight(weight, quantizer)
+    if isinstance(quantizer.num_bits, int):
+        _put_on_levels(layer, quantizer, quantizer.num_bits, weight)
+    else:
+        weight.copy_(quantizer(weight))
+
+
+class _OwnWeight(nn.Module):
+    """Stands for a weight quantizer: quantizes a weight of its own, whatever it is given."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, quantizer: TensorQuantizer) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.quantizer = quantizer
+
+    def forward(self, weight: Tensor) -> Tensor:
+        result: Tensor = self.quantizer(self.weight)
+        return result
+
+
+class _Uses(TorchFunctionMode):
+    """Who reads the weights of quantized layers in one forward pass.
+
+    A layer's weight may be read past its quantizer: torchvision's Swin calls ``F.linear(x, self.qkv.weight)``, and an
+    embedding may share its weight with the classifier.
+
+    Attributes:
+        ran: the weight quantizers that were called.
+    """
+
+    def __init__(self, model: nn.Module, image: Tensor) -> None:
+        super().__init__()
+        self.ran: set[nn.Module] = set()
+        self._readers: Counter[int] = Counter()
+        self._inside = 0
+        layers: list[Any] = [m for m in model.modules() if _has_weight_quantizer(m)]
+        self._weights = {id(p) for m in layers for p in m.parameters(recurse=False)}
+        quantizers = {m._weight_quantizer: None for m in layers}
+        handles = [q.register_forward_pre_hook(self._enter) for q in quantizers]
+        handles += [q.register_forward_hook(self._leave) for q in quantizers]
+        try:
+            with self:
+                model(image)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def is_shared(self, layer: Any, quantizer: TensorQuantizer) -> bool:
+        """Whether anything but this quantizer reads the layer's weight."""
+        return self._readers[id(_parameters(layer)[0])] > 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self._inside and any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+            self._readers.update({id(leaf) for leaf in tree_leaves((args, kwargs))} & self._weights)
+        return result
+
+    def _enter(self, quantizer: nn.Module, args: tuple[Any, ...]) -> None:
+        if quantizer not in self.ran:  # a layer that is called twice reads its weight once
+            self._readers[id(args[0])] += 1
+        self.ran.add(quantizer)
+        self._inside += 1
+
+    def _leave(self, quantizer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside -= 1
+
+
+def _has_weight_quantizer(module: Any) -> bool:
+    quantizer = getattr(module, "_weight_quantizer", None)
+    return isinstance(quantizer, TensorQuantizer) and is_on(quantizer)
+
+
+def _clip_to_narrow_range(ready: nn.Module) -> None:
+    """Clip what an activation quantizer of narrow range is given: ONNX's integers have one level more below zero."""
+    weights = {id(getattr(module, "_weight_quantizer", None)) for module in ready.modules()}
+    for _, quantizer in active(ready):
+        amax, bits = quantizer.amax, quantizer.num_bits
+        narrow = quantizer.narrow_range and not quantizer.unsigned and bits in (8, 16)
+        if narrow and id(quantizer) not in weights and amax is not None and amax.numel() == 1:
+            quantizer.register_forward_pre_hook(_Clip(amax.item()))
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A hook that clips a module's first argument to ``-limit`` to ``limit``."""
+
+    limit: float
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].clamp(-self.limit, self.limit), *args[1:])
 
 
 def _fold(ready: nn.Module, image: Tensor) -> None:
@@ -119,8 +221,8 @@ def check_ranges(model: nn.Module) -> None:
             )
 
 
-def _put_on_levels(layer: Any, quantizer: TensorQuantizer, bits: int) -> None:
-    """Replace the weight by its quantized value, so that every way of rounding finds the same integers.
+def _put_on_levels(layer: Any, quantizer: TensorQuantizer, bits: int, weight: Tensor) -> None:
+    """Replace a weight, the layer's or a copy, by its quantized value: every way of rounding finds the same integers.
 
     ONNX divides by ``amax / bound`` where the simulation multiplies by ``bound / amax``, and its int8 reaches -128.
     """
@@ -129,7 +231,7 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer, bits: int) -> None:
         raise ExportError(
             f"{quantizer.name or 'a weight quantizer'} needs one fixed range per channel or tensor"
         )
-    weight, narrow = _parameters(layer)[0], quantizer.narrow_range
+    narrow = quantizer.narrow_range
     weight.copy_(ops.fake_quantize(weight, amax, bits, quantizer.unsigned, narrow))
     wide = torch.maximum(amax, _smallest_range(layer, quantizer, amax))
     if not torch.equal(wide, amax):

@@ -30,6 +30,7 @@ from qzoo.quant import ops
 from qzoo.quant.nn import TensorQuantizer
 
 _PART = 2**18  # weights that are scaled at a time
+_RESHAPES = (Tensor.flatten, Tensor.reshape, Tensor.view, torch.flatten, torch.reshape)
 _TOLERANCE = 1e-3  # of the largest output; the fold itself is exact up to float32 rounding
 
 
@@ -47,6 +48,7 @@ class _Trace:
     producer: dict[int, str] = field(default_factory=dict)
     input_of: dict[str, Tensor] = field(default_factory=dict)
     output_of: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[int, Tensor] = field(default_factory=dict)  # of an output: the matrix that it was flattened to
     calls: Counter[str] = field(default_factory=Counter)
     readers: Counter[int] = field(default_factory=Counter)
 
@@ -63,7 +65,14 @@ class _CountReaders(TorchFunctionMode):
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             read = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             self.trace.readers.update(read & self.trace.producer.keys())
+        if func in _RESHAPES and args and id(args[0]) in self.trace.producer:
+            self._note_rows(args[0], result)
         return result
+
+    def _note_rows(self, output: Tensor, matrix: Tensor) -> None:
+        if output.dim() > 2 == matrix.dim() and output.shape[-1] == matrix.shape[-1]:
+            self.trace.rows[id(output)] = matrix
+            self.trace.producer[id(matrix)] = self.trace.producer[id(output)]
 
 
 @torch.no_grad()
@@ -71,9 +80,10 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
     """Fold every BatchNorm whose input is the output of one convolution or linear layer, in place.
 
     The pairs are found by running ``example``: the very tensor that the layer returned must enter the BatchNorm and
-    nothing else. The BatchNorm is replaced by ``nn.Identity`` (timm's by its activation), the layer gets a bias. Works
-    for grouped, depthwise and transposed convolutions, quantized or not; each pair is checked by running both forms on
-    the layer's input.
+    nothing else; that of a linear layer may be flattened to a matrix before (``norm(linear(x).flatten(0, 1))``, as
+    LeViT has it). The BatchNorm is replaced by ``nn.Identity`` (timm's by its activation), the layer gets a bias.
+    Works for grouped, depthwise and transposed convolutions, quantized or not; each pair is checked by running both
+    forms on the layer's input.
     Left as they are: layers that are called twice or share their weight, transposed convolutions with groups,
     BatchNorms without running statistics.
 
@@ -94,9 +104,9 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
         del trace  # all activations of the network; what follows reuses their memory
         for pair in pairs:
             layer, norm, x = modules[pair.layer], modules[pair.norm], inputs.pop(pair.layer)
-            before, rest = norm(layer(x)), _rest(norm)
+            before, rest = norm(_rows(layer, layer(x))), _rest(norm)
             _fold_pair(pair.layer, layer, norm)
-            _check_pair(pair, before, rest(layer(x)))
+            _check_pair(pair, before, rest(_rows(layer, layer(x))))
             model.set_submodule(pair.norm, rest)
     return pairs
 
@@ -171,11 +181,19 @@ def _pairs(modules: dict[str, nn.Module], trace: _Trace) -> Iterator[Pair]:
     }
     uses = Counter(id(m.weight) for m in modules.values() if isinstance(m, _ConvNd | nn.Linear))
     for name, output in trace.output_of.items():
-        layer, norm = modules[name], norm_of.get(id(output))
-        if norm is None or not isinstance(layer, _ConvNd | nn.Linear) or not _foldable(layer, output):
+        layer = modules[name]
+        entered = trace.rows.get(id(output), output)
+        norm = norm_of.get(id(entered))
+        if norm is None or not isinstance(layer, _ConvNd | nn.Linear) or not _foldable(layer, entered):
             continue
-        if trace.calls[name] == trace.readers[id(output)] == uses[id(layer.weight)] == 1:
+        once = trace.readers[id(output)] == trace.readers[id(entered)] == trace.calls[name] == 1
+        if once and uses[id(layer.weight)] == 1:
             yield Pair(name, norm)
+
+
+def _rows(layer: nn.Module, output: Tensor) -> Tensor:
+    """What enters the BatchNorm: of a linear layer a matrix."""
+    return output.flatten(0, -2) if isinstance(layer, nn.Linear) else output
 
 
 def _rest(norm: nn.Module) -> nn.Module:

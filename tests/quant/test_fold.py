@@ -70,6 +70,38 @@ def test_integers_and_function_stay(layer: nn.Module, norm: nn.Module, x: Tensor
     torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rows", [lambda y: y.flatten(0, 1), lambda y: y.reshape(-1, 16), lambda y: y.view(-1, 16)]
+)
+def test_rows_of_a_linear_layer(rows) -> None:
+    """As LeViT has it: the norm of the features over all tokens of the batch."""
+
+    class Tokens(nn.Module):
+        def __init__(self, read_twice: bool) -> None:
+            super().__init__()
+            self.linear, self.norm = (
+                QuantLinear(8, 16, bias=False, quant_desc_weight=WEIGHT),
+                nn.BatchNorm1d(16),
+            )
+            self.read_twice = read_twice
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = rows(self.linear(x))
+            z = self.norm(y) + y if self.read_twice else self.norm(y)
+            return z.reshape(len(x), -1, 16)
+
+    x = torch.randn(4, 5, 8)
+    for twice, pairs in ((True, []), (False, [Pair("linear", "norm")])):
+        model = Tokens(twice).eval()
+        randomize(model.norm)
+        calibrate(model.linear, x)
+        before, levels = model(x).detach(), integers(model.linear)
+        sign = model.norm.weight.detach().sign().numpy()
+        assert fold_batchnorm_(model, x[:1]) == pairs
+        np.testing.assert_array_equal(integers(model.linear), levels * (1 if twice else sign[:, None]))
+        torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
 def test_ties_do_not_tip_over() -> None:
     """Weights exactly between two levels, of which there are none by chance, keep their level under any factor."""
     layer, norm = QuantConv2d(1, 500, 1, bias=False, quant_desc_weight=WEIGHT), nn.BatchNorm2d(500)
