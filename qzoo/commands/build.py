@@ -55,7 +55,7 @@ def register(add: Add) -> None:
     sub.add_argument("--again", action="store_true", help="repeat finished steps, too")
     sub.epilog = (
         "The store is the folder QZOO_HOME, by default qzoo in your data folder: what is in it is found by its name. "
-        "What no option says, the recipe says: config.json in the folder, in qzoo, or in recipes/NAME. Interrupted "
+        "What no option says, the recipe says: config.json in the folder, or qzoo's own. Interrupted "
         "and started again, it goes on with the step it was in. A name in _qat is trained with its recipe's options, "
         "on the images in DIR/train; --all leaves these out, as a calibration takes minutes and a training hours: "
         "--qat adds them."

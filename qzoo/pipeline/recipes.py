@@ -1,6 +1,6 @@
-"""Recipes: checkpoints that ``qzoo build`` makes from public float weights, and that nobody has made yet.
+"""Plan the checkpoints that ``qzoo build`` makes from public float weights, by what the registry says of each network.
 
-A recipe is a ``config.json`` without weights and figures. It is never listed as pretrained.
+A recipe is a config without weights and figures. It is never listed as pretrained.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 from qzoo.config import CalibrationRecord, Config, FloatSource, read_config
 from qzoo.errors import CheckpointError
-from qzoo.files import write_text
 from qzoo.options import TrainOptions
 from qzoo.ptq import Recipe
 from qzoo.ptq.apply import WITH_PERCENTILE
@@ -22,7 +21,6 @@ from qzoo.scheme import DEFAULT_TARGET
 from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
 
-FOLDER = Path("recipes")
 # Tuning: a tenth of the float model's schedule at a hundredth of its learning rate, with a cosine, from the calibrated
 # model, batches of 256. The schedules are those of torchvision's weights: ResNets 90 epochs at 0.1, MobileNetV2 300 at
 # 0.045. For ResNet-50 (float 76.13 %) the old toolkit documents 15 epochs from 0.001 with a cosine: above 76.7 %; one
@@ -84,17 +82,6 @@ def _recipe(name: str) -> Config:
     )
 
 
-def write_recipes(folder: str | Path) -> list[Path]:
-    """Write ``<folder>/<name>/config.json`` for every recipe; returns the paths."""
-    paths = []
-    for config in recipes():
-        path = Path(folder) / config.name / "config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, config.to_json())
-        paths.append(path)
-    return paths
-
-
 # ---- how a name is made ----
 
 
@@ -145,7 +132,7 @@ def how_made(name: str, folder: Path) -> Made:
     """How a checkpoint was, or is to be, made.
 
     Looked up in the folder that it is written to, in the package's checkpoints (without their images: other data
-    have other numbers), in ``recipes/`` here, in the package's recipes; what is nowhere is made with defaults.
+    have other numbers), in the package's recipes; what is nowhere is made with defaults.
 
     Args:
         name: with its tag.
@@ -161,9 +148,6 @@ def how_made(name: str, folder: Path) -> Made:
     if name in hub.embedded():
         made = _made(read_config(hub.embedded()[name]), f"qzoo's checkpoint {name}")
         return dataclasses.replace(made, evaluation=None)
-    stored = FOLDER / name
-    if (stored / "config.json").is_file():
-        return _made(read_config(stored), f"{stored / 'config.json'}")
     known = {config.name: config for config in recipes()}
     return _made(known[name], f"qzoo's recipe {name}") if name in known else Made()
 
