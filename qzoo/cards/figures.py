@@ -39,6 +39,8 @@ def measured(config: Config) -> str:
     text = table(head, rows)
     places = sorted({f"{row.data}, images {row.subset}" for row in config.metrics})
     text += f"\n\nImages: {'; '.join(places)}."
+    if config.seen:
+        text += " None of them was trained or calibrated on."
     if config.scheme is not None:
         text += (
             " Float and quantized saw the same images in the same run. Agreement (same top-1) and SQNR (of the logits) "

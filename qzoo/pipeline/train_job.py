@@ -184,7 +184,7 @@ def training_record(
 
 def _check_classes(config: Config, data: str | Path | None) -> None:
     """A folder's classes are numbered by its own names: both splits must have the same."""
-    if config.labels != "folders" or data is None:
+    if data is None or data_set(config.labels).classes is not None:
         return
     splits = [
         ImageFolder(split_folder(data, split), config.preprocessing).classes for split in ("train", "test")
