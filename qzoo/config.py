@@ -319,9 +319,7 @@ def _check(config: Config) -> None:
     try:
         architecture(config.architecture)
     except QzooError as error:
-        raise CheckpointError(
-            f"config.json: {error}; if it is your own, import the module that registers it first (commands: --import)"
-        ) from error
+        raise CheckpointError(f"config.json: {error}") from error
     try:
         name = parse_name(config.name)
     except QzooError as error:

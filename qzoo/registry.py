@@ -310,7 +310,10 @@ def architecture(name: str) -> ModelEntry:
     """
     _load_families()
     if name not in _entries:
-        raise UnknownModelError(f"no architecture {shown(name)} in the zoo{suggest(name, _entries)}")
+        raise UnknownModelError(
+            f"no architecture {shown(name)} in the zoo{suggest(name, _entries)}; for one of your own "
+            "import the module that registers it first (commands: --import FILE)"
+        )
     return _entries[name]
 
 

@@ -114,6 +114,8 @@ class Request:
         for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ArgumentError(f"{argument} must be a whole number of 1 or more, not {value!r}")
+        if not isinstance(name, str):
+            raise ArgumentError(f"name must be a text such as 'resnet50', not {type(name).__name__}")
         if "/" in name:
             raise UnknownModelError(
                 f"{name!r} is no name of the zoo; qzoo.load_pretrained loads folders and repositories of the Hub"

@@ -48,6 +48,11 @@ def test_list_prints_what_list_models_gives_with_its_figures(
     assert len(listed(capsys, "resnet20")) == 1
 
 
+def test_import_of_nothing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--import", "nowhere.py"]) == 2
+    assert capsys.readouterr().err == "qzoo: there is no file 'nowhere.py' to import models from\n"
+
+
 def test_env_names_versions_and_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
     out = capsys.readouterr().out

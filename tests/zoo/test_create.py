@@ -141,6 +141,8 @@ def test_wrong_arguments() -> None:
         qzoo.resnet20(quantize=True, target="tpu")
     with pytest.raises(ValueError, match="pretrained must be"):
         qzoo.resnet20(pretrained="yes")
+    with pytest.raises(ArgumentError, match="name must be a text"):
+        qzoo.create_model(5)
     with pytest.raises(TypeError, match="quantize must be"):
         qzoo.resnet20(quantize=8)
 
