@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pkgutil
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +74,32 @@ def test_every_public_name_and_architecture_resolves() -> None:
         assert getattr(qzoo, name) is getattr(qzoo, name)  # resolved once
     assert qzoo.resnet50.__name__ == "resnet50"
     assert "ResNet-50" in qzoo.resnet50.__doc__
+
+
+def test_dir_shows_the_api_only() -> None:
+    submodules = {
+        "config",
+        "data",
+        "distributed",
+        "export",
+        "models",
+        "ptq",
+        "qat",
+        "quant",
+        "registry",
+        "runtimes",
+    }
+    assert set(dir(qzoo)) == {*qzoo.__all__, *qzoo.list_models(), *submodules}
+
+
+def test_help_of_an_architecture_shows_the_arguments_of_create_model() -> None:
+    shown, full = inspect.signature(qzoo.resnet50), inspect.signature(qzoo.create_model)
+    assert list(shown.parameters.values()) == list(full.parameters.values())[1:]
+    text = pydoc.render_doc(qzoo.resnet50, renderer=pydoc.plaintext)
+    assert "quantize: 'bool | str | Scheme | None' = None" in text
+    for name in shown.parameters:
+        assert f"    {name}: " in text.partition("Args:")[2]
+    assert "Raises:" in text
 
 
 def test_unknown_names_are_attribute_errors_that_suggest() -> None:

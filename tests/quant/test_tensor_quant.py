@@ -1,5 +1,6 @@
 """tensor_quant and its siblings against NumPy."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -223,3 +224,31 @@ def test_arguments_of_another_type_are_refused_in_one_line(call: Callable[[], An
         call()
     assert "csrc" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "arguments"),
+    [
+        ("tensor_quant", "TensorQuantFunction", "inputs amax num_bits unsigned narrow_range"),
+        ("fake_tensor_quant", "FakeTensorQuantFunction", "inputs amax num_bits unsigned narrow_range"),
+        (
+            "legacy_fake_tensor_quant",
+            "LegacyFakeTensorQuantFunction",
+            "inputs amax num_bits unsigned narrow_range",
+        ),
+        ("fake_affine_tensor_quant", "FakeAffineTensorQuantFunction", "inputs min_range max_range num_bits"),
+        ("scaled_e4m3", "ScaledE4M3Function", "inputs amax E M"),
+    ],
+)
+def test_functions_show_their_arguments_and_take_them_by_name(
+    name: str, function: str, arguments: str
+) -> None:
+    call, apply = getattr(tq, name), getattr(tq, function).apply
+    shown = inspect.signature(call).parameters
+    own = inspect.signature(getattr(tq, function).forward).parameters
+    assert list(shown) == arguments.split()
+    assert [p.default for p in shown.values()] == [p.default for p in own.values()][1:]  # after ctx
+    values = {"inputs": torch.randn(3, 4), "amax": torch.tensor(1.7)}
+    values |= {"min_range": torch.tensor(-1.0), "max_range": torch.tensor(2.0)}
+    given = {key: value for key, value in values.items() if key in shown}
+    torch.testing.assert_close(call(**given), apply(*given.values()), rtol=0, atol=0)
