@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qzoo.analysis.sensitivity import sensitivity
     from qzoo.bench.run import benchmark
     from qzoo.deployment import deploy
+    from qzoo.export.lint import lint
     from qzoo.export.onnx import export_onnx
     from qzoo.hub_mixin import HubMixin
     from qzoo.pipeline.build import build
@@ -42,6 +43,7 @@ __all__ = [
     "evaluate",
     "train",
     "export_onnx",
+    "lint",
     "deploy",
     "predict",
     "benchmark",
@@ -67,6 +69,7 @@ _MODULE_OF = {
     "evaluate": "qzoo.accuracy",
     "train": "qzoo.training.loop",
     "export_onnx": "qzoo.export.onnx",
+    "lint": "qzoo.export.lint",
     "deploy": "qzoo.deployment",
     "predict": "qzoo.prediction",
     "benchmark": "qzoo.bench.run",

@@ -49,6 +49,10 @@ class ExportError(QzooError, RuntimeError):
     """A model that can't be written as asked in ONNX."""
 
 
+class GraphError(QzooError, ValueError):
+    """An ONNX file that can't be read, or is too large or too deep to judge."""
+
+
 class DataError(QzooError, ValueError):
     """A data set that is not there, or not laid out as expected."""
 

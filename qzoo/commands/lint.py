@@ -6,9 +6,13 @@ import argparse
 import json
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
 from qzoo.scheme import TARGETS
+
+if TYPE_CHECKING:
+    from qzoo.export.lint import Report
 
 _SHOWN = 5
 
@@ -28,23 +32,22 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.export.lint import lint, written_for
+    from qzoo.export.lint import examine
 
     found = {}
     for file in args.files:
-        target = args.target or written_for(file)
-        found[file] = lint(file, target)
+        report = examine(file, args.target)
+        found[file] = report.findings
         if not args.json:
-            _print(file, target, found[file])
+            _print(file, report)
     if args.json:
         print(json.dumps({str(file): [f.to_dict() for f in rows] for file, rows in found.items()}, indent=2))
     return 1 if any(found.values()) else 0
 
 
-def _print(file: Path, target: str | None, findings: list) -> None:
-    print(
-        f"{file}: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} for {target or 'all targets'}"
-    )
+def _print(file: Path, report: Report) -> None:
+    findings, target = report.findings, report.target or "all targets"
+    print(f"{file}: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} for {target}")
     for rule, group in groupby(findings, key=lambda finding: finding.rule):
         rows = list(group)
         print(f"\n{rule}: {len(rows)} x, hits {', '.join(rows[0].targets)}")
@@ -53,3 +56,4 @@ def _print(file: Path, target: str | None, findings: list) -> None:
             print(f"  at   {' > '.join(row.nodes) or 'the whole graph'}")
         if len(rows) > _SHOWN:
             print(f"  and {len(rows) - _SHOWN} more places (--json lists all)")
+    print(("\n" if findings else "") + report.summary())

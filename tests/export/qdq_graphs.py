@@ -98,3 +98,33 @@ def openvino_layers(path: Path) -> list[tuple[str, str, str]]:
         )
         for info in infos
     ]
+
+
+_INT8_KERNELS = (
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulIntegerToFloat",
+    "ConvInteger",
+    "MatMulInteger",
+)
+_OPENVINO_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+
+
+def int8_layers_of_onnxruntime(ops: Counter[str]) -> int:
+    """How many layers the optimized graph (:func:`optimized_ops`) computes in int8."""
+    return sum(ops[kind] for kind in (*_INT8_KERNELS, "DynamicQuantizeMatMul"))
+
+
+def int8_layers_of_openvino(path: Path) -> int:
+    """How many layers OpenVINO runs on 8-bit input: a layer's own precision may be that of its weights alone."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    model = openvino.Core().compile_model(str(path), "CPU", settings).get_runtime_model()
+    found = 0
+    for op in model.get_ordered_ops():
+        if op.get_rt_info()["layerType"].astype(str) in _OPENVINO_LAYERS:
+            source = op.input(0).get_source_output().get_node().get_rt_info()
+            found += source["outputPrecisions"].astype(str).split(",")[0] in ("u8", "i8")
+    return found

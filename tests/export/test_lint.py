@@ -14,11 +14,19 @@ import numpy as np
 import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from qdq_graphs import INT8, UINT8, Draft, openvino_layers, optimized_ops
+from qdq_graphs import (
+    INT8,
+    UINT8,
+    Draft,
+    int8_layers_of_onnxruntime,
+    int8_layers_of_openvino,
+    openvino_layers,
+    optimized_ops,
+)
 
 from qzoo.__main__ import main
 from qzoo.export import export_onnx
-from qzoo.export.lint import RULES, lint
+from qzoo.export.lint import RULES, coverage, lint
 
 MIDDLE = np.uint8(128)
 F32 = np.float32
@@ -96,10 +104,34 @@ def per_channel(d: Draft) -> str:
     return d.pair("image", np.full(8, 128, np.uint8), np.full(8, 0.05, F32), axis=1)
 
 
-def int4_weight(d: Draft) -> str:
-    q = onnx.helper.make_tensor("w4", onnx.TensorProto.INT4, (8, 8, 3, 3), np.ones(576, int))
+def int4_weight(d: Draft, *shape: int) -> str:
+    """With a scale per channel of the last axis of a matrix, of the first one of a convolution's weight."""
+    axis = 0 if len(shape) == 4 else 1
+    q = onnx.helper.make_tensor("w4", onnx.TensorProto.INT4, shape, np.ones(np.prod(shape), int))
     d.initializers.append(q)
-    return d.op("DequantizeLinear", "w4", d.const(np.full(8, 0.01, F32)), axis=0)
+    return d.op("DequantizeLinear", "w4", d.const(np.full(shape[axis], 0.01, F32)), axis=axis)
+
+
+def concatenated(d: Draft, scale: np.float32) -> str:
+    return d.op("Concat", d.pair("image"), d.pair(d.conv(x(d)), UINT8, scale), axis=2)
+
+
+def concat(d: Draft, scale: np.float32) -> str:
+    return d.pair(d.conv(concatenated(d, scale)), MIDDLE)
+
+
+def transposed(d: Draft, zero) -> str:
+    return d.pair(d.op("ConvTranspose", d.pair("image", zero), d.weight(8, 8, 3, 3, axis=1)), MIDDLE)
+
+
+def product(d: Draft, zero) -> str:
+    """Of two activations."""
+    return d.pair(d.op("MatMul", d.pair("image"), d.pair("image", zero, F32(0.04))), MIDDLE)
+
+
+def moved_product(d: Draft, zero) -> str:
+    y = d.pair(d.op("MatMul", x(d), d.weight(8, 8, axis=1)), zero)
+    return d.pair(d.op("MatMul", d.op("Transpose", y, perm=[0, 1, 3, 2]), d.weight(8, 4, axis=1)), MIDDLE)
 
 
 def gap(d: Draft, tensor: str) -> str:
@@ -163,7 +195,6 @@ CASES: dict[str, Case] = {
         conv_q,
         ("convtranspose0",),
         "QLinearConv",
-        "Deconvolution",
     ),
     "channel-axis": Case(
         lambda d: conv_q(d, weight=d.weight(8, 8, 3, 3, axis=1)),
@@ -184,6 +215,35 @@ CASES: dict[str, Case] = {
         lambda d: bias32(d, 0.05 * 0.01),
         ("dequantizelinear0", "conv0"),
         "QLinearConv",
+    ),
+    "float-concat": Case(
+        lambda d: concat(d, F32(0.05)),
+        lambda d: d.pair(d.conv(d.pair(concatenated(d, F32(0.05)))), MIDDLE),
+        ("concat0", "conv1"),
+        "QLinearConcat",
+    ),
+    "transposed-zero-point": Case(
+        lambda d: transposed(d, MIDDLE),
+        lambda d: transposed(d, UINT8),
+        ("convtranspose0",),
+        ov="Deconvolution",
+    ),
+    "product-of-activations": Case(
+        lambda d: product(d, UINT8),
+        lambda d: product(d, INT8),
+        ("dequantizelinear1", "matmul0"),
+        ov="MatMul",
+    ),
+    "narrow-product": Case(
+        lambda d: d.pair(d.op("MatMul", x(d), int4_weight(d, 8, 16)), MIDDLE),
+        lambda d: d.pair(d.op("MatMul", x(d), d.weight(8, 16, axis=1)), MIDDLE),
+        ("dequantizelinear1", "matmul0"),
+        "QLinearMatMul",
+    ),
+    "int8-not-loaded": Case(
+        lambda d: moved_product(d, INT8),
+        lambda d: moved_product(d, MIDDLE),
+        ("dequantizelinear2", "transpose0"),
     ),
     "int32-bias": Case(lambda d: bias32(d, 0.05 * 0.01), conv_q, ("dequantizelinear0",)),
     "bias-overflow": Case(
@@ -322,7 +382,10 @@ CASES: dict[str, Case] = {
         ("quantizelinear0",),
     ),
     "narrow-convolution": Case(
-        lambda d: conv_q(d, weight=int4_weight(d)), conv_q, ("dequantizelinear0", "conv0"), "QLinearConv"
+        lambda d: conv_q(d, weight=int4_weight(d, 8, 8, 3, 3)),
+        conv_q,
+        ("dequantizelinear0", "conv0"),
+        "QLinearConv",
     ),
     "scale": Case(
         lambda d: d.conv(d.pair("image", INT8, F32(0))),
@@ -377,6 +440,27 @@ def test_openvino_agrees(case) -> None:
     if expected.ov:
         assert expected.ov in openvino_float_layers(bad)
         assert expected.ov not in openvino_float_layers(good)
+
+
+def test_layers_in_int8_are_those_that_run(case) -> None:
+    name, _, *files = case
+    for path in files:
+        if name == "body-not-read" and path.stem == "bad":
+            continue  # counted are the layers of the main graph
+        if not (name == "int8-not-loaded" and path.stem == "bad"):
+            found = coverage(path, "onnxruntime")
+            assert found.int8 == int8_layers_of_onnxruntime(optimized_ops(path))
+        pytest.importorskip("openvino")
+        assert coverage(path, "openvino").int8 == int8_layers_of_openvino(path)
+
+
+def test_files_that_onnxruntime_does_not_load(case) -> None:
+    name, _, bad, good = case
+    if name == "int8-not-loaded":
+        with pytest.raises(Exception, match="output_dtype INT8 does not match"):
+            optimized_ops(bad)
+        assert coverage(bad, "onnxruntime").int8 == 0
+        assert optimized_ops(good)["QLinearMatMul"] == 2
 
 
 def openvino_float_layers(path: Path) -> set[str]:
@@ -436,7 +520,9 @@ def test_command(tmp_path: Path, capsys) -> None:
     clean = good.save(tmp_path / "good.onnx", conv_q(good))
     broken = bad.save(tmp_path / "bad.onnx", CASES["bn-not-folded"].bad(bad))
     assert main(["lint", str(clean), "--target", "onnxruntime"]) == 0
-    assert "no findings for onnxruntime" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "no findings for onnxruntime" in text
+    assert text.splitlines()[-1] == "1 layer, of them in int8: 1 (100 % of the multiply-adds) in onnxruntime"
     assert main(["lint", str(broken), "--target", "onnxruntime"]) == 1
     text = capsys.readouterr().out
     assert "conv0 > batchnormalization0" in text

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnx import NodeProto
+
 from qzoo.errors import ArgumentError
 from qzoo.export.lint import activations, islands, layers, moves, types
+from qzoo.export.lint.coverage import Coverage, coverage, covered
 from qzoo.export.lint.graph import Graph, label
 from qzoo.export.lint.rule import EVERY, Rule
 
-__all__ = ["RULES", "Finding", "Rule", "lint"]
+__all__ = ["RULES", "Coverage", "Finding", "Report", "Rule", "coverage", "examine", "lint"]
 
 RULES: tuple[Rule, ...] = (
     *layers.RULES,
@@ -48,7 +52,7 @@ class Finding:
 
 
 def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Finding]:
-    """Look for everything that costs int8 speed in a Q/DQ file, whoever wrote it.
+    """Find what costs int8 speed in a Q/DQ ONNX file, whoever wrote it.
 
     Nothing is run and no runtime is needed. The rules of ONNX Runtime and OpenVINO are those seen in the graphs that
     these make of a file (tests hold that up); TensorRT's are its documented rules of explicit quantization.
@@ -64,17 +68,65 @@ def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Findin
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not an ONNX file, or an unknown target.
+        GraphError: not an ONNX file, one that no runtime would load, or one that is too large or too deep to judge
+            (:mod:`qzoo.export.lint.load` has the limits).
+        ArgumentError: an unknown target.
+
+    Example:
+        >>> for finding in qzoo.lint("model.onnx", target="openvino"):
+        ...     print(finding)
     """
+    return _findings(hits_of(*_open(path, target)))
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that lint has to say of one file.
+
+    Attributes:
+        target: the runtime that the file is judged for; None for all of them.
+        findings: as :func:`lint` returns them.
+        coverage: what part runs in int8, for the target or for each runtime.
+    """
+
+    target: str | None
+    findings: list[Finding]
+    coverage: list[Coverage]
+
+    def summary(self) -> str:
+        """One line: how many layers there are, and what share of the multiply-adds runs in int8 where."""
+        layers = self.coverage[0].layers
+        return f"{layers} layer{'' if layers == 1 else 's'}, of them in int8: {', '.join(map(str, self.coverage))}"
+
+
+def examine(path: str | os.PathLike[str], target: str | None = None) -> Report:
+    """Find what costs int8 speed in a file, and count the layers and multiply-adds that run in int8.
+
+    Args and errors are those of :func:`lint`.
+    """
+    graph, target = _open(path, target)
+    targets: Sequence[str] = EVERY if target is None else (target,)
+    hits = hits_of(graph, target)
+    return Report(target, _findings(hits), covered(graph, targets, hits))
+
+
+def _open(path: str | os.PathLike[str], target: str | None) -> tuple[Graph, str | None]:
     if target is not None and target not in EVERY:
         raise ArgumentError(f"no target {target!r}; expected one of {', '.join(EVERY)}")
     graph = Graph(path)
-    target = target or _target_of(graph)
+    return graph, target or _target_of(graph)
+
+
+def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[NodeProto, ...]]]:
+    """The places of every rule for a target; of all rules for None."""
+    return {rule: list(rule.find(graph)) for rule in RULES if target is None or target in rule.targets}
+
+
+def _findings(hits: dict[Rule, list[tuple[NodeProto, ...]]]) -> list[Finding]:
     return [
         Finding(rule.id, tuple(label(node) for node in nodes), rule.targets, rule.why, rule.fix)
-        for rule in RULES
-        if target is None or target in rule.targets
-        for nodes in rule.find(graph)
+        for rule, places in hits.items()
+        for nodes in places
     ]
 
 

@@ -54,6 +54,8 @@ def _clip_kept(graph: Graph) -> Hits:
 
 def _is_dropped(low: float, high: float, scale: float, first: int, last: int) -> bool:
     """Whether Q clips as tightly: in its real ends to float32's epsilon, or in what the limits are rounded to."""
+    if not np.isfinite(scale) or scale <= 0:
+        return False
     step = np.float32(scale)
     if np.float32(low) - step * np.float32(first) <= _EPSILON >= step * np.float32(last) - np.float32(high):
         return True
@@ -72,15 +74,16 @@ def _clamped(graph: Graph) -> list[tuple[NodeProto, NodeProto]]:
 
 
 def _add_float_input(graph: Graph) -> Hits:
-    for add in _adds(graph):
+    for add in graph.of("Add"):
         quantized = [graph.is_dequantized(x) for x in add.input]
-        if not all(quantized) and (any(quantized) or any(graph.is_int8_layer(x) for x in add.input)):
+        layers = not any(graph.is_stored(x) for x in add.input) and any(map(graph.is_int8_layer, add.input))
+        if not graph.has_int8_kernel(add) and (any(quantized) or layers):  # layer and stored: its bias
             yield (add, *_makers(graph, add, quantized))
 
 
 def _makers(graph: Graph, add: NodeProto, quantized: list[bool]) -> list[NodeProto]:
     found = (graph.producer(x) for x, done in zip(add.input, quantized, strict=True) if not done)
-    return [node for node in found if node is not None]
+    return [node for node in found if node is not None and node.op_type != "DequantizeLinear"]
 
 
 def _residual_float(graph: Graph) -> Hits:
@@ -111,8 +114,7 @@ def _branch(graph: Graph, tensor: str) -> tuple[NodeProto, ...]:
 
 def _add_output_float(graph: Graph) -> Hits:
     for node in graph.of("Add", "Mul", *POOLS):
-        operands = node.input[:1] if node.op_type in POOLS else node.input
-        if all(graph.is_dequantized(x) for x in operands) and not graph.is_quantized_once(node):
+        if graph.has_int8_kernel(node) and not graph.is_quantized_once(node):
             yield (node,)
 
 
@@ -179,6 +181,7 @@ RULES = (
         "the type's lowest value, and runs the layer before it in float.",
         "Use uint8 with zero point 0.",
         _signed_after_relu,
+        floats=(ORT,),
     ),
     Rule(
         "clip-wider-range",
@@ -188,13 +191,16 @@ RULES = (
         "Choose scale and zero point such that the range ends at the Clip's limits or within, or clip the integers "
         "behind the QuantizeLinear.",
         _clip_kept,
+        floats=(ORT,),
     ),
     Rule(
         "add-float-input",
         (ORT,),
-        "An input of the add is not quantized: the add, and the layer that makes the input, run in float.",
+        "An input of the add is not quantized (or stored in another form than uint8 with one scale): the add, and the "
+        "layer that makes the input, run in float.",
         "Quantize both inputs of the add (target 'onnxruntime' of qzoo.export_onnx).",
         _add_float_input,
+        floats=(ORT,),
     ),
     Rule(
         "residual-float",
@@ -225,6 +231,7 @@ RULES = (
         "Runtime.",
         "Quantize the input of the pooling.",
         _pool_float_input,
+        floats=(ORT,),
     ),
     Rule(
         "reduce-mean",
@@ -255,5 +262,6 @@ RULES = (
         "with one reader; the layers around run in float.",
         "Use uint8 with zero point 128: the same levels.",
         _shared_int8,
+        floats=(ORT,),
     ),
 )

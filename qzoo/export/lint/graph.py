@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.inliner
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto
 
-from qzoo.errors import ArgumentError
+from qzoo.errors import GraphError
+from qzoo.export.lint.load import array_of, constants_of, nodes_within, read_model, type_name
+from qzoo.export.lint.shapes import shapes_of
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -26,45 +27,62 @@ CARRIED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "
 CLAMPS = ("Relu", "Clip")
 POOLS = ("AveragePool", "GlobalAveragePool")
 # With all operands from DQ and one Q behind, ONNX Runtime has int8 kernels for these.
+# Operators of ONNX Runtime that quantize an activation anew in each run, and those that store integer weights alone.
+DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+WEIGHTS_ALONE = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE")
 KERNELS = ("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "Where", "Resize", *POOLS)
+
+
+_OF_STORED = ("QuantizeLinear", "DequantizeLinear", "Cast", *MOVES)
+# Over all questions asked of one graph: readers found, and numbers looked at.
+_MAX_SINKS = 5_000_000
+_MAX_NUMBERS = 300_000_000
 
 
 class Graph:
     """The main graph of a file, with the functions of the file inlined. Large constants are not read.
 
+    Questions are answered without recursion, and once for each tensor: the time grows with the size of the graph, not
+    with the number of its paths.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no ONNX model.
+        GraphError: the file is no ONNX model, or too large or too deep (:mod:`qzoo.export.lint.load`).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        file = Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"no file {str(path)!r}")
-        try:
-            self.model = onnx.load(file, load_external_data=False)
-        except Exception as error:  # protobuf's own error type is not public
-            raise ArgumentError(f"{str(path)!r} is not an ONNX file: {error}") from error
-        if self.model.functions:
-            self.model = onnx.inliner.inline_local_functions(self.model)
+        self.model = read_model(path)
+        self._folder = Path(path).parent
         graph = self.model.graph
-        if not graph.node:
-            raise ArgumentError(f"{str(path)!r} is not an ONNX file, or has no nodes")
-        self._folder = str(file.parent)
+        constants = [n for n in graph.node if n.op_type == "Constant"]
         self.nodes: list[NodeProto] = [n for n in graph.node if n.op_type != "Constant"]
-        self._constants: dict[str, TensorProto] = {i.name: i for i in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant":
-                self._constants.update((node.output[0], tensor) for tensor in _value(node))
+        self._constants: dict[str, TensorProto | None] = {i.name: i for i in graph.initializer}
+        self._constants.update((i.values.name, None) for i in graph.sparse_initializer)
+        self._constants.update((node.output[0], constants_of(node)) for node in constants)
+        self._by_type: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            self._by_type[node.op_type].append(node)
         self.outputs = {value.name for value in graph.output}
         self._producer = {name: node for node in self.nodes for name in node.output}
         self._readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in dict.fromkeys((*node.input, *self._captured(node))):
-                self._readers[name] += [node] * max(1, list(node.input).count(name))
+            for name in (*node.input, *(self._captured(node) - {*node.input})):
+                self._readers[name].append(node)
+        self._origins: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+        self._sinks: dict[tuple[str, ...], dict[int, list[NodeProto | None]]] = defaultdict(dict)
+        self._sinks_left = _MAX_SINKS
+        self._arrays: dict[str, np.ndarray] = {}
+        self._numbers_left = _MAX_NUMBERS
+
+    @cached_property
+    def shapes(self) -> dict[str, list[int]]:
+        """Of all tensors of which they are known, for one image."""
+        return shapes_of(self.model)
 
     def of(self, *op_types: str) -> Iterator[NodeProto]:
         """The nodes of these types, in the order of the file."""
+        if len(op_types) == 1:
+            return iter(self._by_type[op_types[0]])
         return (node for node in self.nodes if node.op_type in op_types)
 
     def producer(self, tensor: str) -> NodeProto | None:
@@ -73,6 +91,8 @@ class Graph:
 
     def readers(self, node: NodeProto) -> list[NodeProto]:
         """The nodes that read any output of ``node``."""
+        if len(node.output) == 1:
+            return self._readers[node.output[0]]
         return [reader for name in node.output for reader in self._readers[name]]
 
     def is_constant(self, tensor: str) -> bool:
@@ -92,26 +112,77 @@ class Graph:
     def array(self, tensor: str) -> np.ndarray | None:
         """The values of a stored tensor."""
         proto = self._constants.get(tensor)
-        return None if proto is None else numpy_helper.to_array(proto, self._folder)
+        if proto is None:
+            return None
+        if tensor not in self._arrays:
+            self._arrays[tensor] = array_of(proto, self._folder)
+        self._numbers_left -= self._arrays[tensor].size
+        if self._numbers_left < 0:
+            raise GraphError("its scales, biases and limits are too large to be judged")
+        return self._arrays[tensor]
 
     def source(self, tensor: str, through: tuple[str, ...] = MOVES) -> NodeProto | None:
         """The node that computed the values: the producer, looked at through some operators."""
-        node = self.producer(tensor)
-        while node is not None and node.op_type in through:
-            node = self.producer(node.input[0])
-        return node
+        return self.producer(self._origin(tensor, through))
+
+    def _origin(self, tensor: str, through: tuple[str, ...]) -> str:
+        """The tensor that the operators of these types made this one of."""
+        known, passed = self._origins[through], []
+        while tensor not in known:
+            passed.append(tensor)
+            node = self.producer(tensor)
+            if node is None or node.op_type not in through:
+                known[tensor] = tensor
+            else:
+                tensor = node.input[0]
+        known.update(dict.fromkeys(passed, known[tensor]))
+        return known[tensor]
 
     def sinks(self, node: NodeProto, through: tuple[str, ...] = (*MOVES, *CLAMPS)) -> list[NodeProto | None]:
         """Who reads the values, looked at through some operators; None stands for an output of the graph."""
+        known, todo = self._sinks[through], [node]
+        while todo:
+            top = todo[-1]
+            passed = [] if id(top) in known else self._passed(top, through)
+            waiting = [reader for reader in passed if id(reader) not in known]
+            if not waiting:
+                known.setdefault(id(top), self._sinks_behind(top, passed, known))
+                todo.pop()
+            todo += waiting
+        return known[id(node)]
+
+    def _passed(self, node: NodeProto, through: tuple[str, ...]) -> list[NodeProto]:
+        """The readers that hand the node's values on: as their first input."""
+        readers = {id(n): n for n in self.readers(node) if n.op_type in through and n.input[0] in node.output}
+        return list(readers.values())
+
+    def _sinks_behind(
+        self, node: NodeProto, passed: list[NodeProto], known: dict[int, list[NodeProto | None]]
+    ) -> list[NodeProto | None]:
+        pending = {id(reader) for reader in passed}
         found: list[NodeProto | None] = [None] if self.outputs & set(node.output) else []
         for reader in self.readers(node):
-            found += self.sinks(reader, through) if reader.op_type in through else [reader]
+            if id(reader) in pending:  # a second mention is as a shape, say, which is read here
+                pending.remove(id(reader))
+                behind = known[id(reader)]
+                if not found and len(self.readers(node)) == 1:
+                    return behind
+                found += behind
+            else:
+                found.append(reader)
+        self._sinks_left -= len(found)
+        if self._sinks_left < 0:
+            raise GraphError("the graph branches too often to be judged")
         return found
 
     def is_quantized_once(self, node: NodeProto) -> bool:
         """Whether the values go into one Q and nowhere else."""
         sinks = self.sinks(node)
-        return len(sinks) == 1 and sinks[0] is not None and sinks[0].op_type == "QuantizeLinear"
+        first = sinks[0] if sinks else None
+        if first is None or first.op_type != "QuantizeLinear":
+            return False
+        # ONNX Runtime merges those that are written alike.
+        return all(n is not None and (n is first or _is_copy(n, first)) for n in sinks)
 
     def is_nonnegative(self, clamp: NodeProto) -> bool:
         """A ReLU, or a Clip whose lower limit is 0."""
@@ -130,21 +201,17 @@ class Graph:
 
     def inner(self, node: NodeProto) -> list[NodeProto]:
         """The nodes of its bodies, those of the branches of an If and so on, at any depth."""
-        return [deep for body in _bodies(node) for n in body.node for deep in (n, *self.inner(n))]
+        return nodes_within(node)
 
-    def _captured(self, node: NodeProto) -> list[str]:
+    def _captured(self, node: NodeProto) -> set[str]:
         """Tensors of this graph that its bodies read."""
-        return [name for n in self.inner(node) for name in n.input if name in self._producer]
+        return {name for n in self.inner(node) for name in n.input if name in self._producer}
 
     # Q and DQ
 
     def is_stored(self, tensor: str) -> bool:
         """A stored tensor, or one that Q, DQ, Cast or moves make of it."""
-        if self.is_constant(tensor):
-            return True
-        maker = self.producer(tensor)
-        kinds = ("QuantizeLinear", "DequantizeLinear", "Cast", *MOVES)
-        return maker is not None and maker.op_type in kinds and self.is_stored(maker.input[0])
+        return self.is_constant(self._origin(tensor, _OF_STORED))
 
     def is_weight(self, node: NodeProto) -> bool:
         """A Q or DQ of something stored: a weight or a bias."""
@@ -175,8 +242,65 @@ class Graph:
         """A layer or operator that ONNX Runtime computes in int8 if one Q reads the output."""
         if node.op_type not in KERNELS:
             return self.runs_quantized(node)
-        operands = [x for x in node.input if x and not self.is_constant(x)]
-        return bool(operands) and all(self.is_dequantized(x) for x in operands)
+        operands = self._operands(node)
+        quantized = [self.is_dequantized(x) for x in operands]
+        return any(quantized) and all(
+            q or self._fits_kernel(node, x) for q, x in zip(quantized, operands, strict=True)
+        )
+
+    def _operands(self, node: NodeProto) -> list[str]:
+        """The inputs that hold data, and not a condition, a size or an axis."""
+        if node.op_type == "Where":
+            return list(node.input[1:3])
+        return list(node.input if node.op_type in ("Add", "Mul", "Concat") else node.input[:1])
+
+    def _fits_kernel(self, node: NodeProto, tensor: str) -> bool:
+        """A stored operand of a kernel: uint8 with one scale, or for Where a number.
+
+        The kernels of x86 want one type for all. ONNX Runtime makes int8 activations uint8, but not what is stored.
+        """
+        dq = self.producer(tensor)
+        if dq is None or dq.op_type != "DequantizeLinear" or not self.is_constant(dq.input[0]):
+            return node.op_type == "Where" and self._is_number(tensor) and self._is_unsigned(node)
+        scale = self.scale(dq)
+        return self.int_type(dq) == "uint8" and scale is not None and scale.size == 1
+
+    def _is_number(self, tensor: str) -> bool:
+        return self.is_constant(tensor) and self.shape(tensor) == ()
+
+    def _is_unsigned(self, where: NodeProto) -> bool:
+        parts = (self.source(x) for x in where.input[1:3])
+        return any(dq is not None and self.int_type(dq) == "uint8" for dq in parts if _is_dq(dq))
+
+    def is_equal_concat(self, tensor: str) -> bool:
+        """The output of a Concat of tensors that were dequantized alike, maybe moved or with a ReLU behind.
+
+        They have one type and one scale, and one zero point unless the Concat is one of channels: OpenVINO computes
+        with a zero point per channel. Behind a ReLU the zero point must be the lowest value.
+        """
+        node = self.source(tensor, through=(*MOVES, "Relu"))
+        if node is None or node.op_type != "Concat":
+            return False
+        parts = self._dequantized_parts(node)
+        kinds = {self.parameters(dq) for dq in parts}
+        scales, zeros, types = ({kind[i] for kind in kinds} for i in range(3))
+        alike = len(scales) == len(types) == 1 and b"" not in scales | zeros
+        clamped = self.source(tensor) is not node
+        lowest = types == {"uint8"} and all(not any(zero) for zero in zeros)
+        return alike and (len(zeros) == 1 or attribute(node, "axis", 1) == 1) and (lowest or not clamped)
+
+    def _dequantized_parts(self, concat: NodeProto) -> list[NodeProto]:
+        """The DQ nodes whose values a Concat, or Concats of Concats, joins; none if one part is not dequantized."""
+        parts: list[NodeProto] = []
+        seen, todo = {id(concat)}, [concat]
+        for node in todo:
+            for part in (self.source(x) for x in node.input):
+                if part is None or part.op_type not in ("Concat", "DequantizeLinear"):
+                    return []
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    (todo if part.op_type == "Concat" else parts).append(part)
+        return parts
 
     def writes_float(self, node: NodeProto) -> bool:
         """A Gemm whose int8 kernel can: with a bias of integers or none; a float one is quantized only before Q."""
@@ -193,13 +317,21 @@ class Graph:
 
     def scale(self, node: NodeProto) -> np.ndarray | None:
         """Of a Q or DQ."""
-        return self.array(node.input[1])
+        value = self.array(node.input[1])
+        if value is None:
+            return None
+        if value.dtype.kind in "OSU" or value.size == 0:
+            raise GraphError(f"the scale of {label(node)!r} is no number")
+        return value.astype(np.float32)
 
     def zero_point(self, node: NodeProto) -> np.ndarray | None:
         """Of a Q or DQ: stored values, zeros when left out, None when computed."""
         if len(node.input) < 3 or not node.input[2]:
             return np.zeros((), np.int64)
-        return self.array(node.input[2])
+        value = self.array(node.input[2])
+        if value is not None and (value.dtype.kind in "OSU" or value.size == 0):
+            raise GraphError(f"the zero point of {label(node)!r} is no number")
+        return value
 
     def int_type(self, node: NodeProto) -> str:
         """The quantized type of a Q or DQ: ``"int8"``, ``"uint8"``, ``"float8e4m3fn"``, ...; "" if unknown."""
@@ -213,19 +345,12 @@ class Graph:
         return self.constant_type(node.input[0])
 
 
-def _value(node: NodeProto) -> Iterator[TensorProto]:
-    """What a Constant holds: a tensor, or numbers in an attribute of their own."""
-    for a in node.attribute:
-        if a.name == "value":
-            yield a.t
-        elif a.name in ("value_float", "value_floats"):
-            yield numpy_helper.from_array(np.array(helper.get_attribute_value(a), np.float32))
-        elif a.name in ("value_int", "value_ints"):
-            yield numpy_helper.from_array(np.array(helper.get_attribute_value(a), np.int64))
+def _is_dq(node: NodeProto | None) -> bool:
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _bodies(node: NodeProto) -> list[GraphProto]:
-    return [body for a in node.attribute for body in ((a.g,) if a.HasField("g") else a.graphs)]
+def _is_copy(node: NodeProto, other: NodeProto) -> bool:
+    return node.input == other.input and list(node.attribute) == list(other.attribute)
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:
@@ -233,11 +358,6 @@ def attribute(node: NodeProto, name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 
 
-def type_name(data_type: int) -> str:
-    """``"int8"`` for TensorProto.INT8."""
-    return helper.tensor_dtype_to_string(data_type).removeprefix("TensorProto.").lower()
-
-
 def label(node: NodeProto) -> str:
     """The node's name; that of its first output where it has none."""
-    return node.name or node.output[0]
+    return node.name or next(iter(node.output), node.op_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 from onnx import NodeProto
@@ -52,18 +53,22 @@ def _is_attention(graph: Graph, node: NodeProto) -> bool:
 
 
 def _islands(graph: Graph, belongs: Callable[[Graph, NodeProto], bool]) -> Hits:
-    island_of: dict[str, list[NodeProto]] = {}  # by the tensors that its nodes make
-    islands: list[list[NodeProto]] = []
-    for node in graph.nodes:
-        if not belongs(graph, node):
-            continue
-        joined = [node]
-        for other in [island for island in islands if any(island_of.get(x) is island for x in node.input)]:
-            islands.remove(other)
-            joined = [*other, *joined]
-        islands.append(joined)
-        island_of |= {name: joined for member in joined for name in member.output}
-    for island in islands:
+    members = [node for node in graph.nodes if belongs(graph, node)]
+    parent = list(range(len(members)))  # a forest: each tree is an island
+    maker = {name: index for index, node in enumerate(members) for name in node.output}
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    for index, node in enumerate(members):
+        for other in {maker[name] for name in node.input if name in maker}:
+            parent[root(other)] = root(index)
+    islands: dict[int, list[NodeProto]] = defaultdict(list)
+    for index, node in enumerate(members):
+        islands[root(index)].append(node)
+    for island in islands.values():
         yield from _closed(graph, island)
 
 
@@ -92,7 +97,9 @@ RULES = (
     Rule(
         "float-island",
         (ORT,),
-        "Operators without an int8 kernel between two int8 layers: the tensor is converted to float and back.",
+        "Operators without an int8 kernel, or with an operand that it does not take (a float constant, a stored tensor "
+        "of another form than uint8 with one scale), between two int8 layers: the tensor is converted to float and "
+        "back.",
         "Use an operator with a kernel (ReLU, Sigmoid or LeakyRelu with Q/DQ around), or accept the cost.",
         _island,
     ),

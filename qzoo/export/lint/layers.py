@@ -5,12 +5,21 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CONVOLUTIONS, WEIGHTED, Graph, attribute
+from qzoo.export.lint.graph import (
+    CLAMPS,
+    CONVOLUTIONS,
+    DYNAMIC,
+    MOVES,
+    WEIGHTED,
+    WEIGHTS_ALONE,
+    Graph,
+    attribute,
+)
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 
 _TOLERANCE = 1e-3
-_INTEGER = ("ConvInteger", "MatMulInteger", "QGemm")
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", *_INTEGER)
+_INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention")
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", *_INTEGER, *DYNAMIC, *WEIGHTS_ALONE)
 
 
 def _not_quantized(graph: Graph) -> Hits:
@@ -31,22 +40,38 @@ def _body(graph: Graph) -> Hits:
 
 def _dynamic_ranges(graph: Graph) -> Hits:
     for q in graph.of("DynamicQuantizeLinear"):
-        yield (q, *(layer for layer in graph.of(*_INTEGER) if q.output[0] in layer.input))
+        readers = {layer.output[0]: layer for layer in graph.readers(q)}  # each is there three times
+        yield (q, *(layer for layer in readers.values() if layer.op_type in _INTEGER))
+    yield from ((layer,) for layer in graph.of(*DYNAMIC))
 
 
 def _integer_operators(graph: Graph) -> Hits:
     for node in graph.nodes:
-        if node.op_type.startswith("QLinear") or node.op_type in _INTEGER:
+        if node.op_type.startswith("QLinear") or node.op_type in (*_INTEGER, *DYNAMIC, *WEIGHTS_ALONE):
             yield (node,)
 
 
 def _float_input(graph: Graph) -> Hits:
     if any(graph.of("QuantizeLinear", "DequantizeLinear")):
         for node in graph.of(*WEIGHTED):
-            operands = node.input[:1] if graph.has_weight(node) else node.input[:2]
-            floats = [x for x in operands if not graph.is_dequantized(x)]
-            if floats and not any(_from_body(graph, x) for x in floats):
+            floats = _float_operands(graph, node)
+            if not all(graph.is_equal_concat(x) for x in floats):
                 yield (node,)
+
+
+def _float_concat(graph: Graph) -> Hits:
+    for node in graph.of(*WEIGHTED):
+        floats = _float_operands(graph, node)
+        concats = [graph.source(x, through=(*MOVES, *CLAMPS)) for x in floats if graph.is_equal_concat(x)]
+        if floats and len(concats) == len(floats):
+            yield (*(concat for concat in concats if concat is not None), node)
+
+
+def _float_operands(graph: Graph, node: NodeProto) -> list[str]:
+    """The activations that no DQ makes; none if one comes out of a body."""
+    operands = node.input[:1] if graph.has_weight(node) else node.input[:2]
+    floats = [x for x in operands if not graph.is_dequantized(x)]
+    return [] if any(_from_body(graph, x) for x in floats) else floats
 
 
 def _from_body(graph: Graph, tensor: str) -> bool:
@@ -70,6 +95,30 @@ def _no_kernel(graph: Graph) -> Hits:
     for node in graph.of("ConvTranspose"):
         if graph.runs_quantized(node):
             yield (node,)
+
+
+def _transposed_with_zero_point(graph: Graph) -> Hits:
+    for node in graph.of("ConvTranspose"):
+        dq = graph.source(node.input[0])
+        if graph.runs_quantized(node) and dq is not None and _is_shifted(graph, dq):
+            yield (node,)
+
+
+def _product_of_activations(graph: Graph) -> Hits:
+    """OpenVINO's kernel wants the left operand without zero point, the right one symmetric and of 8 bits."""
+    for node in graph.of("MatMul"):
+        left, right = (graph.source(x) for x in node.input)
+        if left is None or right is None or graph.has_weight(node) or not graph.runs_quantized(node):
+            continue
+        zero = graph.zero_point(right)
+        middle = 128 if graph.int_type(right) == "uint8" else 0
+        if _is_shifted(graph, left) or zero is None or (zero != middle).any():
+            yield (right, node)
+
+
+def _is_shifted(graph: Graph, dq: NodeProto) -> bool:
+    zero = graph.zero_point(dq)
+    return zero is None or bool(zero.any())
 
 
 def _channel_axis(graph: Graph) -> Hits:
@@ -98,6 +147,16 @@ def _output_float(graph: Graph) -> Hits:
             and not (graph.writes_float(node) and not _reaches_q(graph, node))
         ):
             yield (node,)
+    for node in graph.of("MatMul"):
+        if graph.runs_quantized(node):
+            adds = [reader for reader in graph.readers(node) if reader.op_type == "Add"]
+            if any(_adds_bias(graph, add) and not graph.is_quantized_once(add) for add in adds):
+                yield (node, *adds)
+
+
+def _adds_bias(graph: Graph, add: NodeProto) -> bool:
+    """Whether a stored tensor is added: ONNX Runtime makes a Gemm of this and the product before."""
+    return any(graph.is_constant(x) for x in add.input)
 
 
 def _reaches_q(graph: Graph, node: NodeProto) -> bool:
@@ -123,7 +182,7 @@ def _bias_scale(graph: Graph) -> Hits:
         if len(operands) < 3 or any(n is None or n.op_type != "DequantizeLinear" for n in operands):
             continue
         x, w, bias = (graph.scale(n) for n in operands if n is not None)
-        if x is None or w is None or bias is None or x.size != 1:
+        if x is None or w is None or bias is None or x.size != 1 or len({1, w.size, bias.size}) > 2:
             continue
         if not np.allclose(bias.reshape(-1), (x * w).reshape(-1), rtol=_TOLERANCE, atol=0.0):
             yield tuple(n for n in (operands[2], node) if n is not None)
@@ -146,7 +205,7 @@ def _bias_too_large(graph: Graph) -> Hits:
         if steps[0] is None or steps[1] is None or steps[0].size != 1:
             continue
         unit = (steps[0].astype(np.float64) * steps[1]).reshape(-1)
-        if len(unit) in (1, bias.size) and (np.abs(bias.reshape(-1)) >= 2.0**31 * unit).any():
+        if len(unit) in (1, bias.size) and (np.abs(bias.reshape(-1)) >= 2.0**31 * np.abs(unit)).any():
             yield (node,)
 
 
@@ -171,6 +230,7 @@ RULES = (
         "The file has no QuantizeLinear: everything runs in floating point.",
         "Quantize and calibrate the model, then export it.",
         _not_quantized,
+        floats=EVERY,
     ),
     Rule(
         "body-not-read",
@@ -193,6 +253,7 @@ RULES = (
         "follows, and OpenVINO runs them in float.",
         "Calibrate, and write static Q/DQ (qzoo.calibrate and qzoo.export_onnx; quantize_static).",
         _dynamic_ranges,
+        floats=(OV,),
     ),
     Rule(
         "float-input",
@@ -200,6 +261,16 @@ RULES = (
         "The layer's input is not quantized, so the layer runs in floating point.",
         "Quantize every input of a weighted layer.",
         _float_input,
+        floats=EVERY,
+    ),
+    Rule(
+        "float-concat",
+        (ORT, TRT),
+        "The layer reads a Concat of dequantized tensors that is not quantized itself, so the layer runs in floating "
+        "point. (OpenVINO carries one scale of all across the Concat.)",
+        "Put a pair behind the Concat.",
+        _float_concat,
+        floats=(ORT, TRT),
     ),
     Rule(
         "float-weight",
@@ -207,6 +278,7 @@ RULES = (
         "The input is quantized and the weight is not: the layer runs in floating point.",
         "Store the weight as int8 with a DequantizeLinear, one scale per output channel.",
         _float_weight,
+        floats=(OV, TRT),
     ),
     Rule(
         "weight-quantized-at-load",
@@ -218,10 +290,28 @@ RULES = (
     ),
     Rule(
         "no-int8-kernel",
-        (ORT, OV),
+        (ORT,),
         "There is no int8 kernel for a transposed convolution.",
         "Leave it in float without Q/DQ, or upsample by Resize and a convolution.",
         _no_kernel,
+        floats=(ORT,),
+    ),
+    Rule(
+        "transposed-zero-point",
+        (OV,),
+        "The input of the transposed convolution has a zero point, with which OpenVINO runs it in float.",
+        "Quantize its input with zero point 0.",
+        _transposed_with_zero_point,
+        floats=(OV,),
+    ),
+    Rule(
+        "product-of-activations",
+        (OV,),
+        "OpenVINO multiplies two activations in int8 only where the left one has zero point 0 and the right one is "
+        "symmetric (int8 with zero point 0, or uint8 with 128); here it runs in float.",
+        "Quantize both as int8 with zero point 0 (a Softmax on the left as uint8).",
+        _product_of_activations,
+        floats=(OV,),
     ),
     Rule(
         "channel-axis",
@@ -229,14 +319,16 @@ RULES = (
         "The weight has one scale per input channel; an int8 kernel can only rescale output channels.",
         "Quantize per output channel: axis 0 of Conv, the last axis of MatMul's right operand.",
         _channel_axis,
+        floats=EVERY,
     ),
     Rule(
         "output-float",
         (ORT,),
-        "ONNX Runtime makes an int8 kernel only of a layer whose output goes into one QuantizeLinear and nowhere "
-        "else; this one runs in float.",
+        "ONNX Runtime makes an int8 kernel only of a layer (with a bias of its own) whose output goes into one "
+        "QuantizeLinear and nowhere else; this one runs in float.",
         "Quantize the output (after the ReLU where there is one), once for all its readers.",
         _output_float,
+        floats=(ORT,),
     ),
     Rule(
         "loose-bias",
@@ -245,6 +337,7 @@ RULES = (
         "convolution in float.",
         "Make it the convolution's third input.",
         _loose_bias,
+        floats=(ORT,),
     ),
     Rule(
         "bias-scale",
@@ -253,6 +346,7 @@ RULES = (
         "the layer runs in float.",
         "Quantize the bias with that scale, or keep it in float: the runtime converts it.",
         _bias_scale,
+        floats=(ORT,),
     ),
     Rule(
         "int32-bias",
@@ -260,6 +354,7 @@ RULES = (
         "TensorRT's DequantizeLinear takes no int32.",
         "Keep the bias in float (QuantizeBias=False in onnxruntime.quantization).",
         _int32_bias,
+        floats=(TRT,),
     ),
     Rule(
         "bias-overflow",
@@ -275,6 +370,7 @@ RULES = (
         "A BatchNormalization between the layer and the next QuantizeLinear keeps the layer in float.",
         "Fold it into the weights before the export (qzoo.export_onnx does).",
         _norm_after_layer,
+        floats=(ORT,),
     ),
     Rule(
         "bn-after-dq",

@@ -7,6 +7,7 @@ from onnx import NodeProto
 from qzoo.export.lint.graph import CARRIED, CLAMPS, KERNELS, MOVES, WEIGHTED, Graph
 from qzoo.export.lint.rule import ORT, Hits, Rule
 
+_REPEATED = tuple(kind for kind in CARRIED if kind not in ("Identity", "Dropout"))
 _STAY = tuple(kind for kind in MOVES if kind not in CARRIED)
 
 
@@ -19,6 +20,28 @@ def _scale_changes(graph: Graph) -> Hits:
         q = readers[0]
         if q.op_type == "QuantizeLinear" and graph.parameters(dq) != graph.parameters(q):
             yield (dq, move, q)
+
+
+def _not_loaded(graph: Graph) -> Hits:
+    """From opset 21 on ONNX Runtime gives the Q that it puts behind the operator an output_dtype that is not so."""
+    opset = next((o.version for o in graph.model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    for dq in graph.of("DequantizeLinear") if opset >= 21 else ():
+        scale = graph.scale(dq)
+        if (
+            graph.int_type(dq) != "int8"
+            or graph.is_weight(dq)
+            or scale is None
+            or scale.ndim
+            or len(dq.input) < 3
+        ):
+            continue
+        for move in graph.readers(dq):
+            if move.op_type in _REPEATED and not any(map(_is_q, graph.sinks(move, through=CARRIED))):
+                yield (dq, move)
+
+
+def _is_q(node: NodeProto | None) -> bool:
+    return node is not None and node.op_type == "QuantizeLinear"
 
 
 def _not_carried(graph: Graph) -> Hits:
@@ -97,11 +120,21 @@ RULES = (
         _scale_changes,
     ),
     Rule(
+        "int8-not-loaded",
+        (ORT,),
+        "ONNX Runtime 1.32 does not load the file: in opset 21 and later it fails to carry an int8 pair across this "
+        'operator ("output_dtype INT8 does not match y_zero_point type UINT8").',
+        "Use uint8 with zero point 128: the same levels; or put a Q/DQ pair behind the operator; or write opset 20.",
+        _not_loaded,
+        refuses=(ORT,),
+    ),
+    Rule(
         "move-not-crossed",
         (ORT,),
         "ONNX Runtime carries Q and DQ across MaxPool, Reshape, Transpose, Squeeze, Unsqueeze and Slice only, and "
         "drops a ReLU or Clip only right behind the layer: here the layer runs in float.",
         "Put a pair with one scale on both sides of the operator, and ReLU or Clip before it.",
         _not_carried,
+        floats=(ORT,),
     ),
 )

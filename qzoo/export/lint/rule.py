@@ -24,6 +24,8 @@ class Rule:
         targets: the runtimes that it hits.
         why, fix: one sentence each.
         find: yields the nodes of each place.
+        floats: the runtimes that run the layers at such a place in float.
+        refuses: those that do not load a file that has such a place.
     """
 
     id: str
@@ -31,3 +33,5 @@ class Rule:
     why: str
     fix: str
     find: Callable[[Graph], Hits]
+    floats: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()

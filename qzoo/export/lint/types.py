@@ -39,7 +39,7 @@ def _unsigned(graph: Graph) -> Hits:
 def _weight_zero_point(graph: Graph) -> Hits:
     for node in _weights(graph):
         zero = graph.zero_point(node)
-        if zero is not None and zero.any():
+        if zero is not None and (zero.any() or graph.int_type(node) == "uint8"):
             yield (node,)
 
 
@@ -76,10 +76,17 @@ def _narrow_convolution(graph: Graph) -> Hits:
             yield (dq, node)
 
 
+def _narrow_product(graph: Graph) -> Hits:
+    for node in graph.of("MatMul", "Gemm"):
+        dq = graph.producer(node.input[1])
+        if dq is not None and graph.runs_quantized(node) and graph.int_type(dq).endswith(("int4", "int2")):
+            yield (dq, node)
+
+
 def _bad_scale(graph: Graph) -> Hits:
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         scale = graph.scale(node)
-        if scale is not None and not (np.isfinite(scale.astype(np.float32)) & (scale > 0)).all():
+        if scale is not None and not (np.isfinite(scale) & (scale != 0)).all():
             yield (node,)
 
 
@@ -91,6 +98,7 @@ RULES = (
         "Use zero point 0 (target 'tensorrt' of qzoo.export_onnx; ActivationSymmetric and WeightSymmetric in "
         "onnxruntime.quantization).",
         _asymmetric,
+        floats=(TRT,),
     ),
     Rule(
         "unsigned-type",
@@ -98,13 +106,15 @@ RULES = (
         "TensorRT has no uint8: its quantized integers are signed.",
         "Use int8 with zero point 0 (target 'tensorrt' of qzoo.export_onnx).",
         _unsigned,
+        floats=(TRT,),
     ),
     Rule(
         "weight-zero-point",
         (OV,),
-        "The weight has a zero point, with which OpenVINO runs the layer in float.",
+        "The weight has a zero point, or is unsigned, with which OpenVINO runs the layer in float.",
         "Quantize weights symmetrically: int8 with zero point 0.",
         _weight_zero_point,
+        floats=(OV,),
     ),
     Rule(
         "per-channel-activation",
@@ -112,6 +122,7 @@ RULES = (
         "The activation has a scale per channel; int8 kernels sum over channels and take one scale.",
         "Quantize activations per tensor; equalize the channels' ranges before (qzoo.ptq.equalize).",
         _per_channel,
+        floats=(ORT, TRT),
     ),
     Rule(
         "activation-type",
@@ -119,6 +130,7 @@ RULES = (
         "The CPU kernels take activations of 8-bit integers; in this type the layers run in float.",
         "Use uint8 or int8.",
         _wide_activation,
+        floats=(ORT, OV),
     ),
     Rule(
         "relu-dropped",
@@ -135,6 +147,7 @@ RULES = (
         "TensorRT quantizes activations to int8, FP8 E4M3 or FP4.",
         "Use int8 or E4M3.",
         _odd_activation,
+        floats=(TRT,),
     ),
     Rule(
         "narrow-convolution",
@@ -142,11 +155,20 @@ RULES = (
         "No convolution kernel takes weights of this type: they are converted and the layer runs in float.",
         "Store the weights as int8; narrower ones keep their levels in it.",
         _narrow_convolution,
+        floats=EVERY,
+    ),
+    Rule(
+        "narrow-product",
+        EVERY,
+        "No matrix product takes quantized activations with weights of this type: the layer runs in float.",
+        "Store the weights as int8, or leave the activation in float (where ONNX Runtime has MatMulNBits).",
+        _narrow_product,
+        floats=EVERY,
     ),
     Rule(
         "scale",
         EVERY,
-        "A scale is zero, negative or not finite.",
+        "A scale is zero or not finite.",
         "Calibrate again; channels of zeros take the scale 1.",
         _bad_scale,
     ),

@@ -1,0 +1,170 @@
+"""How much of a file runs in int8: its layers and their multiply-adds, in each runtime."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from qzoo.export.lint.graph import CLAMPS, MOVES, WEIGHTED, Graph
+from qzoo.export.lint.rule import ORT, TRT, Rule
+from qzoo.export.lint.shapes import product
+
+# Layers that are integers as they are written, with the places of their two operands.
+_INTEGER = {
+    "QLinearConv": (0, 3),
+    "QLinearMatMul": (0, 3),
+    "QGemm": (0, 3),
+    "MatMulIntegerToFloat": (0, 1),
+    "ConvInteger": (0, 1),
+    "MatMulInteger": (0, 1),
+    "DynamicQuantizeMatMul": (0, 1),
+}
+_WEIGHTS_ALONE = {"MatMulNBits": (0, 1)}
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The part of a file's layers that one runtime computes in int8 (TensorRT: or in FP8).
+
+    A layer is a convolution or a matrix product in the main graph.
+
+    Attributes:
+        target: the runtime.
+        layers: number of layers.
+        int8: number of those that run in int8.
+        share: part of the multiply-adds that these are, from 0 to 1; None where the file does not say the sizes.
+    """
+
+    target: str
+    layers: int
+    int8: int
+    share: float | None
+
+    def __str__(self) -> str:
+        share = "" if self.share is None else f" ({100 * self.share:.3g} % of the multiply-adds)"
+        return f"{self.int8}{share} in {self.target}"
+
+
+def coverage(path: str | os.PathLike[str], target: str) -> Coverage:
+    """Count the layers of an ONNX file that a runtime computes in int8, and their share of the multiply-adds.
+
+    Args:
+        path: an ONNX file.
+        target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        GraphError: no ONNX file, or one that is too large or too deep.
+    """
+    from qzoo.export.lint import hits_of
+
+    graph = Graph(path)
+    return covered(graph, (target,), hits_of(graph, target))[0]
+
+
+def covered(
+    graph: Graph, targets: Iterable[str], hits: Mapping[Rule, list[tuple[NodeProto, ...]]]
+) -> list[Coverage]:
+    """:func:`coverage` for each target, by what the rules have found."""
+    layers = [node for node in graph.nodes if node.op_type in (*WEIGHTED, *_INTEGER, *_WEIGHTS_ALONE)]
+    sizes = _multiply_adds(graph, layers)
+    total = sum(size for size in sizes if size is not None)
+    known = total > 0 and None not in sizes
+    found = []
+    for target in targets:
+        floats = _in_float(graph, target, hits)
+        int8 = [id(node) not in floats and _is_quantized(graph, node, target) for node in layers]
+        done = sum(size for size, yes in zip(sizes, int8, strict=True) if yes and size is not None)
+        found.append(Coverage(target, len(layers), sum(int8), done / total if known else None))
+    return found
+
+
+def warn_of_float(path: str | os.PathLike[str], target: str, stacklevel: int = 3) -> None:
+    """Warn when a quantized file has less than half of its multiply-adds in int8."""
+    from qzoo.export.lint import hits_of
+
+    graph = Graph(path)
+    if not any(graph.of(*_PAIR)):
+        return
+    (found,) = covered(graph, (target,), hits_of(graph, target))
+    if found.share is not None and found.share < 0.5:
+        warnings.warn(
+            f"{os.fspath(path)}: only {100 * found.share:.3g} % of the multiply-adds ({found.int8} of {found.layers} "
+            f"layers) will run in int8 in {target}: `qzoo lint` names the reasons",
+            stacklevel=stacklevel,
+        )
+
+
+def _is_quantized(graph: Graph, node: NodeProto, target: str) -> bool:
+    if node.op_type in _INTEGER:
+        return target == ORT or (target != TRT and node.op_type.startswith("QLinear"))
+    if node.op_type not in WEIGHTED or len(node.input) < 2:
+        return False
+    left, right = (_is_dequantized(graph, x, target) for x in node.input[:2])
+    return left and (right or (target == ORT and _is_quantized_by_runtime(graph, node)))
+
+
+def _is_quantized_by_runtime(graph: Graph, node: NodeProto) -> bool:
+    """Whether ONNX Runtime quantizes the layer's float weight itself: between Q/DQ, with BatchNorm folded."""
+    readers = graph.readers(node)
+    last = readers[0] if [reader.op_type for reader in readers] == ["BatchNormalization"] else node
+    return (
+        node.op_type in ("Conv", "Gemm")
+        and graph.is_constant(node.input[1])
+        and graph.is_quantized_once(last)
+    )
+
+
+def _is_dequantized(graph: Graph, tensor: str, target: str) -> bool:
+    dq = graph.source(tensor)
+    if dq is not None and dq.op_type == "DequantizeLinear":
+        return True
+    return target not in (ORT, TRT) and graph.is_equal_concat(tensor)
+
+
+def _in_float(graph: Graph, target: str, hits: Mapping[Rule, list[tuple[NodeProto, ...]]]) -> set[int]:
+    """The layers at the places of rules whose layers run in float; all of them where the file is not loaded."""
+    if any(places for rule, places in hits.items() if target in rule.refuses):
+        return {id(node) for node in graph.nodes}
+    slow = [nodes for rule, places in hits.items() if target in rule.floats for nodes in places]
+    return {id(layer) for nodes in slow for node in nodes for layer in _layers_at(graph, node)}
+
+
+def _layers_at(graph: Graph, node: NodeProto) -> list[NodeProto]:
+    """The layer itself; else the one that makes the node's input, and for Q and DQ those that read its values."""
+    if node.op_type in WEIGHTED:
+        return [node]
+    found = [graph.source(node.input[0], through=(*MOVES, *CLAMPS))] if node.input else []
+    if node.op_type in _PAIR:
+        found += graph.sinks(node, through=(*MOVES, *CLAMPS, "DequantizeLinear"))
+    return [layer for layer in found if layer is not None and layer.op_type in WEIGHTED]
+
+
+# Multiply-adds
+
+
+def _multiply_adds(graph: Graph, layers: list[NodeProto]) -> list[int | None]:
+    return [_of_layer(node, graph.shapes) for node in layers]
+
+
+def _of_layer(node: NodeProto, shapes: Mapping[str, list[int]]) -> int | None:
+    left, right = {**_INTEGER, **_WEIGHTS_ALONE}.get(node.op_type, (0, 1))
+    x, w, y = (shapes.get(name) for name in (node.input[left], node.input[right], node.output[0]))
+    if node.op_type == "MatMulNBits":
+        count = next((a.i for a in node.attribute if a.name == "N"), 0)
+        return product(x) * count if x else None
+    if node.op_type == "ConvTranspose":  # every input pixel meets the weights of its channel
+        return product(x) * product(w[1:]) if x and w else None
+    if "Conv" in node.op_type:
+        return product(y) * product(w[1:]) if y and w else None
+    if node.op_type == "Gemm":
+        turned = next((a.i for a in node.attribute if a.name == "transA"), 0)
+        return product(y) * x[0 if turned else -1] if y and x else None
+    if y and x:
+        return product(y) * x[-1]
+    return product(x) * w[-1] if x and w else None
