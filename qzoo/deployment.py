@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo import runtimes
-from qzoo.errors import ExportError
+from qzoo.errors import ExportError, GraphError
 from qzoo.export.arguments import plain_module
 from qzoo.runtimes.base import Runner, check_tensor, check_threads
 
@@ -84,6 +85,9 @@ def deploy(
 ) -> Deployed:
     """Put a model into a runtime: ``fast = qzoo.deploy(model)``, then ``logits = fast(images)``.
 
+    Warns when less than half of the multiply-adds of a quantized model will run in int8 there (:func:`qzoo.lint` names
+    the reasons).
+
     Args:
         source: a module, which stays as it is (the runtime gets a copy in eval mode), or the path of an ONNX file.
         runtime: ``"onnxruntime"``, ``"onnxruntime-cuda"``, ``"onnxruntime-tensorrt"``, ``"openvino"``,
@@ -99,7 +103,13 @@ def deploy(
         ValueError: an unknown runtime, or no threads.
     """
     chosen = torch.get_num_threads() if threads is None else threads
-    return Deployed(load(source, runtime, chosen, example), getattr(source, "qzoo_config", None))
+    runner = load(source, runtime, chosen, example)
+    if isinstance(source, (str, os.PathLike)):
+        from qzoo.export.lint.coverage import warn_of_float
+
+        with suppress(GraphError):  # too large to judge, or of OpenVINO's own format: the runtime took it
+            warn_of_float(source, runtimes.runtime_named(runtime).target, os.fspath(source))
+    return Deployed(runner, getattr(source, "qzoo_config", None))
 
 
 def load(

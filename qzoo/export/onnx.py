@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qzoo.errors import ArgumentError, ExportError, MissingDependencyError
 from qzoo.export.arguments import check_batch, check_output, check_place, example_batch, plain_module
 from qzoo.export.formats import choose_opset
+from qzoo.export.lint.coverage import warn_of_float
 from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized
 from qzoo.export.write import write
 from qzoo.scheme import DEFAULT_TARGET, target_named
@@ -31,6 +32,9 @@ def export_onnx(
     example: Tensor | None = None,
 ) -> Path:
     """Write ``model`` for a runtime; the model itself stays as it is (mode, device, weights, hooks, target).
+
+    A quantized model of which the runtime will compute less than half of the multiply-adds in int8 is written with a
+    warning; :func:`qzoo.lint` names the reasons.
 
     BatchNorm is folded (integers unchanged), Q/DQ stand where the target wants them, weights are integer initializers
     with a DequantizeLinear. Other formats than int8 are in :mod:`qzoo.export.formats`. A float model is written as
@@ -82,7 +86,10 @@ def export_onnx(
     naming.name_by_module(graph)
     naming.drop_shapes(graph)
     naming.describe(graph, model, target)
-    return write(graph, path)
+    write(graph, path)
+    if is_quantized(ready):
+        warn_of_float(path, target, type(model).__name__)
+    return path
 
 
 def _rewrite(graph: Any, target: str, weights: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from qzoo.deployment import deploy
 from qzoo.errors import ExportError
 from qzoo.export import export_onnx
 from qzoo.export.formats import NEWEST_OPSET
+from qzoo.export.lint import coverage
 from qzoo.models.resnet_cifar import CifarResNet
-from qzoo.quant import ops
+from qzoo.ptq.ranges import calibrate
+from qzoo.quant import ops, quantize_
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quantizers import set_target
 from qzoo.runtimes import load
@@ -273,3 +277,23 @@ def test_nearly_dead_channels_keep_their_bias(build, tmp_path: Path) -> None:
         expected = model(images)
     got = load(model, "onnxruntime", example=images)(images)
     assert (got - expected).square().sum() < 0.01 * expected.square().sum()
+
+
+def test_a_model_that_runs_mostly_in_float_is_written_with_a_warning(tmp_path: Path) -> None:
+    """A SiLU between layer and quantizer keeps ONNX Runtime's layers in float, not OpenVINO's."""
+    torch.manual_seed(0)
+    layers = [make for _ in range(2) for make in (nn.Conv2d(8, 8, 3), nn.SiLU())]
+    images = torch.randn(2, 8, 12, 12)
+    model = quantize_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    calibrate(model, [images], method="max", progress=False)
+    path = tmp_path / "model.onnx"
+    with pytest.warns(
+        UserWarning, match=r"Sequential: only 0 % .*0 of 2 layers.* in onnxruntime; `qzoo lint"
+    ):
+        export_onnx(model, path, example=images)
+    with pytest.warns(UserWarning, match=r"model\.onnx: only 0 %"):
+        deploy(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_onnx(model, path, example=images, target="openvino")
+        assert coverage(path, "openvino").share == 1

@@ -24,6 +24,7 @@ _INTEGER = {
     "DynamicQuantizeMatMul": (0, 1),
 }
 _WEIGHTS_ALONE = {"MatMulNBits": (0, 1)}
+_FEW = 0.5  # of the multiply-adds
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -84,18 +85,22 @@ def covered(
     return found
 
 
-def warn_of_float(path: str | os.PathLike[str], target: str, stacklevel: int = 3) -> None:
-    """Warn when a quantized file has less than half of its multiply-adds in int8."""
+def warn_of_float(path: str | os.PathLike[str], target: str, name: str, stacklevel: int = 3) -> None:
+    """Warn when less than half of the multiply-adds of a Q/DQ file will run in int8.
+
+    Args:
+        name: what the warning calls the file.
+    """
     from qzoo.export.lint import hits_of
 
     graph = Graph(path)
     if not any(graph.of(*_PAIR)):
         return
     (found,) = covered(graph, (target,), hits_of(graph, target))
-    if found.share is not None and found.share < 0.5:
+    if found.share is not None and found.share < _FEW:
         warnings.warn(
-            f"{os.fspath(path)}: only {100 * found.share:.3g} % of the multiply-adds ({found.int8} of {found.layers} "
-            f"layers) will run in int8 in {target}: `qzoo lint` names the reasons",
+            f"{name}: only {100 * found.share:.3g} % of the multiply-adds ({found.int8} of {found.layers} layers) will "
+            f"run in int8 in {target}; `qzoo lint FILE --target {target}` names the reasons",
             stacklevel=stacklevel,
         )
 
