@@ -284,7 +284,8 @@ def test_a_model_that_runs_mostly_in_float_is_written_with_a_warning(tmp_path: P
     torch.manual_seed(0)
     layers = [make for _ in range(2) for make in (nn.Conv2d(8, 8, 3), nn.SiLU())]
     images = torch.randn(2, 8, 12, 12)
-    model = quantize_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    quantize_(model)
     calibrate(model, [images], method="max", progress=False)
     path = tmp_path / "model.onnx"
     with pytest.warns(
