@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from qdq_graphs import INT8, Draft
-from qzoo.cli import main
 
+from qzoo.__main__ import main
 from qzoo.errors import GraphError
 from qzoo.export.lint import examine, lint
 from qzoo.export.lint.load import MAX_FILE, MAX_NODES

@@ -10,20 +10,12 @@ from typing import Any
 from onnx import NodeProto
 
 from qzoo.errors import ArgumentError
-from qzoo.export.lint import activations, islands, layers, moves, types
 from qzoo.export.lint.coverage import Coverage, coverage, covered
 from qzoo.export.lint.graph import Graph, label
 from qzoo.export.lint.rule import EVERY, Rule
+from qzoo.export.lint.rules import RULES, hits_of
 
 __all__ = ["RULES", "Coverage", "Finding", "Report", "Rule", "coverage", "examine", "lint"]
-
-RULES: tuple[Rule, ...] = (
-    *layers.RULES,
-    *activations.RULES,
-    *moves.RULES,
-    *islands.RULES,
-    *types.RULES,
-)
 
 
 @dataclass(frozen=True)
@@ -115,11 +107,6 @@ def _open(path: str | os.PathLike[str], target: str | None) -> tuple[Graph, str 
         raise ArgumentError(f"no target {target!r}; expected one of {', '.join(EVERY)}")
     graph = Graph(path)
     return graph, target or _target_of(graph)
-
-
-def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[NodeProto, ...]]]:
-    """The places of every rule for a target; of all rules for None."""
-    return {rule: list(rule.find(graph)) for rule in RULES if target is None or target in rule.targets}
 
 
 def _findings(hits: dict[Rule, list[tuple[NodeProto, ...]]]) -> list[Finding]:

@@ -11,6 +11,7 @@ from onnx import NodeProto
 
 from qzoo.export.lint.graph import CLAMPS, MOVES, WEIGHTED, Graph
 from qzoo.export.lint.rule import ORT, TRT, Rule
+from qzoo.export.lint.rules import hits_of
 from qzoo.export.lint.shapes import product
 
 # Layers that are integers as they are written, with the places of their two operands.
@@ -62,8 +63,6 @@ def coverage(path: str | os.PathLike[str], target: str) -> Coverage:
         FileNotFoundError: there is no such file.
         GraphError: no ONNX file, or one that is too large or too deep.
     """
-    from qzoo.export.lint import hits_of
-
     graph = Graph(path)
     return covered(graph, (target,), hits_of(graph, target))[0]
 
@@ -91,8 +90,6 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str, stacklev
     Args:
         name: what the warning calls the file.
     """
-    from qzoo.export.lint import hits_of
-
     graph = Graph(path)
     if not any(graph.of(*_PAIR)):
         return

@@ -1,0 +1,20 @@
+"""All rules, and the places of a graph that they find."""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from qzoo.export.lint.activations import RULES as ACTIVATIONS
+from qzoo.export.lint.graph import Graph
+from qzoo.export.lint.islands import RULES as ISLANDS
+from qzoo.export.lint.layers import RULES as LAYERS
+from qzoo.export.lint.moves import RULES as MOVES
+from qzoo.export.lint.rule import Rule
+from qzoo.export.lint.types import RULES as TYPES
+
+RULES: tuple[Rule, ...] = (*LAYERS, *ACTIVATIONS, *MOVES, *ISLANDS, *TYPES)
+
+
+def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[NodeProto, ...]]]:
+    """The places of every rule for a target; of all rules for None."""
+    return {rule: list(rule.find(graph)) for rule in RULES if target is None or target in rule.targets}
