@@ -135,5 +135,22 @@ def load(
             raise ExportError(f"{text.strip()}{hint}") from error
 
 
+def any_batch(runner: Runner, batch: int | None) -> Callable[[Tensor], Tensor]:
+    """Run batches of any size, of float32 images, on a file that takes ``batch`` images, maybe of another type.
+
+    An incomplete batch is filled up with its last image; None: the file takes any number.
+    """
+
+    def run(images: Tensor) -> Tensor:
+        found = []
+        for part in images.to(runner.dtype).split(batch or len(images)):
+            missing = (batch or len(part)) - len(part)
+            padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+            found.append(runner(padded)[: len(part)].float())
+        return torch.cat(found)
+
+    return run
+
+
 def _is_double(module: nn.Module) -> bool:
     return any(parameter.dtype == torch.float64 for parameter in module.parameters())

@@ -48,9 +48,10 @@ def _panel(axes, rows: list[Row], batch: int, labelled: bool) -> None:  # type: 
         ],
         error_kw={"linewidth": 1, "ecolor": "#444444"},
     )
-    names = [f"{row.label}\n{row.top1:.2f} % top-1" for row in rows]
+    names = [row.label if row.top1 is None else f"{row.label}\n{row.top1:.2f} % top-1" for row in rows]
     axes.set_yticks(places, names if labelled else [""] * len(rows), fontsize=8)
-    axes.bar_label(bars, [f" {row.wall_speedup[batch][0]:.2f}x" for row in rows], fontsize=8, padding=4)
+    ratios = [f" {row.wall_speedup[batch][0]:.2f}x" if row.wall_speedup else "" for row in rows]
+    axes.bar_label(bars, ratios, fontsize=8, padding=4)
     axes.invert_yaxis()
     axes.set_xlabel("ms a call, wall time (x: against float32 in the same runtime)", fontsize=8)
     axes.margins(x=0.18)

@@ -104,23 +104,29 @@ def _costs(report: Report) -> Any:
             memory = ["" if m is None else _digits(m / 1e6) for m in (row.idle_rss_bytes, row.peak_rss_bytes)]
             cpu = [f"{_digits(row.latency[b].cpu)}/{_digits(row.latency[b].cpu_p90)}" for b in batches]
             head = (f"  {row.label}", f"{row.load_seconds:.2f}", _digits(row.first_ms))
-            table.add_row(*head, *memory, *cpu, f"{row.sqnr_db:.2f}")
+            table.add_row(*head, *memory, *cpu, _cell(row.sqnr_db))
         table.add_section()
     return table
 
 
 def _cells(row: Row, batches: list[int]) -> list[str]:
-    low, high = row.top1_interval
+    interval = row.top1_interval
+    top1 = "" if interval is None else f"{_cell(row.top1)} \\[{interval[0]:.1f}, {interval[1]:.1f}]"
     latency = [f"{_digits(row.latency[b].wall)}/{_digits(row.latency[b].wall_p90)}" for b in batches]
     return [
         f"  {row.label}",
-        f"{row.top1:.2f} \\[{low:.1f}, {high:.1f}]",
-        f"{row.agreement:.2f}",
+        top1,
+        _cell(row.agreement),
         *latency,
         f"{row.images_per_second:.0f}",
         "" if row.file_bytes is None else _digits(row.file_bytes / 1e6),
-        " / ".join(f"{row.speedup[b][0]:.2f}" for b in batches),
+        " / ".join(f"{row.speedup[b][0]:.2f}" for b in batches if b in row.speedup),
     ]
+
+
+def _cell(value: float | None) -> str:
+    """Two digits; nothing where nothing was measured."""
+    return "" if value is None else f"{value:.2f}"
 
 
 def _digits(value: float) -> str:
@@ -155,11 +161,13 @@ def write_csv(report: Report, path: Path) -> None:
     lines = []
     for row in report.rows:
         values = row.to_dict()
-        low, high = values.pop("top1_interval")
+        low, high = values.pop("top1_interval") or (None, None)
         del values["against"]
         for batch in values.pop("batches"):
             speedups = {
-                f"{key}_{k}": v for key in ("speedup_cpu", "speedup_wall") for k, v in batch.pop(key).items()
+                f"{key}_{k}": v
+                for key in ("speedup_cpu", "speedup_wall")
+                for k, v in (batch.pop(key) or dict.fromkeys(("ratio", "low", "high"))).items()
             }
             facts = {
                 "threads": report.settings["threads"],

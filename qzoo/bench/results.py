@@ -38,13 +38,14 @@ class Row:
     Attributes:
         runtime, precision: such as ``"onnxruntime"``, ``"int8"``.
         source: who quantized it: ``"qzoo"``, or a peer such as ``"quantize_static"``.
-        images: number of labelled images behind the accuracy.
-        top1, top1_interval: percent, with the 95 % Wilson interval.
-        agreement: percent of images with the float PyTorch model's top-1.
-        sqnr_db: of the logits against the float PyTorch model; infinite where they are equal.
+        images: number of labelled images behind the accuracy; 0 for an ONNX file that there were none for.
+        top1, top1_interval: percent, with the 95 % Wilson interval; None without images.
+        agreement: percent of images with the float model's top-1, in PyTorch, of an ONNX file in ONNX Runtime; None
+            for a file that has no float model beside it.
+        sqnr_db: of the logits against the same; infinite where they are equal.
         latency: by batch size, milliseconds a call.
         cpu_speedup: by batch size, how many times as fast as float32 in the same runtime, by CPU time: ratio of the
-            medians and its 95 % bootstrap interval.
+            medians and its 95 % bootstrap interval; empty without a float model.
         wall_speedup: the same by wall time.
         clock: which of the two tables and cards show. ``"cpu"`` for one thread of the processor, which other work on
             the machine changes least; ``"wall"`` for several threads, whose CPU time is no waiting time, and for GPUs.
@@ -60,10 +61,10 @@ class Row:
     runtime: str
     precision: str
     images: int
-    top1: float
-    top1_interval: tuple[float, float]
-    agreement: float
-    sqnr_db: float
+    top1: float | None
+    top1_interval: tuple[float, float] | None
+    agreement: float | None
+    sqnr_db: float | None
     latency: dict[int, Timing]
     cpu_speedup: dict[int, tuple[float, float, float]]
     wall_speedup: dict[int, tuple[float, float, float]]
@@ -103,7 +104,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; an infinite SQNR becomes None."""
         values = {k: v for k, v in vars(self).items() if k not in ("latency", "cpu_speedup", "wall_speedup")}
-        values["sqnr_db"] = self.sqnr_db if math.isfinite(self.sqnr_db) else None
+        values["sqnr_db"] = self.sqnr_db if self.sqnr_db is not None and math.isfinite(self.sqnr_db) else None
         values["images_per_second"] = self.images_per_second
         values["against"] = [asdict(entry) for entry in self.against]
         values["batches"] = [
@@ -115,12 +116,16 @@ class Row:
                 "cpu_p90_ms": timing.cpu_p90,
                 "calls": timing.calls,
                 "wall_over_cpu": timing.wall_over_cpu,
-                "speedup_cpu": dict(zip(("ratio", "low", "high"), self.cpu_speedup[batch], strict=True)),
-                "speedup_wall": dict(zip(("ratio", "low", "high"), self.wall_speedup[batch], strict=True)),
+                "speedup_cpu": _named(self.cpu_speedup.get(batch)),
+                "speedup_wall": _named(self.wall_speedup.get(batch)),
             }
             for batch, timing in self.latency.items()
         ]
         return values
+
+
+def _named(ratio: tuple[float, float, float] | None) -> dict[str, float] | None:
+    return None if ratio is None else dict(zip(("ratio", "low", "high"), ratio, strict=True))
 
 
 @dataclass(frozen=True)

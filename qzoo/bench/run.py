@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,8 +24,11 @@ from qzoo.bench.process import Process
 from qzoo.bench.results import Against, Report, Row
 from qzoo.bench.timing import Samples, measure, ratio
 from qzoo.config import config_of
+from qzoo.data import batch_for, load_data
 from qzoo.data.sets import is_embedded
+from qzoo.deployment import any_batch, load
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
+from qzoo.export.described import Described, described, is_onnx
 from qzoo.pipeline.parts import measured_images
 from qzoo.progress import track
 from qzoo.zoo.floats import open_model, reference_of
@@ -92,10 +95,11 @@ def benchmark(
 
     Args:
         names: checkpoints such as ``"resnet20.fmnist-w8a8"``, their folders, or ``"org/name"`` on the Hub; they are
-            loaded, with their float model.
+            loaded, with their float model. Or ONNX files; their accuracy is measured where there are images.
         data: folder of labelled images; by default the embedded test set where the checkpoint has one. With
             checkpoints of several label sets, those of Fashion-MNIST take the embedded one.
-        float_weights: folder of the float model, of checkpoints that were made from weights of your own.
+        float_weights: folder of the float model, of checkpoints that were made from weights of your own; the float
+            file that ONNX files are compared with.
         subset: part of the images, ``"start:stop"``.
         runtimes: by default PyTorch, and of ONNX Runtime and OpenVINO what is installed. Of TensorRT where it is not
             at hand the file is written, linted and checked in ONNX Runtime; a note says the result.
@@ -110,10 +114,12 @@ def benchmark(
         TypeError: a module in place of a name.
         ValueError: options out of range.
     """
-    asked = _names(names)
+    asked, compare = _names(names), _several(compare)
+    files = [name for name in asked if is_onnx(name)]
     default = [name for name in rt.installed() if rt.runtime_named(name).default]
+    if len(files) == len(asked):  # nothing for PyTorch
+        default = [name for name in default if rt.runtime_named(name).runs_files]
     chosen = tuple(default) if runtimes is None else _several(runtimes)
-    compare = _several(compare)
     options = Options(chosen, tuple(batches), threads, seconds, compare, details, progress, limit)
     calibrating = any(peer in peers.RUNS_IN for peer in compare)
     if calibrating and subset is not None:
@@ -121,8 +127,10 @@ def benchmark(
     rows: list[Row] = []
     notes: list[str] = []
     found: list[dict[str, Any]] = []
-    models = _opened(asked)
+    models = _opened([name for name in asked if name not in files])
+    described_files = {name: described(name) for name in files}
     label_sets = {config_of(model).labels for model in models.values()}
+    label_sets |= {file.labels for file in described_files.values()}
     floats = [config_of(model).name for model in models.values() if config_of(model).scheme is None]
     if floats:
         raise BenchmarkError(
@@ -134,6 +142,10 @@ def benchmark(
         exact = reference_of(config_of(quantized), None if float_weights is None else Path(float_weights))
         mine, said, layers = _measure_checkpoint(name, quantized, exact, folder, subset, first, options)
         rows, notes, found = [*rows, *mine], [*notes, *said], [*found, *layers]
+    for name, file in described_files.items():
+        folder = folder_for(file.labels, label_sets, data)
+        mine, said = measure_file(name, file, float_weights, folder, subset, options)
+        rows, notes = [*rows, *mine], [*notes, *said]
     return new_report(rows, options, notes, found)
 
 
@@ -184,8 +196,6 @@ def _measure_checkpoint(
     options: Options,
 ) -> Measured:
     """One checkpoint on its data; ``first``: number of images to calibrate peers on."""
-    from qzoo.data import load_data
-
     config = config_of(quantized)
     size = 250 if is_embedded(config.labels) else 50
     chosen, said = measured_images(config, folder, subset, first)
@@ -240,24 +250,117 @@ def _measure(
     if images is None:
         raise DataError("the loader gave no images; check the folder, the split and the subset")
     image, details = images[:1], []
-    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
         found, notes = contenders(quantized, reference, images, options, calibration, Path(folder))
+
+        def score(processes: list[Process]) -> list[Evaluation]:
+            if options.details:
+                from qzoo.bench.layers import model_details
+
+                details.append(model_details(name, quantized, images, found, processes, options))
+            logits = _record(rt.load(reference, "pytorch", os.cpu_count() or 1), batches, options)
+            pairs = zip(processes, found, strict=True)
+            return [_accuracy(p, c, batches, logits, options) for p, c in pairs]
+
+        rows = _run(name, found, image, score, options)
+    return rows, [f"{name}: {note}" for note in notes], details
+
+
+def measure_file(
+    name: str,
+    file: Described,
+    exact: str | os.PathLike[str] | None,
+    data: Path | None,
+    subset: str | None,
+    options: Options,
+) -> tuple[list[Row], list[str]]:
+    """Rows and notes of an ONNX file in the runtimes that run files.
+
+    Args:
+        exact: the float model's file to compare with.
+        data: folder of labelled images; without one, and of no embedded data set, no accuracy is measured.
+    """
+    names = [runtime for runtime in options.runtimes if rt.runtime_named(runtime).runs_files]
+    if not names:
+        raise ArgumentError(
+            f"{name} is an ONNX file, which {', '.join(options.runtimes)} can't run; add onnxruntime"
+        )
+    if exact is not None and not is_onnx(exact):
+        raise ArgumentError(f"{exact} is no ONNX file; the file {name} is compared with another file")
+    if any(peer in peers.RUNS_IN for peer in options.compare):
+        raise ArgumentError(f"peers are made from a checkpoint's float weights; leave {name} or compare out")
+    files = {name: file} if exact is None else {os.fspath(exact): described(exact), name: file}
+    batch = _only_batch(files, options)
+    for runtime in names:
+        rt.check(runtime)
+    found = [_file_contender(runtime, path, each) for runtime in names for path, each in files.items()]
+    notes = [f"{name}: {file.assumed}"] if file.assumed else []
+    batches, preprocessing = None, file.preprocessing
+    if data is None and not is_embedded(file.labels):
+        notes.append(f"{name}: timed on noise, without images; --data names a folder to measure accuracy on")
+        image = torch.randn((1, *preprocessing.input_size), generator=torch.Generator().manual_seed(0))
+    else:
+        size = batch or batch_for(preprocessing)
+        batches = _cached(load_data(preprocessing, file.labels, data, subset=subset, batch_size=size))
+        image = next(iter(batches))[0][:1]
+
+    def score(processes: list[Process]) -> list[Evaluation] | None:
+        if batches is None:
+            return None
+        logits = None
+        if exact is not None:
+            runner = load(exact, "onnxruntime", os.cpu_count() or 1)
+            logits = _record(any_batch(runner, batch), batches, options)
+        pairs = zip(processes, found, strict=True)
+        return [_accuracy(p, c, batches, logits, options, batch) for p, c in pairs]
+
+    return _run(name, found, image.expand(batch or 1, *image.shape[1:]), score, options), notes
+
+
+def _only_batch(files: Mapping[str, Described], options: Options) -> int | None:
+    """The only number of images that the files take; None for any. Raises ArgumentError where another is asked for."""
+    fixed = {path: file.batch for path, file in files.items() if file.batch is not None}
+    for path, batch in fixed.items():
+        if set(options.batches) != {batch}:
+            raise ArgumentError(
+                f"{path} takes batches of {batch} only; give that batch size (--batch {batch}), or export it anew"
+            )
+    return next(iter(fixed.values()), None)
+
+
+def _file_contender(runtime: str, path: str | os.PathLike[str], file: Described) -> Contender:
+    precision = "int8" if file.quantized else "float32"
+    return Contender(runtime, precision, "qzoo", Path(path).absolute(), Path(path).stat().st_size, [])
+
+
+def _run(
+    name: str,
+    found: list[Contender],
+    image: Tensor,
+    score: Callable[[list[Process]], list[Evaluation] | None],
+    options: Options,
+) -> list[Row]:
+    """Time the contenders in turns, each in a process of its own, then score them there."""
+    with ExitStack() as stack:
         processes = [stack.enter_context(Process(f"{c.title} of {name}", options.limit)) for c in found]
         pairs = list(zip(processes, found, strict=True))
         started = [_start(p, c, image, options) for p, c in track(pairs, "load", show=options.progress)]
         samples = latencies(name, processes, image, options)
         peaks = [process.peak_memory() for process in processes]
-        if options.details:
-            from qzoo.bench.layers import model_details
-
-            details.append(model_details(name, quantized, images, found, processes, options))
-        logits = _record(reference, batches, options)
-        results = [_accuracy(p, c, batches, logits, options) for p, c in pairs]
-    rows = [
-        _row(name, i, found, results[i], samples, started[i], peaks[i], options.threads)
+        results = score(processes)
+    return [
+        _row(
+            name,
+            i,
+            found,
+            None if results is None else results[i],
+            samples,
+            started[i],
+            peaks[i],
+            options.threads,
+        )
         for i in range(len(found))
     ]
-    return rows, [f"{name}: {note}" for note in notes], details
 
 
 def new_report(
@@ -293,15 +396,21 @@ def _row(
     name: str,
     i: int,
     found: list[Contender],
-    result: Evaluation,
+    result: Evaluation | None,
     samples: dict[int, list[Samples]],
     started: tuple[float, float, int | None],
     peak: int | None,
     threads: int,
 ) -> Row:
     mine = found[i]
-    agreement, sqnr_db = _fidelity(result)
-    base = next(j for j, c in enumerate(found) if c.runtime == mine.runtime and c.precision == "float32")
+    bases = [j for j, c in enumerate(found) if c.runtime == mine.runtime and c.precision == "float32"]
+    base = bases[0] if bases else None
+
+    def speedups(clock: str) -> dict[int, tuple[float, float, float]]:
+        if base is None:
+            return {}
+        return {b: ratio(getattr(s[base], clock), getattr(s[i], clock)) for b, s in samples.items()}
+
     clock = "cpu" if threads == 1 and rt.runtime_named(mine.runtime).on_cpu else "wall"
     against = [
         Against(other.source, other.runtime, batch, *ratio(getattr(s[j], clock), getattr(s[i], clock)))
@@ -314,15 +423,15 @@ def _row(
         runtime=mine.runtime,
         precision=mine.precision,
         source=mine.source,
-        images=result.images,
-        top1=result.top1,
-        top1_interval=result.top1_interval,
-        agreement=agreement,
-        sqnr_db=sqnr_db,
+        images=result.images if result else 0,
+        top1=result.top1 if result else None,
+        top1_interval=result.top1_interval if result else None,
+        agreement=result.agreement if result else None,
+        sqnr_db=result.sqnr_db if result else None,
         latency={batch: s[i].summary() for batch, s in samples.items()},
         clock=clock,
-        cpu_speedup={batch: ratio(s[base].cpu, s[i].cpu) for batch, s in samples.items()},
-        wall_speedup={batch: ratio(s[base].wall, s[i].wall) for batch, s in samples.items()},
+        cpu_speedup=speedups("cpu"),
+        wall_speedup=speedups("wall"),
         file_bytes=mine.bytes,
         load_seconds=started[0],
         first_ms=started[1],
@@ -330,15 +439,6 @@ def _row(
         idle_rss_bytes=started[2],
         against=tuple(against),
     )
-
-
-def _fidelity(result: Evaluation) -> tuple[float, float]:
-    """Agreement and SQNR. Raises BenchmarkError for an evaluation that had no reference."""
-    if result.agreement is None or result.sqnr_db is None:
-        raise BenchmarkError(
-            "the model was evaluated without its float model, so there is no agreement to report"
-        )
-    return result.agreement, result.sqnr_db
 
 
 def _start(
@@ -368,9 +468,10 @@ def latencies(
     return found
 
 
-def _record(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], options: Options) -> list[Tensor]:
+def _record(
+    run: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], options: Options
+) -> list[Tensor]:
     """The float model's logits of every batch: computed once, compared with all the others."""
-    run = rt.load(model, "pytorch", os.cpu_count() or 1)
     return [run(images) for images, _ in track(batches, "evaluate the reference", show=options.progress)]
 
 
@@ -378,29 +479,36 @@ def _accuracy(
     process: Process,
     contender: Contender,
     batches: Iterable[tuple[Tensor, Tensor]],
-    logits: list[Tensor],
+    logits: list[Tensor] | None,
     options: Options,
+    batch: int | None = None,
 ) -> Evaluation:
-    recorded = iter(logits)
+    """Accuracy, and fidelity to recorded logits, if any.
+
+    Args:
+        batch: the only number of images that the contender takes.
+    """
+    recorded = iter(logits or [])
+    reference = None if logits is None else lambda images: next(recorded)
     if (contender.runtime, contender.precision) == ("pytorch", "float32"):  # the reference itself
-        again = iter(logits)
-        return evaluate(
-            lambda images: next(again), batches, reference=lambda images: next(recorded), progress=False
-        )
+        again = iter(logits or [])
+        return evaluate(lambda images: next(again), batches, reference=reference, progress=False)
     if contender.runtime != "torch.compile":  # which would compile anew for another number of threads
         process.load(contender.runtime, contender.path, os.cpu_count() or 1, contender.modules)
 
     def run(images: Tensor) -> Tensor:
         # Compiled code is for the sizes that were timed; another size is compiled anew.
-        size = max(options.batches) if contender.runtime == "torch.compile" else len(images)
+        size = max(options.batches) if contender.runtime == "torch.compile" else batch or len(images)
         found = []
         for part in images.split(size):
-            process.images(part.numpy())
-            found.append(torch.from_numpy(process.run()))
+            missing = (batch or len(part)) - len(part)
+            full = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+            process.images(full.numpy())
+            found.append(torch.from_numpy(process.run())[: len(part)])
         return torch.cat(found)
 
     shown = track(batches, f"evaluate {contender.title}", show=options.progress)
-    return evaluate(run, shown, reference=lambda images: next(recorded), progress=False)
+    return evaluate(run, shown, reference=reference, progress=False)
 
 
 def _cached(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:

@@ -16,14 +16,16 @@ def register(add: Add) -> None:
         "names",
         nargs="+",
         metavar="NAME",
-        help="checkpoints, such as resnet20.fmnist-w8a8, folders, org/name",
+        help="checkpoints, such as resnet20.fmnist-w8a8, folders, org/name, or ONNX files",
     )
     sub.epilog = (
         "--threads is the number that a timed call may use (default: 1); accuracy is measured with all."
     )
     data_arguments(sub)
     sub.add_argument(
-        "--float", dest="float_weights", help="folder or name of the float model to compare with"
+        "--float",
+        dest="float_weights",
+        help="the float model to compare with: its folder or name, of an ONNX file another one",
     )
     sub.add_argument(
         "--runtimes",
@@ -53,11 +55,13 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.bench.report import print_table, write_report
     from qzoo.bench.run import benchmark
+    from qzoo.export.described import is_onnx
 
+    exact: str | None = args.float_weights
     report = benchmark(
         args.names,
         data=args.data,
-        float_weights=checkpoint_folder(args.float_weights),
+        float_weights=exact if exact and is_onnx(exact) else checkpoint_folder(exact),
         subset=args.subset,
         runtimes=args.runtimes,
         batches=args.batch,

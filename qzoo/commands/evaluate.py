@@ -13,6 +13,7 @@ from qzoo.commands.arguments import (
     positive,
     process_arguments,
 )
+from qzoo.errors import ArgumentError
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 
 def register(add: Add) -> None:
     """Declare the command."""
-    sub = add("evaluate", _run, "Accuracy of a checkpoint, and fidelity to its float model.")
-    sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
+    sub = add("evaluate", _run, "Accuracy of a checkpoint or an ONNX file, and fidelity to its float model.")
+    sub.add_argument(
+        "name", metavar="NAME", help="of a checkpoint, its folder, org/name on the Hub, or an ONNX file"
+    )
     dataset_argument(sub)
     data_arguments(sub)
     sub.add_argument(
-        "--float", dest="float_weights", help="folder or name of the float model to compare with"
+        "--float",
+        dest="float_weights",
+        help="the float model to compare with: its folder or name, of an ONNX file another one",
     )
     sub.add_argument(
         "--batch-size",
@@ -35,10 +40,54 @@ def register(add: Add) -> None:
     )
     sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
     process_arguments(sub)
-    sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
+    sub.add_argument(
+        "--target",
+        choices=list(TARGETS),
+        help="default: what it was made for; of an ONNX file the runtime that runs it (default: onnxruntime)",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
+    from qzoo.export.described import is_onnx
+
+    return (_run_file if is_onnx(args.name) else _run_checkpoint)(args)
+
+
+def _run_file(args: argparse.Namespace) -> int:
+    """An ONNX file, against another one where ``--float`` names it."""
+    import torch
+
+    import qzoo
+    from qzoo.data import batch_for, load_data
+    from qzoo.deployment import any_batch, load
+    from qzoo.distributed import joined
+    from qzoo.export.described import described, is_onnx
+
+    if args.float_weights is not None and not is_onnx(args.float_weights):
+        raise ArgumentError(f"--float {args.float_weights}: an ONNX file is compared with another ONNX file")
+    file, runtime = described(args.name), args.target or "onnxruntime"
+    with joined(args.timeout, args.device) as group:
+        threads = torch.get_num_threads()
+        reference = None
+        if args.float_weights is not None:
+            batch = described(args.float_weights).batch
+            reference = any_batch(load(args.float_weights, "onnxruntime", threads), batch)
+        loader = load_data(
+            file.preprocessing,
+            args.dataset or file.labels,
+            args.data,
+            subset=args.subset,
+            batch_size=args.batch_size or file.batch or batch_for(file.preprocessing),
+            workers=args.workers,
+        )
+        run = any_batch(load(args.name, runtime, threads), file.batch)
+        result = qzoo.evaluate(run, loader, reference=reference, progress=not args.quiet, group=group)
+    if group.first:
+        _print(args.name, runtime, result, f" ({file.assumed})" if file.assumed else "")
+    return 0
+
+
+def _run_checkpoint(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
     from qzoo.data import batch_for, load_data

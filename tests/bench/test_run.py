@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import sys
 from collections import Counter
@@ -11,17 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from small_data import write_folder
 from torch import Tensor, nn
 
 import qzoo
 from qzoo import runtimes
 from qzoo.bench.process import Process
+from qzoo.bench.report import print_table, write_report
 from qzoo.bench.results import Report, Row
 from qzoo.bench.run import Options, benchmark_models, folder_for
+from qzoo.data import load_data
 from qzoo.errors import ArgumentError, BenchmarkError, DataError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.ranges import calibrate
 from qzoo.quantizers import set_target
 from qzoo.scheme import Scheme
@@ -264,6 +270,66 @@ def test_nncf_as_a_peer(setting, tmp_path) -> None:
         kinds = {node["precision"] for node in process.profile("openvino", made.model, 1, 2)}
     assert 10 < 10 * torch.log10(expected.square().sum() / noise.square().sum()) < 60
     assert "int8" in kinds
+
+
+@pytest.fixture(scope="module")
+def files(setting, tmp_path_factory) -> tuple[Path, Path]:
+    """The quantized and the float model as files that say nothing of their images."""
+    folder = tmp_path_factory.mktemp("files")
+    quantized, reference, batches = setting
+    image = batches[0][0][:1]
+    return (
+        qzoo.export_onnx(quantized, folder / "int8.onnx", target="onnxruntime", example=image),
+        qzoo.export_onnx(reference, folder / "float.onnx", example=image, batch=4),
+    )
+
+
+def test_onnx_files_are_measured(files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    int8, exact = files
+    data = write_folder(tmp_path / "data", tuple("abcdefghij"), 1, size=12)
+    options = {"runtimes": "onnxruntime", "seconds": 0.01, "progress": False, "threads": 1}
+    report = qzoo.benchmark(int8, float_weights=exact, data=data, batches=(4,), **options)
+    assert [(row.precision, row.source, row.images) for row in report.rows] == [
+        ("float32", "qzoo", 10),
+        ("int8", "qzoo", 10),
+    ]
+    plain = Preprocessing((1, 12, 12), mean=(0.5,), std=(0.5,))
+    images, labels = next(iter(load_data(plain, "folders", data, batch_size=10)))
+    found = {}
+    for path in files:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        rows = [
+            session.run(None, {session.get_inputs()[0].name: images[i : i + 4].numpy()})[0] for i in (0, 4, 6)
+        ]
+        found[path] = np.concatenate([rows[0], rows[1], rows[2][2:]]).argmax(1)
+    for row, path in zip(report.rows, (exact, int8), strict=True):
+        assert row.top1 == pytest.approx(100 * (found[path] == labels.numpy()).mean())
+        assert row.agreement == pytest.approx(100 * (found[path] == found[exact]).mean())
+        assert row.cpu_speedup.keys() == row.latency.keys() == {4}
+    assert "1 x 12 x 12, mean 0.5 and standard deviation 0.5 are assumed" in report.notes[0]
+
+    alone = qzoo.benchmark([int8], batches=(1, 2), **options)
+    (row,) = alone.rows
+    assert (row.images, row.top1, row.agreement, row.cpu_speedup) == (0, None, None, {})
+    assert row.latency[2].wall > 0
+    assert "timed on noise" in alone.notes[-1]
+    print_table(alone)
+    assert "int8" in capsys.readouterr().out
+    paths = write_report(alone, tmp_path / "report")
+    values = json.loads(paths[0].read_text())["rows"][0]
+    assert (values["top1"], values["batches"][0]["speedup_cpu"]) == (None, None)
+
+
+def test_onnx_files_that_can_not_be_measured_as_asked(files, setting) -> None:
+    int8, exact = files
+    with pytest.raises(ArgumentError, match=r"float\.onnx takes batches of 4 only; .*--batch 4"):
+        qzoo.benchmark(exact, runtimes="onnxruntime")
+    with pytest.raises(ArgumentError, match=r"pytorch can't run; add onnxruntime"):
+        qzoo.benchmark(int8, runtimes="pytorch")
+    with pytest.raises(ArgumentError, match="compared with another file"):
+        qzoo.benchmark(int8, float_weights="folder", runtimes="onnxruntime")
+    with pytest.raises(ArgumentError, match="peers are made from a checkpoint"):
+        qzoo.benchmark(int8, runtimes="onnxruntime", compare="quantize_static")
 
 
 @pytest.fixture

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from torch import Tensor
 
 import qzoo
 from qzoo.__main__ import main
+from qzoo.config import config_of
+from qzoo.data import load_data
 from qzoo.models.resnet_cifar import CifarResNet
 
 ROOT = Path(qzoo.__file__).parent.parent
@@ -105,6 +109,54 @@ def test_export_writes_a_file_that_onnx_runtime_opens(tmp_path: Path) -> None:
     assert main(["export", "resnet20.fmnist-w8a8", str(path), "--batch", "1"]) == 0
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 1, 28, 28]
+
+
+def test_an_onnx_file_is_evaluated_as_what_it_says_of_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a session of ONNX Runtime; the second file takes 16 images at a time, and has no metadata."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    paths = [tmp_path / name for name in ("int8.onnx", "float.onnx", "foreign.onnx")]
+    model = qzoo.load_pretrained("resnet20.fmnist-w8a8")
+    qzoo.export_onnx(model, paths[0], target="onnxruntime")
+    qzoo.export_onnx(qzoo.load_pretrained("resnet20.fmnist"), paths[1], batch=16)
+    images, labels = next(iter(load_data(config_of(model).preprocessing, "fashion-mnist", batch_size=40)))
+    found, exact = [], []
+    for path, logits in ((paths[0], found), (paths[1], exact)):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for start in (0, 16, 24):
+            batch = images[start : start + 16].numpy()
+            rows = session.run(None, {session.get_inputs()[0].name: batch})[0]
+            logits.append(rows[8:] if start == 24 else rows)
+    ours, theirs = (np.concatenate(parts) for parts in (found, exact))
+    assert main(["evaluate", str(paths[0]), "--float", str(paths[1]), "--subset", ":40", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "40 images, target onnxruntime" in out
+    assert f"top-1      {100 * (ours.argmax(1) == labels.numpy()).mean():.2f} %" in out
+    assert f"agreement  {100 * (ours.argmax(1) == theirs.argmax(1)).mean():.2f} %" in out
+    noise = ((ours - theirs) ** 2).sum(dtype=np.float64)
+    sqnr = re.search(r"SQNR +([\d.]+) dB", out)
+    assert sqnr is not None
+    assert float(sqnr[1]) == pytest.approx(10 * np.log10((theirs**2).sum(dtype=np.float64) / noise), abs=0.02)
+    file = onnx.load(paths[1])
+    del file.metadata_props[:]
+    onnx.save(file, paths[2])
+    assert main(["evaluate", str(paths[2]), "--dataset", "fashion-mnist", "--subset", ":40", "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "the file does not say how its images are prepared; 1 x 28 x 28, mean 0.5 and" in out
+    assert main(["evaluate", str(paths[2]), "-q"]) == 2
+    assert "pass data=FOLDER (--data FOLDER)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"no protobuf", None])
+def test_what_is_no_onnx_file_is_said_in_words(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "x.onnx").write_bytes(content)
+    for command in ("evaluate", "benchmark"):
+        assert main([command, str(tmp_path / "x.onnx"), "-q"]) == 2
+        assert "x.onnx" in capsys.readouterr().err
 
 
 def test_export_of_a_wrong_batch_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

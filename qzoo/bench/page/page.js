@@ -20,6 +20,8 @@ const text = (x, y, value, attributes) => svg("text", { x, y, ...attributes }, S
 const line = (x1, y1, x2, y2, attributes) => svg("line", { x1, y1, x2, y2, stroke: "var(--line)", ...attributes });
 const digits = (v) => (v === null ? "" : v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v.toFixed(2));
 const label = (row) => row.runtime + " " + (row.source === "qzoo" ? row.precision : row.source);
+const fixed = (v) => (v === null ? "" : v.toFixed(2)); // of an ONNX file some figures may not have been measured
+const times = (s) => (s === null ? "" : `${s.ratio.toFixed(2)} [${s.low.toFixed(2)}, ${s.high.toFixed(2)}]`);
 const speedup = (row, batch) => batch["speedup_" + row.clock];
 const by = (rows) => {
   const clocks = new Set(rows.map((row) => row.clock));
@@ -179,9 +181,9 @@ function rowsTable(rows, batches) {
   const head = ["#, runtime, precision", "top-1 %", "95 %", "agree %", "SQNR dB", ...batches.flatMap((b) => [`ms, batch ${b}`, "p90", "CPU ms", "× float [95 %]"]), "images/s", "file MB", "peak MB", "load s", "first ms"];
   const mega = (v) => (v === null ? "" : digits(v / 1e6));
   return table(head, rows.map((row, i) => [
-    `${i + 1}. ${label(row)}`, row.top1.toFixed(2), row.top1_interval.map((v) => v.toFixed(1)).join(" to "), row.agreement.toFixed(2),
-    row.sqnr_db !== null ? row.sqnr_db.toFixed(2) : row.agreement === 100 ? "exact" : "not finite",
-    ...row.batches.flatMap((b) => [digits(b.wall_ms), digits(b.wall_p90_ms), digits(b.cpu_ms), `${speedup(row, b).ratio.toFixed(2)} [${speedup(row, b).low.toFixed(2)}, ${speedup(row, b).high.toFixed(2)}]`]),
+    `${i + 1}. ${label(row)}`, fixed(row.top1), (row.top1_interval || []).map((v) => v.toFixed(1)).join(" to "), fixed(row.agreement),
+    row.sqnr_db !== null ? row.sqnr_db.toFixed(2) : row.agreement === null ? "" : row.agreement === 100 ? "exact" : "not finite",
+    ...row.batches.flatMap((b) => [digits(b.wall_ms), digits(b.wall_p90_ms), digits(b.cpu_ms), times(speedup(row, b))]),
     row.images_per_second.toFixed(0), mega(row.file_bytes), mega(row.peak_rss_bytes), row.load_seconds.toFixed(2), digits(row.first_ms),
   ]), { class: "rows" });
 }
@@ -197,7 +199,7 @@ function modelSection(name) {
   const rows = report.rows.filter((row) => row.model === name), batches = report.settings.batches;
   const details = report.details.find((d) => d.model === name);
   const key = el("ol", { class: "key" }, ...rows.map((row, i) => el("li", {}, el("b", { style: `color:${colour(row)}` }, String(i + 1)), " " + label(row))));
-  const plots = batches.map((b) => {
+  const plots = (rows.some((row) => row.top1 === null) ? [] : batches).map((b) => {
     const card = chart(`Accuracy against latency, batch ${b}`, "Top-1 in percent with its 95 % interval; the tail is the 90th percentile; dashed: the Pareto line.", (width) => scatter(rows, b, width));
     card.append(key.cloneNode(true));
     return card;

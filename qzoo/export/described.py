@@ -1,0 +1,116 @@
+"""Read what an ONNX file takes and gives: what :func:`qzoo.export.naming.describe` wrote into it, else assumptions."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qzoo.data.sets import DATA_SETS
+from qzoo.errors import ExportError
+from qzoo.preprocessing import Preprocessing
+from qzoo.runtimes.base import check_ends, existing, opening
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+_SIZE = 224  # of images, where neither the file nor its shapes say one
+_QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A classifier in an ONNX file.
+
+    Attributes:
+        preprocessing: of its images.
+        labels: the set of its classes, as in a config; of a foreign file with 1000 classes ImageNet's, else "folders".
+        classes: names of the classes of "folders", () where they are not known.
+        batch: the only number of images that it takes; None where any will do.
+        quantized: whether anything in it is.
+        assumed: what the file does not say and was assumed, in words; "" where it says all.
+    """
+
+    preprocessing: Preprocessing
+    labels: str
+    classes: tuple[str, ...]
+    batch: int | None
+    quantized: bool
+    assumed: str
+
+
+def is_onnx(where: str | os.PathLike[str]) -> bool:
+    """Whether a text means an ONNX file, and no checkpoint."""
+    return Path(where).suffix.lower() == ".onnx"
+
+
+def described(path: str | os.PathLike[str]) -> Described:
+    """Read how a file's images are prepared and what its classes are.
+
+    Raises:
+        ExportError: no ONNX file, or none from one batch of images to one tensor of logits.
+        FileNotFoundError: no such file.
+    """
+    import onnx
+
+    with opening("ONNX", path):
+        model = onnx.load(str(existing(path)), load_external_data=False)
+    graph = model.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value.name for value in graph.input if value.name not in stored]
+    check_ends(path, inputs, [value.name for value in graph.output])
+    images = _shape(graph, inputs[0])
+    if len(images) != 4:
+        raise ExportError(f"{str(path)!r} takes a tensor {images}; expected images [B, C, H, W]")
+    facts = {prop.key: prop.value for prop in model.metadata_props}
+    batch, quantized = images[0], any(node.op_type in _QUANTIZED for node in graph.node)
+    if "qzoo.preprocessing" in facts:
+        return _as_written(path, facts, batch, quantized)
+    channels = images[1] or 3
+    size = (channels, images[2] or _SIZE, images[3] or _SIZE)
+    plain = (
+        Preprocessing(size)
+        if channels == 3
+        else Preprocessing(size, mean=(0.5,) * channels, std=(0.5,) * channels)
+    )
+    labels = "imagenet-1k" if _shape(graph, graph.output[0].name)[-1:] == [1000] else "folders"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (plain.mean, plain.std))
+    assumed = (
+        f"the file does not say how its images are prepared; {' x '.join(map(str, size))}, mean {mean} and "
+    )
+    assumed += f"standard deviation {std} are assumed, and the classes of {labels}"
+    return Described(plain, labels, (), batch, quantized, assumed)
+
+
+def _as_written(
+    path: str | os.PathLike[str], facts: dict[str, str], batch: int | None, quantized: bool
+) -> Described:
+    """From the metadata of a file that qzoo wrote. Raises ExportError where it did not write this."""
+    try:
+        preprocessing = Preprocessing.from_dict(json.loads(facts["qzoo.preprocessing"]))
+        classes: Any = json.loads(facts.get("qzoo.classes", "[]"))
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise TypeError("classes are no list of texts")
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ExportError(
+            f"the metadata of {str(path)!r} are none that qzoo wrote ({error}); export it again"
+        ) from error
+    labels = facts.get("qzoo.labels", "")
+    return Described(
+        preprocessing, labels if labels in DATA_SETS else "folders", tuple(classes), batch, quantized, ""
+    )
+
+
+def _shape(graph: GraphProto, name: str) -> list[int | None]:
+    """The sizes of an input or output; None for any."""
+    (value,) = (value for value in (*graph.input, *graph.output) if value.name == name)
+    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
