@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from qzoo.data.sets import DATA_SETS, Seen
 from qzoo.errors import CheckpointError, QzooError, shown
 from qzoo.fields import decode, encode, like, one_of, parse
+from qzoo.files import coming, sha256_of
 from qzoo.options import TrainOptions
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
@@ -263,23 +264,46 @@ class Config:
 def read_config(folder: str | Path) -> Config:
     """The config of a checkpoint folder.
 
+    Where a process was killed while it replaced the checkpoint, the config that fits the weights is taken.
+
     Raises:
         CheckpointError: no such file, or not valid; the message names file and field.
     """
     path = Path(folder) / "config.json"
     try:
+        if (config := _config_coming(path, folder)) is not None:
+            return config
         if not path.is_file():  # nor a link to a device, a pipe: reading might not end
             found = "it has no file config.json" if path.parent.is_dir() else "there is no such folder"
             raise CheckpointError(f"{folder} is no checkpoint: {found}")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise CheckpointError(f"{path} has more than {MAX_BYTES} bytes; that is no checkpoint's config")
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return _read(path, folder)
+    except OSError as error:
         raise CheckpointError(f"{folder} is no checkpoint: config.json can't be read ({error})") from error
+
+
+def _config_coming(path: Path, folder: str | Path) -> Config | None:
+    """The config that was about to replace ``path``, where the weights are its own already."""
+    weights = path.with_name(WEIGHTS)
+    if not coming(path).is_file() or not weights.is_file():
+        return None
     try:
-        return Config.from_json(text)
+        config = _read(coming(path), folder)
+    except CheckpointError:
+        return None
+    if config.sizes.get(WEIGHTS) != weights.stat().st_size or config.files.get(WEIGHTS) != sha256_of(weights):
+        return None
+    return config
+
+
+def _read(path: Path, folder: str | Path) -> Config:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path} has more than {MAX_BYTES} bytes; that is no checkpoint's config")
+    try:
+        return Config.from_json(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{folder} is no checkpoint: config.json can't be read ({error})") from error
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from qzoo.errors import CheckpointError, QzooError
 
@@ -22,6 +24,19 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex digits."""
+    return digest_of(path, hashlib.sha256())
+
+
+def digest_of(path: Path, digest: Any) -> str:
+    """A file's digest, in hex digits, by one of :mod:`hashlib`'s algorithms."""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return str(digest.hexdigest())
 
 
 @contextlib.contextmanager
@@ -57,9 +72,15 @@ def remove_scratch(folder: Path) -> None:
 def place(scratch: Path, folder: Path, names: Sequence[str]) -> None:
     """Move files from ``scratch`` to ``folder``: a new folder appears at once, an old one is filled file by file.
 
+    Of an old folder the last file, which vouches for the others, is there twice meanwhile: under its name, and the
+    new one under that of :func:`coming`. Whatever moment the process is killed at, one of the two fits the others.
+
     Args:
         names: paths inside of ``scratch``, in the order in which an old folder gets them: what vouches for the
-            others goes last.
+            others goes last, what it is judged by just before.
+
+    Raises:
+        CheckpointError: the folder has a link in the way that leads out of it.
     """
     for name in names:
         _flush(scratch / name)
@@ -69,7 +90,25 @@ def place(scratch: Path, folder: Path, names: Sequence[str]) -> None:
         with exclusive(folder):
             for name in names:
                 (folder / name).parent.mkdir(exist_ok=True)
+                if not is_inside(folder / name, folder):
+                    raise CheckpointError(
+                        f"{(folder / name).parent} is a link out of the folder; remove it, or choose another folder"
+                    ) from None
+            last = folder / names[-1]
+            os.replace(scratch / names[-1], coming(last))
+            for name in names[:-1]:
                 os.replace(scratch / name, folder / name)
+            os.replace(coming(last), last)
+
+
+def coming(path: Path) -> Path:
+    """Where :func:`place` keeps the file that is about to replace ``path``."""
+    return path.with_name(f".{path.name}.coming")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether no link on the way leads out of the folder; what ``path`` itself is doesn't matter."""
+    return path.parent.resolve().is_relative_to(folder.resolve())
 
 
 @contextlib.contextmanager

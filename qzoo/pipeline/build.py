@@ -15,7 +15,7 @@ from qzoo.cards.card import write_card
 from qzoo.config import WEIGHTS, Measurement, config_of, read_config
 from qzoo.errors import UnknownModelError
 from qzoo.fields import encode
-from qzoo.files import exclusive, place, scratch_beside
+from qzoo.files import exclusive, is_inside, place, scratch_beside
 from qzoo.pipeline.calibrate import quantize_to
 from qzoo.pipeline.measure import can_run_onnx, measure, require_onnx
 from qzoo.pipeline.onnx_files import export_files, onnx_name, with_files
@@ -24,6 +24,7 @@ from qzoo.pipeline.plan import BuildJob, BuildOptions, Plan, make_plan
 from qzoo.pipeline.recipes import Made, how_made
 from qzoo.pipeline.steps import Steps
 from qzoo.registry import architecture, parse_name
+from qzoo.scheme import TARGETS
 from qzoo.zoo.checkpoint import load_pretrained
 from qzoo.zoo.floats import planned_config, quantized_from
 
@@ -163,18 +164,21 @@ def _assemble(
     config = read_config(state / CHECKPOINT)
     with scratch_beside(out) as scratch:
         shutil.copy2(state / CHECKPOINT / WEIGHTS, scratch / WEIGHTS)
-        names = [WEIGHTS]
+        names = []
         for target in targets:
             name = onnx_name(config, target)
             (scratch / name).parent.mkdir(exist_ok=True)
             shutil.copy2(state / name, scratch / name)
             names.append(name)
+        names.append(WEIGHTS)
         config = dataclasses.replace(config, metrics=config.metrics if metrics is None else metrics)
         config = with_files(config, scratch, names)
         (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
         place(scratch, out, [*names, "config.json"])
-    for name in old.keys() - config.files.keys():
-        (out / name).unlink(missing_ok=True)
+    own = {WEIGHTS, *(onnx_name(config, target) for target in TARGETS)}
+    for name in (old.keys() & own) - config.files.keys():
+        if is_inside(out / name, out):  # the old config.json may be anybody's
+            (out / name).unlink(missing_ok=True)
     write_card(out)
     return out
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from qzoo.cards.card import write_card
 from qzoo.cards.eval_results import write_eval_results
 from qzoo.config import WEIGHTS, Config, read_config
-from qzoo.errors import HubError
+from qzoo.errors import CheckpointError, HubError
 from qzoo.export.onnx import export_onnx
 from qzoo.files import exclusive, write_text
 from qzoo.pipeline.onnx_files import onnx_name, with_files
@@ -69,45 +69,56 @@ def publish(
         HubError: it has no figures, the upload failed, or the pin can't be written.
         ExportError, MissingDependencyError: the ONNX files can't be written.
     """
-    folder = Path(folder)
     config = read_config(folder)
     if not config.metrics:
         raise HubError(f"{config.name} has no measured figures; `qzoo build {config.name}` measures")
     repo = repo or f"{os.environ.get('QZOO_HUB_ORG', 'qzoo')}/{config.name}"
     hub.check_repository(repo)
     with tempfile.TemporaryDirectory(prefix="qzoo-publish-") as scratch:
-        staged = _stage(folder, config, Path(scratch), repo)
+        staged = _stage(Path(folder), config, Path(scratch), repo)
         files = {p.relative_to(staged).as_posix(): p.stat().st_size for p in staged.rglob("*") if p.is_file()}
         tag = f"v{config.qzoo_version}"
         if dry_run:
             return Published(repo, "", tag, files)
-        try:
-            message = f"{config.name}, qzoo {config.qzoo_version}"
-            commit, _ = upload(staged, repo, message, private, revision)
-            tag_commit(repo, tag, commit)
-        except Exception as error:
-            raise HubError(f"{config.name} was not published to {repo}: {hub.explain(error)}") from None
         digest = hub.sha256_of(staged / "config.json")
+        commit = _upload(staged, repo, config, private, revision, tag)
     load_pretrained(hub.download(repo, commit, name=config.name, sha256=digest))
     if pin:
         write_pin(config.name, hub.Pin(repo, commit, digest))
     return Published(repo, commit, tag, files)
 
 
+def _upload(staged: Path, repo: str, config: Config, private: bool, revision: str, tag: str) -> str:
+    try:
+        message = f"{config.name}, qzoo {config.qzoo_version}"
+        commit, _ = upload(staged, repo, message, private, revision)
+        tag_commit(repo, tag, commit)
+        return commit
+    except Exception as error:
+        reason = hub.explain(error)
+    # Not in the except clause: see qzoo.hub.fetch.
+    raise HubError(f"{config.name} was not published to {repo}: {reason}")
+
+
 def _stage(folder: Path, config: Config, staged: Path, repo: str) -> Path:
     """A copy of the checkpoint with its ONNX files, their hashes in config.json, and a fresh card.
 
-    An ONNX file that the folder has is taken as it is: it is the one that was measured.
+    The copies are checked and loaded, not what they were made of, which may change meanwhile. An ONNX file that the
+    folder has is taken as it is: it is the one that was measured.
     """
-    model = load_pretrained(folder)
-    shutil.copy2(folder / WEIGHTS, staged / WEIGHTS)
+    try:
+        shutil.copyfile(folder / WEIGHTS, staged / WEIGHTS)
+    except OSError as error:
+        raise CheckpointError(f"{folder} has no weights that can be read ({error})") from error
+    (staged / "config.json").write_text(config.to_json(), encoding="utf-8")
+    model = load_pretrained(staged)
     targets = TARGETS if config.scheme is not None else TARGETS[:1]
     names = {onnx_name(config, target): target for target in targets}
     (staged / "onnx").mkdir()
     for name, target in names.items():
         if name in config.files and (folder / name).is_file():
-            shutil.copy2(folder / name, staged / name)
-            hub.check_file(staged / name, config.files[name])
+            shutil.copyfile(folder / name, staged / name)
+            hub.check_file(staged / name, config.files[name], config.sizes.get(name))
         else:
             export_onnx(model, staged / name, target=target)
     config = with_files(config, staged, (WEIGHTS, *names))

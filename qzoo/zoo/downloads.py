@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qzoo.errors import ArgumentError, HubError
-from qzoo.files import write_text
+from qzoo.files import digest_of, sha256_of, write_text
 
 LARGEST = 1 << 36  # bytes of a file whose size nothing else says
 _RESTARTS = 2
@@ -96,9 +96,10 @@ def downloaded(
 
 def cached_file(repo: str, file: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
     """The file in the cache, where it is there and whole."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, file, cache_dir=cache_dir, revision=revision)
+    folder = cache_dir or constants.HF_HUB_CACHE
+    found = try_to_load_from_cache(repo, file, cache_dir=folder, revision=revision)
     return Path(found) if isinstance(found, str) and os.path.isfile(found) else None
 
 
@@ -144,7 +145,7 @@ def download_into_cache(
         own = _origin(location) == _origin(url)
         headers = build_hf_headers(token=token if own else False, library_name="qzoo")
         with downloaded(location, blob.parent, limit, headers, found.size) as temporary:
-            digest = _digest(temporary, hashlib.sha256())
+            digest = sha256_of(temporary)
             if not digest.startswith(sha256) or _fits(temporary, etag) is False:
                 raise HubError(
                     f"it was downloaded, but its SHA-256 is {digest}, not {sha256 or f'what its ETag {etag} says'}: "
@@ -182,20 +183,13 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 def _fits(path: Path, etag: str) -> bool | None:
     """Whether an ETag of the Hub is this file's hash: SHA-256 of large files, git's SHA-1 of small ones."""
     if re.fullmatch("[0-9a-f]{64}", etag):
-        return _digest(path, hashlib.sha256()) == etag
+        return sha256_of(path) == etag
     if re.fullmatch("[0-9a-f]{40}", etag):
         as_git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
         # A mirror of another kind may give the SHA-1 of the content alone.
-        return etag in (_digest(path, as_git), _digest(path, hashlib.sha1(usedforsecurity=False)))
+        return etag in (digest_of(path, as_git), digest_of(path, hashlib.sha1(usedforsecurity=False)))
     return None
 
 
 def _is(blob: Path, etag: str) -> bool:
     return blob.is_file() and _fits(blob, etag) is True
-
-
-def _digest(path: Path, digest: Any) -> str:
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return str(digest.hexdigest())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import errno
 import functools
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from qzoo.config import MAX_BYTES, WEIGHTS, read_config
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
+from qzoo.files import sha256_of
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name, suggest
 from qzoo.zoo.downloads import LARGEST, cached_file, check_token, download_into_cache, fits_its_name
 from qzoo.zoo.store import stored
@@ -363,24 +363,6 @@ def redact(text: str) -> str:
 
 
 # ---- integrity ----
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex digits."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file) -> str:  # type: ignore[no-untyped-def]
-    """The same for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def verify_file(path: Path, sha256: str, name: str = "") -> None:

@@ -12,6 +12,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from qzoo.models._layers import conv2d, linear
 from small_data import write_folder
 from torch import Tensor, nn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -172,6 +173,24 @@ def test_onnx_files_are_those_asked_for(small_world: Path) -> None:
         "model_int8_openvino.onnx",
     }
     assert read_config(folder).files.keys() > {"onnx/model_int8_tensorrt.onnx"}
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "notes.txt").write_text("mine")
+    (small_world / "outside").mkdir()
+    (small_world / "outside" / "model_int8_tensorrt.onnx").write_text("somebody's")
+    (folder / "onnx").rename(folder / "other")
+    (folder / "onnx").symlink_to(small_world / "outside")
+    values["files"]["notes.txt"] = "0" * 64
+    (folder / "config.json").write_text(json.dumps(values))
+    build(NAME, onnx=(), **arguments)  # what an old config.json lists is removed only where it is build's own
+    assert (small_world / "outside" / "model_int8_tensorrt.onnx").read_text() == "somebody's"
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(CheckpointError, match="is a link out of the folder"):
+        build(NAME, onnx=("tensorrt",), **arguments)
+    assert (small_world / "outside" / "model_int8_tensorrt.onnx").read_text() == "somebody's"
+    (folder / "onnx").unlink()
+    (folder / "other").rename(folder / "onnx")
+    (folder / "notes.txt").unlink()
+    (folder / "config.json").write_text(json.dumps(values))
     build(NAME, onnx=(), **arguments)
     assert contents(folder).keys() == {"config.json", "model.safetensors", "README.md"}
     with pytest.raises(ValueError, match="target"):

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from test_hub import NAME, checkpoint, server  # noqa: F401 - fixtures
 import qzoo
 from qzoo.__main__ import main
 from qzoo.config import WEIGHTS, Config, Measurement, read_config
-from qzoo.errors import HubError, UnknownModelError
+from qzoo.errors import CheckpointError, HubError, UnknownModelError
 from qzoo.release.publish import publish, write_pin
 from qzoo.release.verify import verify
 from qzoo.zoo import hub
@@ -71,7 +73,7 @@ def test_publish_uploads_once_tags_pins_and_the_name_loads(
     assert set(files) - {".gitattributes"} == expected == set(done.files)
     config = Config.from_json(files["config.json"].decode())
     for name, digest in config.files.items():
-        assert hub.hashlib.sha256(files[name]).hexdigest() == digest
+        assert hashlib.sha256(files[name]).hexdigest() == digest
         assert len(files[name]) == config.sizes[name]
     assert b"model-index" in files["README.md"]
     assert f'qzoo.load_pretrained("{REPO}", target="onnxruntime")' in files["README.md"].decode()
@@ -123,6 +125,31 @@ def test_a_dry_run_talks_to_nobody(
     assert planned.files["onnx/model_int8.onnx"] == 11_000
     assert server.log == []
     assert pins_file.read_text() == "{}"
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_what_is_sent_is_what_was_checked(
+    server: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that is built again while it is published: new weights never go out with old figures."""
+    other = qzoo.load_pretrained(folder)
+    with torch.no_grad():
+        other.fc.bias.add_(1)
+    qzoo.save_pretrained(other, tmp_path / "other")
+    module = import_module("qzoo.release.publish")
+    original = module.load_pretrained
+
+    def load_pretrained(where: Path):
+        model = original(where)
+        shutil.copyfile(tmp_path / "other" / WEIGHTS, folder / WEIGHTS)
+        return model
+
+    expected = (folder / WEIGHTS).read_bytes()
+    monkeypatch.setattr(module, "load_pretrained", load_pretrained)
+    published = publish(folder, REPO, pin=False)
+    assert server.repos[REPO].commits[published.commit][WEIGHTS] == expected
+    with pytest.raises(CheckpointError, match="altered"):  # from now on they are another's
+        publish(folder, REPO, pin=False)
 
 
 def test_checkpoints_without_figures_are_refused(server: Hub, checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import qzoo
+from qzoo import files
 from qzoo.config import WEIGHTS, Config, config_of, is_plain_path, read_config
 from qzoo.errors import CheckpointError
 from qzoo.scheme import TARGETS
@@ -328,29 +330,55 @@ def test_crash_while_writing_a_new_folder_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("survives", [0, 1])
-def test_crash_while_overwriting_never_loads_wrongly(
-    folder: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch, survives: int
+@pytest.mark.parametrize("survives", [0, 1, 2])
+def test_killed_while_overwriting_one_of_the_two_loads(
+    folder: Path, model: nn.Module, tmp_path: Path, survives: int
 ) -> None:
-    calls = []
-    real = os.replace
+    """Before any file is replaced, before the weights are, and before config.json is."""
+    other = calibrated(seed=1)
+    qzoo.save_pretrained(other, tmp_path / "other")
+    code = f"""
+import os, sys
+import qzoo
+model, real, calls = qzoo.load_pretrained(sys.argv[1]), os.replace, []
+def replace(source, target):
+    if len(calls) == {survives}:
+        os._exit(9)
+    calls.append(target)
+    real(source, target)
+os.replace = replace
+qzoo.save_pretrained(model, sys.argv[2])
+"""
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path / "other", folder], check=False)
+    assert killed.returncode == 9
+    expected = other if survives == 2 else model
+    for _ in range(2):
+        assert torch.equal(qzoo.load_pretrained(folder)(images()), expected(images()))
+    again = qzoo.save_pretrained(qzoo.load_pretrained(folder), folder)  # as if it had not been
+    assert torch.equal(qzoo.load_pretrained(again)(images()), expected(images()))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", WEIGHTS]
 
-    def crash(source, target) -> None:
-        if len(calls) == survives:
-            raise OSError("crash")
-        calls.append(target)
-        real(source, target)
 
-    monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(CheckpointError, match="crash"):
-        qzoo.save_pretrained(calibrated(seed=1), folder)
-    monkeypatch.undo()
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
-    if survives:  # new weights, old config
-        with pytest.raises(CheckpointError, match="SHA-256"):
-            qzoo.load_pretrained(folder)
-    else:
+def test_a_config_left_by_a_killed_process_is_no_danger(folder: Path, model: nn.Module) -> None:
+    for content in (b"", b"{", (folder / "config.json").read_bytes().replace(b"packed", b"master")):
+        (folder / ".config.json.coming").write_bytes(content)
+        if content.startswith(b"{") and len(content) > 1:
+            content = content.replace(read_config(folder).files[WEIGHTS].encode(), b"0" * 64)
+            (folder / ".config.json.coming").write_bytes(content)
         assert torch.equal(qzoo.load_pretrained(folder)(images()), model(images()))
+
+
+def test_files_are_not_placed_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "onnx").symlink_to(tmp_path / "elsewhere")
+    with files.scratch_beside(tmp_path / "out") as scratch:
+        (scratch / "onnx").mkdir()
+        (scratch / "onnx" / "model.onnx").write_bytes(b"x")
+        (scratch / "config.json").write_bytes(b"x")
+        with pytest.raises(CheckpointError, match="is a link out of the folder"):
+            files.place(scratch, tmp_path / "out", ["onnx/model.onnx", "config.json"])
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of this kind")

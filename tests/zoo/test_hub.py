@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -98,7 +99,7 @@ def test_revisions(server: Hub, repo: Repo, checkpoint: Path) -> None:
 
 def pin(monkeypatch: pytest.MonkeyPatch, repo: Repo, **changes: str) -> None:
     commit = repo.refs["main"]
-    digest = hub.hashlib.sha256(repo.commits[commit]["config.json"]).hexdigest()
+    digest = hashlib.sha256(repo.commits[commit]["config.json"]).hexdigest()
     values = {"repo": REPO, "revision": commit, "sha256": digest, **changes}
     monkeypatch.setattr(hub, "pins", lambda: {NAME: hub.Pin(**values)})
 
@@ -371,7 +372,7 @@ def test_repositories_of_other_kinds(server: Hub, repo: Repo) -> None:
         qzoo.load_pretrained("org/other")
     values = json.loads(repo.commits[repo.refs["main"]]["config.json"])
     rubbish = b"this is no safetensors file"
-    values["files"] = {WEIGHTS: hub.hashlib.sha256(rubbish).hexdigest()}
+    values["files"] = {WEIGHTS: hashlib.sha256(rubbish).hexdigest()}
     values["sizes"] = {WEIGHTS: len(rubbish)}
     repo.commit({"config.json": json.dumps(values).encode(), WEIGHTS: rubbish})
     with pytest.raises(CheckpointError, match="no whole safetensors"):
