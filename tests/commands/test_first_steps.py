@@ -12,7 +12,6 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from qzoo.models._layers import conv2d, linear
 from small_data import write_folder
 from torch import Tensor, nn
 

@@ -19,7 +19,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from qzoo.models._layers import conv2d
 from torch import nn
 
 import qzoo
