@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from qzoo.errors import ArgumentError
 
 METHODS = ("ste", "lsq", "pact")
+
+
+def _flag(default: Any, text: str, *, choices: tuple[str, ...] = (), always: bool = False) -> Any:
+    """A field that is a flag of ``qzoo train`` too, see :func:`flags_of`.
+
+    Args:
+        text: for ``--help``.
+        always: a card's command names it even where it has its default.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "always": always})
 
 
 @dataclass(frozen=True)
@@ -36,23 +48,23 @@ class TrainOptions:
         accumulate: batches a step; their gradients are averaged.
     """
 
-    epochs: int = 40
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.05
-    label_smoothing: float = 0.0
-    seed: int = 0
-    bf16: bool = False
-    method: str = "ste"
-    range_lr: float = 1.0
-    range_decay: float = 0.0
-    distill: float = 0.0
-    temperature: float = 4.0
-    freeze_bn: float = 0.0
-    ema: float = 0.0
-    accumulate: int = 1
-    fp16: bool = False
+    epochs: int = _flag(40, "passes over the data", always=True)
+    lr: float = _flag(0.1, "peak learning rate", always=True)
+    momentum: float = _flag(0.9, "of SGD")
+    weight_decay: float = _flag(5e-4, "on weights", always=True)
+    warmup: float = _flag(0.05, "share of rising rate")
+    label_smoothing: float = _flag(0.0, "of the cross entropy", always=True)
+    seed: int = _flag(0, "of shuffling and augmentation", always=True)
+    bf16: bool = _flag(False, "bfloat16 autocast")
+    method: str = _flag("ste", "ranges", choices=METHODS)
+    range_lr: float = _flag(1.0, "of learned ranges, times lr")
+    range_decay: float = _flag(0.0, "weight decay of learned ranges")
+    distill: float = _flag(0.0, "weight of the float model's probabilities")
+    temperature: float = _flag(4.0, "of the distillation")
+    freeze_bn: float = _flag(0.0, "last share of epochs with fixed BatchNorm")
+    ema: float = _flag(0.0, "decay of averaged weights; 0: none")
+    accumulate: int = _flag(1, "batches a step")
+    fp16: bool = _flag(False, "float16 autocast and a scaled loss, on a GPU")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -76,16 +88,28 @@ class TrainOptions:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-_TUNING = (
-    "warmup",
-    "method",
-    "range_lr",
-    "range_decay",
-    "distill",
-    "temperature",
-    "freeze_bn",
-    "ema",
-    "accumulate",
-)
-TUNING = {field.name: field.default for field in fields(TrainOptions) if field.name in _TUNING}
-"""Options beside those of a plain training, with their defaults: the command names them where they differ."""
+def flag(name: str) -> str:
+    """``--weight-decay`` of ``weight_decay``."""
+    return "--" + name.replace("_", "-")
+
+
+def flags_of(recorded: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Write the flags of ``qzoo train`` that give the recorded options: those with a value, and the switches.
+
+    Example:
+        >>> flags_of({"epochs": 2, "lr": 0.010, "method": "lsq", "ema": 0.0, "bf16": True})
+        (['--epochs 2', '--lr 0.01', '--method lsq'], ['--bf16'])
+    """
+    known = {f.name: f for f in fields(TrainOptions)}
+    always = [n for n, f in known.items() if f.metadata["always"] and n in recorded]
+    others = [
+        n for n, f in known.items() if not f.metadata["always"] and recorded.get(n, f.default) != f.default
+    ]
+    switches = [n for n in others if isinstance(known[n].default, bool)]
+    values = [n for n in [*always, *others] if n not in switches]
+    return [f"{flag(n)} {plain(recorded[n])}" for n in values], [flag(n) for n in switches]
+
+
+def plain(value: object) -> str:
+    """0.01 as such, without the digits that float adds."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

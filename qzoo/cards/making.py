@@ -7,7 +7,7 @@ from typing import Any
 from qzoo.cards.markdown import number, table
 from qzoo.config import CalibrationRecord, Config
 from qzoo.data.sets import DATA_SETS
-from qzoo.options import TUNING
+from qzoo.options import flag, flags_of, plain
 from qzoo.ptq.ranges import PERCENTILE
 from qzoo.scheme import Scheme
 
@@ -79,7 +79,7 @@ def _training(config: Config, options: dict[str, Any]) -> list[str]:
             f"From there they were trained with the weights ({options['method'].upper()}), for the "
             f"placement of target `{config.target}`."
         )
-    rows = [(key.replace("_", " "), _plain(value)) for key, value in options.items()]
+    rows = [(key.replace("_", " "), plain(value)) for key, value in options.items()]
     parts.append(table(("option", "value"), rows))
     parts.append(f"Trained by `{_train_command(config.name, options)}`.")
     return parts
@@ -113,39 +113,24 @@ def _mixed(config: Config, scheme: Scheme) -> str:
     return text
 
 
-def _plain(value: object) -> str:
-    """0.01 as such, without the digits that float adds."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _train_command(name: str, options: dict[str, Any]) -> str:
     """The command that repeats a training; on another machine or number of threads the last bits differ."""
-    flags = [
-        f"--{key.replace('_', '-')} {_plain(options[key])}"
-        for key in ("epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "seed", "threads")
-        if key in options
-    ]
-    flags += [
-        f"--{key.replace('_', '-')} {options[key]}"
-        for key, default in TUNING.items()
-        if options.get(key, default) != default
-    ]
-    source = [f"--dataset {options['dataset']}"] if "dataset" in options else []
-    source += ["--data DIR"] if options.get("data") not in _FOUND else []
-    source += [
-        f"--{key.replace('_', '-')} {options[key]}"
-        for key in ("float", "start", "layer_bits")
-        if key in options
-    ]
-    source += [
-        f"--{key.replace('_', '-')} {options[key]}"
-        for key in ("subset", "evaluation_subset")
-        if key in options
-    ]
-    flags = source + flags
+    source = [] if options.get("data") in _FOUND else ["--data DIR"]
+    given = (
+        "dataset",
+        "float",
+        "start",
+        "layer_bits",
+        "subset",
+        "evaluation_subset",
+        "batch_size",
+        "threads",
+    )
+    source += [f"{flag(key)} {options[key]}" for key in given if key in options]
+    values, switches = flags_of(options)
     processes = options.get("processes", 1)
     start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes != 1 else "qzoo train"
-    return " ".join([start, name, *flags, *(f"--{name}" for name in ("bf16", "fp16") if options.get(name))])
+    return " ".join([start, name, *source, *values, *switches])
 
 
 def _half(config: Config) -> str:

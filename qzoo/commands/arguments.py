@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError
+from qzoo.options import flag
 
 
 def positive(text: str) -> int:
@@ -96,3 +100,28 @@ def layer_bits(texts: list[str] | None) -> tuple[tuple[str, int], ...] | None:
     if wrong:
         raise ArgumentError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
     return tuple((name, int(bits)) for name, _, bits in pairs)
+
+
+def option_arguments(sub: argparse.ArgumentParser, options: type, defaults: Mapping[str, str]) -> None:
+    """A flag for every field of a dataclass of options, read by :func:`given_options`.
+
+    Args:
+        options: whose fields have ``help`` and ``choices`` in their metadata (:mod:`qzoo.options`).
+        defaults: in words, where they are not the fields' own.
+    """
+    for field in fields(options):
+        default = defaults.get(field.name, field.default)
+        if isinstance(field.default, bool):
+            sub.add_argument(flag(field.name), action="store_const", const=True, help=field.metadata["help"])
+        else:
+            sub.add_argument(
+                flag(field.name),
+                type=type(field.default),
+                choices=field.metadata["choices"] or None,
+                help=f"{field.metadata['help']} (default: {default})",
+            )
+
+
+def given_options(args: argparse.Namespace, options: type) -> dict[str, Any]:
+    """The fields of a dataclass of options whose flags were given."""
+    return {f.name: value for f in fields(options) if (value := getattr(args, f.name)) is not None}
