@@ -16,6 +16,7 @@ from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import (
+    FloatWeights,
     ModelEntry,
     ModelName,
     architecture,
@@ -124,7 +125,7 @@ class Request:
         entry = architecture(parsed.arch)
         _check_tag(parsed, entry)
         scheme = _scheme(parsed, quantize, target)
-        tag = parsed.tag or (entry.default_tag if pretrained else None)
+        tag = parsed.tag or (entry.default_tag or _only_tag(parsed.arch) if pretrained else None)
         parsed = dataclasses.replace(parsed, tag=tag, scheme=str(scheme) if scheme else None)
         exact = quantize if isinstance(quantize, Scheme) else None
         target = target or (exact.target if exact else None)
@@ -151,8 +152,8 @@ class Request:
         if self.exact is not None and config.scheme is not None and not _same_bits(self.exact, config.scheme):
             raise CheckpointError(
                 f"the checkpoint {config.name} has {_bits(config.scheme)}, not {_bits(self.exact)}; quantize="
-                f"{str(self.exact)!r} takes it as it is, `qzoo build {config.name} --edge-bits N --layer-bits LAYER=N` "
-                "makes another one"
+                f"{str(self.exact)!r} takes it as it is, `qzoo build {config.name} --edge-bits N --layer-bits LAYER=N "
+                "--data DIR` makes another one"
             )
         self.check_channels(config)
         if self.num_classes not in (None, config.arguments.num_classes):
@@ -183,28 +184,34 @@ def _with_float_weights(asked: Request) -> nn.Module:
         asked.check_channels(config)
         if asked.scheme is None and asked.num_classes in (None, config.arguments.num_classes):
             return exact
-        state = {key: value.clone() for key, value in exact.state_dict().items()}
+        state = exact.state_dict()
         config = dataclasses.replace(
             fresh(config, str(asked.name)), scheme=asked.scheme, float_source=_source_of(config, asked.entry)
         )
     else:
-        asked.check_channels(_new_config(asked.name, asked.entry, asked.scheme, None, None))
-        config, state = _public_weights(asked.name, asked.entry, asked.scheme)
+        weights = _public_weights(asked.name, asked.entry)
+        config = _new_config(asked.name, asked.entry, asked.scheme, None, None)
+        asked.check_channels(config)
+        config, state = _loaded(config, weights)
     return filled(config, state, asked.num_classes)
 
 
-def _public_weights(
-    name: ModelName, entry: ModelEntry, scheme: Scheme | None = None
-) -> tuple[Config, dict[str, Tensor]]:
-    """The float weights of the registry, and the config of a model with them."""
+def _public_weights(name: ModelName, entry: ModelEntry) -> FloatWeights:
     if name.tag is None or name.tag not in entry.weights:
+        made = [other for other in hub.checkpoints() if parse_name(other).arch == name.arch]
+        here = f" (checkpoints: {', '.join(made)})" if made else ""
         raise UnknownModelError(
-            f"{name.arch} has no public float weights; `qzoo train {name.arch}` makes some, or build it "
+            f"{name.arch} has no public float weights{here}; `qzoo train {name.arch}.mine` makes some, or build it "
             "with pretrained=False and load your own state dict"
         )
-    config = _new_config(name, entry, scheme, None, None)
+    return entry.weights[name.tag]
+
+
+def _loaded(config: Config, weights: FloatWeights) -> tuple[Config, dict[str, Tensor]]:
+    """The config with the source that was found, and its tensors."""
     keys = empty_model(config, None).state_dict().keys()
-    state, source = load_float_weights(entry.weights[name.tag], f"{name.arch}.{name.tag}", keys)
+    name = dataclasses.replace(parse_name(config.name), scheme=None, qat=False)
+    state, source = load_float_weights(weights, str(name), keys)
     return dataclasses.replace(config, float_source=source), state
 
 
@@ -264,33 +271,41 @@ def float_model(config: Config) -> nn.Module:
         HubError: they can't be had here; says from where, why, and what to do.
         CheckpointError: they are not those that the checkpoint was made from.
     """
-    made_from = config.float_source
     name = dataclasses.replace(parse_name(config.name), scheme=None, qat=False)
-    kind, _, rest = made_from.source.partition(":") if made_from is not None else ("", "", "")
+    made_from = config.float_source
     if made_from is None:
         return create_model(str(name), pretrained=True)
-    if kind not in ("qzoo", "folder"):
-        found, state = _public_weights(name, architecture(name.arch))
-        model, source = filled(found, state), found.float_source
-        # Another place that holds the same weights has a file of its own.
-        same = source is None or source.source != made_from.source
-        here = made_from.sha256 if same or source is None else source.sha256
-    else:
-        for folder in hub.local_folders(rest):
-            if read_config(folder).files.get(WEIGHTS) == made_from.sha256:
-                return load_pretrained(folder)
-        if kind == "folder":
-            raise CheckpointError(
-                f"{config.name} was made from the float weights of a folder ({rest}); name the folder with --float"
-            )
-        model = load_pretrained(hub.named(rest))
-        here = config_of(model).files[WEIGHTS]
+    kind, _, checkpoint = made_from.source.partition(":")
+    if kind in ("qzoo", "folder"):
+        return _float_checkpoint(config.name, made_from, checkpoint)
+    entry = architecture(name.arch)
+    weights = _public_weights(name, entry)
+    found, state = _loaded(_new_config(name, entry, None, None, None), weights)
+    source = found.float_source
+    if source is not None and source.source == made_from.source:  # other places have files of their own
+        _check_same(config.name, made_from, source.sha256)
+    return filled(found, state)
+
+
+def _float_checkpoint(name: str, made_from: FloatSource, checkpoint: str) -> nn.Module:
+    """The float checkpoint that ``name`` was made from: of those that have its name, the one with its SHA-256."""
+    for folder in hub.local_folders(checkpoint):
+        if read_config(folder).files.get(WEIGHTS) == made_from.sha256:
+            return load_pretrained(folder)
+    if made_from.source.startswith("folder:"):
+        raise CheckpointError(
+            f"{name} was made from the float weights of a folder ({checkpoint}); name the folder with --float"
+        )
+    model = load_pretrained(hub.named(checkpoint))
+    _check_same(name, made_from, config_of(model).files[WEIGHTS])
+    return model
+
+
+def _check_same(name: str, made_from: FloatSource, here: str) -> None:
     if here != made_from.sha256:
         raise CheckpointError(
-            f"{config.name} was made from {made_from.source} with SHA-256 {made_from.sha256}, but here "
-            f"that is {here}"
+            f"{name} was made from {made_from.source} with SHA-256 {made_from.sha256}, but here that is {here}"
         )
-    return model
 
 
 def entry_point(arch: str) -> Callable[..., nn.Module]:
@@ -345,6 +360,12 @@ def _check_tag(parsed: ModelName, entry: ModelEntry) -> None:
         raise UnknownModelError(
             f"{parsed.arch} has no weights with tag {parsed.tag!r} (tags: {tags}){suggest(parsed.tag, known)}"
         )
+
+
+def _only_tag(arch: str) -> str | None:
+    """The tag of an architecture's float checkpoint, where it has one and no more."""
+    found = [name for name in map(parse_name, hub.checkpoints()) if name.arch == arch and name.scheme is None]
+    return found[0].tag if len(found) == 1 else None
 
 
 def _scheme(parsed: ModelName, quantize: bool | str | Scheme | None, target: str | None) -> Scheme | None:

@@ -69,7 +69,7 @@ def test_names_mean_the_users_own_checkpoint_first() -> None:
     assert hub.place_of("resnet20.fmnist") == "in the package"
 
 
-def test_names_that_only_the_store_has_are_listed_and_found() -> None:
+def test_names_that_only_the_store_has_are_listed_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "resnet20.mine"
     with pytest.raises(UnknownModelError, match="mine"):
         qzoo.create_model(name, pretrained=True)
@@ -78,6 +78,17 @@ def test_names_that_only_the_store_has_are_listed_and_found() -> None:
     assert name in qzoo.list_models("resnet20*", pretrained=True)
     x = torch.randn(1, 1, 28, 28)
     assert torch.equal(qzoo.create_model(name, pretrained=True)(x), model(x))
+    # An architecture without public weights: the one float checkpoint that there is.
+    entry = dataclasses.replace(registry.architecture("resnet44"), weights={})
+    monkeypatch.setitem(registry._entries, "resnet44", entry)
+    only = dataclasses.replace(config_of(model), name="resnet44.mine", architecture="resnet44")
+    other = qzoo.create_model("resnet44", in_channels=1)
+    save_pretrained(other, checkpoint_folder("resnet44.mine"), config=only)
+    assert torch.equal(qzoo.resnet44(pretrained=True)(x), other.eval()(x))
+    second = dataclasses.replace(only, name="resnet44.yours")
+    save_pretrained(other, checkpoint_folder("resnet44.yours"), config=second)
+    with pytest.raises(UnknownModelError, match=r"checkpoints: resnet44.mine, resnet44.yours"):
+        qzoo.resnet44(pretrained=True)
     (checkpoint_folder(name) / "model.safetensors").unlink()
     assert name not in qzoo.list_models(pretrained=True)
 
