@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.measure import machine
-from qzoo.ptq.collect import METHODS, collect, quantizers_off
+from qzoo.ptq.collect import METHODS, collect
+from qzoo.quantizers import quantizers_off
 from qzoo.zoo.create import create_model
 
 BATCHES = 2  # the first one also finds the width of the bins

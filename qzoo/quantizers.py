@@ -1,4 +1,4 @@
-"""Make, place and switch the quantizers of a model: from a scheme and a role to a ``TensorQuantizer``, and by target.
+"""Find, make, place and switch the quantizers of a model: from a scheme and a role to a ``TensorQuantizer``, by target.
 
 A definition makes its quantizers by :func:`activation_quantizer` and by the layers of :mod:`qzoo.models.layers`;
 :func:`set_target` then switches all of them to what a runtime computes.
@@ -7,15 +7,73 @@ A definition makes its quantizers by :func:`activation_quantizer` and by the lay
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from qzoo.errors import ArgumentError, QuantizationError
+from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, Target, target_named
 
 logger = logging.getLogger(__name__)
+
+
+# ---- finding them ----
+
+
+def quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Find all quantizers of a model, by name; what occurs twice has its first name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
+
+
+def require_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Find all quantizers of a model that must have some.
+
+    Raises:
+        CalibrationError: there are none.
+        ArgumentError: what is given is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"the model must be a torch.nn.Module, not a {type(model).__name__}; qzoo.create_model builds one by name"
+        )
+    found = quantizers(model)
+    if not found:
+        raise CalibrationError(
+            f"{type(model).__name__} has no quantizers; build it with quantize=True or quantize='w8a8'"
+        )
+    return found
+
+
+def active_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Find the quantizers that quantize, by name."""
+    return {name: quantizer for name, quantizer in quantizers(model).items() if quantizer.is_on}
+
+
+def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantizer]]:
+    """Find every quantized weight by its state-dict key, with its quantizer."""
+    return {
+        f"{name}.weight" if name else "weight": (module.weight, quantizer)
+        for name, module in model.named_modules()
+        if isinstance(quantizer := getattr(module, "_weight_quantizer", None), TensorQuantizer)
+        and isinstance(module.weight, Tensor)
+    }
+
+
+def name_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Tell every quantizer its place in the model, for error messages. Returns them by name."""
+    found = quantizers(model)
+    for name, quantizer in found.items():
+        quantizer.name = name
+    return found
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Find the device of a model's first parameter; the CPU, where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 # ---- making them ----
@@ -101,10 +159,10 @@ def set_target(model: nn.Module, target: str) -> nn.Module:
 def switch_target(model: nn.Module, target: str) -> int:
     """Switch the quantizers that have a role to what the target wants, in place. Returns their number."""
     chosen = target_named(target)
-    quantizers = [m for m in model.modules() if isinstance(m, TensorQuantizer) and m.role]
-    for quantizer in quantizers:
+    found = [quantizer for quantizer in quantizers(model).values() if quantizer.role]
+    for quantizer in found:
         _switch(quantizer, chosen)
-    return len(quantizers)
+    return len(found)
 
 
 def _switch(quantizer: TensorQuantizer, target: Target) -> None:
@@ -114,6 +172,31 @@ def _switch(quantizer: TensorQuantizer, target: Target) -> None:
         quantizer.disable()
     if quantizer.role != "weight":
         quantizer.unsigned = quantizer.nonnegative and target.unsigned
+
+
+@contextmanager
+def quantizers_off(model: nn.Module) -> Iterator[None]:
+    """Make it the float model within: no quantizer changes what passes through it.
+
+    Raises:
+        CalibrationError: the model has no quantizers.
+    """
+    found = require_quantizers(model).values()
+    with switches_restored(found):
+        for quantizer in found:
+            quantizer.switches = quantizer.switches._replace(quant=False, clip=False)
+        yield
+
+
+@contextmanager
+def switches_restored(found: Iterable[TensorQuantizer]) -> Iterator[None]:
+    """Put the switches and the calibrators of quantizers back afterwards, also after an error."""
+    before = [(quantizer, quantizer.switches, quantizer.calibrator) for quantizer in found]
+    try:
+        yield
+    finally:
+        for quantizer, switches, calibrator in before:
+            quantizer.switches, quantizer.calibrator = switches, calibrator
 
 
 def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:

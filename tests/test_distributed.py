@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 import qzoo
 from qzoo.ptq.ranges import calibrate
-from qzoo.ptq.collect import quantizers_of
+from qzoo.quantizers import require_quantizers
 from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.distributed import joined
@@ -56,10 +56,10 @@ with joined(60) as group:
     found, ranges = {}, {}
     for method in ("max", "entropy", "auto"):
         found[method] = calibrate(model, images, method=method, progress=False, group=group).to_dict()
-        ranges[method] = {name: q.amax.clone() for name, q in quantizers_of(model).items()}
+        ranges[method] = {name: q.amax.clone() for name, q in require_quantizers(model).items()}
     small = [batch for batch in images][5:6]
     found["one batch"] = calibrate(model, small, method="mse", progress=False, group=group).to_dict()
-    ranges["one batch"] = {name: q.amax.clone() for name, q in quantizers_of(model).items()}
+    ranges["one batch"] = {name: q.amax.clone() for name, q in require_quantizers(model).items()}
     reference = qzoo.create_model("resnet20.fmnist", pretrained=True)
     test = load_data(config.preprocessing, config.labels, subset="100:433", batch_size=50)
     measured = evaluate(model, test, reference=reference, progress=False, group=group).to_dict()

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from qzoo.accuracy import evaluating, run
 from qzoo.errors import DataError
-from qzoo.ptq.collect import attached, images_of, quantizers_of
+from qzoo.ptq.collect import attached, images_of
 from qzoo.quant import ops
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import device_of, require_quantizers
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class _Counts:
         self.largest = max(self.largest, x.abs().max().item())
         if quantizer.amax is None or quantizer.block is not None:
             return
-        amax = quantizer._get_amax(x)
+        amax = quantizer.range_for(x)
         # The range itself is within it, also where a weight was computed back from its integer.
         self.beyond += int((x.abs() > amax * (1 + 2.0**-20)).sum())
         if self.levels is not None:
@@ -136,7 +137,7 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
         CalibrationError: the model has no quantizers.
         DataError: the loader gave no images.
     """
-    quantizers = quantizers_of(model)
+    quantizers = require_quantizers(model)
     counts = {name: _Counts(quantizer) for name, quantizer in quantizers.items()}
     weights = set()
     for name, module in model.named_modules():
@@ -155,9 +156,9 @@ def _count_activations(
     def watch(entry: _Counts) -> Any:
         return lambda module, args: entry.add(args[0])
 
-    watched = [entry for name, entry in counts.items() if name not in weights and _is_on(entry.quantizer)]
+    watched = [entry for name, entry in counts.items() if name not in weights and entry.quantizer.is_on]
     handles = [entry.quantizer.register_forward_pre_hook(watch(entry)) for entry in watched]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     seen = 0
     with attached(handles), evaluating(model):
         for batch in loader:
@@ -171,17 +172,13 @@ def _count_activations(
     return seen
 
 
-def _is_on(quantizer: TensorQuantizer) -> bool:
-    return not quantizer._disabled and quantizer._if_quant
-
-
 def _info(name: str, quantizer: TensorQuantizer, counts: _Counts) -> QuantizerInfo:
     amax, bits = quantizer.amax, quantizer.num_bits
     sign = "u" if quantizer.unsigned else ""
     return QuantizerInfo(
         name=name,
         role=quantizer.role,
-        on=_is_on(quantizer),
+        on=quantizer.is_on,
         format=f"{sign}int{bits}" if isinstance(bits, int) else f"fp8 {bits}",
         ranges=0 if amax is None else amax.numel(),
         amax_low=None if amax is None else amax.min().item(),

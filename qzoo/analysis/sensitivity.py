@@ -14,9 +14,10 @@ from qzoo.accuracy import Fidelity, evaluating
 from qzoo.analysis.replay import Replay
 from qzoo.errors import ArgumentError, CalibrationError, DataError
 from qzoo.progress import track
-from qzoo.ptq.collect import images_of, quantizers_of, quantizers_off
+from qzoo.ptq.collect import images_of
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin
+from qzoo.quantizers import device_of, quantizers_off, require_quantizers
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,22 @@ class _Unit:
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
         self.quantizers = [m for m in module.modules() if isinstance(m, TensorQuantizer)]
-        self._found = [(q, q._if_quant, q._if_clip) for q in self.quantizers]
+        self._found = [(q, q.switches) for q in self.quantizers]
 
     @property
     def active(self) -> bool:
-        return any(not q._disabled and (quant or clip) for q, quant, clip in self._found)
+        return any(not on.disabled and (on.quant or on.clip) for _, on in self._found)
 
     def describe(self) -> tuple[str, ...]:
         return tuple(
             f"{q.role or 'quantizer'} {q.num_bits} bit" if isinstance(q.num_bits, int) else f"{q.role} fp8"
-            for q, quant, _ in self._found
-            if quant and not q._disabled
+            for q, on in self._found
+            if on.quantizes
         )
 
     def switch(self, on: bool) -> None:
-        for quantizer, quant, clip in self._found:
-            quantizer._if_quant, quantizer._if_clip = on and quant, on and clip
+        for quantizer, switches in self._found:
+            quantizer.switches = switches if on else switches._replace(quant=False, clip=False)
 
 
 @torch.no_grad()
@@ -124,7 +125,7 @@ def sensitivity(
     if images < 1:
         raise ArgumentError(f"images must be at least 1, not {images}")
     units = _units(model)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     replay = Replay(model, {unit.module for unit in units})
     alone: dict[str, list[Fidelity]] = {u.name: [] for u in units}
     without: dict[str, list[Fidelity]] = {u.name: [] for u in units}
@@ -178,7 +179,7 @@ def _sweep(
 
 
 def _units(model: nn.Module) -> list[_Unit]:
-    quantizers_of(model)  # raises where there are none
+    require_quantizers(model)  # raises where there are none
     units: list[_Unit] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():

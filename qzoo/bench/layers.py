@@ -13,9 +13,9 @@ from qzoo.analysis.sensitivity import sensitivity
 from qzoo.bench.contenders import Contender, profiled
 from qzoo.bench.process import Process
 from qzoo.progress import track
-from qzoo.ptq.collect import attached, quantizers_of
+from qzoo.ptq.collect import attached
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.quantizers import switch_target
+from qzoo.quantizers import require_quantizers, switch_target
 
 if TYPE_CHECKING:
     from qzoo.bench.run import Options
@@ -68,20 +68,20 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
 
     def watch(name: str) -> Any:
         def hook(quantizer: TensorQuantizer, args: tuple[Tensor, ...]) -> None:
-            if quantizer._disabled or not quantizer._if_quant or any(h["name"] == name for h in found):
+            if not quantizer.is_on or any(h["name"] == name for h in found):
                 return
             x = args[0].detach().float().flatten()
             low, high = x.min().item(), x.max().item()
             high = high if high > low else low + 1.0
             counts = torch.histc(x, BINS, low, high)
-            amax = quantizer._get_amax(args[0])
+            amax = quantizer.range_for(args[0])
             spans = [_short(amax.min().item()), _short(amax.max().item())]
             entry = {"name": name, "role": quantizer.role, "low": _short(low), "high": _short(high)}
             found.append({**entry, "amax": spans, "counts": [int(c) for c in counts]})
 
         return hook
 
-    quantizers = quantizers_of(model)
+    quantizers = require_quantizers(model)
     handles = [q.register_forward_pre_hook(watch(name)) for name, q in quantizers.items()]
     with attached(handles), evaluating(model):
         model(images)

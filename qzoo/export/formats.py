@@ -15,13 +15,12 @@ for ONNX Runtime a Clip of integers behind it, so that the layer before still ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx
 from torch import nn
 
 from qzoo.errors import ExportError
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import active_quantizers
 
 LOWEST_OPSET = 18
 """The lowest that the exporter writes, and enough for int8: the widest choice of runtimes."""
@@ -47,7 +46,7 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str)
     if weights == "int4":
         wanted, reason = 21, "int4 weights"
         _check_int4(model)
-    for name, quantizer in active(model):
+    for name, quantizer in active_quantizers(model).items():
         _check_target(name, quantizer, target)
         needed, what = _opset_of(quantizer)
         if needed > wanted:
@@ -73,7 +72,7 @@ def _check_opset(opset: object) -> None:
 
 def _check_int4(model: nn.Module) -> None:
     """Raise ExportError where no weight has the format that ``weights="int4"`` is for."""
-    for name, quantizer in active(model):
+    for name, quantizer in active_quantizers(model).items():
         bits = quantizer.num_bits
         if _is_weight(name, quantizer) and isinstance(bits, int) and bits <= 4 and not quantizer.unsigned:
             return
@@ -96,18 +95,6 @@ def kept_axes(quantizer: TensorQuantizer) -> tuple[int, ...]:
     """The axes along which there are several ranges."""
     amax = quantizer.amax
     return () if amax is None else tuple(d for d, size in enumerate(amax.shape) if size > 1)
-
-
-def active(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
-    """The quantizers that quantize, with their names."""
-    for name, module in model.named_modules():
-        if isinstance(module, TensorQuantizer) and is_on(module):
-            yield name, module
-
-
-def is_on(quantizer: TensorQuantizer) -> bool:
-    """Whether the quantizer quantizes, as far as its switches say."""
-    return not quantizer._disabled and quantizer._if_quant
 
 
 def _opset_of(quantizer: TensorQuantizer) -> tuple[int, str]:

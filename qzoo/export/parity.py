@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
-from qzoo.export.formats import is_on
 from qzoo.export.prepare import check_ranges
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
@@ -58,7 +57,7 @@ def _power_of_two(amax: Tensor, bound: float) -> Tensor:
 
 def _round_parameters(name: str, layer: Any) -> None:
     source, weights = layer._input_quantizer, layer._weight_quantizer
-    if not is_on(source) or not is_on(weights):
+    if not (source.is_on and weights.is_on):
         raise ExportError(f"{name}: input and weight must both be quantized for an exact comparison")
     amax, bits = weights.amax, weights.num_bits
     layer.weight.copy_(ops.fake_quantize(layer.weight, amax, bits, weights.unsigned, weights.narrow_range))

@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves
 from qzoo.errors import ExportError
 from qzoo.export.arguments import plain_module
 from qzoo.export.blocks import store_blocks_
-from qzoo.export.formats import active, is_on, kept_axes
+from qzoo.export.formats import kept_axes
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
-from qzoo.quantizers import switch_target
+from qzoo.quantizers import active_quantizers, switch_target
 
 _INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
 
@@ -151,13 +151,13 @@ class _Uses(TorchFunctionMode):
 
 def _has_weight_quantizer(module: Any) -> bool:
     quantizer = getattr(module, "_weight_quantizer", None)
-    return isinstance(quantizer, TensorQuantizer) and is_on(quantizer)
+    return isinstance(quantizer, TensorQuantizer) and quantizer.is_on
 
 
 def _clip_to_narrow_range(ready: nn.Module) -> None:
     """Clip what an activation quantizer of narrow range is given: ONNX's integers have one level more below zero."""
     weights = {id(getattr(module, "_weight_quantizer", None)) for module in ready.modules()}
-    for _, quantizer in active(ready):
+    for quantizer in active_quantizers(ready).values():
         amax, bits = quantizer.amax, quantizer.num_bits
         narrow = quantizer.narrow_range and not quantizer.unsigned and bits in (8, 16)
         if narrow and id(quantizer) not in weights and amax is not None and amax.numel() == 1:
@@ -180,7 +180,7 @@ def _fold(ready: nn.Module, image: Tensor) -> None:
     except Exception as error:  # a hook of a layer may raise anything
         raise ExportError(f"{type(ready).__name__} can't be exported: {error}") from error
     # The BatchNorm has given each range over input channels one over output channels beside it.
-    names = [n for n, q in active(ready) if q.block is None and len(kept_axes(q)) > 1]
+    names = [n for n, q in active_quantizers(ready).items() if q.block is None and len(kept_axes(q)) > 1]
     if names:
         raise ExportError(
             f"BatchNorm can't be folded into a layer with a weight range per input channel: {', '.join(names)}; "
@@ -190,24 +190,24 @@ def _fold(ready: nn.Module, image: Tensor) -> None:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether any quantizer of the model is on."""
-    return any(isinstance(m, TensorQuantizer) and is_on(m) for m in model.modules())
+    return any(isinstance(m, TensorQuantizer) and m.is_on for m in model.modules())
 
 
 def check_ranges(model: nn.Module) -> None:
     """Raise ExportError that names the quantizers without a finite range, or that are still calibrating."""
     quantizers = {
-        n: m for n, m in model.named_modules() if isinstance(m, TensorQuantizer) and not m._disabled
+        n: m for n, m in model.named_modules() if isinstance(m, TensorQuantizer) and not m.switches.disabled
     }
-    active = {n: q for n, q in quantizers.items() if q._if_quant}
+    active = {n: q for n, q in quantizers.items() if q.is_on}
     problems = {
         "have no range (amax); calibrate the model first, or load a calibrated checkpoint": [
-            n for n, q in active.items() if q.amax is None and not q._learn_amax
+            n for n, q in active.items() if q.amax is None and not q.learns_amax
         ],
         "have a range that is not finite; calibrate again": [
             n for n, q in active.items() if q.amax is not None and not q.amax.isfinite().all()
         ],
         "are still calibrating; call disable_calib() first": [
-            n for n, q in quantizers.items() if q._if_calib
+            n for n, q in quantizers.items() if q.switches.calib
         ],
         "give integers, not fake-quantized values; use fake_quant=True": [
             n for n, q in active.items() if not q.fake_quant
@@ -237,7 +237,7 @@ def _put_on_levels(layer: Any, quantizer: TensorQuantizer, bits: int, weight: Te
     if not torch.equal(wide, amax):
         weight.copy_(ops.fake_quantize(weight, wide, bits, quantizer.unsigned, narrow))
     # The file's weights are int8 (int16) whatever the bits: the same step, of which only the inner levels occur.
-    quantizer._num_bits = 8 if bits <= 8 else 16
+    quantizer.num_bits = 8 if bits <= 8 else 16
     quantizer.reset_amax()
     quantizer.amax = (wide * (quantizer.maxbound / ops.bounds(bits, quantizer.unsigned)[1])).numpy()
 
@@ -265,7 +265,7 @@ def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Ten
     """
     dead = torch.where(amax <= ops.TINY, amax.max(), torch.zeros_like(amax))
     source, bias = getattr(layer, "_input_quantizer", None), _parameters(layer)[1]
-    if bias is None or not isinstance(source, TensorQuantizer) or not is_on(source) or source.amax is None:
+    if bias is None or not isinstance(source, TensorQuantizer) or not source.is_on or source.amax is None:
         return dead
     if amax.dim() and amax.numel() != bias.numel():
         return dead

@@ -19,7 +19,7 @@ from qzoo.export.onnx import export_onnx
 from qzoo.fields import decode, encode
 from qzoo.pipeline.parts import Images
 from qzoo.pipeline.steps import Steps
-from qzoo.quantizers import set_target
+from qzoo.quantizers import device_of, set_target
 
 TARGETS = ("onnxruntime", "tensorrt")
 Load = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -118,7 +118,7 @@ class Rows:
         return decode(Measurement, self._steps.run(name, self._inputs, action), name)
 
     def _record(self, images: Tensor) -> Tensor:
-        device = next((p.device for p in self._reference.parameters()), torch.device("cpu"))
+        device = device_of(self._reference)
         logits = self._reference(images.to(device)).cpu()
         self._logits.append(logits)
         return logits

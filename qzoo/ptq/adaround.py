@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.progress import track
-from qzoo.ptq.collect import images_of, set_range
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.layers import Layer, layers_of, rows_only
 from qzoo.ptq.moments import Moments, input_moments
 from qzoo.quant import ops
@@ -99,8 +99,8 @@ def _round_layer(layer: Layer, moments: Moments, passes: int, damping: float) ->
 
     before = per_row(layer.amax)
     if layer.amax.numel() == len(weight):
-        amax = _best_range(rows, per_row(quantizer._own_range(weight)), bound, h)
-        set_range(quantizer, amax.reshape(layer.amax.shape))
+        amax = _best_range(rows, per_row(quantizer.range_of(weight)), bound, h)
+        quantizer.set_range(amax.reshape(layer.amax.shape))
     step, old_step = _step(per_row(layer.amax), bound), _step(before, bound)
     integers = solve(rows / step, bound, h, passes)
     levels = integers.reshape(weight.shape).to(ops.integer_dtype(layer.bits))

@@ -23,7 +23,7 @@ from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
-from qzoo.ptq.collect import METHODS, images_of, quantizers_off
+from qzoo.ptq.collect import METHODS, images_of
 from qzoo.ptq.data_free import METHOD, calibrate_data_free
 from qzoo.ptq.equalize import can_equalize, equalize, some
 from qzoo.ptq.held_back import SHARE, hold_back
@@ -31,6 +31,7 @@ from qzoo.ptq.ranges import PERCENTILE, Calibration, Candidate, calibrate
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import ALPHA, smooth
+from qzoo.quantizers import quantizers_off
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
-from qzoo.ptq.collect import attached, images_of, quantizers_off
+from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.moments import input_moments
 from qzoo.quant.nn import QuantConv2d
+from qzoo.quantizers import quantizers_off
 
 
 def correct_bias(

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from qzoo.accuracy import evaluating
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import quantizers_off
 from qzoo.ptq.layers import Layer
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import quantizers_off
 
 _SMALLEST_GAIN = (
     0.01  # of the block's median; a channel that the BatchNorm all but removes can't make up anything

@@ -13,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from qzoo.accuracy import evaluating, run
 from qzoo.distributed import Group
-from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
+from qzoo.errors import CalibrationError, NonFiniteError
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import device_of, name_quantizers, require_quantizers, switches_restored
 
 METHODS = ("max", "percentile", "mse", "entropy")
 
@@ -141,26 +142,6 @@ class _Tap:
             )
 
 
-def quantizers_of(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """All quantizers by name; each is told its name, for error messages.
-
-    Raises:
-        CalibrationError: there are none.
-    """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"the model must be a torch.nn.Module, not a {type(model).__name__}; qzoo.create_model builds one by name"
-        )
-    found = {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
-    if not found:
-        raise CalibrationError(
-            f"{type(model).__name__} has no quantizers; build it with quantize=True or quantize='w8a8'"
-        )
-    for name, quantizer in found.items():
-        quantizer.name = name
-    return found
-
-
 def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
     """The exact range of every weight, by the name of its quantizer: per channel where the quantizer has an
     axis.
@@ -177,7 +158,7 @@ def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
             continue
         scale = quantizer.pre_quant_scale
         with torch.no_grad():
-            amax = quantizer._own_range(weight if scale is None else weight * scale)
+            amax = quantizer.range_of(weight if scale is None else weight * scale)
         if not torch.isfinite(amax).all():
             raise NonFiniteError(f"the weight of {name!r} holds NaN or infinity; load sound weights first")
         ranges[f"{name}._weight_quantizer" if name else "_weight_quantizer"] = amax
@@ -223,23 +204,25 @@ def collect(
         NonFiniteError: NaN or infinity; the message names the quantizer and the batch.
     """
     group = group or Group()
-    statistics, quantizers = Statistics(histograms), quantizers_of(model)
+    require_quantizers(model)
+    statistics, quantizers = Statistics(histograms), name_quantizers(model)
     weights = weight_ranges(model)
-    watched = {n: q for n, q in quantizers.items() if n not in weights and (q.role or not q._disabled)}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    watched = {
+        n: q for n, q in quantizers.items() if n not in weights and (q.role or not q.switches.disabled)
+    }
+    device = device_of(model)
     # Tensors of inference mode have no version, which tells one from the same one changed in place.
     with (
         torch.inference_mode(False),
         torch.no_grad(),
         evaluating(model),
-        _switches_restored(quantizers.values()),
+        switches_restored(quantizers.values()),
     ):
         for quantizer in quantizers.values():
-            quantizer.disable_quant()
-            quantizer._if_clip = False
+            quantizer.switches = quantizer.switches._replace(quant=False, clip=False)
         taps = [_Tap(statistics, name, quantizer) for name, quantizer in watched.items()]
         for tap in taps:
-            tap.quantizer._calibrator = tap
+            tap.quantizer.calibrator = tap
             tap.quantizer.enable()
             tap.quantizer.enable_calib()
 
@@ -313,15 +296,6 @@ def _started(
     return done, statistics if group.first else emptied
 
 
-def set_range(quantizer: TensorQuantizer, amax: Tensor) -> None:
-    """Give a quantizer its range (a copy), whatever shape it had before; learned bounds start there."""
-    if quantizer.amax is not None and quantizer.amax.shape != amax.shape:
-        quantizer.reset_amax()
-    quantizer._set_buffer("_amax", amax, None)
-    if quantizer._learn_amax:
-        quantizer.init_learn_amax()
-
-
 @contextmanager
 def attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Hooks that are there within, and taken away afterwards, also after an error."""
@@ -330,26 +304,3 @@ def attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def quantizers_off(model: nn.Module) -> Iterator[None]:
-    """The float model within: no quantizer changes what passes through it."""
-    quantizers = quantizers_of(model).values()
-    with _switches_restored(quantizers):
-        for quantizer in quantizers:
-            quantizer.disable_quant()
-            quantizer._if_clip = False
-        yield
-
-
-@contextmanager
-def _switches_restored(quantizers: Iterable[TensorQuantizer]) -> Iterator[None]:
-    fields = ("_disabled", "_if_quant", "_if_calib", "_if_clip", "_calibrator")
-    before = [(q, {field: getattr(q, field) for field in fields}) for q in quantizers]
-    try:
-        yield
-    finally:
-        for quantizer, values in before:
-            for field, value in values.items():
-                setattr(quantizer, field, value)

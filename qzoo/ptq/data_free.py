@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError
 from qzoo.preprocessing import Preprocessing
-from qzoo.ptq.collect import quantizers_of, set_range, weight_ranges
+from qzoo.ptq.collect import weight_ranges
 from qzoo.ptq.equalize import equalize, some
 from qzoo.ptq.layers import layers_of
 from qzoo.ptq.ranges import Calibration
 from qzoo.ptq.relu6 import without_relu6_unseen
 from qzoo.ptq.statistics import Channels, batchnorm_statistics
+from qzoo.quantizers import require_quantizers
 
 METHOD = "batchnorm"
 """What a calibration record calls ranges that come from no image."""
@@ -55,7 +56,7 @@ def calibrate_data_free(
     """
     if not sigmas > 0:
         raise ArgumentError(f"sigmas must be above 0, not {sigmas}")
-    quantizers, device = quantizers_of(model), next(model.parameters()).device
+    quantizers, device = require_quantizers(model), next(model.parameters()).device
     inputs = of_images(preprocessing, device)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *preprocessing.input_size, generator=generator, device="cpu").to(device)
@@ -68,7 +69,7 @@ def calibrate_data_free(
     weights = weight_ranges(model)
     ranges = {name: known[name].amax() for name in quantizers if name in known}
     for name, amax in {**ranges, **weights}.items():
-        set_range(quantizers[name], amax)
+        quantizers[name].set_range(amax)
     if correct:
         for layer in layers_of(model, image):
             layer.shift(_mean_error(layer.module, layer.groups, known[layer.name]))

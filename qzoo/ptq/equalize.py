@@ -28,10 +28,11 @@ from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import attached, images_of, quantizers_off
+from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.statistics import Channels
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import quantizers_off
 from qzoo.zoo.relu6 import replace_relu6
 
 _TOLERANCE = 1e-3  # of the largest output, on the first batch

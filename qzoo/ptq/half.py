@@ -86,4 +86,4 @@ def _round_norm(norm: Any, ratio: Tensor) -> bool:
 def _set_range(layer: Any, quantizer: TensorQuantizer, bits: int, amax: Tensor, rounded: Tensor) -> None:
     q = ops.quantize(layer.weight, amax, bits, narrow_range=quantizer.narrow_range)
     layer.weight.copy_(ops.dequantize(q, rounded, bits))
-    quantizer._set_buffer("_amax", rounded, None)
+    quantizer.set_range(rounded)

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import quantizers_off
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.quant.nn.modules.quant_conv_same import pad_same
+from qzoo.quantizers import quantizers_off
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.config import config_of
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
-from qzoo.ptq.collect import images_of, quantizers_off, set_range
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.ranges import calibrate
-from qzoo.quantizers import set_layer_bits
+from qzoo.quantizers import quantizers_off, set_layer_bits
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _raise(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) 
         weight.num_bits = max(bits, layer.bits)
         if inputs is not None and layer.name in inputs and before.num_bits < bits:
             before.num_bits = bits
-            set_range(before, inputs[layer.name])
+            before.set_range(inputs[layer.name])
 
 
 @contextmanager
@@ -221,7 +221,7 @@ def _raised(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None)
         for quantizer, own, amax in before:
             quantizer.num_bits = own
             if amax is not None:
-                set_range(quantizer, amax)
+                quantizer.set_range(amax)
 
 
 def _logits(model: nn.Module, batches: list[Tensor]) -> Tensor:

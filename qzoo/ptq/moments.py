@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
 from qzoo.progress import track
-from qzoo.ptq.collect import attached, images_of, quantizers_off
+from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer
+from qzoo.quantizers import quantizers_off
 
 
 @dataclass
@@ -106,4 +107,4 @@ def input_moments(
 def _input_quantized(layer: Layer, x: Tensor) -> Tensor:
     """Patches as the layer sees them when its input quantizer is on; zeros of the padding stay zeros."""
     quantizer = layer.module._input_quantizer
-    return x if quantizer._disabled or quantizer.axis is not None else quantizer._quantize(x)
+    return x if quantizer.switches.disabled or quantizer.axis is not None else quantizer._quantize(x)

@@ -18,15 +18,8 @@ from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
 from qzoo.progress import track
-from qzoo.ptq.collect import (
-    METHODS,
-    collect,
-    images_of,
-    quantizers_of,
-    quantizers_off,
-    set_range,
-    weight_ranges,
-)
+from qzoo.ptq.collect import METHODS, collect, images_of, weight_ranges
+from qzoo.quantizers import device_of, quantizers_off, require_quantizers
 
 PERCENTILE = 99.99
 
@@ -123,7 +116,7 @@ def calibrate(
         raise ArgumentError(f"method must be one of {', '.join(METHODS)} or auto, not {method!r}")
     if not 0 < percentile <= 100:
         raise ArgumentError(f"percentile must be above 0 and at most 100, not {percentile}")
-    quantizers = quantizers_of(model)
+    quantizers = require_quantizers(model)
     weights = weight_ranges(model)
     statistics = collect(model, loader, histograms=method != "max", progress=progress, group=group)
     methods = METHODS if method == "auto" else (method,)
@@ -149,9 +142,9 @@ def calibrate(
 
 
 def _apply(model: nn.Module, ranges: dict[str, Tensor]) -> None:
-    quantizers = quantizers_of(model)
+    quantizers = require_quantizers(model)
     for name, amax in ranges.items():
-        set_range(quantizers[name], amax)
+        quantizers[name].set_range(amax)
 
 
 @torch.no_grad()
@@ -163,7 +156,7 @@ def _compare(
     group: Group,
 ) -> tuple[int, tuple[Candidate, ...]]:
     """Number of images, and the methods with their fidelity on them, best first."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     mine: list[dict[str, Fidelity]] = []
     with evaluating(model):
         bar = track(group.deal(loader), "compare methods", group.share(loader), progress and group.first)

@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qzoo.accuracy import Fidelity, decibel, evaluating
 from qzoo.errors import CalibrationError
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import images_of, quantizers_off
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.statistics import clipped_normal
+from qzoo.quantizers import quantizers_off
 from qzoo.zoo.relu6 import replace_relu6
 
 LEAST_DB = 20.0

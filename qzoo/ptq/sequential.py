@@ -29,10 +29,11 @@ from qzoo.errors import ArgumentError
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, Rounded, solve
 from qzoo.ptq.blocks import Block, tails_of
-from qzoo.ptq.collect import attached, images_of, quantizers_off, set_range
+from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, drawn, layers_of, rows_only
 from qzoo.ptq.regression import CrossMoments, shrunk_covariance, wanted_weights
 from qzoo.quant import ops
+from qzoo.quantizers import quantizers_off
 
 
 def adaround_sequential(
@@ -151,7 +152,7 @@ class _Sampler:
     def moments(self, layer: Layer, x: Tensor, wanted: Tensor, folds: int) -> list[CrossMoments]:
         """Of the quantized inputs and the wanted outputs, for each fold of the images."""
         quantizer, block = layer.module._input_quantizer, self.blocks.get(layer.name)
-        plain = quantizer._disabled or not quantizer._if_quant
+        plain = not quantizer.is_on
         per_image = len(wanted) // len(x)
         parts, first = [], 0
         for part in x.tensor_split(min(folds, len(x))):
@@ -182,9 +183,9 @@ def _round(layer: Layer, parts: list[CrossMoments], passes: int, damping: float)
     h = shrunk_covariance(total, damping)
 
     if layer.amax.numel() == len(weight):
-        largest = quantizer._own_range(target.reshape(weight.shape)).reshape(rows.shape[0], -1, 1)
+        largest = quantizer.range_of(target.reshape(weight.shape)).reshape(rows.shape[0], -1, 1)
         amax = _best_ranges(target, largest, bound, h)
-        set_range(quantizer, amax.reshape(layer.amax.shape))
+        quantizer.set_range(amax.reshape(layer.amax.shape))
     amax = layer.amax.reshape(-1, 1).expand(len(weight), 1).reshape(rows.shape[0], -1, 1)
     integers = solve(target / _step(amax, bound), bound, h, passes)
     levels = integers.reshape(weight.shape).to(ops.integer_dtype(layer.bits))

@@ -20,8 +20,9 @@ from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import attached, images_of, quantizers_off
+from qzoo.ptq.collect import attached, images_of
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
+from qzoo.quantizers import quantizers_off
 
 ALPHA = 0.5
 _TOLERANCE = 1e-3  # of the largest output, on the first batch

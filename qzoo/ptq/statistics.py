@@ -20,9 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
-from qzoo.ptq.collect import attached, quantizers_off
+from qzoo.ptq.collect import attached
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin
+from qzoo.quantizers import quantizers_off
 
 
 @dataclass(frozen=True)

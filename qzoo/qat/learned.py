@@ -113,7 +113,7 @@ def learn_ranges(model: nn.Module, rule: str) -> list[str]:
     }
     names = []
     for name, quantizer in model.named_modules():
-        if not isinstance(quantizer, TensorQuantizer) or quantizer._disabled or not quantizer._if_quant:
+        if not isinstance(quantizer, TensorQuantizer) or not quantizer.is_on:
             continue
         weight = weights.get(id(quantizer))
         if not isinstance(quantizer.num_bits, int) or quantizer.block is not None:

@@ -19,21 +19,13 @@ from qzoo.config import WEIGHTS, Config, config_of, read_config
 from qzoo.errors import CheckpointError
 from qzoo.files import place, scratch_beside
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.quantizers import set_layer_bits
+from qzoo.quantizers import name_quantizers, quantizers, set_layer_bits, weight_quantizers
 from qzoo.registry import architecture
 from qzoo.scheme import TARGETS, Scheme, with_target
 from qzoo.version import __version__
 from qzoo.zoo import hub, packing
 from qzoo.zoo.relu6 import replace_relu6
-from qzoo.zoo.tensors import (
-    assign_state,
-    check_finite,
-    check_ranges,
-    name_quantizers,
-    quantizers,
-    range_fits,
-    weight_quantizers,
-)
+from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, range_fits
 
 
 def save_pretrained(
@@ -209,7 +201,9 @@ def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) 
                 text = f"has {value} {what}" if what == "bits" else f"has {what} {value}"
                 raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {theirs[what]}")
     odd: dict[str, list[str]] = {
-        target.name: [n for n, q in found.items() if q.role and q._disabled == (q.role in target.roles)]
+        target.name: [
+            n for n, q in found.items() if q.role and q.switches.disabled == (q.role in target.roles)
+        ]
         for target in TARGETS.values()
     }
     if all(odd.values()):

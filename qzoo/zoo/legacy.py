@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.quantizers import switch_target
+from qzoo.quantizers import quantizers, switch_target, weight_quantizers
 from qzoo.scheme import TARGETS
 from qzoo.zoo.sources import read_state
-from qzoo.zoo.tensors import assign_state, check_ranges, listed, quantizers, weight_quantizers
+from qzoo.zoo.tensors import assign_state, check_ranges, listed
 
 logger = logging.getLogger(__name__)
 

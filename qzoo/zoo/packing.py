@@ -22,7 +22,8 @@ from qzoo.quant import ops
 from qzoo.quant.descriptor import FLOAT_FORMATS, Bits
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.ops.schema import divide
-from qzoo.zoo.tensors import expected_tensors, weight_quantizers
+from qzoo.quantizers import weight_quantizers
+from qzoo.zoo.tensors import expected_tensors
 
 _FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 _CHUNK = 1 << 15  # values unpacked at a time: temporaries stay small beside the model

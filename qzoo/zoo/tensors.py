@@ -1,4 +1,4 @@
-"""Tensors into models: strict, complete, without a copy; and the quantizers of a model by name."""
+"""Tensors into models: strict, complete, without a copy."""
 
 from __future__ import annotations
 
@@ -10,29 +10,9 @@ from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quantizers import quantizers, weight_quantizers
 
 _SHOWN = 8
-
-
-def quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """All quantizers of a model, by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
-
-
-def name_quantizers(model: nn.Module) -> None:
-    """Tell every quantizer its place, for error messages."""
-    for name, quantizer in quantizers(model).items():
-        quantizer.name = name
-
-
-def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantizer]]:
-    """State-dict key of every quantized weight, with the weight and its quantizer."""
-    return {
-        f"{name}.weight" if name else "weight": (module.weight, quantizer)
-        for name, module in model.named_modules()
-        if isinstance(quantizer := getattr(module, "_weight_quantizer", None), TensorQuantizer)
-        and isinstance(module.weight, Tensor)
-    }
 
 
 def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
@@ -45,7 +25,7 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
         CheckpointError: names those that do not.
     """
     found = quantizers(model)
-    wanted = [n for n, q in found.items() if not q._disabled or (q.role and not enabled_only)]
+    wanted = [n for n, q in found.items() if not q.switches.disabled or (q.role and not enabled_only)]
     missing = [name for name in wanted if found[name].amax is None]
     if missing:
         raise CheckpointError(

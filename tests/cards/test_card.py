@@ -29,10 +29,10 @@ from qzoo.config import (
 )
 from qzoo.errors import QzooError
 from qzoo.pipeline.recipes import recipes
+from qzoo.quantizers import quantizers
 from qzoo.release import tables
 from qzoo.scheme import Scheme
 from qzoo.zoo import hub
-from qzoo.zoo.tensors import quantizers
 
 ROOT = Path(qzoo.__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/config.json"))

@@ -21,11 +21,10 @@ from qzoo.pipeline import calibrate as command
 from qzoo.pipeline.parts import Images
 from qzoo.pipeline.recipes import how_made
 from qzoo.ptq import Recipe
-from qzoo.ptq.collect import quantizers_off
 from qzoo.ptq.ranges import Calibration
+from qzoo.quantizers import quantizers, quantizers_off
 from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
-from qzoo.zoo.tensors import quantizers
 
 module = import_module("qzoo.pipeline.plan")
 NAME = "resnet20.fmnist-w8a8"

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.ptq import equalize, without_relu6
-from qzoo.ptq.collect import quantizers_off
 from qzoo.ptq.ranges import calibrate
 from qzoo.ptq.relu6 import LEAST_DB, without_relu6_unseen
 from qzoo.quant.nn import QuantConv2d
+from qzoo.quantizers import quantizers_off
 
 
 class Chain(nn.Module):

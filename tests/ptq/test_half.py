@@ -14,8 +14,8 @@ import qzoo
 from qzoo.cards.figures import float_bytes
 from qzoo.config import WEIGHTS, config_of
 from qzoo.ptq.half import compact
+from qzoo.quantizers import quantizers, weight_quantizers
 from qzoo.zoo.packing import columns, pack_weight
-from qzoo.zoo.tensors import quantizers, weight_quantizers
 
 HALF = {"*.weight", "*.running_mean", "*.running_var", "*._weight_quantizer._amax"}
 

@@ -22,9 +22,9 @@ import qzoo
 from qzoo import files
 from qzoo.config import WEIGHTS, Config, config_of, is_plain_path, read_config
 from qzoo.errors import CheckpointError
+from qzoo.quantizers import quantizers, weight_quantizers
 from qzoo.scheme import TARGETS
 from qzoo.zoo import checkpoint, hub, packing
-from qzoo.zoo.tensors import quantizers, weight_quantizers
 
 
 def images(count: int = 8, seed: int = 0) -> torch.Tensor:

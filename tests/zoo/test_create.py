@@ -23,12 +23,12 @@ from qzoo import registry
 from qzoo.config import config_of
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.quant.nn import QuantConv2d
+from qzoo.quantizers import quantizers
 from qzoo.registry import FloatWeights, ModelEntry
 from qzoo.scheme import DEFAULT_TARGET, Scheme
 from qzoo.zoo import create as zoo
 from qzoo.zoo import hub, sources
 from qzoo.zoo.floats import quantized_from
-from qzoo.zoo.tensors import quantizers
 
 
 @pytest.fixture

@@ -39,10 +39,10 @@ from qzoo.models.layers import conv2d
 from qzoo.ptq.apply import CORRECTIONS, ROUNDINGS
 from qzoo.ptq.collect import METHODS
 from qzoo.ptq.data_free import METHOD as BATCHNORM
+from qzoo.quantizers import quantizers
 from qzoo.registry import ModelEntry
 from qzoo.scheme import Scheme
 from qzoo.zoo import hub
-from qzoo.zoo.tensors import quantizers
 
 FEW = settings(
     max_examples=300,

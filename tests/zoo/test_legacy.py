@@ -14,8 +14,8 @@ import qzoo
 from qzoo.accuracy import sqnr
 from qzoo.errors import CheckpointError, MissingRangeError
 from qzoo.quant import TensorQuantizer, initialize
+from qzoo.quantizers import quantizers
 from qzoo.scheme import Scheme
-from qzoo.zoo.tensors import quantizers
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import qzoo
 from qzoo.errors import CheckpointError
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
+from qzoo.quantizers import quantizers
 from qzoo.zoo import packing
-from qzoo.zoo.tensors import quantizers
 
 FORMATS = [2, 3, 4, 5, 8, "e4m3", "e5m2"]
 SOME = settings(max_examples=150, deadline=None, database=None, derandomize=True)

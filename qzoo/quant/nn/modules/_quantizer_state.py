@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,20 @@ from qzoo.quant.ops.numbers import FP8_LIMIT, bounds
 logger = logging.getLogger(__name__)
 
 _RANGE_BUFFERS = ("_amax", "_pre_quant_scale")
+
+
+class Switches(NamedTuple):
+    """Which stages of a quantizer are on; all of them count only where it is not disabled."""
+
+    disabled: bool
+    quant: bool
+    clip: bool
+    calib: bool
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether values are rounded."""
+        return self.quant and not self.disabled
 
 
 class QuantizerState(nn.Module):
@@ -39,6 +53,10 @@ class QuantizerState(nn.Module):
     _fake_quant: bool
     _learn_amax: bool
     _scale: Any
+    _disabled: bool
+    _if_quant: bool
+    _if_clip: bool
+    _if_calib: bool
     _calibrator: Any
     _checked: tuple[int, int] | None
 
@@ -132,7 +150,43 @@ class QuantizerState(nn.Module):
             return None
         return self.amax / self.maxbound
 
+    @property
+    def switches(self) -> Switches:
+        """Which stages are on. Assigned back, they are as before; bounds that are learned keep ``requires_grad``."""
+        return Switches(self._disabled, self._if_quant, self._if_clip, self._if_calib)
+
+    @switches.setter
+    def switches(self, value: Switches) -> None:
+        self._disabled, self._if_quant, self._if_clip, self._if_calib = value
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it quantizes: not disabled, and the quantization stage on."""
+        return self.switches.quantizes
+
+    @property
+    def learns_amax(self) -> bool:
+        """Whether it clips to bounds that are trained (``learn_amax`` of the descriptor)."""
+        return self._learn_amax
+
+    @property
+    def calibrator(self) -> Any:
+        """What collects the statistics while calibration is on: anything with ``collect(x)``."""
+        return self._calibrator
+
+    @calibrator.setter
+    def calibrator(self, value: Any) -> None:
+        self._calibrator = value
+
     # Ranges
+
+    def set_range(self, amax: torch.Tensor) -> None:
+        """Take a copy of ``amax`` as the range, whatever shape the one before had; learned bounds start there."""
+        if self.amax is not None and self.amax.shape != amax.shape:
+            self.reset_amax()
+        self._set_buffer("_amax", amax, None)
+        if self._learn_amax:
+            self.init_learn_amax()
 
     def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
         """Take the range from the calibrator; the arguments go to its ``compute_amax``.
