@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
+from small_data import write_folder
 from torch import Tensor
 
 import qzoo
-from qzoo.__main__ import main
+from qzoo.__main__ import COMMANDS, main
 from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.models.resnet_cifar import CifarResNet
@@ -211,6 +215,86 @@ def test_a_mistake_keeps_its_traceback(tmp_path: Path) -> None:
 def test_training_without_its_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "resnet18.tv_in1k"]) == 2
     assert "pass data=FOLDER (--data FOLDER)" in capsys.readouterr().err
+
+
+HOSTILE = (
+    *(
+        "cpuinfo",
+        "faulthandler",
+        "huggingface_hub",
+        "json",
+        "matplotlib",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+    ),
+    *("openvino", "PIL", "psutil", "qzoo", "random", "rich", "safetensors", "sitecustomize", "timm", "torch"),
+    *("torchvision", "typing", "usercustomize", "yaml", "zlib"),
+)
+
+
+@pytest.mark.slow
+def test_no_command_runs_python_files_of_the_current_folder(tmp_path: Path) -> None:
+    """As the console script has it, whose folder is first on the path; also in the processes that commands start."""
+    folder, script = tmp_path / "hostile", tmp_path / "bin" / "run.py"
+    for place in (folder, script.parent):
+        place.mkdir()
+    for name in HOSTILE:
+        (folder / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\nraise SystemExit('the file {name}.py was run')\n"
+        )
+    write_folder(folder / "pets", ("cat", "dog"), 20)
+    Image.new("RGB", (40, 30), "teal").save(folder / "photo.png")
+    name, made = "resnet20.pets-w8a8", ["--float", "float", "--data", "pets", "--method", "max"]
+    trained = ["--epochs", "1", "--batch-size", "8", "--workers", "1", "--out", "float"]
+    lines = [
+        ["list"],
+        ["env"],
+        ["train", "resnet20.pets", "--dataset", "folders", "--data", "pets", *trained],
+        ["calibrate", name, *made, "--out", "calibrated"],
+        ["build", name, *made, "--out", "built", "--workers", "1"],
+        ["predict", "photo.png", "--model", "built"],
+        [
+            "benchmark",
+            "built",
+            "--data",
+            "pets",
+            "--float",
+            "float",
+            "--batch",
+            "1",
+            "--seconds",
+            "0.01",
+            "--out",
+            "report",
+        ],
+        ["evaluate", "built", "--data", "pets", "--float", "float", "--workers", "1"],
+        ["inspect", "built", "--data", "pets", "--images", "2"],
+        ["sensitivity", "built", "--data", "pets", "--images", "2"],
+        ["export", "built", "model.onnx", "--check"],
+        ["lint", "model.onnx", "--target", "onnxruntime"],
+        ["card", "built"],
+        ["publish", "built", "--dry-run"],
+        ["verify", "built", "--data", "pets"],
+    ]
+    assert {line[0] for line in lines} == set(COMMANDS)
+    script.write_text(
+        "import json, sys\nfrom qzoo.__main__ import main\n"
+        "for argv in json.loads(sys.argv[1]):\n    print(argv[0], main([*argv, '-q']), file=sys.stderr, flush=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, script, json.dumps(lines)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+    for line in lines:
+        assert f"{line[0]} 0\n" in result.stderr, result.stderr
 
 
 def test_the_module_runs_as_a_command() -> None:
