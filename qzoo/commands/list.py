@@ -62,7 +62,9 @@ def _weights_or_why_not(name: str) -> tuple[str, ...]:
     try:
         return _weights(name)
     except QzooError as error:
-        return name, _UNKNOWN, _UNKNOWN, _UNKNOWN, _UNKNOWN, f"{hub.place_of(name)}: {error}"
+        place = hub.place_of(name)
+        said = str(error) if str(error).startswith(place) else f"{place}: {error}"
+        return name, _UNKNOWN, _UNKNOWN, _UNKNOWN, _UNKNOWN, said
 
 
 def _weights(name: str) -> tuple[str, ...]:

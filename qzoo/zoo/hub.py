@@ -161,7 +161,7 @@ def _repository(path: Path, text: str, revision: str | None, access: Access) -> 
     try:
         return download(text, revision, access=access)
     except HubError as error:
-        raise HubError(f"there is no folder {text!r}{_near(path)}; as a Hub repository: {error}") from error
+        raise HubError(f"there is no folder {text!r}; as a Hub repository: {error}{_near(path)}") from error
 
 
 def _near(path: Path) -> str:

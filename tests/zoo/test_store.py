@@ -118,7 +118,7 @@ def test_a_folder_that_is_misspelt_is_said_not_to_be_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "mine" / "pets-w8a8").mkdir(parents=True)
-    with pytest.raises(HubError, match=r"no folder 'mine/pets-w8a9'; did you mean 'mine/pets-w8a8'"):
+    with pytest.raises(HubError, match=r"no folder 'mine/pets-w8a9'; .*; did you mean 'mine/pets-w8a8'"):
         qzoo.load_pretrained("mine/pets-w8a9")
     with pytest.raises(CheckpointError, match=r"did you mean 'mine/pets-w8a8'"):
         qzoo.load_pretrained("./mine/pets_w8a8")
