@@ -19,7 +19,7 @@ def fuzz(*arguments: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("subject", ["loader", "images"])
+@pytest.mark.parametrize("subject", ["loader", "lint", "images"])
 def test_fuzz(subject: str) -> None:
     assert f"{subject}: 60 cases" in fuzz("--cases", "60", "--only", subject)
 
