@@ -199,6 +199,12 @@ ONE = torch.tensor(1.0)
         (lambda: ops.fake_quantize(BYTES.float(), ONE, "8"), r"num_bits must be .* not '8'"),
         (lambda: ops.quantize(BYTES, ONE), r"not torch\.uint8"),
         (lambda: ops.fake_quantize_fp8(BYTES, ONE), r"not torch\.uint8"),
+        (lambda: ops.quantize_int4(BYTES, ONE), r"not torch\.uint8"),
+        (lambda: ops.dequantize(BYTES.float(), ONE), r"the integers must be int8, .* not torch\.float32"),
+        (
+            lambda: ops.fake_quantize_learned_backward(BYTES, BYTES, ONE, 8, False, True, True),
+            r"not torch\.uint8",
+        ),
         (lambda: ops.fake_quantize_fp8(ARRAY, ONE), r"not ndarray"),
         (lambda: tq.fake_tensor_quant(ARRAY, ONE), r"not ndarray"),
         (lambda: tq.fake_tensor_quant(BYTES.float(), 1.0), r"amax must be a torch tensor"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qzoo.errors import QuantizationError
 from qzoo.quant.ops.integer import check_broadcast, dequantize_reference, quantize_reference
-from qzoo.quant.ops.schema import declare
+from qzoo.quant.ops.schema import declare, require_real, require_tensor
 
 
 def _pack(q: Tensor) -> Tensor:
@@ -138,9 +138,11 @@ def quantize_int4(
         amax: the range: 0-d, or a shape that broadcasts to `x`.
 
     Raises:
-        QuantizationError: more than 4 bits, or `amax` does not broadcast to `x`.
+        QuantizationError: more than 4 bits, `amax` does not broadcast to `x`, or `x` is no floating-point tensor.
     """
     _check_bits(num_bits)
+    require_real(x, "the input")
+    require_tensor(amax, "amax")
     check_broadcast(x, amax)
     packed: Tensor = _quantize_op(x.detach(), amax.detach(), num_bits, unsigned, narrow_range)
     return packed

@@ -29,6 +29,7 @@ from qzoo.quant.ops.schema import (
     require_tensor,
 )
 
+_STORED = frozenset((torch.int8, torch.uint8, torch.int16, torch.uint16))
 _RANGE = "int num_bits, bool unsigned, bool narrow_range"
 
 
@@ -323,7 +324,15 @@ def dequantize(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Integers back to real numbers; `dequantize(quantize(x))` equals `fake_quantize(x)` for every finite
-    `x`."""
+    `x`.
+
+    Raises:
+        QuantizationError: `q` is of another type than :func:`quantize` gives, or `amax` does not broadcast to it.
+    """
+    require_tensor(q, "the integers")
+    require_tensor(amax, "amax")
+    if q.dtype not in _STORED:
+        raise QuantizationError(f"the integers must be int8, uint8, int16 or uint16, not {q.dtype}")
     check_broadcast(q, amax)
     y: Tensor = _dequantize_op(q, amax.detach(), num_bits, unsigned, dtype)
     return y

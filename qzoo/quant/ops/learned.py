@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qzoo.quant.ops.integer import check_broadcast, fake_quantize, fake_quantize_backward
-from qzoo.quant.ops.schema import compute_dtype, declare
+from qzoo.quant.ops.schema import compute_dtype, declare, require_real
 
 
 def _reference(
@@ -69,6 +69,7 @@ def fake_quantize_learned_backward(
     Raises:
         QuantizationError: ``amax`` does not broadcast to ``x``.
     """
+    require_real(x, "the input")
     if amax.numel() != 1:
         return _reference(grad, x, amax, num_bits, unsigned, narrow_range, rounding)
     check_broadcast(x, amax)
