@@ -9,7 +9,7 @@ from importlib import import_module
 
 from qzoo.commands import Command
 from qzoo.commands.arguments import import_argument, import_given, positive
-from qzoo.errors import QzooError
+from qzoo.errors import QzooError, printable
 from qzoo.version import __version__
 
 COMMANDS = (
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_given(args)
         return command(args)
     except (QzooError, OSError) as error:
-        print(f"qzoo: {error}", file=sys.stderr)
+        print(f"qzoo: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("qzoo: interrupted", file=sys.stderr)

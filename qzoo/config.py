@@ -56,7 +56,9 @@ class FloatSource:
         license: SPDX identifier; "" where none is declared.
     """
 
-    source: str = field(metadata=like(r"(pypi|hf|https|qzoo|folder):.+", "'hf:...' or another source"))
+    source: str = field(
+        metadata=like(r"(pypi|hf|https|qzoo):[\w.,:/@%+=~-]+|folder:.+", "'hf:...' or another source")
+    )
     revision: str
     sha256: str = field(
         metadata=like("[0-9a-f]{8}|[0-9a-f]{64}", "a SHA-256 in lower-case hex digits, or its first 8")

@@ -69,6 +69,11 @@ class MissingDependencyError(QzooError, ImportError):
     """An optional package is not installed; the message has the ``pip install`` that brings it."""
 
 
+def printable(text: str) -> str:
+    """Escape what would move a terminal's cursor or colour its text; ends of lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def shown(text: str, length: int = 60) -> str:
     """Quote a text of a file or a user for a message: control characters escaped, and cut where it is long."""
     return repr(text) if len(text) <= length else f"{text[:length]!r}..."

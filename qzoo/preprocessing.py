@@ -34,6 +34,9 @@ def check_size(width: int, height: int) -> None:
         )
 
 
+MAX_INPUT = 1 << 24  # pixels of one input: 4096 x 4096
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize the short side to ``floor(size / crop_pct)``, centre crop, scale to 0..1, normalize.
@@ -53,7 +56,12 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        channels = self.input_size[0]
+        channels, height, width = self.input_size
+        if min(self.input_size) < 1 or channels > 1 << 12 or height * width > MAX_INPUT:
+            raise ArgumentError(
+                f"input_size {self.input_size} must be (channels, height, width) of 1 or more, with at most "
+                f"{1 << 12} channels and {MAX_INPUT} pixels"
+            )
         if len(self.mean) != channels or len(self.std) != channels:
             raise ArgumentError(
                 f"mean {self.mean}, std {self.std}: need one entry for each of {channels} channels"

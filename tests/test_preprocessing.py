@@ -119,3 +119,11 @@ def test_images_that_the_resize_would_blow_up_are_refused() -> None:
     assert Preprocessing().transform()(wide).shape == (3, 224, 224)
     with pytest.raises(DataError, match="short side is resized to 1200"):
         Preprocessing((3, 1200, 1200), 1.0).transform()(wide)
+
+
+@pytest.mark.parametrize(
+    "size", [(3, 0, 224), (3, -1, 224), (3, 1 << 14, 1 << 14), (0, 28, 28), (1 << 13, 8, 8)]
+)
+def test_input_sizes_that_no_image_has(size: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="input_size"):
+        Preprocessing(size, mean=(0.5,) * max(0, size[0]), std=(0.5,) * max(0, size[0]))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from qzoo.bench.results import Report, Row
+from qzoo.files import write_bytes
 
 # Colour-blind safe (Okabe and Ito): float in grey, int8 in blue, the simulation in orange.
 _COLOURS = {"float32": "#999999", "int8": "#0072B2", "fake-quant int8": "#E69F00"}
@@ -31,7 +33,9 @@ def plot(report: Report, path: Path) -> Path:
             panels[i][j].set_title(f"{model}, batch {batch}", fontsize=10)
     threads = report.settings["threads"]
     figure.suptitle(f"{report.machine['processor']}, {threads} thread(s), {report.date[:10]}", fontsize=9)
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    write_bytes(path, picture.getvalue())
     return path
 
 

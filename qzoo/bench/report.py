@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import warnings
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import Any
 
 from qzoo.bench.results import Report, Row
 from qzoo.cards.figures import clocks_in_words
+from qzoo.files import write_text
 
 
 def print_table(report: Report, width: int | None = None) -> None:
@@ -145,7 +147,7 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"benchmark.{kind}" for kind in ("json", "csv", "html")]
-    paths[0].write_text(json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
+    write_text(paths[0], json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
     write_csv(report, paths[1])
     write_page(report, paths[2])
     if find_spec("matplotlib") is None:
@@ -175,7 +177,8 @@ def write_csv(report: Report, path: Path) -> None:
                 "processor": report.machine["processor"],
             }
             lines.append({**values, "top1_low": low, "top1_high": high, **batch, **speedups, **facts})
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
-        writer.writeheader()
-        writer.writerows(lines)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(lines[0]) if lines else [])
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, file.getvalue())

@@ -11,7 +11,7 @@ import yaml
 
 from qzoo.cards.figures import measured, runtime_name
 from qzoo.cards.making import recipe
-from qzoo.cards.markdown import table
+from qzoo.cards.markdown import escaped, table
 from qzoo.config import Config, FloatSource, Measurement, read_config
 from qzoo.data.sets import DATA_SETS, DataSet
 from qzoo.files import write_text
@@ -41,8 +41,9 @@ def write_card(folder: str | Path, repo: str = "") -> Path:
 
 def card(config: Config, repo: str = "") -> str:
     """The text of a checkpoint's README.md; on the Hub its usage loads it from there, ``repo``."""
+    front, config = _front_matter(config), escaped(config)
     sections = [
-        _front_matter(config),
+        front,
         f"# {config.name}\n\n{_summary(config)}",
         f"## Use\n\n{_usage(config, repo)}",
         f"## Input\n\n{_input(config)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qzoo.cards.markdown import number, table
+from qzoo.cards.markdown import number, table, word
 from qzoo.config import CalibrationRecord, Config
 from qzoo.data.sets import DATA_SETS
 from qzoo.options import flag, flags_of, plain
@@ -126,10 +126,12 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         "batch_size",
         "threads",
     )
-    source += [f"{flag(key)} {options[key]}" for key in given if key in options]
+    source += [
+        f"{flag(key)} {' '.join(map(word, str(options[key]).split(' ')))}" for key in given if key in options
+    ]
     values, switches = flags_of(options)
     processes = options.get("processes", 1)
-    start = f"torchrun --nproc-per-node {processes} -m qzoo train" if processes != 1 else "qzoo train"
+    start = f"torchrun --nproc-per-node {word(processes)} -m qzoo train" if processes != 1 else "qzoo train"
     return " ".join([start, name, *source, *values, *switches])
 
 
@@ -158,7 +160,7 @@ def _build_flags(config: Config, record: CalibrationRecord) -> str:
     data = "" if known is not None and known.found else " --data DIR"
     subset = f" --calibration-subset {record.subset}" if record.images else ""
     if config.float_source is not None and config.float_source.source.startswith("folder:"):
-        data += f" --dataset {config.labels} --float {config.float_source.source.removeprefix('folder:')}"
+        data += f" --dataset {word(config.labels)} --float {word(config.float_source.source.removeprefix('folder:'))}"
     layers = _layer_flags(config, record)
     layers += "" if record.target == "onnxruntime" else f" --target {record.target}"
     if record.recipe:
@@ -180,7 +182,7 @@ def _layer_flags(config: Config, record: CalibrationRecord) -> str:
     if record.drop:
         return f" --mixed-precision {record.drop:g}"
     layers = config.scheme.layers if config.scheme is not None else ()
-    return f" --layer-bits {' '.join(f'{name}={bits}' for name, bits in layers)}" if layers else ""
+    return f" --layer-bits {' '.join(f'{word(name)}={bits}' for name, bits in layers)}" if layers else ""
 
 
 def _steps(config: Config, record: CalibrationRecord) -> str:

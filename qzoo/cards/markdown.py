@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
+from typing import Any, TypeVar
+
+_Value = TypeVar("_Value")
+_SPECIAL = re.compile(r"[\\`*<>\[\]|!]")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=/@+-]*")
+
+
+def escaped(value: _Value) -> _Value:
+    """The value with every text in it, such as a config's, as Markdown that shows it and does nothing else."""
+    found: Any = value
+    if isinstance(value, str):
+        plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+        found = _SPECIAL.sub(r"\\\g<0>", plain)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: escaped(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        found = dataclasses.replace(value, **changed)
+    elif isinstance(value, dict):
+        found = {escaped(key): escaped(item) for key, item in value.items()}
+    elif isinstance(value, (list, tuple)):
+        found = type(value)(map(escaped, value))
+    return found
+
+
+def word(value: object) -> str:
+    """A text of a config as an argument of a printed command: three dots where a shell might read more in it."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if _WORD.fullmatch(text) else "..."
 
 
 def number(value: float | None) -> str:

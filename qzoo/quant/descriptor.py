@@ -189,7 +189,14 @@ class QuantDescriptor:
         """Read what :meth:`to_yaml` wrote. Raises ValueError when the text isn't a mapping."""
         import yaml
 
-        fields = yaml.safe_load(text)
+        try:
+            if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+                raise ArgumentError(
+                    "YAML aliases (*name) have no place in a QuantDescriptor; write the values out"
+                )
+            fields = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ArgumentError(f"this is no YAML of a QuantDescriptor: {error}") from error
         if not isinstance(fields, dict):
             raise ArgumentError(
                 f"expected a YAML mapping of QuantDescriptor fields, got {type(fields).__name__}"

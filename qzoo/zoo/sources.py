@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Collection
 from importlib import metadata
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from qzoo.config import FloatSource
 from qzoo.errors import CheckpointError, HubError, QzooError
+from qzoo.files import exclusive, write_text
 from qzoo.registry import FloatWeights
 from qzoo.zoo import hub
 from qzoo.zoo.downloads import LARGEST, downloaded
+from qzoo.zoo.store import home
 
 
 def load_float_weights(
@@ -40,10 +43,40 @@ def load_float_weights(
             state = read_state(path)
             if weights.key_map is not None and not names <= set(state):
                 state = weights.key_map(state)
-            return state, FloatSource(source, revision, hub.sha256_of(path), weights.license)
+            whole = hub.sha256_of(path)
+            if 0 < len(digest) < len(whole):
+                _same_as_first(source, whole, path)
+            return state, FloatSource(source, revision, whole, weights.license)
         except QzooError as error:
             reasons.append(f"\n  {source}: {error}")
     raise HubError(f"the float weights {name} can't be had from any of their sources:{''.join(reasons)}")
+
+
+def _same_as_first(source: str, sha256: str, path: Path) -> None:
+    """Hold a file of which only the first digits of the SHA-256 are published to the whole one of its first use.
+
+    Raises:
+        CheckpointError: it is another file than then, or what was stored can't be read or written.
+    """
+    record = home() / "float_sha256.json"
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        with exclusive(home()):
+            known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+            if known.setdefault(source, sha256) != sha256:
+                raise CheckpointError(
+                    f"{path} has the SHA-256 {sha256}; when it was first used, it had {known[source]}. Remove it; "
+                    f"if the new one is right, remove its line in {record}"
+                )
+            if not record.exists() or known != json.loads(record.read_text(encoding="utf-8")):
+                write_text(record, json.dumps(known, indent=1) + "\n")
+    except (OSError, ValueError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{record}, which holds files to their first use, can't be read or written ({error}); remove it, or let "
+            "QZOO_HOME name a folder of yours"
+        ) from error
 
 
 def find(source: str, sha256: str = "", revision: str = "") -> tuple[Path, str]:

@@ -301,3 +301,31 @@ def test_float_bytes_is_the_size_of_the_float_tensors() -> None:
     state = torchvision.models.resnet18().state_dict()
     expected = sum(value.numel() * value.element_size() for value in state.values())
     assert float_bytes(config_of(qzoo.create_model("resnet18-w8a8"))) == expected
+
+
+HOSTILE = "`rm -rf ~`; <script>alert(1)</script> [x](https://evil.example) | ![y](z) *b*\n# Title\x1b[31m"
+
+
+def test_free_texts_of_a_config_are_shown_and_do_nothing() -> None:
+    config = read_config(hub.EMBEDDED / "resnet20.fmnist-w4a4_qat")
+    training = {**(config.training or {}), "dataset": HOSTILE, "start": f"--out={HOSTILE}", "note": HOSTILE}
+    rows = tuple(dataclasses.replace(row, data=HOSTILE, images=9) for row in config.metrics)
+    timed = tuple(dataclasses.replace(row, machine=HOSTILE, versions=HOSTILE) for row in config.latency)
+    source = FloatSource(f"folder:{HOSTILE}", HOSTILE, "0" * 64, HOSTILE)
+    hostile = dataclasses.replace(
+        config, training=training, metrics=rows, latency=timed, float_source=source, qzoo_version=HOSTILE
+    )
+    text = card(hostile).split("---", 2)[2]
+    assert not re.search(r"(?<!\\)<script|(?<!\\)\[x|(?<!\\)!|^# Title|\x1b", text, re.MULTILINE)
+    assert "--start ..." in text
+    for line in text.splitlines():
+        if "qzoo train" in line:
+            assert "rm -rf" not in line
+    assert len(re.findall("^# ", text, re.MULTILINE)) == 1
+
+
+def test_a_build_command_has_no_words_of_a_config_that_a_shell_would_read() -> None:
+    config = read_config(hub.EMBEDDED / "resnet20.fmnist-w8a8")
+    for name in ("a b", "$(id)", "`id`", "--out=/", "a;b", "a\nb"):
+        source = FloatSource(f"folder:{name}", "", "0" * 64, "mit")
+        assert "--float ..." in card(dataclasses.replace(config, float_source=source))

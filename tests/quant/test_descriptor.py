@@ -1,6 +1,7 @@
 """QuantDescriptor: what it takes, how it compares, how it is written down."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -108,3 +109,14 @@ def test_predefined_axes():
         assert getattr(tq, f"QUANT_DESC_8BIT_CONV{n}D_WEIGHT_PER_CHANNEL").axis == 0
         assert getattr(tq, f"QUANT_DESC_8BIT_CONVTRANSPOSE{n}D_WEIGHT_PER_CHANNEL").axis == 1
     assert tq.QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW.axis == 0
+
+
+def test_yaml_of_strangers_is_refused_in_one_line() -> None:
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{k}: &{k} [*{j}, *{j}]\n" for j, k in itertools.pairwise("abcdefghijklmn")
+    )
+    with pytest.raises(ValueError, match="aliases"):
+        QuantDescriptor.from_yaml(bomb)
+    for text in ("a: !!python/object/apply:os.system [id]", "a: !x 1", "[" * 5000, "a: [", "\x00", "a: b: c"):
+        with pytest.raises(ValueError, match="no YAML of a QuantDescriptor"):
+            QuantDescriptor.from_yaml(text)

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import inspect
 import io
+import json
 import os
 import pickle
 import threading
@@ -413,6 +414,26 @@ def test_weights_from_a_package(
     assert source is not None
     assert (source.source, source.revision, source.sha256) == (package, "1.5", digest)
     assert not model.training
+
+
+def test_a_source_of_eight_digits_is_held_to_the_file_of_its_first_use(
+    package: str, weights_file, store: Path, qzoo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(weights_file[0].read_bytes()).hexdigest()
+    use_sources(monkeypatch, package, sha256=(digest[:8],))
+    for _ in range(2):
+        qzoo.resnet20(pretrained=True)
+    record = qzoo_home / "float_sha256.json"
+    assert json.loads(record.read_text()) == {package: digest}
+    forged = digest[:8] + "0" * 56  # another file with the same 32 bits came first
+    record.write_text(json.dumps({package: forged}))
+    with pytest.raises(HubError, match=f"when it was first used, it had {forged}"):
+        qzoo.resnet20(pretrained=True)
+    record.write_text("[")
+    with pytest.raises(HubError, match="can't be read or written"):
+        qzoo.resnet20(pretrained=True)
+    use_sources(monkeypatch, package, sha256=(digest,))
+    qzoo.resnet20(pretrained=True)  # the whole one is known: nothing to remember
 
 
 def test_foreign_names_go_through_the_key_map(package: str, weights_file, store: Path, monkeypatch) -> None:
