@@ -168,11 +168,11 @@ def test_verify_takes_folders_and_never_checks_nothing(
 def pets_and_clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package with two checkpoints: one of a folder's images, and one of Fashion-MNIST, whose images it has."""
     torch.manual_seed(0)
-    for name, labels, channels, images in (
-        ("pets", "folders", 3, "pets (8 images)"),
-        ("clothes", "fashion-mnist", 1, "Fashion-MNIST test"),
+    for name, labels, classes, channels, images in (
+        ("pets", "folders", 8, 3, "pets (8 images)"),
+        ("clothes", "fashion-mnist", 10, 1, "Fashion-MNIST test"),
     ):
-        model = qzoo.create_model("resnet20-w8a8", num_classes=10, in_channels=channels)
+        model = qzoo.create_model("resnet20-w8a8", num_classes=classes, in_channels=channels)
         size = model.qzoo_config.preprocessing.input_size
         qzoo.calibrate(model, [torch.randn(2, *size)], progress=False)
         row = Measurement(

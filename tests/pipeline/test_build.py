@@ -250,9 +250,9 @@ def test_the_recipe_of_the_name_is_the_default_and_arguments_override_it(
     calibration = CalibrationRecord(
         "percentile", "Fashion-MNIST train", "0:16", 16, bias_correction="analytic"
     )
-    stored = Path("recipes") / NAME / "config.json"
-    stored.parent.mkdir(parents=True)
-    stored.write_text(dataclasses.replace(config, calibration=calibration).to_json())
+    for folder in ("one", "two"):  # what a folder's config says is its recipe, also before there are weights
+        Path(folder).mkdir()
+        Path(folder, "config.json").write_text(dataclasses.replace(config, calibration=calibration).to_json())
     made = read_config(build(NAME, out="one", onnx=(), progress=False)).calibration
     assert made is not None
     assert (made.method, made.bias_correction, made.subset) == ("percentile", "analytic", "0:16")
@@ -268,11 +268,12 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
     with pytest.raises(CheckpointError, match=r"the name alone does not say how to train.*qzoo train"):
         build(name, progress=False)
     training = {"epochs": 2, "lr": 0.25, "method": "lsq", "batch_size": 7, "threads": 1}
-    stored = Path("recipes") / name / "config.json"
-    stored.parent.mkdir(parents=True)
-    stored.write_text(dataclasses.replace(new_config(name), training=training).to_json())
+    Path("tuned").mkdir()
+    Path("tuned", "config.json").write_text(
+        dataclasses.replace(new_config(name), training=training).to_json()
+    )
     with pytest.raises(ValueError, match="method does not apply"):
-        build(name, method="max", progress=False)
+        build(name, out="tuned", method="max", progress=False)
     asked: list[object] = []
 
     def tune(
