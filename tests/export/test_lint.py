@@ -26,7 +26,7 @@ from qdq_graphs import (
 
 from qzoo.__main__ import main
 from qzoo.export import export_onnx
-from qzoo.export.lint import RULES, coverage, lint
+from qzoo.export.lint import RULES, Coverage, coverage, lint
 
 MIDDLE = np.uint8(128)
 F32 = np.float32
@@ -507,12 +507,35 @@ def test_files_of_quantize_static(tmp_path: Path) -> None:
     assert lint(file, "onnxruntime") == []
     ops = optimized_ops(file)
     assert (ops["QLinearConv"], ops["QLinearAdd"], ops["QLinearGlobalAveragePool"]) == (2, 1, 1)
+    assert coverage(file, "onnxruntime") == Coverage("onnxruntime", 2, 2, 1.0)
     rules = {f.rule for f in lint(file, "tensorrt")}
     assert {"zero-point", "unsigned-type", "int32-bias", "q-on-branch"} <= rules
     # With int8 activations, its default, the skip's two readers keep everything in float.
     quantize_static(source, file, Random(), activation_type=QuantType.QInt8, **options)
     assert [f.rule for f in lint(file, "onnxruntime")] == ["shared-int8"]
     assert (optimized_ops(file)["QLinearConv"], optimized_ops(file)["Conv"]) == (0, 2)
+    assert coverage(file, "onnxruntime") == Coverage("onnxruntime", 2, 0, 0.0)
+
+
+def test_multiply_adds(tmp_path: Path) -> None:
+    """Of one image: convolution 8x8x8 outputs of 8x3x3, transposed 8x8x8 inputs of 4x2x2, Gemm 4 x 10."""
+    d = Draft()
+    y = d.pair(d.conv(x(d)), MIDDLE)
+    y = d.op("ConvTranspose", y, float_of(d, 8, 4, 2, 2))
+    y = d.op("GlobalMaxPool", d.op("Relu", y))
+    y = d.op("Gemm", d.op("Flatten", y), float_of(d, 4, 10))
+    path = d.save(tmp_path / "model.onnx", y)
+    model = onnx.load(path)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+    conv, transposed, gemm = 512 * 72, 512 * 16, 4 * 10
+    assert coverage(path, "openvino") == Coverage("openvino", 3, 1, conv / (conv + transposed + gemm))
+
+
+def float_of(d: Draft, *shape: int) -> str:
+    return d.const(d.random.normal(size=shape).astype(F32))
 
 
 def test_command(tmp_path: Path, capsys) -> None:

@@ -134,7 +134,14 @@ def _in_float(graph: Graph, target: str, hits: Mapping[Rule, list[tuple[NodeProt
     if any(places for rule, places in hits.items() if target in rule.refuses):
         return {id(node) for node in graph.nodes}
     slow = [nodes for rule, places in hits.items() if target in rule.floats for nodes in places]
-    return {id(layer) for nodes in slow for node in nodes for layer in _layers_at(graph, node)}
+    return {id(layer) for nodes in slow for layer in _layers_of(graph, nodes)}
+
+
+def _layers_of(graph: Graph, nodes: tuple[NodeProto, ...]) -> list[NodeProto]:
+    """The layers at one place; a stored operand that it names beside a layer may have other layers as readers."""
+    named = any(node.op_type in WEIGHTED for node in nodes)
+    alone = [node for node in nodes if not (named and node.op_type in _PAIR and graph.is_weight(node))]
+    return [layer for node in alone for layer in _layers_at(graph, node)]
 
 
 def _layers_at(graph: Graph, node: NodeProto) -> list[NodeProto]:
