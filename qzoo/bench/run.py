@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -64,9 +65,9 @@ class Options:
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
             raise ArgumentError(f"batches must be positive numbers, not {self.batches}")
-        if self.threads < 1 or self.seconds <= 0 or self.limit <= 0:
+        if not (self.threads >= 1 and 0 < self.seconds < math.inf and 0 < self.limit < math.inf):
             values = f"{self.threads}, {self.seconds} and {self.limit}"
-            raise ArgumentError(f"threads, seconds and limit must be positive, not {values}")
+            raise ArgumentError(f"threads, seconds and limit must be positive numbers, not {values}")
         unknown = [name for name in self.runtimes if name not in rt.RUNTIMES]
         if unknown or not self.runtimes:
             raise ArgumentError(

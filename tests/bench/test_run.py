@@ -140,6 +140,8 @@ def test_refusals(setting) -> None:
         {"batches": (0,)},
         {"threads": 0},
         {"seconds": 0.0},
+        {"seconds": float("nan")},
+        {"limit": float("inf")},
     ):
         with pytest.raises(ValueError):
             Options(**bad)
