@@ -246,7 +246,7 @@ def test_batches_that_are_none_are_said() -> None:
     for batch, message in (
         (images, "gave a Tensor; expected"),
         ({"image": images}, "gave a dict"),
-        ((images, torch.eye(10)[:2]), r"class indices \[B\], integers, not torch.float32 \[2, 10\]"),
+        ((images, torch.eye(10)[:2]), r"torch.float32 \[2, 10\]; expected one class index an image"),
     ):
         with pytest.raises(DataError, match=message):
             qzoo.evaluate(model, [batch], progress=False)
