@@ -8,13 +8,13 @@ tensor by what reads it. In a few forms, found by comparing with ONNX Runtime on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qzoo.export.lint.graph import CLAMPS, MOVES, POOLS
+from qzoo.export.lint.openvino import gathers_rows
 from qzoo.export.passes import constant, initializer, node_like, nodes_of, use_unsigned
 
 _BIAS = 1e-30
@@ -90,34 +90,43 @@ def use_unsigned_at_concat(model: ir.Model) -> None:
 
     OpenVINO reads the bytes of int8 as uint8 there, and every negative value is wrong.
     """
-    found: dict[int, ir.Node] = {}
+    found: dict[ir.Node, None] = {}
     for concat in nodes_of(model, "Concat"):
-        found |= {id(q): q for value in concat.inputs for q in _quantizers_before(value)}
-        found |= {id(q): q for q in _quantizers_behind(concat)}
-    use_unsigned(model, found.values())
+        found |= dict.fromkeys((*_quantizers_before(concat), *_quantizers_behind(concat)))
+    use_unsigned(model, found)
 
 
-def _quantizers_before(value: ir.Value | None) -> list[ir.Node]:
-    """The Q whose integers a tensor has, behind operators across which OpenVINO carries a DQ."""
-    node = value.producer() if value is not None else None
-    if node is None:
-        return []
-    if node.op_type == "DequantizeLinear":
-        q = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return [q] if q is not None and q.op_type == "QuantizeLinear" else []
-    if node.op_type not in (*_CARRIED, *_SCALED):
-        return []
-    return [q for source in node.inputs for q in _quantizers_before(source)]
-
-
-def _quantizers_behind(node: ir.Node) -> list[ir.Node]:
-    """The Q that OpenVINO fuses with the node, behind operators that it fuses too."""
+def _quantizers_before(concat: ir.Node) -> list[ir.Node]:
+    """The Q whose integers enter the Concat, behind operators across which OpenVINO carries a DQ."""
     found: list[ir.Node] = []
-    for reader in dict.fromkeys(use.node for value in node.outputs for use in value.uses()):
-        if reader.op_type == "QuantizeLinear":
-            found.append(reader)
-        elif reader.op_type in (*MOVES, *CLAMPS) or (reader.op_type in _SCALED and _has_constant(reader)):
-            found += _quantizers_behind(reader)
+    seen, waiting = {concat}, [concat]
+    while waiting:
+        makers = [value.producer() for value in waiting.pop().inputs if value is not None]
+        for maker in makers:
+            if maker is None or maker in seen:
+                continue
+            seen.add(maker)
+            if maker.op_type == "QuantizeLinear":
+                found.append(maker)
+            elif maker.op_type in ("DequantizeLinear", *_CARRIED, *_SCALED):
+                waiting.append(maker)
+    return found
+
+
+def _quantizers_behind(concat: ir.Node) -> list[ir.Node]:
+    """The Q that OpenVINO fuses with the Concat, behind operators that it fuses too."""
+    found: list[ir.Node] = []
+    seen, waiting = {concat}, [concat]
+    while waiting:
+        readers = [use.node for value in waiting.pop().outputs for use in value.uses()]
+        for reader in readers:
+            if reader in seen:
+                continue
+            seen.add(reader)
+            if reader.op_type == "QuantizeLinear":
+                found.append(reader)
+            elif reader.op_type in (*MOVES, *CLAMPS) or (reader.op_type in _SCALED and _has_constant(reader)):
+                waiting.append(reader)
     return found
 
 
@@ -234,13 +243,3 @@ def keep_rows_apart(model: ir.Model) -> None:
         unsqueeze.outputs[0].type, unsqueeze.outputs[0].shape = x.type, ir.Shape([1, *x.shape])
         model.graph.insert_before(reshape, unsqueeze)
         reshape.replace_input_with(0, unsqueeze.outputs[0])
-
-
-def gathers_rows(width: int, sizes: Iterable[int]) -> bool:
-    """Whether rows of this width, reshaped to these sizes, come together, as many as the width or more.
-
-    >>> gathers_rows(64, [-1, 196, 64]), gathers_rows(64, [-1, 49, 64]), gathers_rows(64, [-1, 64, 1, 1])
-    (True, False, False)
-    """
-    batch, *rest = sizes
-    return batch == -1 and len(rest) > 1 and rest[0] >= width and int(np.prod(rest)) != width

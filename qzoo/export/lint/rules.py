@@ -9,10 +9,11 @@ from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.islands import RULES as ISLANDS
 from qzoo.export.lint.layers import RULES as LAYERS
 from qzoo.export.lint.moves import RULES as MOVES
+from qzoo.export.lint.openvino import RULES as OPENVINO
 from qzoo.export.lint.rule import Rule
 from qzoo.export.lint.types import RULES as TYPES
 
-RULES: tuple[Rule, ...] = (*LAYERS, *ACTIVATIONS, *MOVES, *ISLANDS, *TYPES)
+RULES: tuple[Rule, ...] = (*LAYERS, *ACTIVATIONS, *MOVES, *ISLANDS, *TYPES, *OPENVINO)
 
 
 def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[NodeProto, ...]]]:

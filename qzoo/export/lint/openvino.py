@@ -1,0 +1,304 @@
+"""Rules about forms that OpenVINO computes otherwise than the file says, whatever their speed.
+
+Each was reproduced in a few nodes with OpenVINO 2026.4 on a CPU, where ONNX Runtime gives what the file says; the
+tests run both. ``qzoo.export_onnx(target="openvino")`` writes none of them (:mod:`qzoo.export.for_openvino`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import numpy as np
+from onnx import NodeProto
+
+from qzoo.export.lint.graph import CLAMPS, CONVOLUTIONS, MOVES, POOLS, WEIGHTED, Graph, attribute
+from qzoo.export.lint.rule import OV, Hits, Rule
+
+_LINEAR = ("MatMul", "Gemm")
+_SCALINGS = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
+# OpenVINO carries a DQ across these (and the scale of a layer that reads one).
+_CARRIED = (*MOVES, "Relu", "AveragePool", "Resize", "Concat", "Mul")
+_CARRIED_FROM_LAYER = ("QuantizeLinear", "Relu", "MaxPool", "ReduceMean", *POOLS)
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+
+
+def _is_dynamic(graph: Graph) -> bool:
+    """Whether the batch of an input is not fixed."""
+    inputs = [value for value in graph.model.graph.input if not graph.is_constant(value.name)]
+    shapes = [value.type.tensor_type.shape.dim for value in inputs]
+    return any(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in shapes)
+
+
+def _int8_joined(graph: Graph) -> Hits:
+    for concat in graph.of("Concat"):
+        if any(_is_int8_convolution(graph, node) for node in graph.sinks(concat)):
+            sources = [_quantizer(graph, x) for x in concat.input if not graph.is_constant(x)]
+            found = [q for q in sources if q is not None and graph.int_type(q) == "int8"]
+            if found and None not in sources:
+                yield (found[0], concat)
+        path = _path_to_q(graph, concat)
+        if path and graph.int_type(path[-1]) == "int8" and _feeds_convolution(graph, path[-1]):
+            yield (concat, *path)
+
+
+def _is_int8_convolution(graph: Graph, node: NodeProto | None) -> bool:
+    return node is not None and node.op_type in CONVOLUTIONS and _has_int8_weight(graph, node)
+
+
+def _has_int8_weight(graph: Graph, layer: NodeProto) -> bool:
+    maker = graph.source(layer.input[1])
+    return maker is not None and maker.op_type == "DequantizeLinear" and graph.is_weight(maker)
+
+
+def _quantizer(graph: Graph, tensor: str) -> NodeProto | None:
+    """The Q whose integers the tensor has; of a Concat that of an operand."""
+    node = graph.producer(tensor)
+    while node is not None and (node.op_type == "DequantizeLinear" or node.op_type in _CARRIED):
+        if node.op_type == "DequantizeLinear":
+            return graph.producer(node.input[0])
+        operands = [
+            x for x in node.input[: 1 if node.op_type != "Concat" else None] if not graph.is_stored(x)
+        ]
+        node = graph.producer(operands[0]) if operands else None
+    return None
+
+
+def _path_to_q(graph: Graph, node: NodeProto) -> list[NodeProto]:
+    """ReLU and scaling by constants that OpenVINO fuses with the Q behind; ends with the Q."""
+    path: list[NodeProto] = []
+    while len(readers := graph.readers(node)) == 1 and not graph.outputs & set(node.output):
+        (node,) = readers
+        path.append(node)
+        if node.op_type == "QuantizeLinear":
+            return path
+        if node.op_type != "Relu" and not _is_fused_scale(graph, node):
+            break
+    return []
+
+
+def _is_fused_scale(graph: Graph, node: NodeProto) -> bool:
+    """One constant for all channels, or in a fixed batch also one for each."""
+    sizes = [prod(graph.shape(x)) for x in node.input if graph.is_constant(x)]
+    return node.op_type in _SCALINGS and bool(sizes) and (max(sizes) == 1 or not _is_dynamic(graph))
+
+
+def _feeds_convolution(graph: Graph, q: NodeProto) -> bool:
+    pairs = [dq for dq in graph.readers(q) if dq.op_type == "DequantizeLinear"]
+    return any(_is_int8_convolution(graph, node) for dq in pairs for node in graph.sinks(dq))
+
+
+def _without_bias(graph: Graph) -> Hits:
+    if not _is_dynamic(graph):
+        return
+    for conv in graph.of(*CONVOLUTIONS):
+        bias = graph.array(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros(())
+        if bias is None or bias.any() or not graph.runs_quantized(conv):
+            continue
+        readers = graph.readers(conv)
+        kinds = [reader.op_type for reader in readers] + [""] * bool(graph.outputs & set(conv.output))
+        carried = [kind in _CARRIED_FROM_LAYER for kind in kinds]
+        if len(kinds) > 1 and ((any(carried) and not all(carried)) or set(kinds) & set(_ARITHMETIC)):
+            yield (conv, *readers)
+
+
+def _padded_average(graph: Graph) -> Hits:
+    for pool in graph.of("AveragePool"):
+        dq = graph.producer(pool.input[0])
+        if dq is None or dq.op_type != "DequantizeLinear" or not _counts_padding(pool):
+            continue
+        zero, q = graph.zero_point(dq), graph.producer(dq.input[0])
+        if zero is not None and zero.any():
+            yield (dq, pool)
+        elif q is not None and graph.int_type(dq) == "int8":
+            others = [node for pair in graph.readers(q) for node in graph.sinks(pair)]
+            if any(_is_int8_convolution(graph, node) for node in (*others, *graph.sinks(pool))):
+                yield (dq, pool)
+
+
+def _counts_padding(pool: NodeProto) -> bool:
+    padded = any(any(a.ints) for a in pool.attribute if a.name == "pads")
+    return padded and attribute(pool, "count_include_pad", 0) == 1
+
+
+def _rounded_average(graph: Graph) -> Hits:
+    for pool in graph.of("AveragePool"):
+        layers = [node for node in graph.sinks(pool) if node is not None and node.op_type in CONVOLUTIONS]
+        if graph.is_dequantized(pool.input[0]):
+            yield from ((pool, layer) for layer in layers if _has_int8_weight(graph, layer))
+
+
+def _maximum(graph: Graph) -> Hits:
+    for node in graph.of("ReduceMax", "ReduceMin", "GlobalMaxPool"):
+        if node.op_type != "ReduceMin" and graph.is_dequantized(node.input[0]):
+            continue
+        readers = graph.readers(node)
+        if len(readers) == 1 and not graph.outputs & set(node.output) and _reaches_int8(graph, node):
+            yield (node, *readers)
+
+
+def _reaches_int8(graph: Graph, node: NodeProto) -> bool:
+    """Whether a Q comes behind, before any layer, and a layer behind that."""
+    seen: set[int] = set()
+    waiting = [node]
+    while waiting:
+        for reader in graph.readers(waiting.pop()):
+            if reader.op_type == "QuantizeLinear":
+                pairs = graph.readers(reader)
+                if any(n is not None and n.op_type in WEIGHTED for dq in pairs for n in graph.sinks(dq)):
+                    return True
+            elif reader.op_type not in WEIGHTED and id(reader) not in seen:
+                seen.add(id(reader))
+                waiting.append(reader)
+    return False
+
+
+def _gathered_rows(graph: Graph) -> Hits:
+    if not _is_dynamic(graph):
+        return
+    for reshape in graph.of("Reshape"):
+        shape, maker = graph.array(reshape.input[1]), graph.source(reshape.input[0], through=("Relu",))
+        if shape is None or maker is None:
+            continue
+        width = _scaled_width(graph, maker)
+        if width and gathers_rows(width, [int(n) for n in shape]):
+            yield (maker, reshape)
+
+
+def gathers_rows(width: int, sizes: Iterable[int]) -> bool:
+    """Whether rows of this width, reshaped to these sizes, come together, as many as the width or more.
+
+    >>> gathers_rows(64, [-1, 196, 64]), gathers_rows(64, [-1, 49, 64]), gathers_rows(64, [-1, 64, 1, 1])
+    (True, False, False)
+    """
+    batch, *rest = sizes
+    return batch == -1 and len(rest) > 1 and rest[0] >= width and prod(rest) != width
+
+
+def _scaled_width(graph: Graph, node: NodeProto) -> int:
+    """Columns of a matrix whose last operation is a scale per column; 0 for anything else."""
+    if node.op_type in _LINEAR:
+        is_matrix = node.op_type == "Gemm" or _is_matrix(graph, node.input[0])
+        bare = len(node.input) < 3 and _has_int8_weight(graph, node)
+        return _columns(graph, node) if is_matrix and bare else 0
+    constants = [x for x in node.input if graph.is_constant(x)]
+    if node.op_type not in ("Mul", "Div", "BatchNormalization") or not constants:
+        return 0
+    layer = graph.source(node.input[0], through=("Relu",))
+    fused = layer is not None and (
+        layer.op_type == "Gemm" or (layer.op_type == "MatMul" and node.op_type == "BatchNormalization")
+    )
+    return 0 if fused or not _is_matrix(graph, node.input[0]) else prod(graph.shape(constants[0]))
+
+
+def _is_matrix(graph: Graph, tensor: str) -> bool:
+    """Whether it was reshaped to two dimensions, before elementwise operators and linear layers."""
+    node = graph.producer(tensor)
+    while node is not None:
+        if node.op_type in ("Reshape", "Flatten", "Gemm"):
+            return node.op_type != "Reshape" or graph.shape(node.input[1]) == (2,)
+        if node.op_type in (*MOVES, *CONVOLUTIONS, *POOLS):
+            return False
+        node = graph.producer(node.input[0])
+    return False
+
+
+def _columns(graph: Graph, layer: NodeProto) -> int:
+    maker = graph.source(layer.input[1])
+    shape = graph.shape(maker.input[0]) if maker is not None else ()
+    turned = attribute(layer, "transB", 0) == 1 or graph.producer(layer.input[1]) is not maker
+    return 0 if len(shape) != 2 else shape[0 if turned else 1]
+
+
+def _unclipped(graph: Graph) -> Hits:
+    for q in graph.of("QuantizeLinear"):
+        kind, zero = graph.int_type(q), graph.zero_point(q)
+        if graph.is_weight(q) or kind not in ("int16", "uint16") or zero is None or zero.size != 1:
+            continue
+        info = np.iinfo(kind)
+        below, above = int(zero) - int(info.min), int(info.max) - int(zero)
+        clamp = graph.source(q.input[0])
+        nonnegative = clamp is not None and clamp.op_type in CLAMPS and graph.is_nonnegative(clamp)
+        if abs(below - above) > 1 and not (nonnegative and below <= above):
+            yield (q,)
+
+
+def _shared_zero_points(graph: Graph) -> Hits:
+    if not _is_dynamic(graph):
+        return
+    layers: dict[str, dict[bool, NodeProto]] = {}
+    for dq in graph.of("DequantizeLinear"):
+        if len(dq.input) < 3 or not graph.is_weight(dq) or graph.int_type(dq) == "int32":
+            continue
+        for layer in graph.sinks(dq, through=MOVES):
+            if layer is not None and layer.op_type in WEIGHTED:
+                layers.setdefault(dq.input[2], {}).setdefault(layer.op_type in CONVOLUTIONS, layer)
+    for found in layers.values():
+        if len(found) == 2:
+            yield (found[True], found[False])
+
+
+RULES = (
+    Rule(
+        "concat-int8",
+        (OV,),
+        "int8 on one side of a Concat, with a convolution behind: OpenVINO reads the bytes as uint8, and every "
+        "negative value is wrong.",
+        "Use uint8 with zero point 128: the same levels.",
+        _int8_joined,
+    ),
+    Rule(
+        "shared-without-bias",
+        (OV,),
+        "A convolution without bias (or with one of zeros) has several readers: with a dynamic batch OpenVINO gives "
+        "one of them the sums without their scale.",
+        "Give it a bias that is not zero, such as 1e-30; or fix the batch.",
+        _without_bias,
+    ),
+    Rule(
+        "padded-average",
+        (OV,),
+        "The average counts its padding, and its input has a zero point, or is int8 to which OpenVINO gives one: it "
+        "pads with the integer 0.",
+        "Write a depthwise convolution of ones, or average before the QuantizeLinear.",
+        _padded_average,
+    ),
+    Rule(
+        "average-rounded",
+        (OV,),
+        "Between a DequantizeLinear and a convolution with integer weights OpenVINO rounds the average to the steps of "
+        "its input.",
+        "Quantize the average with a scale of its own.",
+        _rounded_average,
+    ),
+    Rule(
+        "maximum-before-q",
+        (OV,),
+        "OpenVINO fuses the maximum (or minimum) with the QuantizeLinear behind it, and computes it wrongly.",
+        "Write MaxPool over the whole image, and quantize before it.",
+        _maximum,
+    ),
+    Rule(
+        "rows-gathered",
+        (OV,),
+        "A Reshape gathers at least as many rows of a matrix as it has columns, directly behind a scale per column: "
+        "with a dynamic batch OpenVINO takes the scales of columns for rows, or does not load the file.",
+        "Add the bias behind the scale, fold BatchNormalization, or put an Unsqueeze of axis 0 before the Reshape.",
+        _gathered_rows,
+    ),
+    Rule(
+        "range-not-clipped",
+        (OV,),
+        "OpenVINO drops Q/DQ of 16 bits, and with it the clipping of what lies beyond a range that is not symmetric.",
+        "Use 8 bits, or a zero point in the middle.",
+        _unclipped,
+    ),
+    Rule(
+        "zero-point-shared",
+        (OV,),
+        "Weights of a convolution and of a linear layer have one zero-point constant: both run in float when the "
+        "batch of the file is fixed by model.reshape.",
+        "Give each its own constant.",
+        _shared_zero_points,
+    ),
+)
