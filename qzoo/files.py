@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from qzoo.errors import CheckpointError, QzooError
+
+_OLD = 600  # seconds: a scratch folder that was only just made need not be locked yet
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,7 +58,9 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} exists and is no folder")
+    _sweep(folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    lock = _try_lock(scratch)
     try:
         # mkdtemp leaves its folder to the owner alone; another one in it has the permissions that the user wants.
         (scratch / "probe").mkdir()
@@ -62,7 +68,35 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
         (scratch / "probe").rmdir()
         yield scratch
     finally:
+        if lock is not None:
+            os.close(lock)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the scratch folders of killed processes beside ``folder``; a living one holds the lock of its own."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????.tmp"):
+        if left.is_symlink() or not left.is_dir() or time.time() - left.stat().st_mtime < _OLD:
+            continue
+        lock = _try_lock(left)
+        if lock is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+def _try_lock(folder: Path) -> int | None:
+    """An open descriptor that holds the folder's lock; None where another has it, or the system has no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def remove_scratch(folder: Path) -> None:

@@ -13,7 +13,7 @@ from qzoo.commands.arguments import (
     positive,
     process_arguments,
 )
-from qzoo.errors import ArgumentError
+from qzoo.errors import ArgumentError, printable
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
 
 def _print(name: str, target: str, result: Evaluation, said: str) -> None:
     low, high = result.top1_interval
-    print(f"{name}, {result.images} images{said}, target {target}")
+    print(f"{printable(name)}, {result.images} images{said}, target {target}")
     print(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
     print(f"top-5      {result.top5:.2f} %")
     print(f"loss       {result.loss:.4f}")

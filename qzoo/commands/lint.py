@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add
+from qzoo.errors import printable
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -47,13 +48,15 @@ def _run(args: argparse.Namespace) -> int:
 
 def _print(file: Path, report: Report) -> None:
     findings, target = report.findings, report.target or "all targets"
-    print(f"{file}: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} for {target}")
+    print(
+        f"{printable(str(file))}: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} for {target}"
+    )
     for rule, group in groupby(findings, key=lambda finding: finding.rule):
         rows = list(group)
         print(f"\n{rule}: {len(rows)} x, hits {', '.join(rows[0].targets)}")
-        print(f"  why: {rows[0].why}\n  fix: {rows[0].fix}")
+        print(f"  why: {printable(rows[0].why)}\n  fix: {printable(rows[0].fix)}")
         for row in rows[:_SHOWN]:
-            print(f"  at   {' > '.join(row.nodes) or 'the whole graph'}")
+            print(f"  at   {printable(' > '.join(row.nodes)) or 'the whole graph'}")
         if len(rows) > _SHOWN:
             print(f"  and {len(rows) - _SHOWN} more places (--json lists all)")
     print(("\n" if findings else "") + report.summary())

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add
+from qzoo.errors import printable
 
 
 def register(add: Add) -> None:
@@ -25,7 +26,7 @@ def _run(args: argparse.Namespace) -> int:
 
     for image, labels in zip(args.images, predict(args.images, args.model, k=args.top), strict=True):
         if len(args.images) > 1:
-            print(image)
+            print(printable(str(image)))
         for label, probability in labels:
-            print(f"{100 * probability:6.2f} %  {label}")
+            print(f"{100 * probability:6.2f} %  {printable(label)}")
     return 0

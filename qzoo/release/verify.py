@@ -105,7 +105,7 @@ def _finding(name: str, place: str, find: Callable[[str], Path], repo: str, load
         if found.problem or load is None:
             return found
         return _measure_again(found, folder, model, config, load)
-    except QzooError as error:
+    except (QzooError, OSError) as error:
         return Finding(name, place, str(error))
 
 
@@ -113,7 +113,10 @@ def _files_problem(folder: Path, config: Config, repo: str) -> str:
     """What is wrong with the files; a repository has all of them, an embedded folder need not."""
     for file, digest in config.files.items():
         path = folder / file
-        if path.is_file() and hub.sha256_of(path) != digest:
+        if not path.is_file():
+            continue
+        size = path.stat().st_size  # of another size it need not be hashed
+        if size != config.sizes.get(file, size) or hub.sha256_of(path) != digest:
             return f"{file} has another SHA-256 than config.json says"
     generated = {"README.md": card(config, repo), EVAL_RESULTS: eval_results(config)}
     for file, text in generated.items():

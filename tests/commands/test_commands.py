@@ -303,3 +303,20 @@ def test_the_module_runs_as_a_command() -> None:
     )
     assert result.returncode == 0
     assert "benchmark" in result.stdout
+
+
+def test_what_is_printed_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x\x1b[2J\x1b]0;title\x07\u202e"
+    value = onnx.helper.make_tensor_value_info("v", onnx.TensorProto.FLOAT, [1, 3, 8, 8])
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    node = onnx.helper.make_node("Conv", ["v", "w"], ["y"], name=name)
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = onnx.helper.make_graph([node], "g", [value], [out], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / f"{name[:4]}.onnx")
+    main(["lint", str(tmp_path / f"{name[:4]}.onnx")])
+    main(["evaluate", name, "--data", name])
+    main(["lint", name])
+    said = "".join(capsys.readouterr())
+    assert "x\\x1b[2J" in said
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", said)

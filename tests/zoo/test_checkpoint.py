@@ -368,6 +368,26 @@ def test_a_config_left_by_a_killed_process_is_no_danger(folder: Path, model: nn.
         assert torch.equal(qzoo.load_pretrained(folder)(images()), model(images()))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")
+def test_scratch_folders_of_killed_processes_are_swept(model: nn.Module, tmp_path: Path) -> None:
+    code = """
+import os, pathlib, sys
+from qzoo.files import scratch_beside
+with scratch_beside(pathlib.Path(sys.argv[1])) as scratch:
+    (scratch / "half").write_bytes(bytes(100))
+    os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path / "c"], check=False)
+    (left,) = tmp_path.glob(".c.*.tmp")
+    with files.scratch_beside(tmp_path / "c") as living:
+        for path in (left, living):
+            os.utime(path, (0, 0))
+        qzoo.save_pretrained(model, tmp_path / "c")
+        assert not left.exists()
+        assert living.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "qzoo-home"] == ["c"]
+
+
 def test_files_are_not_placed_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
