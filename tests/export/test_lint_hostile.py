@@ -243,6 +243,16 @@ def test_weights_in_another_file_are_not_needed(tmp_path: Path) -> None:
     assert "float-weight" in {finding.rule for finding in lint(file, "openvino")}
 
 
+def test_names_that_would_move_the_cursor(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "x.onnx"
+    made = model([*quantize("x", "d"), node("Conv", ["x", "w"], ["y"])], stored(F32(1), "s"))
+    made.graph.initializer.append(stored(np.ones((8, 8, 3, 3), F32), "w"))
+    made.graph.node[2].name = "a\x1b[2J\nb"
+    file.write_bytes(made.SerializeToString())
+    assert main(["lint", str(file)]) == 1
+    assert "at   a\\x1b[2J\\nb" in capsys.readouterr().out
+
+
 def network(tmp_path: Path) -> onnx.ModelProto:
     d = Draft()
     y = d.pair(d.op("Relu", d.conv(d.pair("image", INT8))))

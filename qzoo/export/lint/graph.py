@@ -359,5 +359,6 @@ def attribute(node: NodeProto, name: str, default: int) -> int:
 
 
 def label(node: NodeProto) -> str:
-    """The node's name; that of its first output where it has none."""
-    return node.name or next(iter(node.output), node.op_type)
+    """The node's name, or that of its first output where it has none; control characters are escaped."""
+    name = node.name or next(iter(node.output), node.op_type)
+    return name if name.isprintable() else repr(name)[1:-1]

@@ -46,7 +46,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     try:
         model = onnx.load(file, format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's own error type is not public
-        raise GraphError(f"{str(path)!r} is not an ONNX file: {error}") from error
+        raise GraphError(f"{str(path)!r} is not an ONNX file: {_line(error)}") from error
     if not model.graph.node:
         raise GraphError(f"{str(path)!r} is not an ONNX file, or has no nodes")
     try:
@@ -87,7 +87,12 @@ def array_of(tensor: TensorProto, folder: Path) -> np.ndarray:
     try:
         return numpy_helper.to_array(tensor)
     except Exception as error:  # ValueError, TypeError and others, by type
-        raise GraphError(f"tensor {tensor.name!r} can't be read: {error}") from error
+        raise GraphError(f"tensor {tensor.name!r} can't be read: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """The message in one line, without the native code's traces."""
+    return " ".join(str(error).split())[:200]
 
 
 def type_name(data_type: int) -> str:
@@ -182,7 +187,7 @@ def _inlined(model: ModelProto) -> ModelProto:
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # of the native code
-        raise GraphError(f"its functions can't be inlined: {error}") from error
+        raise GraphError(f"its functions can't be inlined: {_line(error)}") from error
 
 
 def _costs(model: ModelProto) -> dict[tuple[str, str, str], _Cost]:
