@@ -92,7 +92,7 @@ def test_python_of_the_readme(reader: dict[str, Any], server: Any, monkeypatch: 
 
     def weights(weights: Any, name: str, expected: Any) -> tuple[dict[str, torch.Tensor], FloatSource]:
         network = getattr(torchvision.models, name.split(".")[0])()
-        return network.state_dict(), FloatSource("url:https://example.org/x", "1", "0" * 64, "bsd-3-clause")
+        return network.state_dict(), FloatSource(weights.sources[0], "1", "0" * 64, weights.license)
 
     monkeypatch.setattr(create, "load_float_weights", weights)
     monkeypatch.setattr(hub, "EMBEDDED", EMBEDDED)
