@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,7 @@ def _run(args: argparse.Namespace) -> int:
             if failed:
                 print(f"{len(failed)} failed: {', '.join(failed)}")
             return 1 if failed else 0
+        options = dataclasses.replace(options, float_weights=checkpoint_folder(args.float_weights))
         folder = build(args.name, options, job, report=None if args.quiet else print)
         if not args.quiet:
             print(summary(folder))
@@ -113,6 +115,6 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         **given_methods(args),
         target=args.target,
         drop=args.mixed_precision,
-        float_weights=checkpoint_folder(args.float_weights),
+        float_weights=args.float_weights,
         layer_bits=layer_bits(args.layer_bits),
     )

@@ -20,7 +20,7 @@ from qzoo.registry import architecture, list_architectures, natural_key, parse_n
 from qzoo.scheme import DEFAULT_TARGET
 from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
-from qzoo.zoo.store import stored
+from qzoo.zoo.store import checkpoint_folder
 
 # Tuning: a tenth of the float model's schedule at a hundredth of its learning rate, with a cosine, from the calibrated
 # model, batches of 256. The schedules are those of torchvision's weights: ResNets 90 epochs at 0.1, MobileNetV2 300 at
@@ -132,8 +132,9 @@ class Made:
 def how_made(name: str, folder: Path) -> Made:
     """How a checkpoint was, or is to be, made.
 
-    Looked up in the folder that it is written to, in the user's store, in the package's checkpoints (without their
-    images: other data have other numbers), in the package's recipes; what is nowhere is made with defaults.
+    Looked up in the folder that it is written to, in the user's store (where a ``config.json`` alone is a recipe of the
+    user's own), in the package's checkpoints (without their images: other data have other numbers), in the package's
+    recipes; what is nowhere is made with defaults.
 
     Args:
         name: with its tag.
@@ -141,13 +142,12 @@ def how_made(name: str, folder: Path) -> Made:
     Raises:
         CheckpointError: the folder holds another checkpoint, or a config is not valid.
     """
-    if (folder / "config.json").is_file():
-        old = read_config(folder)
-        if old.name != name:
-            raise CheckpointError(f"{folder} holds {old.name}; choose another folder for {name}")
-        return _made(old, f"{folder / 'config.json'}")
-    if name in stored():
-        return _made(read_config(stored()[name]), f"{stored()[name] / 'config.json'}")
+    for place in (folder, checkpoint_folder(name)):
+        if (place / "config.json").is_file():
+            old = read_config(place)
+            if old.name != name:
+                raise CheckpointError(f"{place} holds {old.name}; choose another folder for {name}")
+            return _made(old, f"{place / 'config.json'}")
     if name in hub.embedded():
         made = _made(read_config(hub.embedded()[name]), f"qzoo's checkpoint {name}")
         return dataclasses.replace(made, evaluation=None)
