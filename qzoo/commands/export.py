@@ -13,7 +13,9 @@ from qzoo.scheme import DEFAULT_TARGET, TARGETS
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_WORTH_A_LOOK_DB = 10.0  # flipped roundings alone left 17 dB and more wherever it was measured
+# Of whole trained networks: forms that OpenVINO computes wrongly (docs/openvino.md) left 18.4 dB at most, flipped
+# roundings alone 23 and more.
+_WORTH_A_LOOK_DB = 20.0
 
 
 def register(add: Add) -> None:
@@ -28,7 +30,7 @@ def register(add: Add) -> None:
     )
     sub.add_argument("--weights", choices=("int8", "int4", "float"), default="int8")
     text = (
-        "run the file in its runtime and compare with the simulation; exit status 1 below 10 dB, and for NaN"
+        "run the file in its runtime and compare with the simulation; exit status 1 below 20 dB, and for NaN"
     )
     sub.add_argument("--check", action="store_true", help=text)
     sub.add_argument(

@@ -149,7 +149,7 @@ def test_what_is_not_finite_is_no_agreement(exact, tmp_path: Path) -> None:
     assert check(path, quantized, images * math.nan).layers, "and layer by layer"
 
 
-@pytest.mark.parametrize(("db", "status"), [(-math.inf, 1), (9.9, 1), (10.0, 0), (math.inf, 0)])
+@pytest.mark.parametrize(("db", "status"), [(-math.inf, 1), (19.9, 1), (20.0, 0), (math.inf, 0)])
 def test_command_status(tmp_path: Path, monkeypatch, db: float, status: int) -> None:
     found = Check("onnxruntime", "onnxruntime", 1, 100, db, 0.5)
     monkeypatch.setattr(qzoo.export, "check", lambda *args, **kwargs: found)
