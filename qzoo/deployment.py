@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qzoo import runtimes
 from qzoo.errors import ExportError, GraphError
-from qzoo.export.arguments import plain_module
+from qzoo.export.order import plain_module
 from qzoo.runtimes.base import Runner, check_tensor, check_threads
 
 

@@ -37,11 +37,9 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str)
         weights: as in :func:`qzoo.export.export_onnx`.
 
     Raises:
-        ExportError: there is no such opset, it has not all formats, the target's runtime does not take one, or
+        ExportError: the opset has not all formats, the target's runtime does not take one, or
             ``weights="int4"`` and no weight is of that format; names the quantizer.
-        TypeError: an opset that is no whole number.
     """
-    _check_opset(opset)
     wanted, reason = LOWEST_OPSET, f"{LOWEST_OPSET} to {NEWEST_OPSET} can be written"
     if weights == "int4":
         wanted, reason = 21, "int4 weights"
@@ -56,7 +54,8 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str)
     return opset or wanted
 
 
-def _check_opset(opset: object) -> None:
+def check_opset(opset: object) -> None:
+    """Raise TypeError for what is no whole number, ExportError for more than can be written."""
     if opset is None:
         return
     if isinstance(opset, bool) or not isinstance(opset, int):

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import ArgumentError, ExportError, MissingDependencyError
-from qzoo.export.arguments import check_batch, check_output, check_place, example_batch, plain_module
+from qzoo.errors import ExportError, MissingDependencyError
 from qzoo.export.formats import choose_opset
 from qzoo.export.lint.coverage import warn_of_float
+from qzoo.export.order import Order, check_output
 from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized
 from qzoo.export.write import write
-from qzoo.scheme import DEFAULT_TARGET, target_named
-
-WEIGHTS = ("int8", "int4", "float")
+from qzoo.scheme import DEFAULT_TARGET
 
 
 def export_onnx(
@@ -66,64 +64,31 @@ def export_onnx(
         TypeError: a module, path, opset or example of another type.
         ValueError: an unknown target, batch or weights.
     """
-    target_named(target)
-    model, path = plain_module(model), check_place(path)
-    if weights not in WEIGHTS:
-        raise ArgumentError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
-    check_batch(batch)
-    image = example_batch(model, example, 2 if batch == "dynamic" else int(batch))
+    order = Order.of(model, path, target, opset, batch, weights, example)
     from qzoo.export import naming, passes
+    from qzoo.export.rewrites import rewrites
 
-    ready = copy_for(model, target)
-    opset = choose_opset(ready, target, opset, weights)
-    inner = image.float() if is_quantized(ready) else image
+    ready = copy_for(order.model, target)
+    inner = order.image.float() if is_quantized(ready) else order.image
+    written = choose_opset(ready, target, opset, weights)
     check_output(ready, inner)
     fold_and_store_(ready, inner)
-    graph = to_graph(ready, inner, opset, dynamic=batch == "dynamic")
-    _rewrite(graph, target, weights)
-    if inner.dtype != image.dtype:
-        passes.widen(graph, image.dtype)
+    graph = record(ready, inner, written, dynamic=order.dynamic)
+    for rewrite in rewrites(target, weights):
+        rewrite(graph)
+    if inner.dtype != order.image.dtype:
+        passes.widen(graph, order.image.dtype)
     naming.name_by_module(graph)
     naming.drop_shapes(graph)
-    naming.describe(graph, model, target)
-    write(graph, path)
+    naming.describe(graph, order.model, target)
+    write(graph, order.path)
     if is_quantized(ready):
-        warn_of_float(path, target, type(model).__name__)
-    return path
+        warn_of_float(order.path, target, type(order.model).__name__)
+    return order.path
 
 
-def _rewrite(graph: Any, target: str, weights: str) -> None:
-    """The passes, in an order in which each finds what the one before has made."""
-    from qzoo.export import for_onnxruntime, for_openvino, passes
-
-    passes.use_global_pooling(graph)
-    passes.merge_padding(graph)
-    passes.merge_pairs(graph)
-    if weights != "float":
-        passes.store_integer_weights(graph)
-    if weights == "int4":
-        passes.store_4_bits(graph)
-    if target == "onnxruntime":
-        for_onnxruntime.use_unsigned_activations(graph)
-        for_onnxruntime.clip_integers(graph)
-        for_onnxruntime.keep_activations_before_float8(graph)
-        for_onnxruntime.pad_image_channels(graph)
-    if target == "openvino":
-        for_openvino.pool_maxima(graph)
-        for_openvino.quantize_before_moves(graph)
-        for_openvino.average_signed_by_convolution(graph)
-        for_openvino.use_unsigned_at_concat(graph)
-        for_openvino.give_shared_convolutions_a_bias(graph)
-        for_openvino.keep_rows_apart(graph)
-    passes.share_zero_points(graph)
-    passes.drop_defaults(graph)
-    passes.drop_unused(graph)
-    if target == "onnxruntime":
-        for_onnxruntime.copy_for_each_quantizer(graph)
-
-
-def to_graph(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True) -> Any:
-    """The ``onnx_ir`` model of a prepared module, as the exporter writes it.
+def record(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True) -> Any:
+    """Record a prepared module as an ``onnx_ir`` model, by torch's exporter.
 
     Args:
         ready: from :func:`qzoo.export.prepare.prepare`.

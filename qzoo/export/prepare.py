@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from qzoo.errors import ExportError
-from qzoo.export.arguments import plain_module
 from qzoo.export.blocks import store_blocks_
 from qzoo.export.formats import kept_axes
+from qzoo.export.order import plain_module
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer

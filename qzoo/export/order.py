@@ -1,8 +1,9 @@
-"""What ``export_onnx`` is given, looked at before the dear work: the module, its example, the place of the file."""
+"""Check what ``export_onnx`` is asked for before the work that takes long: module, file, format and batch."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,50 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, ExportError
+from qzoo.export.formats import check_opset
+from qzoo.scheme import target_named
+
+WEIGHTS = ("int8", "int4", "float")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What :func:`qzoo.export_onnx` was asked for, made sense of; see there.
+
+    Attributes:
+        model: out of its wrappers.
+        image: an example batch [B, C, H, W] on the CPU, in the type of the model.
+    """
+
+    model: nn.Module
+    path: Path
+    target: str
+    opset: int | None
+    dynamic: bool
+    weights: str
+    image: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        path: str | os.PathLike[str],
+        target: str,
+        opset: int | None,
+        batch: str | int,
+        weights: str,
+        example: Tensor | None,
+    ) -> Order:
+        """Check the arguments of :func:`qzoo.export_onnx`; raises what that raises for them."""
+        target_named(target)
+        module, place = plain_module(model), check_place(path)
+        if weights not in WEIGHTS:
+            raise ArgumentError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
+        check_opset(opset)
+        check_batch(batch)
+        dynamic = batch == "dynamic"
+        image = example_batch(module, example, 2 if dynamic else int(batch))
+        return cls(module, place, target, opset, dynamic, weights, image)
 
 
 def plain_module(model: Any) -> nn.Module:

@@ -1,0 +1,45 @@
+"""List the rewrites of an exported graph, by stage and target, each finding what the one before made.
+
+A new runtime is a row in :data:`FOR`, one in :data:`qzoo.scheme.TARGETS` and a file in :mod:`qzoo.runtimes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from qzoo.export import for_onnxruntime, for_openvino, passes
+
+Rewrite = Callable[[ir.Model], None]
+
+START: tuple[Rewrite, ...] = (passes.use_global_pooling, passes.merge_padding, passes.merge_pairs)
+STORE: dict[str, tuple[Rewrite, ...]] = {
+    "int8": (passes.store_integer_weights,),
+    "int4": (passes.store_integer_weights, passes.store_4_bits),
+    "float": (),
+}
+FOR: dict[str, tuple[Rewrite, ...]] = {
+    "onnxruntime": (
+        for_onnxruntime.use_unsigned_activations,
+        for_onnxruntime.clip_integers,
+        for_onnxruntime.keep_activations_before_float8,
+        for_onnxruntime.pad_image_channels,
+    ),
+    "openvino": (
+        for_openvino.pool_maxima,
+        for_openvino.quantize_before_moves,
+        for_openvino.average_signed_by_convolution,
+        for_openvino.use_unsigned_at_concat,
+        for_openvino.give_shared_convolutions_a_bias,
+        for_openvino.keep_rows_apart,
+    ),
+    "tensorrt": (),
+}
+TIDY: tuple[Rewrite, ...] = (passes.share_zero_points, passes.drop_defaults, passes.drop_unused)
+LAST: dict[str, tuple[Rewrite, ...]] = {"onnxruntime": (for_onnxruntime.copy_for_each_quantizer,)}
+
+
+def rewrites(target: str, weights: str) -> tuple[Rewrite, ...]:
+    """The rewrites of a file for a target; ``weights`` as in :func:`qzoo.export_onnx`."""
+    return (*START, *STORE[weights], *FOR[target], *TIDY, *LAST.get(target, ()))
