@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.config import WEIGHTS, Config, config_of, read_config
-from qzoo.errors import CheckpointError
+from qzoo.errors import CheckpointError, QuantizationError
 from qzoo.files import place, scratch_beside
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import name_quantizers, quantizers, set_layer_bits, weight_quantizers
@@ -86,7 +86,10 @@ def load_pretrained(
     config = read_config(folder)
     checked = _check_weights_file(folder, config)
     scheme = with_target(config.scheme, target or config.target) if config.scheme else None
-    model = empty_model(config, scheme)
+    try:
+        model = empty_model(config, scheme)
+    except QuantizationError as error:  # a layer that the architecture does not have
+        raise CheckpointError(f"{folder}: config.json: {error}") from error
     assign_state(model, _read_tensors(folder / WEIGHTS, model, config), str(folder))
     if _identity(folder / WEIGHTS) != checked:
         raise CheckpointError(f"{folder / WEIGHTS} was replaced while it was read; load it again")

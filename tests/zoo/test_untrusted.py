@@ -76,6 +76,14 @@ def test_figures_of_a_target_that_does_not_exist_are_refused(rows: str) -> None:
         Config.from_json(json.dumps(values))
 
 
+def test_bits_of_a_layer_that_is_not_there_are_refused(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    values["scheme"]["layers"] = [["laqer2.0.conv1", 8]]
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"config.json: .*'laqer2\.0\.conv1'.* no quantized layer"):
+        qzoo.load_pretrained(folder)
+
+
 def test_a_text_that_no_file_can_hold_is_refused(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text()) | {"labels": "\ud800"}
     (folder / "config.json").write_text(json.dumps(values))
