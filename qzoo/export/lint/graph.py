@@ -79,6 +79,12 @@ class Graph:
         """Of all tensors of which they are known, for one image."""
         return shapes_of(self.model)
 
+    @property
+    def has_fixed_inputs(self) -> bool:
+        """Whether the file says all sizes of its inputs."""
+        given = [value for value in self.model.graph.input if value.name not in self._constants]
+        return all(dim.dim_value > 0 for value in given for dim in value.type.tensor_type.shape.dim)
+
     def of(self, *op_types: str) -> Iterator[NodeProto]:
         """The nodes of these types, in the order of the file."""
         if len(op_types) == 1:

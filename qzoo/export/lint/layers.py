@@ -148,10 +148,16 @@ def _output_float(graph: Graph) -> Hits:
         ):
             yield (node,)
     for node in graph.of("MatMul"):
-        if graph.runs_quantized(node):
+        if graph.runs_quantized(node) and _becomes_gemm(graph, node):
             adds = [reader for reader in graph.readers(node) if reader.op_type == "Add"]
             if any(_adds_bias(graph, add) and not graph.is_quantized_once(add) for add in adds):
                 yield (node, *adds)
+
+
+def _becomes_gemm(graph: Graph, product: NodeProto) -> bool:
+    """Whether ONNX Runtime makes a Gemm of it and its bias: of more than two sizes only where all are fixed."""
+    rank = len(graph.shapes.get(product.input[0], ()))
+    return rank == 2 or (rank > 2 and graph.has_fixed_inputs)
 
 
 def _adds_bias(graph: Graph, add: NodeProto) -> bool:
