@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
-from collections.abc import Sequence
+
+# Python's own -m puts the current folder first on the path, where a numpy.py would be imported in place of NumPy.
+# A checkout of qzoo that it runs from stays.
+if (
+    __name__ == "__main__"
+    and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False))
+    and os.path.abspath(sys.path[0]) != os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+):
+    sys.path.pop(0)
+
+import argparse
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from qzoo.commands import Command
 from qzoo.commands.arguments import import_argument, import_given, positive
@@ -50,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     command: Command = args.command
     try:
-        import_given(args)
-        return command(args)
+        with _warnings_escaped():
+            import_given(args)
+            return command(args)
     except (QzooError, OSError) as error:
         print(f"qzoo: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -60,8 +75,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse arguments, which a shell may have made of the names of a stranger's files."""
+        super().error(printable(message))
+
+
+@contextlib.contextmanager
+def _warnings_escaped() -> Iterator[None]:
+    """Warnings name files and layers, too."""
+    original = warnings.formatwarning
+
+    def escaped(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return printable(original(message, category, filename, lineno, line))
+
+    warnings.formatwarning = escaped
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qzoo", description="Pre-quantized vision models, measured.")
+    parser = _Parser(prog="qzoo", description="Pre-quantized vision models, measured.")
     parser.add_argument("--version", action="version", version=f"qzoo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from qzoo import runtimes
 from qzoo.errors import ExportError, GraphError
 from qzoo.export.order import plain_module
+from qzoo.files import temporary_folder
 from qzoo.runtimes.base import Runner, check_tensor, check_threads
 
 
@@ -125,8 +124,8 @@ def load(
         return runtimes.load(module, runtime, threads)
     from qzoo.export import export_onnx
 
-    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
-        path = export_onnx(module, Path(folder) / "model.onnx", target=chosen.target, example=example)
+    with temporary_folder() as folder:
+        path = export_onnx(module, folder / "model.onnx", target=chosen.target, example=example)
         try:
             return runtimes.load(path, runtime, threads)
         except ExportError as error:  # names the temporary file

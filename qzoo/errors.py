@@ -69,9 +69,14 @@ class MissingDependencyError(QzooError, ImportError):
     """An optional package is not installed; the message has the ``pip install`` that brings it."""
 
 
+def one_line(text: str) -> str:
+    """Escape what would move a terminal's cursor, colour its text or begin another line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def printable(text: str) -> str:
     """Escape what would move a terminal's cursor or colour its text; ends of lines stay."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def shown(text: str, length: int = 60) -> str:

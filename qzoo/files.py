@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -58,14 +59,26 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} exists and is no folder")
-    _sweep(folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    lock = _try_lock(scratch)
-    try:
+    with temporary_folder(f".{folder.name}.", folder.parent) as scratch:
         # mkdtemp leaves its folder to the owner alone; another one in it has the permissions that the user wants.
         (scratch / "probe").mkdir()
         scratch.chmod((scratch / "probe").stat().st_mode & 0o777)
         (scratch / "probe").rmdir()
+        yield scratch
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str = "qzoo-", place: Path | None = None) -> Iterator[Path]:
+    """An empty folder that goes at the end; those that killed processes left under the same prefix go first.
+
+    Args:
+        place: where to make it; by default where the system has its temporary files.
+    """
+    place = Path(tempfile.gettempdir()) if place is None else place
+    _sweep(place, prefix)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=place))
+    lock = _try_lock(scratch)
+    try:
         yield scratch
     finally:
         if lock is not None:
@@ -73,15 +86,23 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the scratch folders of killed processes beside ``folder``; a living one holds the lock of its own."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????.tmp"):
-        if left.is_symlink() or not left.is_dir() or time.time() - left.stat().st_mtime < _OLD:
+def _sweep(place: Path, prefix: str) -> None:
+    """Remove the user's scratch folders of killed processes; a living one holds the lock of its own."""
+    for left in place.glob(f"{glob.escape(prefix)}????????.tmp"):
+        try:
+            found = left.lstat()
+        except OSError:  # gone meanwhile
+            continue
+        if not stat.S_ISDIR(found.st_mode) or time.time() - found.st_mtime < _OLD or not _is_own(found):
             continue
         lock = _try_lock(left)
         if lock is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or found.st_uid == os.getuid()
 
 
 def _try_lock(folder: Path) -> int | None:
@@ -90,7 +111,10 @@ def _try_lock(folder: Path) -> int | None:
         import fcntl
     except ImportError:
         return None
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # gone meanwhile, or not ours to open
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
+from qzoo.errors import one_line
+
 T = TypeVar("T")
 
 
@@ -33,6 +35,11 @@ def track(items: Iterable[T], title: str, total: int | None = None, show: bool =
     from rich.progress import TimeRemainingColumn as Remaining
 
     total = length(items) if total is None else total
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, Remaining(), console=Console(file=sys.stderr)) as bar:
-        yield from bar.track(items, total=total, description=title)
+        yield from bar.track(items, total=total, description=one_line(title))

@@ -9,15 +9,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from typing import IO, Any
 
 import numpy as np
 
 from qzoo.bench.timing import Turn
 from qzoo.errors import BenchmarkError
+from qzoo.files import temporary_folder
 
 _TURN = 0.02  # seconds
 # Neither -m nor -c alone: both put the current folder first on the path, where a numpy.py would be imported for NumPy.
@@ -34,13 +33,14 @@ class Process:
 
     def __init__(self, title: str, limit: float = 600.0) -> None:
         self.title, self.limit = title, limit
-        self._folder = tempfile.TemporaryDirectory(prefix="qzoo-")
-        self._log = Path(self._folder.name) / "log"
+        self._scratch = ExitStack()
+        self._folder = self._scratch.enter_context(temporary_folder())
+        self._log = self._folder / "log"
         self._warm = False
         paths = [os.path.abspath(path) for path in sys.path]  # what this process can import, in its order
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-c", _START, self._folder.name, str(limit)],
+                [sys.executable, "-c", _START, str(self._folder), str(limit)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -60,7 +60,7 @@ class Process:
 
     def images(self, images: np.ndarray) -> None:
         """Set the float32 images [B, C, H, W] of the calls to come."""
-        np.ascontiguousarray(images, np.float32).tofile(Path(self._folder.name) / "images")
+        np.ascontiguousarray(images, np.float32).tofile(self._folder / "images")
         self._ask("images", shape=list(images.shape))
         self._warm = False
 
@@ -78,7 +78,7 @@ class Process:
     def run(self) -> np.ndarray:
         """The logits [B, classes] of the images."""
         shape = self._ask("run")["shape"]
-        return np.fromfile(Path(self._folder.name) / "logits", np.float32).reshape(shape)
+        return np.fromfile(self._folder / "logits", np.float32).reshape(shape)
 
     def peak_memory(self) -> int | None:
         """The most memory (resident set, bytes) since the model was loaded; None where it is not known."""
@@ -131,7 +131,7 @@ class Process:
             self._child.kill()
             self._child.wait()
         self._answers.close()
-        self._folder.cleanup()
+        self._scratch.close()
 
     def __enter__(self) -> Process:
         return self

@@ -12,6 +12,7 @@ from typing import Any
 
 from qzoo.bench.results import Report, Row
 from qzoo.cards.figures import clocks_in_words
+from qzoo.errors import one_line
 from qzoo.files import write_text
 
 
@@ -29,7 +30,7 @@ def print_table(report: Report, width: int | None = None) -> None:
     for table in tables:
         console.print(table)
     for line in footnotes(report):
-        console.print(line, highlight=False, markup=False)
+        console.print(one_line(line), highlight=False, markup=False)
 
 
 def footnotes(report: Report) -> list[str]:
@@ -83,7 +84,7 @@ def _table(report: Report) -> Any:
         table.add_column(title, justify="right", no_wrap=True)
     for model in report.models:
         rows = [row for row in report.rows if row.model == model]
-        table.add_row(f"[bold]{model}[/bold]", f"{rows[0].images} images")
+        table.add_row(_bold(model), f"{rows[0].images} images")
         for row in rows:
             table.add_row(*_cells(row, batches))
         table.add_section()
@@ -101,11 +102,11 @@ def _costs(report: Report) -> Any:
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     for model in report.models:
-        table.add_row(f"[bold]{model}[/bold]")
+        table.add_row(_bold(model))
         for row in (row for row in report.rows if row.model == model):
             memory = ["" if m is None else _digits(m / 1e6) for m in (row.idle_rss_bytes, row.peak_rss_bytes)]
             cpu = [f"{_digits(row.latency[b].cpu)}/{_digits(row.latency[b].cpu_p90)}" for b in batches]
-            head = (f"  {row.label}", f"{row.load_seconds:.2f}", _digits(row.first_ms))
+            head = (f"  {_plain(row.label)}", f"{row.load_seconds:.2f}", _digits(row.first_ms))
             table.add_row(*head, *memory, *cpu, _cell(row.sqnr_db))
         table.add_section()
     return table
@@ -116,7 +117,7 @@ def _cells(row: Row, batches: list[int]) -> list[str]:
     top1 = "" if interval is None else f"{_cell(row.top1)} \\[{interval[0]:.1f}, {interval[1]:.1f}]"
     latency = [f"{_digits(row.latency[b].wall)}/{_digits(row.latency[b].wall_p90)}" for b in batches]
     return [
-        f"  {row.label}",
+        f"  {_plain(row.label)}",
         top1,
         _cell(row.agreement),
         *latency,
@@ -124,6 +125,17 @@ def _cells(row: Row, batches: list[int]) -> list[str]:
         "" if row.file_bytes is None else _digits(row.file_bytes / 1e6),
         " / ".join(f"{row.speedup[b][0]:.2f}" for b in batches if b in row.speedup),
     ]
+
+
+def _bold(text: str) -> str:
+    return f"[bold]{_plain(text)}[/bold]"
+
+
+def _plain(text: str) -> str:
+    """A name of a file or a config: neither markup of the table's nor control characters."""
+    from rich.markup import escape
+
+    return escape(one_line(text))
 
 
 def _cell(value: float | None) -> str:

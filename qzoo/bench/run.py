@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from qzoo.data.sets import is_embedded
 from qzoo.deployment import any_batch, load
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
 from qzoo.export.described import Described, described, is_onnx
+from qzoo.files import temporary_folder
 from qzoo.pipeline.parts import measured_images
 from qzoo.progress import track
 from qzoo.zoo.floats import open_model, reference_of
@@ -251,8 +251,8 @@ def _measure(
     if images is None:
         raise DataError("the loader gave no images; check the folder, the split and the subset")
     image, details = images[:1], []
-    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
-        found, notes = contenders(quantized, reference, images, options, calibration, Path(folder))
+    with temporary_folder() as folder:
+        found, notes = contenders(quantized, reference, images, options, calibration, folder)
 
         def score(processes: list[Process]) -> list[Evaluation]:
             if options.details:

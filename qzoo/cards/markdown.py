@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from qzoo.errors import one_line
+
 _Value = TypeVar("_Value")
 _SPECIAL = re.compile(r"[\\`*<>\[\]|!]")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=/@+-]*")
@@ -16,8 +18,7 @@ def escaped(value: _Value) -> _Value:
     """The value with every text in it, such as a config's, as Markdown that shows it and does nothing else."""
     found: Any = value
     if isinstance(value, str):
-        plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
-        found = _SPECIAL.sub(r"\\\g<0>", plain)
+        found = _SPECIAL.sub(r"\\\g<0>", one_line(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {f.name: escaped(getattr(value, f.name)) for f in dataclasses.fields(value)}
         found = dataclasses.replace(value, **changed)

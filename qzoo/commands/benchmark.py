@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import checkpoint_folder, data_arguments
 
 
@@ -76,5 +76,5 @@ def _run(args: argparse.Namespace) -> int:
     print_table(report)
     if args.out is not None:
         for path in write_report(report, args.out):
-            print(path)
+            say(path)
     return 0

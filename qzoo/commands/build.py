@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import checkpoint_folder, dataset_argument, layer_bits
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
@@ -94,13 +94,13 @@ def _run(args: argparse.Namespace) -> int:
         if args.all:
             failed = build_all(job, qat=args.qat)
             if failed:
-                print(f"{len(failed)} failed: {', '.join(failed)}")
+                say(f"{len(failed)} failed: {', '.join(failed)}")
             return 1 if failed else 0
         options = dataclasses.replace(options, float_weights=checkpoint_folder(args.float_weights))
-        folder = build(args.name, options, job, report=None if args.quiet else print)
+        folder = build(args.name, options, job, report=None if args.quiet else say)
         if not args.quiet:
-            print(summary(folder))
-        print(folder)
+            say(summary(folder))
+        say(folder)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import checkpoint_folder, dataset_argument, layer_bits, process_arguments
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
@@ -55,11 +55,11 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     if done.held_back:
         seen = "that no recipe had seen" if args.recipe else "that the ranges come from"
-        print(f"compared on {done.held_back} images {seen}; applied with {done.images}")
+        say(f"compared on {done.held_back} images {seen}; applied with {done.images}")
     if done.raised is not None:
         layers = ", ".join(done.raised.order) or "none is needed"
-        print(f"raised to 8 bits: {layers}")
+        say(f"raised to 8 bits: {layers}")
         bits = f"{done.raised.average_bits:.2f} bits a weight"
-        print(f"agreement {done.raised.agreement:.2f} % on held-back images, {bits}")
-    print(summary(args.out))
+        say(f"agreement {done.raised.agreement:.2f} % on held-back images, {bits}")
+    say(summary(args.out))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import own_folder
 from qzoo.errors import ArgumentError
 
@@ -48,10 +48,10 @@ def _run(args: argparse.Namespace) -> int:
     for folder, name in names.items():
         if name in timed:
             config = record_latency(folder, args.benchmark, busy=args.busy)
-            print(f"{folder}: {len(config.latency)} latencies")
-        print(write_card(folder))
+            say(f"{folder}: {len(config.latency)} latencies")
+        say(write_card(folder))
     if args.readme is not None and update_readme(args.readme):
-        print(args.readme)
+        say(args.readme)
     if args.page is not None and write_page(args.page):
-        print(args.page)
+        say(args.page)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 
 
 def register(add: Add) -> None:
@@ -16,5 +16,5 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.bench.environment import describe
 
     for key, value in describe().items():
-        print(f"{key:22} {value}")
+        say(f"{key:22} {value}")
     return 0

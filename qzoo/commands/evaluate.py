@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
     checkpoint_folder,
     data_arguments,
@@ -13,7 +13,7 @@ from qzoo.commands.arguments import (
     positive,
     process_arguments,
 )
-from qzoo.errors import ArgumentError, printable
+from qzoo.errors import ArgumentError, one_line
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -123,15 +123,13 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
 
 def _print(name: str, target: str, result: Evaluation, said: str) -> None:
     low, high = result.top1_interval
-    print(f"{printable(name)}, {result.images} images{said}, target {target}")
-    print(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
-    print(f"top-5      {result.top5:.2f} %")
-    print(f"loss       {result.loss:.4f}")
-    print(f"speed      {result.images_per_second:.0f} images/s")
+    say(f"{one_line(name)}, {result.images} images{said}, target {target}")
+    say(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
+    say(f"top-5      {result.top5:.2f} %")
+    say(f"loss       {result.loss:.4f}")
+    say(f"speed      {result.images_per_second:.0f} images/s")
     if result.reference is not None:
         low, high = result.reference.top1_interval
-        print(
-            f"float      {result.reference.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), same images"
-        )
-        print(f"agreement  {result.agreement:.2f} % of images have the float model's top-1")
-        print(f"SQNR       {result.sqnr_db:.2f} dB of the logits")
+        say(f"float      {result.reference.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}), same images")
+        say(f"agreement  {result.agreement:.2f} % of images have the float model's top-1")
+        say(f"SQNR       {result.sqnr_db:.2f} dB of the logits")

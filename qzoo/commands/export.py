@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import positive
 from qzoo.scheme import DEFAULT_TARGET, TARGETS
 
@@ -48,15 +48,15 @@ def _run(args: argparse.Namespace) -> int:
     path = qzoo.export_onnx(
         model, args.path, target=args.target, opset=args.opset, batch=args.batch, weights=args.weights
     )
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     quantized = getattr(model, "qzoo_config").scheme is not None  # noqa: B009 - nn.Module hides it from mypy
     for finding in lint(path, args.target) if quantized else []:
-        print(finding)
+        say(finding)
     if not args.check:
         return 0
     count = args.images if args.batch == "dynamic" else args.batch
     result = check(path, model, _images(model, args.data, count), target=args.target)
-    print(result)
+    say(result)
     return 0 if result.sqnr_db >= _WORTH_A_LOOK_DB else 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import data_arguments
 from qzoo.scheme import TARGETS
 
@@ -32,5 +32,5 @@ def _run(args: argparse.Namespace) -> int:
     loader = None
     if args.images and (args.data is not None or is_embedded(config.labels)):
         loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset, batch_size=32)
-    print(qzoo.inspect(model, loader, images=args.images))
+    say(qzoo.inspect(model, loader, images=args.images))
     return 0

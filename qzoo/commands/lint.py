@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.commands import Add
-from qzoo.errors import printable
+from qzoo.commands import Add, say
+from qzoo.errors import one_line
 from qzoo.scheme import TARGETS
 
 if TYPE_CHECKING:
@@ -42,21 +42,21 @@ def _run(args: argparse.Namespace) -> int:
         if not args.json:
             _print(file, report)
     if args.json:
-        print(json.dumps({str(file): [f.to_dict() for f in rows] for file, rows in found.items()}, indent=2))
+        say(json.dumps({str(file): [f.to_dict() for f in rows] for file, rows in found.items()}, indent=2))
     return 1 if any(found.values()) else 0
 
 
 def _print(file: Path, report: Report) -> None:
     findings, target = report.findings, report.target or "all targets"
-    print(
-        f"{printable(str(file))}: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} for {target}"
+    say(
+        f"{one_line(str(file))}: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} for {target}"
     )
     for rule, group in groupby(findings, key=lambda finding: finding.rule):
         rows = list(group)
-        print(f"\n{rule}: {len(rows)} x, hits {', '.join(rows[0].targets)}")
-        print(f"  why: {printable(rows[0].why)}\n  fix: {printable(rows[0].fix)}")
+        say(f"\n{rule}: {len(rows)} x, hits {', '.join(rows[0].targets)}")
+        say(f"  why: {one_line(rows[0].why)}\n  fix: {one_line(rows[0].fix)}")
         for row in rows[:_SHOWN]:
-            print(f"  at   {printable(' > '.join(row.nodes)) or 'the whole graph'}")
+            say(f"  at   {one_line(' > '.join(row.nodes)) or 'the whole graph'}")
         if len(rows) > _SHOWN:
-            print(f"  and {len(rows) - _SHOWN} more places (--json lists all)")
-    print(("\n" if findings else "") + report.summary())
+            say(f"  and {len(rows) - _SHOWN} more places (--json lists all)")
+    say(("\n" if findings else "") + report.summary())

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from qzoo.commands import Add
-from qzoo.errors import QzooError
+from qzoo.commands import Add, say
+from qzoo.errors import QzooError, one_line
 
 if TYPE_CHECKING:
     from qzoo.config import Config, Measurement
@@ -37,7 +37,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         head = ("name", "parameters", "float top-1", "size", "checkpoints")
         rows = [_architecture(name) for name in names]
-    print(_table([head, *rows]))
+    say(_table([head, *rows]))
     return 0
 
 
@@ -124,6 +124,7 @@ def _megabytes(size: int) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width, two spaces between them."""
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)

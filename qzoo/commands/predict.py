@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qzoo.commands import Add
-from qzoo.errors import printable
+from qzoo.commands import Add, say
+from qzoo.errors import one_line
 
 
 def register(add: Add) -> None:
@@ -26,7 +26,7 @@ def _run(args: argparse.Namespace) -> int:
 
     for image, labels in zip(args.images, predict(args.images, args.model, k=args.top), strict=True):
         if len(args.images) > 1:
-            print(printable(str(image)))
+            say(one_line(str(image)))
         for label, probability in labels:
-            print(f"{100 * probability:6.2f} %  {printable(label)}")
+            say(f"{100 * probability:6.2f} %  {one_line(label)}")
     return 0

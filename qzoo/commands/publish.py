@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import own_folder
+from qzoo.errors import one_line
 
 
 def register(add: Add) -> None:
@@ -33,8 +34,8 @@ def _run(args: argparse.Namespace) -> int:
         pin=not args.no_pin,
     )
     for path, size in done.files.items():
-        print(f"{size:12,}  {path}")
-    print(
+        say(f"{size:12,}  {one_line(path)}")
+    say(
         f"{done.repo}: {'dry run, nothing sent' if args.dry_run else f'commit {done.commit}, tag {done.tag}'}"
     )
     return 0

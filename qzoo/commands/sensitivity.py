@@ -6,8 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import data_arguments
+from qzoo.errors import one_line
 from qzoo.scheme import TARGETS
 
 
@@ -41,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
     target = args.target or config.target
-    print(f"{args.name}, target {target}, {found}")
+    say(f"{one_line(args.name)}, target {target}, {found}")
     if args.out is not None:
         args.out.write_text(
             json.dumps({"model": args.name, "target": target, **found.to_dict()}, indent=2) + "\n"

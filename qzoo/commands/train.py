@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from qzoo.commands import Add
+from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
     checkpoint_folder,
     dataset_argument,
@@ -95,6 +95,6 @@ def _run(args: argparse.Namespace) -> int:
             folder = train_checkpoint(args.name, options, job, start=args.start, group=group)
     if group.first:
         if not args.quiet:
-            print(summary(folder))
-        print(folder)
+            say(summary(folder))
+        say(folder)
     return 0

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qzoo.commands import Add
-from qzoo.errors import printable
+from qzoo.commands import Add, say
+from qzoo.errors import one_line
 
 if TYPE_CHECKING:
     from qzoo.config import Config, Measurement
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{f.measured} figures measured" * bool(f.measured),
         ]
         text = "  ".join(word for word in (f.name, f.place, *facts, f.problem, f.note) if word)
-        print(f"{'FAIL' if f.problem else 'ok  '}  {printable(text)}")
+        say(f"{'FAIL' if f.problem else 'ok  '}  {one_line(text)}")
     if nothing:
         print("qzoo: no figure was measured again; --data names the folder of the images", file=sys.stderr)
     return 1 if nothing or any(f.problem for f in findings) else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from qzoo.errors import DataError, ExportError
 from qzoo.export.lint import written_for
 from qzoo.export.lint.graph import Graph
 from qzoo.export.prepare import copy_for
+from qzoo.files import temporary_folder
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import DEFAULT_TARGET, target_named
 
@@ -188,8 +188,8 @@ def compare_layers(
             nodes[name] = last.output[0], graph.int_type(node), float(scale), int(zero)
     if runtime not in ("onnxruntime", "openvino") or not nodes:
         return ()
-    with tempfile.TemporaryDirectory(prefix="qzoo-check-") as folder:
-        copy = _with_outputs(path, [entry[:2] for entry in nodes.values()], Path(folder))
+    with temporary_folder() as folder:
+        copy = _with_outputs(path, [entry[:2] for entry in nodes.values()], folder)
         integers = _run_all(copy, images.to(_input_type(graph)).numpy(), runtime)
     values = _record(simulation, list(nodes), images)
     rows = []

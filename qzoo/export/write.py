@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from qzoo.errors import ExportError
+from qzoo.files import temporary_folder
 
 PROTOBUF_LIMIT = 2**31 - 2**24
 """One protobuf message holds less than 2 GiB; weights beyond go into a file of their own."""
@@ -46,15 +46,15 @@ def _write(graph: Any, given: Path, path: Path, limit: int) -> None:
             f"{str(given)!r} links to another folder, where the file of its weights would not be found: write "
             f"{str(path)!r} itself"
         )
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
+    with temporary_folder(f".{path.name}.", path.parent) as folder:
+        draft = folder / path.name
         ir.save(graph, draft, format="protobuf", external_data=data)
         try:
             onnx.checker.check_model(str(draft), full_check=True)
         except Exception as error:  # onnx has several types for it
             raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
         if data is not None:
-            os.replace(Path(folder) / data, path.parent / data)
+            os.replace(folder / data, path.parent / data)
         os.replace(draft, path)
     for old in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}.data"):
         if old.name != data:

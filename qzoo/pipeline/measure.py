@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from qzoo.config import Measurement, config_of
 from qzoo.errors import MissingDependencyError
 from qzoo.export.onnx import export_onnx
 from qzoo.fields import decode, encode
+from qzoo.files import temporary_folder
 from qzoo.pipeline.parts import Images
 from qzoo.pipeline.steps import Steps
 from qzoo.quantizers import device_of, set_target
@@ -63,8 +63,8 @@ def measure(
     if onnx is not None:
         found.append(rows.row(_Session(onnx), "onnxruntime", scheme, "onnxruntime"))
     elif can_run_onnx():
-        with tempfile.TemporaryDirectory() as scratch:
-            file = export_onnx(model, Path(scratch) / "model.onnx", target="onnxruntime")
+        with temporary_folder() as scratch:
+            file = export_onnx(model, scratch / "model.onnx", target="onnxruntime")
             found.append(rows.row(_Session(file), "onnxruntime", scheme, "onnxruntime"))
     return tuple(found)
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from qzoo.cards.eval_results import write_eval_results
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import CheckpointError, HubError
 from qzoo.export.onnx import export_onnx
-from qzoo.files import exclusive, write_text
+from qzoo.files import exclusive, temporary_folder, write_text
 from qzoo.pipeline.onnx_files import onnx_name, with_files
 from qzoo.release.upload import tag_commit, upload
 from qzoo.zoo import hub
@@ -74,8 +73,8 @@ def publish(
         raise HubError(f"{config.name} has no measured figures; `qzoo build {config.name}` measures")
     repo = repo or f"{os.environ.get('QZOO_HUB_ORG', 'qzoo')}/{config.name}"
     hub.check_repository(repo)
-    with tempfile.TemporaryDirectory(prefix="qzoo-publish-") as scratch:
-        staged = _stage(Path(folder), config, Path(scratch), repo)
+    with temporary_folder() as scratch:
+        staged = _stage(Path(folder), config, scratch, repo)
         files = {p.relative_to(staged).as_posix(): p.stat().st_size for p in staged.rglob("*") if p.is_file()}
         tag = f"v{config.qzoo_version}"
         if dry_run:

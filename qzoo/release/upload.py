@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +10,7 @@ from qzoo.cards.card import write_card
 from qzoo.cards.eval_results import write_eval_results
 from qzoo.config import config_of
 from qzoo.errors import HubError
+from qzoo.files import temporary_folder
 from qzoo.version import __version__
 from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import save_pretrained
@@ -47,8 +47,8 @@ def push_to_hub(
     """
     hub.check_repository(repo_id)
     check_token(token)
-    with tempfile.TemporaryDirectory(prefix="qzoo-push-") as scratch:
-        folder = save_pretrained(model, Path(scratch) / "checkpoint")
+    with temporary_folder() as scratch:
+        folder = save_pretrained(model, scratch / "checkpoint")
         write_card(folder, repo_id)
         write_eval_results(folder)
         message = commit_message or f"{config_of(model).name}, qzoo {__version__}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from qzoo.cards.eval_results import eval_results
 from qzoo.config import Config, Measurement, read_config
 from qzoo.errors import QzooError
 from qzoo.export.onnx import export_onnx
+from qzoo.files import temporary_folder
 from qzoo.pipeline.measure import can_run_onnx
 from qzoo.pipeline.onnx_files import onnx_name
 from qzoo.progress import track
@@ -132,9 +132,9 @@ def _files_problem(folder: Path, config: Config, repo: str) -> str:
 def _measure_again(finding: Finding, folder: Path, model: nn.Module, config: Config, load: Load) -> Finding:
     """The finding with what its recorded figures are today."""
     measured, missing = 0, ""
-    with tempfile.TemporaryDirectory(prefix="qzoo-verify-") as scratch:
+    with temporary_folder() as scratch:
         for row in config.metrics:
-            run = _as_measured(row, folder, model, config, Path(scratch))
+            run = _as_measured(row, folder, model, config, scratch)
             if run is None:
                 continue
             images = load(config, row)

@@ -68,6 +68,17 @@ def test_table_fits_and_holds_the_figures(report: Report, capsys) -> None:
     assert "…" not in text, "nothing may be cut off"
 
 
+def test_names_in_the_table_are_no_markup_and_move_no_cursor(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "[link=x]a\x1b[2J\r"
+    rows = tuple(dataclasses.replace(r, model=name, runtime=name) for r in report.rows)
+    print_table(dataclasses.replace(report, rows=rows, notes=(name,)))
+    text = capsys.readouterr().out
+    assert text.count("[link=x]a\\x1b[2J\\r") >= 8
+    assert "\x1b" not in text
+
+
 def test_many_batches_are_not_cut_off_in_a_file(report: Report, capsys) -> None:
     timing = report.rows[1].latency[8]
     batches = [1, 8, 32, 64]

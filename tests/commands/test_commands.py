@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -19,9 +20,11 @@ from torch import Tensor
 
 import qzoo
 from qzoo.__main__ import COMMANDS, main
+from qzoo.commands import say
 from qzoo.config import config_of
 from qzoo.data import load_data
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.progress import track
 
 ROOT = Path(qzoo.__file__).parent.parent
 
@@ -305,6 +308,23 @@ def test_the_module_runs_as_a_command() -> None:
     assert "benchmark" in result.stdout
 
 
+def test_the_module_runs_no_python_files_of_the_current_folder(tmp_path: Path) -> None:
+    for name in (*HOSTILE, "argparse", "contextlib", "collections", "platform"):
+        # Python imports these itself, or qzoo from here, before qzoo's first line (SECURITY.md)
+        if name not in ("qzoo", "typing", "sitecustomize", "usercustomize", "zlib"):
+            (tmp_path / f"{name}.py").write_text("raise SystemExit('it ran ' + __name__)\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "qzoo", "env"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "kernels (cpu)" in result.stdout
+
+
 def test_what_is_printed_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "x\x1b[2J\x1b]0;title\x07\u202e"
     value = onnx.helper.make_tensor_value_info("v", onnx.TensorProto.FLOAT, [1, 3, 8, 8])
@@ -320,3 +340,33 @@ def test_what_is_printed_moves_no_cursor(tmp_path: Path, capsys: pytest.CaptureF
     said = "".join(capsys.readouterr())
     assert "x\\x1b[2J" in said
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", said)
+
+
+def test_tables_warnings_and_bars_move_no_cursor(
+    qzoo_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "x\x1b[2J\r\u202e"
+    net = tmp_path / "net.py"
+    net.write_text(f"import warnings\nprint(warnings.formatwarning({name!r}, UserWarning, {name!r}, 1))\n")
+    (qzoo_home / "checkpoints" / f"resnet20.{name}").mkdir(parents=True)
+    config = json.loads((ROOT / "model_cards" / "resnet20.fmnist-w8a8" / "config.json").read_text())
+    for folder in (f"resnet20.{name}", "resnet20.mine-w8a8"):
+        (qzoo_home / "checkpoints" / folder).mkdir(parents=True, exist_ok=True)
+        changed = json.dumps({**config, "architecture": name})
+        (qzoo_home / "checkpoints" / folder / "config.json").write_text(changed)
+    main(["list", "--pretrained", "--import", str(net)])
+    with pytest.raises(SystemExit):
+        main(["list", "--" + name, name, name])
+    list(track([1], f"[link=x]{name}"))
+    say(name)
+    said = "".join(capsys.readouterr())
+    assert said.count("x\\x1b[2J\\r\\u202e") >= 4
+    assert "[link=x]" in said
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", said)
+
+
+def test_commands_print_by_say_alone() -> None:
+    for path in Path(qzoo.commands.__file__).parent.glob("[a-z]*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+                assert "file=sys.stderr" in ast.unparse(node), f"{path.name}:{node.lineno}"

@@ -388,6 +388,38 @@ with scratch_beside(pathlib.Path(sys.argv[1])) as scratch:
     assert [path.name for path in tmp_path.iterdir() if path.name != "qzoo-home"] == ["c"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")
+def test_temporary_folders_of_killed_commands_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else is: not a living one's, not a folder or a link of the user's own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = (
+        "import os; from qzoo.files import temporary_folder as make; m = make(); m.__enter__(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    (left,) = tmp_path.glob("qzoo-*.tmp")
+    own = [tmp_path / "qzoo-20261129", tmp_path / "qzoo-results.tmp.d", tmp_path / "other-12345678.tmp"]
+    for path in own:
+        path.mkdir()
+    (tmp_path / "qzoo-elsewher.tmp").symlink_to(own[0])
+    with files.temporary_folder() as living:
+        for path in (left, living, *own):
+            os.utime(path, (0, 0))
+        with files.temporary_folder() as other:
+            assert not left.exists()
+            assert other.parent == tmp_path
+            assert all(path.is_dir() for path in (living, *own))
+            assert (tmp_path / "qzoo-elsewher.tmp").is_symlink()
+
+
+def test_commands_make_temporary_folders_that_are_swept() -> None:
+    """``tempfile``'s own stay for ever where a process is killed."""
+    for path in Path(qzoo.__file__).parent.rglob("*.py"):
+        if path.name != "files.py":
+            assert "TemporaryDirectory(" not in path.read_text(), path
+
+
 def test_files_are_not_placed_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from qzoo.errors import GraphError
+from qzoo.errors import GraphError, one_line
 from qzoo.export.lint.load import array_of, constants_of, nodes_within, read_model, type_name
 from qzoo.export.lint.shapes import shapes_of
 
@@ -367,4 +367,4 @@ def attribute(node: NodeProto, name: str, default: int) -> int:
 def label(node: NodeProto) -> str:
     """The node's name, or that of its first output where it has none; control characters are escaped."""
     name = node.name or next(iter(node.output), node.op_type)
-    return name if name.isprintable() else repr(name)[1:-1]
+    return one_line(name)
