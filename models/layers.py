@@ -32,13 +32,23 @@ def conv2d(
     nonnegative: bool = False,
     edge: bool = False,
 ) -> nn.Module:
-    """A 2-d convolution, [N, in, H, W] -> [N, out, H', W'].
+    """Make a 2-d convolution of a network, [N, in, H, W] -> [N, out, H', W'], quantized or not.
 
     Args:
+        in_channels, out_channels, kernel_size, stride, groups, bias: as of ``nn.Conv2d``.
         padding: zeros on every side, or ``"same"``: TensorFlow's rule, H' = ceil(H / stride) (:func:`pad_same`).
         quantize: quantizes input (per tensor) and weight (per output channel) when given.
         nonnegative: the input is never below zero.
         edge: the model's first or last layer, which keeps 8 bits where others have few (``Scheme.edge_bits``).
+
+    Returns:
+        ``nn.Conv2d``, or the quantized layer with the same parameters.
+
+    Example:
+        >>> conv2d(3, 16, 3, padding=1)
+        Conv2d(3, 16, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+        >>> type(conv2d(3, 16, 3, padding=1, quantize=qzoo.Scheme()))
+        <class 'qzoo.quant.nn.modules.quant_conv.QuantConv2d'>
     """
     if edge and quantize is not None:
         quantize = quantize.edge
@@ -74,7 +84,19 @@ def linear(
     nonnegative: bool = False,
     edge: bool = False,
 ) -> nn.Module:
-    """A linear layer with bias, [..., in] -> [..., out]; arguments as in :func:`conv2d`."""
+    """Make a linear layer of a network, with bias, [..., in] -> [..., out], quantized or not.
+
+    Args:
+        in_features, out_features: sizes of the last dimension.
+        quantize, nonnegative, edge: as of :func:`conv2d`.
+
+    Returns:
+        ``nn.Linear``, or the quantized layer with the same parameters.
+
+    Example:
+        >>> linear(64, 10)
+        Linear(in_features=64, out_features=10, bias=True)
+    """
     if quantize is None:
         return nn.Linear(in_features, out_features)
     if edge:
@@ -91,17 +113,29 @@ def linear(
 
 
 class Conv2dSame(nn.Conv2d):
-    """``nn.Conv2d`` with TensorFlow's "SAME" padding."""
+    """``nn.Conv2d`` with TensorFlow's "same" padding: [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)].
+
+    Example:
+        >>> Conv2dSame(3, 8, 3, stride=2)(torch.zeros(1, 3, 15, 15)).shape
+        torch.Size([1, 8, 8, 8])
+    """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(pad_same(input, self.kernel_size, self.stride), weight, bias)
 
 
 def init_weights(model: nn.Module) -> None:
-    """He initialization of the convolutions (arXiv:1502.01852, fan-out); BatchNorm starts as the identity.
+    """Initialize a network's convolutions as He et al. do (arXiv:1502.01852, fan-out), in place.
 
-    A grouped convolution's fan-out counts the outputs that one of its inputs reaches, so depthwise ones start
-    as large as dense ones do.
+    BatchNorm starts as the identity. A grouped convolution's fan-out counts the outputs that one of its inputs
+    reaches, so depthwise ones start as large as dense ones do.
+
+    Args:
+        model: the network.
+
+    Example:
+        >>> network = torch.nn.Sequential(conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU())
+        >>> init_weights(network)
     """
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):

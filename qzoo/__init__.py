@@ -2,6 +2,11 @@
 
 Names are resolved on first use, so that importing the package costs next to nothing. ``qzoo.resnet50`` and
 every other architecture is a function, see :func:`qzoo.create_model`.
+
+Examples in docstrings take ``import qzoo, torch`` as given, and what a reader has at hand: a calibrated
+``model``, such as ``qzoo.create_model("resnet20.fmnist-w8a8", pretrained=True)``, preprocessed ``images`` for it, a
+``loader`` of such images with their labels (:func:`qzoo.data.load_data`), and the files ``photo.jpg`` and
+``model.onnx``.
 """
 
 from __future__ import annotations

@@ -31,6 +31,11 @@ class Fidelity:
         agreeing: number of images with the same highest logit.
         signal: sum of squared logits of the reference.
         noise: sum of squared differences; infinite where a logit of either is not finite.
+
+    Example:
+        >>> reference = torch.tensor([[1.0, 3.0], [2.0, 0.0]])
+        >>> Fidelity.of(reference, reference + torch.tensor([0.5, 0.0])).agreement
+        100.0
     """
 
     images: int = 0
@@ -87,7 +92,18 @@ class Fidelity:
 
 
 def sqnr(reference: Tensor, other: Tensor) -> float:
-    """Signal-to-quantization-noise ratio of two tensors of one shape, in dB; see :attr:`Fidelity.sqnr_db`."""
+    """Compute the signal-to-quantization-noise ratio (SQNR) of two tensors of one shape, in dB.
+
+    Args:
+        reference, other: tensors of one shape.
+
+    Returns:
+        As :attr:`Fidelity.sqnr_db`: infinite where they are equal, -infinite where one is not finite.
+
+    Example:
+        >>> sqnr(torch.tensor([10.0, 0.0]), torch.tensor([9.0, 0.0]))
+        20.0
+    """
     return decibel(*_energies(other.double(), reference.double()))
 
 
@@ -99,7 +115,18 @@ def _energies(values: Tensor, expected: Tensor) -> tuple[float, float]:
 
 
 def decibel(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``, infinite without noise, -infinite without signal or where one is not finite."""
+    """Convert a signal and its noise to decibels, ``10 log10(signal / noise)``.
+
+    Args:
+        signal, noise: sums of squares.
+
+    Returns:
+        Infinite without noise; -infinite without signal, or where one is not finite.
+
+    Example:
+        >>> decibel(100.0, 1.0)
+        20.0
+    """
     if not (math.isfinite(signal) and math.isfinite(noise)):
         return -math.inf
     if noise == 0:
@@ -108,11 +135,22 @@ def decibel(signal: float, noise: float) -> float:
 
 
 def run(model: Callable[[Tensor], Any], images: Tensor) -> Any:
-    """Call a model on a batch of images, and say in plain words what it can't take.
+    """Run a model on a batch of images, and say in plain words what it can't take.
+
+    Args:
+        model: a module, or any callable.
+        images: [B, C, H, W].
+
+    Returns:
+        What the model returns.
 
     Raises:
         DataError: a model with more inputs than one, or images of a type that its weights don't have; other errors of
             the model are raised as they are.
+
+    Example:
+        >>> run(model, images).shape
+        torch.Size([8, 10])
     """
     try:
         return model(images)
@@ -127,8 +165,19 @@ def run(model: Callable[[Tensor], Any], images: Tensor) -> Any:
 def output_of(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Run a model that returns one tensor.
 
+    Args:
+        model: a module, or any callable.
+        images: [B, C, H, W].
+
+    Returns:
+        The tensor.
+
     Raises:
         DataError: it returns something else, such as a dictionary or a pair; see :func:`run`.
+
+    Example:
+        >>> output_of(model, images).shape
+        torch.Size([8, 10])
     """
     result = run(model, images)
     if isinstance(result, Tensor):
@@ -147,8 +196,19 @@ def output_of(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
 def logits_of(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Run a classifier.
 
+    Args:
+        model: a module, or any callable.
+        images: [B, C, H, W].
+
+    Returns:
+        The logits [B, classes].
+
     Raises:
         DataError: it returns something else, such as a dictionary, or logits of every pixel; see :func:`run`.
+
+    Example:
+        >>> logits_of(model, images).argmax(1)[:4]
+        tensor([9, 2, 1, 1])
     """
     logits = output_of(model, images)
     if logits.dim() != 2 or len(logits) != len(images) or not logits.shape[1]:
@@ -200,13 +260,22 @@ def _name(model: Any) -> str:
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a share, in percent (Wilson, 1927, "Probable inference").
+    """Compute the Wilson score interval of a share, in percent (Wilson, 1927, "Probable inference").
 
     Args:
+        successes, trials: counts.
         z: quantile of the normal distribution; the default gives 95 %.
+
+    Returns:
+        Lower and upper bound, in percent.
 
     Raises:
         ValueError: no trials, or more successes than trials.
+
+    Example:
+        >>> low, high = wilson_interval(90, 100)
+        >>> round(low, 1), round(high, 1)
+        (82.6, 94.5)
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ArgumentError(f"{successes} successes of {trials} trials is no share")
@@ -218,7 +287,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over labelled images measured. Shares are in percent.
+    """Accuracy and fidelity from one pass over labelled images. Shares are in percent.
 
     Attributes:
         images: number of images.
@@ -230,6 +299,11 @@ class Evaluation:
         sqnr_db: 10 log10(sum of squared reference logits / sum of squared differences), -infinite where a logit is
             not finite, None without one.
         reference: the reference's own evaluation on the same images, None without one.
+
+    Example:
+        >>> result = qzoo.evaluate(model, loader, reference=model, progress=False)
+        >>> result.agreement, result.sqnr_db
+        (100.0, inf)
     """
 
     images: int
@@ -323,7 +397,7 @@ def evaluate(
     progress: bool = True,
     group: Group | None = None,
 ) -> Evaluation:
-    """Measure accuracy on labelled images, and fidelity to ``reference`` when given.
+    """Evaluate a model on labelled images: accuracy, and fidelity to ``reference`` when given.
 
     Args:
         model: a module (put into eval mode for the pass, and back) or any callable, images [B, C, H, W] -> logits
@@ -334,9 +408,17 @@ def evaluate(
         group: the processes that share the batches; each gets the figures of all images, the same to the bit as
             one process with as many threads. Every process passes a loader of all images.
 
+    Returns:
+        Top-1 and top-5 with their intervals, loss and speed; agreement and SQNR with a reference.
+
     Raises:
         DataError: the loader is empty; images, labels or outputs of another form.
         DistributedError: another process has ended, or a loader that can't be dealt out.
+
+    Example:
+        >>> result = qzoo.evaluate(model, loader, progress=False)
+        >>> result.images, result.top1
+        (16, 93.75)
     """
     group = group or Group()
     mine: list[_Batch] = []

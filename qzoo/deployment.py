@@ -82,7 +82,7 @@ def deploy(
     threads: int | None = None,
     example: Tensor | None = None,
 ) -> Deployed:
-    """Put a model into a runtime: ``fast = qzoo.deploy(model)``, then ``logits = fast(images)``.
+    """Deploy a model in a runtime: export it, load the file, and call it on torch tensors.
 
     Warns when less than half of the multiply-adds of a quantized model will run in int8 there (:func:`qzoo.lint` names
     the reasons).
@@ -95,11 +95,19 @@ def deploy(
         threads: that one call may use on the CPU; torch's own number by default.
         example: a batch of the size to export for; not needed for zoo models.
 
+    Returns:
+        A module: images [B, C, H, W] to logits [B, classes], on the device of the images, without gradient.
+
     Raises:
         MissingDependencyError: the runtime is not installed; the message has the line that installs it.
         ExportError: the model can't be exported for it, or the runtime can't load the file.
         TypeError: neither a module nor a path; threads that are no whole number.
         ValueError: an unknown runtime, or no threads.
+
+    Example:
+        >>> fast = qzoo.deploy(model, runtime="onnxruntime")
+        >>> fast(images).shape
+        torch.Size([8, 10])
     """
     chosen = torch.get_num_threads() if threads is None else threads
     runner = load(source, runtime, chosen, example)

@@ -17,7 +17,14 @@ _Model = TypeVar("_Model", bound="HubMixin")
 
 
 class HubMixin:
-    """Base of a network beside ``nn.Module``; the registry must know its builder."""
+    """Base class that gives a network ``from_pretrained``, ``save_pretrained`` and ``push_to_hub``.
+
+    It stands beside ``nn.Module``; the registry must know the network's builder.
+
+    Example:
+        >>> folder = model.save_pretrained("my-resnet20")
+        >>> model = type(model).from_pretrained("my-resnet20")
+    """
 
     @classmethod
     def from_pretrained(

@@ -72,8 +72,11 @@ def predict(
         ValueError: an unknown runtime, ``k`` below 1.
 
     Example:
-        >>> qzoo.predict("photo.jpg", "tf_efficientnet_lite0", k=1)
-        [('tabby, tabby cat', 0.71)]
+        >>> labels = qzoo.predict("photo.jpg", "resnet20.fmnist-w8a8", runtime="pytorch", k=2)
+        >>> for label, probability in labels:
+        ...     print(f"{label}: {probability:.0%}")
+        Ankle boot: ...%
+        Dress: ...%
     """
     if k < 1:
         raise ArgumentError(f"k must be at least 1, not {k}")

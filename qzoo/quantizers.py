@@ -25,16 +25,37 @@ logger = logging.getLogger(__name__)
 
 
 def quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Find all quantizers of a model, by name; what occurs twice has its first name."""
+    """Find all quantizers of a model, by name.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The quantizers in the order of ``named_modules``; what occurs twice has its first name.
+
+    Example:
+        >>> list(quantizers(model))[:2]
+        ['conv1._input_quantizer', 'conv1._weight_quantizer']
+    """
     return {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
 
 
 def require_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     """Find all quantizers of a model that must have some.
 
+    Args:
+        model: a module.
+
+    Returns:
+        The quantizers by name, see :func:`quantizers`.
+
     Raises:
         CalibrationError: there are none.
         ArgumentError: what is given is no module.
+
+    Example:
+        >>> len(require_quantizers(model))
+        64
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
@@ -49,12 +70,35 @@ def require_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
 
 
 def active_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Find the quantizers that quantize, by name."""
+    """Find the quantizers that are switched on, by name.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Those whose quantization stage is on and that are not disabled.
+
+    Example:
+        >>> set(quantizers(model)) == set(active_quantizers(model))
+        True
+    """
     return {name: quantizer for name, quantizer in quantizers(model).items() if quantizer.is_on}
 
 
 def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantizer]]:
-    """Find every quantized weight by its state-dict key, with its quantizer."""
+    """Find the quantized weights of a model, each with its quantizer.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Weight and quantizer by the weight's key in the state dict.
+
+    Example:
+        >>> weight, quantizer = weight_quantizers(model)["conv1.weight"]
+        >>> tuple(weight.shape), tuple(quantizer.amax.shape)
+        ((16, 1, 3, 3), (16, 1, 1, 1))
+    """
     return {
         f"{name}.weight" if name else "weight": (module.weight, quantizer)
         for name, module in model.named_modules()
@@ -64,7 +108,18 @@ def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantiz
 
 
 def name_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Tell every quantizer its place in the model, for error messages. Returns them by name."""
+    """Name the quantizers of a model by their place in it, for error messages.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The quantizers by name.
+
+    Example:
+        >>> name_quantizers(model)["fc._input_quantizer"].name
+        'fc._input_quantizer'
+    """
     found = quantizers(model)
     for name, quantizer in found.items():
         quantizer.name = name
@@ -72,7 +127,18 @@ def name_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Find the device of a model's first parameter; the CPU, where it has none."""
+    """Find the device of a model: that of its first parameter, or the CPU where it has none.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The device.
+
+    Example:
+        >>> device_of(model)
+        device(type='cpu')
+    """
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -93,7 +159,7 @@ def activation_quantizer(scheme: Scheme | None, role: str, nonnegative: bool = F
     Example:
         >>> activation_quantizer(None, "residual")
         Identity()
-        >>> activation_quantizer(Scheme(target="onnxruntime"), "residual", nonnegative=True).unsigned
+        >>> activation_quantizer(qzoo.Scheme(target="onnxruntime"), "residual", nonnegative=True).unsigned
         True
     """
     if scheme is None:
@@ -105,7 +171,24 @@ def activation_quantizer(scheme: Scheme | None, role: str, nonnegative: bool = F
 def adopt(
     scheme: Scheme, quantizer: TensorQuantizer, role: str, nonnegative: bool = False
 ) -> TensorQuantizer:
-    """Give a quantizer its role, demand a calibrated range of it, and switch it as the scheme's target wants."""
+    """Adopt a quantizer into a scheme: give it a role, and switch it as the scheme's target wants.
+
+    From then on it refuses to run without a calibrated range.
+
+    Args:
+        scheme: bits and target.
+        quantizer: changed in place.
+        role: one of :data:`qzoo.scheme.ROLES`.
+        nonnegative: its input is never below zero.
+
+    Returns:
+        The quantizer.
+
+    Example:
+        >>> from qzoo.quant import TensorQuantizer
+        >>> adopt(qzoo.Scheme(), TensorQuantizer(), "residual").role
+        'residual'
+    """
     if role not in ROLES:
         raise ArgumentError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
     quantizer.role, quantizer.nonnegative, quantizer.dynamic = role, nonnegative, False
@@ -114,15 +197,34 @@ def adopt(
 
 
 def activation_descriptor(scheme: Scheme) -> QuantDescriptor:
-    """Describe the quantizer of an activation: per tensor, full range, a histogram (one pass serves every method)."""
+    """Describe the quantizer of an activation: one range per tensor, found from a histogram.
+
+    Args:
+        scheme: the bits; one pass over the data serves every calibration method.
+
+    Returns:
+        The descriptor, for the quantized layers' ``quant_desc_input``.
+
+    Example:
+        >>> activation_descriptor(qzoo.Scheme(activation_bits=4)).num_bits
+        4
+    """
     return QuantDescriptor(scheme.activation_bits, calib_method="histogram")
 
 
 def weight_descriptor(scheme: Scheme, inputs: int = 0) -> QuantDescriptor:
-    """Describe a weight's quantizer: a range per output channel (axis 0), narrow.
+    """Describe the quantizer of a weight: a range per output channel (axis 0), narrow.
 
     Args:
+        scheme: the bits.
         inputs: the weight's size along axis 1; where it divides into the scheme's groups, each has a range of its own.
+
+    Returns:
+        The descriptor, for the quantized layers' ``quant_desc_weight``.
+
+    Example:
+        >>> weight_descriptor(qzoo.Scheme(weight_bits=4)).axis
+        0
     """
     block = (1, scheme.group) if scheme.group and inputs and inputs % scheme.group == 0 else None
     if scheme.weight_format != "int":
@@ -134,15 +236,21 @@ def weight_descriptor(scheme: Scheme, inputs: int = 0) -> QuantDescriptor:
 
 
 def set_target(model: nn.Module, target: str) -> nn.Module:
-    """Switch the simulation, in place, to what that runtime will compute. Returns the model.
+    """Set the target of a model, in place: simulate what that runtime will compute.
 
     Quantizers without a role (not the zoo's) are left alone; where all are without one, a warning says so.
+
+    Args:
+        model: of the zoo, with quantizers.
+        target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+
+    Returns:
+        The model.
 
     Raises:
         ValueError: an unknown target.
 
     Example:
-        >>> import qzoo
         >>> model = qzoo.set_target(qzoo.resnet20(quantize=True), "openvino")
     """
     if switch_target(model, target) == 0:
@@ -157,7 +265,22 @@ def set_target(model: nn.Module, target: str) -> nn.Module:
 
 
 def switch_target(model: nn.Module, target: str) -> int:
-    """Switch the quantizers that have a role to what the target wants, in place. Returns their number."""
+    """Switch the quantizers that have a role to what a target wants, in place; :func:`set_target` without its warning.
+
+    Args:
+        model: any module.
+        target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+
+    Returns:
+        The number of quantizers that have a role.
+
+    Raises:
+        ValueError: an unknown target.
+
+    Example:
+        >>> switch_target(model, "tensorrt")
+        64
+    """
     chosen = target_named(target)
     found = [quantizer for quantizer in quantizers(model).values() if quantizer.role]
     for quantizer in found:
@@ -176,10 +299,17 @@ def _switch(quantizer: TensorQuantizer, target: Target) -> None:
 
 @contextmanager
 def quantizers_off(model: nn.Module) -> Iterator[None]:
-    """Make it the float model within: no quantizer changes what passes through it.
+    """Turn all quantizers off within a ``with`` block, so that the model computes in float.
+
+    Args:
+        model: a module with quantizers.
 
     Raises:
         CalibrationError: the model has no quantizers.
+
+    Example:
+        >>> with quantizers_off(model):
+        ...     logits = model(images)  # the float model's
     """
     found = require_quantizers(model).values()
     with switches_restored(found):
@@ -190,7 +320,16 @@ def quantizers_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def switches_restored(found: Iterable[TensorQuantizer]) -> Iterator[None]:
-    """Put the switches and the calibrators of quantizers back afterwards, also after an error."""
+    """Restore the switches and the calibrators of quantizers after a ``with`` block, also after an error.
+
+    Args:
+        found: the quantizers.
+
+    Example:
+        >>> with switches_restored(quantizers(model).values()):
+        ...     qzoo.set_target(model, "tensorrt").qzoo_config.target
+        'onnxruntime'
+    """
     before = [(quantizer, quantizer.switches, quantizer.calibrator) for quantizer in found]
     try:
         yield
@@ -200,10 +339,23 @@ def switches_restored(found: Iterable[TensorQuantizer]) -> Iterator[None]:
 
 
 def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:
-    """Give the layers of ``scheme.layers`` their bits, in place. Returns the model, which was built with the scheme.
+    """Set the bits of the single layers that ``scheme.layers`` names (mixed precision), in place.
+
+    Args:
+        model: built with the scheme.
+        scheme: with ``layers``.
+
+    Returns:
+        The model.
 
     Raises:
         QuantizationError: the model has no quantized layer of that name.
+
+    Example:
+        >>> scheme = qzoo.Scheme(4, 8, layers=(("fc", 8),))
+        >>> model = set_layer_bits(qzoo.resnet20(quantize=scheme), scheme)
+        >>> quantizers(model)["fc._weight_quantizer"].num_bits
+        8
     """
     modules = dict(model.named_modules()) if scheme.layers else {}
     for name, bits in scheme.layers:

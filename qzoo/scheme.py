@@ -35,12 +35,17 @@ _SCHEME = re.compile(SCHEME_PATTERN)
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime's wishes: the roles that are quantized, and the type of non-negative activations.
+    """Placement of quantizers for a runtime: the roles that are quantized, and the type of non-negative activations.
 
     Attributes:
         roles: quantizers with another role are off.
         unsigned: non-negative activations are uint8 with zero point 0 (ONNX Runtime drops a ReLU only then);
             False keeps them int8, as TensorRT demands.
+
+    Example:
+        >>> from qzoo.scheme import TARGETS
+        >>> TARGETS["tensorrt"].unsigned
+        False
     """
 
     name: str
@@ -73,6 +78,12 @@ class Scheme:
             logits); 0 is 8 where activations have fewer than 8, else the bits of the other layers.
         layers: mixed precision: ``(name, bits)`` of single layers, such as ``("layer1.0.conv1", 8)``. Their weights
             have these bits, their inputs at least as many (:func:`qzoo.quantizers.set_layer_bits`).
+
+    Example:
+        >>> Scheme.parse("w4a8").weight_bits
+        4
+        >>> str(Scheme(weight_bits=8, activation_bits=8, target="openvino"))
+        'w8a8'
     """
 
     weight_bits: int = 8
@@ -133,7 +144,22 @@ class Scheme:
 
 
 def as_scheme(quantize: bool | str | Scheme | None) -> Scheme | None:
-    """What users pass as ``quantize=``: True is W8A8, a text is parsed, False and None mean a float model."""
+    """Convert what users pass as ``quantize=`` to a scheme.
+
+    Args:
+        quantize: True is W8A8, a text is parsed; False and None mean a float model.
+
+    Returns:
+        The scheme, or None for a float model.
+
+    Raises:
+        ValueError: a text of another form.
+        TypeError: something else.
+
+    Example:
+        >>> str(as_scheme(True)), as_scheme("w4a8").weight_bits, as_scheme(None)
+        ('w8a8', 4, None)
+    """
     if isinstance(quantize, Scheme):
         return quantize
     if isinstance(quantize, str):
@@ -146,12 +172,41 @@ def as_scheme(quantize: bool | str | Scheme | None) -> Scheme | None:
 
 
 def target_named(name: str) -> Target:
-    """The target of that name. Raises ValueError that lists the known ones."""
+    """Look up a target by its name.
+
+    Args:
+        name: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+
+    Returns:
+        The target.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+
+    Example:
+        >>> target_named("openvino").unsigned
+        True
+    """
     if name not in TARGETS:
         raise ArgumentError(f"no target {name!r}; expected one of {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
 def with_target(scheme: Scheme, target: str) -> Scheme:
-    """The same scheme for another target."""
+    """Copy a scheme for another target.
+
+    Args:
+        scheme: bits and target.
+        target: the name of the other target.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: an unknown target.
+
+    Example:
+        >>> with_target(qzoo.Scheme(), "tensorrt").target
+        'tensorrt'
+    """
     return replace(scheme, target=target)

@@ -124,7 +124,7 @@ class _Counts:
 
 @torch.no_grad()
 def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: int = 64) -> Inspection:
-    """List the quantizers: bits, range, and on data the share that saturates and the levels that stay unused.
+    """Inspect the quantizers of a model: bits, range, and on data the share that saturates and the levels unused.
 
     Weights are always counted; activations where a quantizer is on, as the quantized model has them.
 
@@ -133,9 +133,20 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
         loader: batches of images [B, C, H, W], alone or first in a tuple; None leaves activations uncounted.
         images: number of images to count on.
 
+    Returns:
+        A row for each quantizer; ``str()`` is a table.
+
     Raises:
         CalibrationError: the model has no quantizers.
         DataError: the loader gave no images.
+
+    Example:
+        >>> print(qzoo.inspect(model, loader))
+        64 quantizers, 64 on, activations counted on 16 images
+        CifarResNet                    format   ranges                range   largest  satur. %  dead %
+        ├─ conv1
+        │  ├─ _input_quantizer         int8          1                2.018     2.023     1.307    30.1
+        ...
     """
     quantizers = require_quantizers(model)
     counts = {name: _Counts(quantizer) for name, quantizer in quantizers.items()}

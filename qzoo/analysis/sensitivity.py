@@ -106,7 +106,7 @@ class _Unit:
 def sensitivity(
     model: nn.Module, loader: Iterable[Any], *, images: int = 64, progress: bool = True
 ) -> Sensitivity:
-    """Quantize one layer at a time, and all but one, and rank the layers by the loss.
+    """Rank the layers by what their quantization costs: one layer at a time, and all but one.
 
     Exact, and cheaper than a pass for each: the part of the network before a layer is computed once (float, and
     quantized) and kept, so that only what follows the layer runs again. Memory: the outputs of the blocks of one batch.
@@ -117,10 +117,21 @@ def sensitivity(
         images: stop after this many.
         progress: show a progress bar.
 
+    Returns:
+        A row for each layer, the most sensitive first; ``str()`` is a table.
+
     Raises:
         CalibrationError: no quantizer is on.
         MissingRangeError: one has no range.
         DataError: no images.
+
+    Example:
+        >>> print(qzoo.sensitivity(model, loader, images=2, progress=False))
+        2 images; all quantized: SQNR 30.86 dB, agreement 100.00 %
+                                 only this one quantized   all but this one
+        layer                    SQNR, dB  agree, %   SQNR, dB  agree, %   gain, dB
+        conv1                       36.24    100.00      39.25    100.00      +8.39
+        ...
     """
     if images < 1:
         raise ArgumentError(f"images must be at least 1, not {images}")

@@ -15,16 +15,26 @@ from qzoo.preprocessing import Preprocessing
 
 
 class ImageFolder(ImageFiles):
-    """``torchvision.datasets.ImageFolder`` in the order of :class:`ImageFiles`; torchvision's own is by class.
+    """Data set of a folder a class, in the order of :class:`ImageFiles`; torchvision's own is class by class.
 
     Args:
-        root: a folder a class.
+        root: a folder with a folder of images a class.
+        preprocessing: of the model.
+        transform: in place of the model's own, for training.
 
     Attributes:
         classes: names of the folders, sorted; the position is the class index.
 
     Raises:
         DataError: no folder, no classes in it, a class without images, or a link to a folder that is already in.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Path("pets/cat").mkdir(parents=True)
+        >>> Path("photo.jpg").rename("pets/cat/photo.jpg").name
+        'photo.jpg'
+        >>> qzoo.data.ImageFolder("pets", model.qzoo_config.preprocessing).classes
+        ('cat',)
     """
 
     def __init__(

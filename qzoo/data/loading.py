@@ -26,7 +26,13 @@ _SUBSET = re.compile(r"(\d*):(\d*)")
 
 
 class Loader(Protocol):
-    """A sized iterable of float32 images [B, C, H, W] and int64 labels [B]; each pass is the same."""
+    """Sized iterable of float32 images [B, C, H, W] and int64 labels [B]; each pass is the same.
+
+    Example:
+        >>> images, labels = next(iter(qzoo.data.load_data(model.qzoo_config.preprocessing, "fashion-mnist")))
+        >>> images.shape, labels.dtype
+        (torch.Size([64, 1, 28, 28]), torch.int64)
+    """
 
     def __len__(self) -> int: ...
 
@@ -43,7 +49,7 @@ def load_data(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Loader:
-    """Batches of a data set, prepared for a model.
+    """Load a data set as batches that are prepared for a model.
 
     Args:
         preprocessing: the model's.
@@ -59,9 +65,18 @@ def load_data(
         batch_size: images a batch; the last one may be smaller.
         workers: processes that decode images; 0 decodes in this one.
 
+    Returns:
+        Batches of images and labels, the same in each pass.
+
     Raises:
         DataError: an unknown label set, a folder that is missing or not laid out as expected, a subset that
             the data does not have.
+
+    Example:
+        >>> preprocessing = model.qzoo_config.preprocessing
+        >>> loader = qzoo.data.load_data(preprocessing, "fashion-mnist", subset=":100", batch_size=50)
+        >>> len(loader)
+        2
     """
     if batch_size < 1 or workers < 0:
         raise ArgumentError(
@@ -83,6 +98,17 @@ def batch_for(preprocessing: Preprocessing) -> int:
     Larger batches do not make a processor faster, and slow down where a network's activations pass the 32 MiB up to
     which the allocator keeps memory: of EfficientNet-Lite0 with simulated quantization, batch 64 spent 70 % of its
     time in page faults, batch 4 15 %.
+
+    Args:
+        preprocessing: of the model.
+
+    Returns:
+        The number of images.
+
+    Example:
+        >>> from qzoo.preprocessing import Preprocessing
+        >>> batch_for(Preprocessing((3, 224, 224)))
+        4
     """
     _, height, width = preprocessing.input_size
     return max(1, min(256, 4 * 224 * 224 // (height * width)))
@@ -99,15 +125,24 @@ def load_training_data(
     workers: int = 0,
     augmentation: Augmentation | None = None,
 ) -> TensorLoader | FolderLoader:
-    """Epochs of shuffled, augmented batches; ``set_epoch`` chooses one. The arguments are those of :func:`load_data`.
+    """Load a data set for training: epochs of shuffled, augmented batches; ``set_epoch`` chooses one.
 
     Args:
+        preprocessing, labels, data, batch_size, workers: as of :func:`load_data`.
         subset: part of the training split, or of a folder that is one split, in the order of :func:`load_data`.
         seed: of order and augmentation.
         augmentation: of folders of images; crop and flip if None. The data sets in memory have their own.
 
+    Returns:
+        A loader for :func:`qzoo.train`.
+
     Raises:
         DataError: as :func:`load_data`; or fewer images than a batch.
+
+    Example:
+        >>> loader = qzoo.data.load_training_data(
+        ...     model.qzoo_config.preprocessing, "fashion-mnist", "data"
+        ... )  # doctest: +SKIP
     """
     loader: TensorLoader | FolderLoader
     if not data_set(labels).in_folders:
@@ -142,7 +177,28 @@ def image_files(
     preprocessing: Preprocessing,
     transform: Callable[[Any], Tensor] | None = None,
 ) -> ImageFiles:
-    """The images of a folder, of the label set ``"imagenet-1k"`` or ``"folders"``."""
+    """Find the images of a folder, of ImageNet or of classes of your own.
+
+    Args:
+        labels: ``"imagenet-1k"`` (folders named by WordNet id) or ``"folders"``.
+        root: the folder.
+        preprocessing: of the model.
+        transform: in place of the model's own, for training.
+
+    Returns:
+        A data set of pairs: image and label.
+
+    Raises:
+        DataError: a folder that is missing or not laid out as expected.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Path("pets/cat").mkdir(parents=True)
+        >>> Path("photo.jpg").rename("pets/cat/photo.jpg").name
+        'photo.jpg'
+        >>> len(image_files("folders", "pets", model.qzoo_config.preprocessing))
+        1
+    """
     return (ImageNetFolder if labels == "imagenet-1k" else ImageFolder)(root, preprocessing, transform)
 
 
@@ -164,10 +220,21 @@ def _folder(labels: str, data: str | Path | None) -> str | Path:
 
 
 def parse_subset(subset: str | None, count: int) -> tuple[int, int]:
-    """``"start:stop"`` (either may be missing) as two positions among ``count`` images; None is all of them.
+    """Parse a subset, ``"start:stop"``, of ``count`` images; either end may be missing.
+
+    Args:
+        subset: the text; None is all images.
+        count: number of images.
+
+    Returns:
+        Two positions, from 0 to ``count``.
 
     Raises:
         DataError: another form, or positions that the data does not have.
+
+    Example:
+        >>> parse_subset("128:", 1000)
+        (128, 1000)
     """
     match = _SUBSET.fullmatch(subset if subset is not None else ":")
     if match is None:

@@ -188,14 +188,21 @@ class Seen:
 
 
 def label_names(labels: str) -> list[str]:
-    """The names of the classes, by index.
+    """List the names of a data set's classes, by index.
 
     Args:
         labels: a data set with classes of its own: ``"imagenet-1k"``, ``"fashion-mnist"``, ``"cifar-10"`` or
             ``"cifar-100"``.
 
+    Returns:
+        The names.
+
     Raises:
         DataError: an unknown one, or folders, whose names are the classes'.
+
+    Example:
+        >>> label_names("fashion-mnist")[:3]
+        ['T-shirt/top', 'Trouser', 'Pullover']
     """
     names = data_set(labels).class_names
     if names is None:

@@ -14,7 +14,7 @@ from qzoo.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary; the defaults suit fine-tuning of a trained network (crop and flip).
+    """Augmentation of training images; the defaults (crop and flip) suit fine-tuning of a trained network.
 
     Attributes:
         scale, ratio: share of the image's area and aspect ratio of the random crop.
@@ -22,6 +22,10 @@ class Augmentation:
         color_jitter: brightness, contrast and saturation vary by up to this share; 0 turns it off.
         policy: of timm's auto augmentation, such as ``"rand-m9-mstd0.5-inc1"``; "" is none (it replaces the jitter).
         erase: probability that a rectangle is replaced by noise.
+
+    Example:
+        >>> qzoo.data.Augmentation(flip=0.0, policy="rand-m9-mstd0.5-inc1").erase
+        0.0
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -35,7 +39,23 @@ class Augmentation:
 def training_transform(
     preprocessing: Preprocessing, augmentation: Augmentation | None = None
 ) -> Callable[[Any], Any]:
-    """A transform: PIL image -> float32 tensor of shape ``input_size``, normalized; drawn by the global generators."""
+    """Make the transform of training images: crop, flip and the like, then a normalized tensor.
+
+    It draws by the global generators of PyTorch, Python and NumPy.
+
+    Args:
+        preprocessing: size, mean and standard deviation of the model's images.
+        augmentation: how images vary; the defaults if None.
+
+    Returns:
+        A function: PIL image -> float32 tensor of shape ``preprocessing.input_size``.
+
+    Example:
+        >>> from PIL import Image
+        >>> from qzoo.preprocessing import Preprocessing
+        >>> training_transform(Preprocessing((3, 32, 32)))(Image.open("photo.jpg")).shape
+        torch.Size([3, 32, 32])
+    """
     from timm.data import create_transform
 
     augmentation = augmentation or Augmentation()

@@ -54,7 +54,7 @@ class LayerDifference:
 
 @dataclass(frozen=True)
 class Check:
-    """A file in a runtime against the simulation of the same target.
+    """Differences of a file in a runtime from the simulation of the same target.
 
     Attributes:
         target, runtime: whose placement it is, and what ran it.
@@ -65,6 +65,10 @@ class Check:
         max_difference: the largest difference of two logits; NaN or infinite where they are.
         layers: quantizer by quantizer in the order of the file; empty where the logits are equal, or nothing is
             quantized.
+
+    Example:
+        >>> qzoo.export.check("model.onnx", model, images[:2]).agreement
+        100.0
     """
 
     target: str
@@ -110,7 +114,7 @@ def check(
     target: str | None = None,
     runtime: str | None = None,
 ) -> Check:
-    """Run an exported file, and the model it came from, on the same images.
+    """Check an exported file: run it and the model it came from on the same images.
 
     Where the logits differ, a copy of the file with every activation's integers as outputs is run too, which shows
     the layer that they differ from on. Two correct implementations differ a little: a value that lies between two
@@ -124,6 +128,9 @@ def check(
         target: whose placement the file has; by default what the file says.
         runtime: by default the target's own. TensorRT files run in ONNX Runtime where TensorRT is not installed.
 
+    Returns:
+        Agreement, SQNR and the largest difference; the layers that differ.
+
     Raises:
         MissingDependencyError: the runtime is not installed; the message has the line that installs it.
         DataError: no images, or of another size than the file or the model takes.
@@ -131,6 +138,11 @@ def check(
             another shape.
         TypeError: images that are no tensor.
         ValueError: an unknown target or runtime.
+
+    Example:
+        >>> found = qzoo.export.check("model.onnx", model, images)
+        >>> found.agreement, found.exact
+        (100.0, False)
     """
     if images is not None and not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [B, C, H, W], not {type(images).__name__}")

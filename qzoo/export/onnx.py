@@ -29,7 +29,7 @@ def export_onnx(
     weights: str = "int8",
     example: Tensor | None = None,
 ) -> Path:
-    """Write ``model`` for a runtime; the model itself stays as it is (mode, device, weights, hooks, target).
+    """Export a model to ONNX with Q/DQ nodes and int8 weights; the model itself stays as it is.
 
     A quantized model of which the runtime will compute less than half of the multiply-adds in int8 is written with a
     warning; :func:`qzoo.lint` names the reasons.
@@ -63,6 +63,9 @@ def export_onnx(
         MissingDependencyError: onnxscript is not installed.
         TypeError: a module, path, opset or example of another type.
         ValueError: an unknown target, batch or weights.
+
+    Example:
+        >>> path = qzoo.export_onnx(model, "resnet20.onnx", target="onnxruntime")
     """
     order = Order.of(model, path, target, opset, batch, weights, example)
     from qzoo.export import naming, passes

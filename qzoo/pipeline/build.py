@@ -39,7 +39,7 @@ def build(
     *,
     report: Callable[[str], None] | None = None,
 ) -> Path:
-    """Make the quantized checkpoint ``name``: float weights, calibration, ONNX, figures, card.
+    """Build the quantized checkpoint ``name``: float weights, calibration, ONNX, figures, card.
 
     The same call makes the same files. Interrupted and called again it goes on: a finished step whose inputs are
     the same is not repeated. What the options don't say, the recipe of the name says
@@ -61,6 +61,9 @@ def build(
         DataError: the data are not there, or the two subsets have images in common.
         HubError: the float weights can't be had.
         MissingDependencyError: ONNX is asked for, and its packages are not installed.
+
+    Example:
+        >>> folder = qzoo.build("resnet20.fmnist-w8a8")  # doctest: +SKIP
     """
     parsed = parse_name(name)
     if parsed.scheme is None:

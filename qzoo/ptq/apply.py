@@ -42,7 +42,9 @@ WITH_PERCENTILE = ("percentile", "auto")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Post-training methods, applied in the order of the attributes. ``str()`` gives ``"equalize + mse + learned"``.
+    """Combination of post-training methods, applied in the order of the attributes.
+
+    ``str()`` gives ``"equalize + mse + learned"``.
 
     Attributes:
         equalize: cross-layer equalization first, with a ReLU in place of every ReLU6 (:func:`qzoo.ptq.without_relu6`).
@@ -57,6 +59,10 @@ class Recipe:
     Raises:
         ValueError: an unknown value, one of a method that is not used, or images needed by one method and refused by
             another.
+
+    Example:
+        >>> str(Recipe(equalize=True, method="mse", rounding="learned"))
+        'equalize + mse + learned'
     """
 
     equalize: bool = False
@@ -152,12 +158,19 @@ def recipes_for(model: nn.Module) -> tuple[Recipe, ...]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``best_recipe`` found.
+    """Recipe that :func:`best_recipe` chose, with all that it tried.
 
     Attributes:
         recipe: the one with the highest SQNR on images that it had not seen.
         candidates: all of them, best first.
         images, held_back: number of images that they were applied with, and compared on.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w8a8")
+        >>> recipes = (Recipe(method="max"), Recipe(method="mse"))
+        >>> choice = best_recipe(model, loader, recipes=recipes, progress=False)
+        >>> len(choice.candidates), choice.images, choice.held_back
+        (2, 12, 4)
     """
 
     recipe: Recipe
@@ -175,7 +188,7 @@ def apply_recipe(
     progress: bool = True,
     group: Group | None = None,
 ) -> Calibration:
-    """Quantize a model with float weights, in place, for the target that is switched on.
+    """Apply a recipe: quantize a model with float weights, in place, for the target that is switched on.
 
     Args:
         model: with quantizers and trained weights.
@@ -185,9 +198,17 @@ def apply_recipe(
         progress: show progress bars.
         group: processes that share the pass for the ranges, see :func:`qzoo.calibrate`; each does all the rest.
 
+    Returns:
+        How the ranges were found.
+
     Raises:
         CalibrationError: no quantizers or images, nothing to smooth or to equalize; see the methods.
         ValueError: a recipe without data, but no preprocessing.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w8a8")
+        >>> apply_recipe(model, loader, Recipe(method="mse"), progress=False).images
+        16
     """
     if recipe.data_free:
         if preprocessing is None:
@@ -231,7 +252,9 @@ def best_recipe(
     held_back: float = SHARE,
     progress: bool = True,
 ) -> Choice:
-    """Try recipes on copies of the model; the model stays as it is. Apply the chosen one with all the images.
+    """Try recipes on copies of the model, and choose the best; the model stays as it is.
+
+    The chosen one is to be applied with all the images.
 
     Args:
         model: with quantizers and float weights, at the target that counts.
@@ -242,9 +265,18 @@ def best_recipe(
         held_back: share of the images that the recipes are compared on, the last ones.
         progress: show a progress bar.
 
+    Returns:
+        The recipe with the highest SQNR of the logits, and all candidates.
+
     Raises:
         CalibrationError: fewer than two images, or no recipe could be applied.
         ValueError: no recipes, or a share outside 0 to 1.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w8a8")
+        >>> recipes = (Recipe(method="max"), Recipe(method="mse"))
+        >>> choice = best_recipe(model, loader, recipes=recipes, progress=False)
+        >>> record = apply_recipe(model, loader, choice.recipe, progress=False)
     """
     if recipes is not None and not recipes:
         raise ArgumentError("no recipes to choose from; pass some")

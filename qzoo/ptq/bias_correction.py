@@ -56,6 +56,11 @@ def correct_bias(
     Raises:
         CalibrationError: no quantized layers, ranges or images; a reference without one of the layers.
         ValueError: an unknown method.
+
+    Example:
+        >>> corrections = correct_bias(model, loader, progress=False)
+        >>> corrections["conv1"].shape
+        torch.Size([16])
     """
     if method not in ("empirical", "analytic"):
         raise ArgumentError(f"method must be 'empirical' or 'analytic', not {method!r}")

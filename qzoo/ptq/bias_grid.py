@@ -22,7 +22,7 @@ _INT32_ROOM = 2.0**30
 
 @torch.no_grad()
 def round_biases(model: nn.Module, example: Tensor, *, target: str = DEFAULT_TARGET) -> dict[str, Tensor]:
-    """Move every bias to the nearest multiple of its layer's input scale x weight scale, in place.
+    """Round every bias to a multiple of its layer's input scale x weight scale, in place.
 
     Call it last: the ranges and the BatchNorm statistics must be final.
 
@@ -38,6 +38,11 @@ def round_biases(model: nn.Module, example: Tensor, *, target: str = DEFAULT_TAR
 
     Raises:
         CalibrationError: a layer has no range yet.
+
+    Example:
+        >>> moved = round_biases(model, images, target="onnxruntime")
+        >>> moved["fc"].shape
+        torch.Size([10])
     """
     switch_target(model, target)
     return {layer.name: _move(layer) for layer in layers_of(model, example) if _can_move(layer)}

@@ -35,7 +35,7 @@ def calibrate_data_free(
     correct: bool = True,
     equalized: bool = False,
 ) -> Calibration:
-    """Set the range of every quantizer, in place, from the weights alone.
+    """Calibrate a model without data: set the range of every quantizer, in place, from weights and BatchNorms.
 
     Args:
         model: with quantizers and trained weights; a BatchNorm stands behind its convolutions.
@@ -53,6 +53,11 @@ def calibrate_data_free(
             equalize.
         NonFiniteError: NaN or infinity in a weight.
         ValueError: sigmas is not positive.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w8a8")
+        >>> calibrate_data_free(model, model.qzoo_config.preprocessing).method
+        'batchnorm'
     """
     if not sigmas > 0:
         raise ArgumentError(f"sigmas must be above 0, not {sigmas}")

@@ -75,7 +75,7 @@ def equalize(
     statistics: Mapping[str, Channels] | None = None,
     progress: bool = True,
 ) -> list[Equalized]:
-    """Equalize every pair of quantized layers with BatchNorm and ReLU between, in place.
+    """Equalize the channels of every pair of quantized layers with BatchNorm and ReLU between, in place.
 
     Call it on float weights, before ``calibrate``: ranges change. The float function stays the same. Pairs with
     ReLU6 between stay as they are: :func:`qzoo.ptq.without_relu6` goes first.
@@ -93,6 +93,11 @@ def equalize(
         CalibrationError: no quantized layers or images.
         QuantizationError: the function would change (an activation is read by something that is no quantized
             layer); the model is as before then.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w8a8")
+        >>> pairs = equalize(model, loader, progress=False)  # cross-layer equalization
+        >>> record = qzoo.calibrate(model, loader, progress=False)
     """
     batches = [images_of(batch) for batch in loader]
     layers = layers_of(model, batches[0][:1] if batches else None, calibrated=False)

@@ -30,15 +30,22 @@ from qzoo.quantizers import quantizers_off, set_layer_bits
 
 @dataclass(frozen=True)
 class Raised:
-    """What mixed precision came to.
+    """Result of mixed precision: the bits of each layer, and what the model reaches with them.
 
     Attributes:
-        bits: of each layer's weight, by its name, in running order.
+        bits: bits of each layer's weight, by the layer's name, in running order.
         order: the layers whose bits were raised, the most sensitive for its size first.
-        average_bits: a weight's.
+        average_bits: mean number of bits of a weight.
         agreement: share of images with the float model's highest logit, in percent.
-        sqnr_db: of the logits.
+        sqnr_db: SQNR of the logits.
         met: whether the target was met.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w4a8")
+        >>> qzoo.calibrate(model, loader, progress=False).method
+        'max'
+        >>> raise_bits(model, loader, agreement=50.0, progress=False).met
+        True
     """
 
     bits: dict[str, int]
@@ -68,11 +75,12 @@ def raise_bits(
     Args:
         model: calibrated at low bits, with float weights.
         loader: batches of images that decide; never the test images.
-        bits: that a raised layer gets.
-        agreement: of the highest logit with the float model, in percent, that is enough.
-        sqnr_db: of the logits, that is enough.
+        bits: the bits of a raised layer.
+        agreement: share of images with the float model's highest logit that is enough, in percent.
+        sqnr_db: SQNR of the logits that is enough.
         inputs: by layer name, the range of its input for ``bits`` bits: the inputs of raised layers get them, where
             they have fewer bits. None raises weights only.
+        progress: show a progress bar.
 
     Returns:
         What was done; ``met`` is False when even all layers raised don't reach the targets.
@@ -80,6 +88,13 @@ def raise_bits(
     Raises:
         CalibrationError: no quantized layers, ranges or images.
         ValueError: bits outside 2 to 8.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w4a8")
+        >>> record = qzoo.calibrate(model, loader, method="mse", progress=False)
+        >>> raised = raise_bits(model, loader, agreement=90.0, progress=False)
+        >>> raised.met, 4 <= raised.average_bits <= 8
+        (True, True)
     """
     if not 2 <= bits <= 8:
         raise ArgumentError(f"bits must be 2 to 8, not {bits}")
@@ -121,7 +136,7 @@ def mix_precision(
     held_back: float = SHARE,
     progress: bool = True,
 ) -> Raised:
-    """Choose the layers that get more bits, weights and inputs, and give them these, in place.
+    """Choose the layers that get more bits in weights and inputs, and set these, in place (mixed precision).
 
     Ranges come from most of the images, the choice from those held back, as :func:`qzoo.ptq.best_recipe` does. The
     model's config says which layers they are (``Scheme.layers``), so the checkpoint does. Ranges are still to be
@@ -135,9 +150,17 @@ def mix_precision(
         bits: that a raised layer gets.
         held_back: share of the images that the choice is made on, the last ones.
 
+    Returns:
+        The bits of each layer, and what the model reaches with them.
+
     Raises:
         CalibrationError: fewer than two images, or all layers raised are not good enough.
         ValueError: a drop outside 0 to 100.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w4a8")
+        >>> mixed = mix_precision(model, loader, drop=50.0, progress=False)
+        >>> record = qzoo.calibrate(model, loader, method="mse", progress=False)
     """
     if not 0 < drop < 100:
         raise ArgumentError(f"the drop must be between 0 and 100 percent, not {drop}")

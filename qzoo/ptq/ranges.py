@@ -83,7 +83,7 @@ def calibrate(
     progress: bool = True,
     group: Group | None = None,
 ) -> Calibration:
-    """Set the range (amax) of every quantizer, in place.
+    """Calibrate a model: set the range (amax) of every quantizer, in place.
 
     One pass of the float model serves all methods. Weights have the exact maximum of each channel whatever
     the method; the method is for activations. Quantizers of every role get a range whatever the target, so
@@ -102,6 +102,9 @@ def calibrate(
         group: the processes that share the batches; each ends with the ranges that one process with as many
             threads finds in all of them, bit for bit. Every process passes loaders of all images.
 
+    Returns:
+        How the ranges were found; with "auto", also what each method reached.
+
     Raises:
         CalibrationError: no quantizers, no images, quantizers that saw none (each is named), or one that is
             ``nonnegative`` and saw negative values.
@@ -110,6 +113,11 @@ def calibrate(
             the output.
         ValueError: an unknown method, a percentile outside 0 to 100.
         DistributedError: another process has ended, or a loader that can't be dealt out.
+
+    Example:
+        >>> model = qzoo.create_model("resnet20.fmnist", pretrained="float", quantize="w8a8")
+        >>> qzoo.calibrate(model, loader, method="mse", progress=False).images
+        16
     """
     group = group or Group()
     if method not in (*METHODS, "auto"):

@@ -30,13 +30,21 @@ LEAST_DB = 20.0
 
 @torch.no_grad()
 def without_relu6(model: nn.Module, loader: Iterable[Any]) -> int:
-    """Put a ReLU in place of every ReLU6, in place, if the float network stays nearly the same on these images.
+    """Replace every ReLU6 by a ReLU, in place, if the float network stays nearly the same on these images.
+
+    Args:
+        model: any module.
+        loader: batches of images, as for :func:`qzoo.calibrate`.
 
     Returns:
         The number of ReLU6 that there were.
 
     Raises:
         CalibrationError: the logits keep less than :data:`LEAST_DB`; the model is as before then.
+
+    Example:
+        >>> without_relu6(model, loader)  # ResNets have none
+        0
     """
     trial = copy.deepcopy(model)
     count = replace_relu6(trial)

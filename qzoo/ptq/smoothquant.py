@@ -41,7 +41,7 @@ class Smoothed:
 def smooth(
     model: nn.Module, loader: Iterable[Any], *, alpha: float = ALPHA, progress: bool = True
 ) -> list[Smoothed]:
-    """Smooth every activation between a LayerNorm and the quantized linear layers that read it, in place.
+    """Smooth the activations between LayerNorms and the linear layers that read them (SmoothQuant), in place.
 
     Call it on float weights, before ``calibrate``: ranges change, the float function does not.
 
@@ -58,6 +58,10 @@ def smooth(
         QuantizationError: the function would change, because something else reads a LayerNorm's output; the model is as
             before then.
         ValueError: alpha outside 0 to 1.
+
+    Example:
+        >>> model = qzoo.vit_tiny_patch16_224(num_classes=10, quantize=True)  # doctest: +SKIP
+        >>> smoothed = smooth(model, [torch.randn(2, 3, 224, 224)], progress=False)  # doctest: +SKIP
     """
     if not 0 <= alpha <= 1:
         raise ArgumentError(f"alpha must be between 0 and 1, not {alpha}")

@@ -9,7 +9,9 @@ from qzoo.errors import ArgumentError
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """Kullback-Leibler divergence of the softened probabilities, times the squared temperature.
+    """Compute the distillation loss of a student against its teacher, on softened probabilities.
+
+    It is the Kullback-Leibler divergence times the squared temperature.
 
     Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network" (arXiv:1503.02531), section 2: the
     square keeps the gradient's size when the temperature changes. Its use for low bits: Mishra and Marr 2018,
@@ -17,12 +19,18 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0
 
     Args:
         student, teacher: logits [N, classes]; the teacher's get no gradient.
+        temperature: divides the logits before the softmax.
 
     Returns:
         The mean over the batch, in nats, 0-d.
 
     Raises:
         ValueError: the temperature is not positive.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0]])
+        >>> distillation_loss(logits, logits)
+        tensor(0.)
     """
     if not temperature > 0:
         raise ArgumentError(f"temperature must be positive, not {temperature}")

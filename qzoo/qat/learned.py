@@ -21,7 +21,7 @@ _SMALLEST = 1e-6
 
 
 class LearnedRange(nn.Module):
-    """A quantizer's range as a parameter.
+    """Range of a quantizer as a parameter that is trained.
 
     * ``"lsq"``: Esser et al. 2020, "Learned Step Size Quantization" (arXiv:1902.08153). The parameter is the step
       s = amax / Qp; its gradient is (q - x/s) inside the range and +-Qp outside (equation 3), scaled by
@@ -33,6 +33,11 @@ class LearnedRange(nn.Module):
         amax: the start, float32, 0-d or broadcastable to the quantizer's input.
         rule: "lsq" or "pact".
         bound: Qp, the highest integer.
+
+    Example:
+        >>> learned = LearnedRange(torch.tensor(1.0), "lsq", bound=127)
+        >>> learned(torch.tensor([0.5, 2.0]))
+        tensor([0.5039, 1.0000], grad_fn=...)
     """
 
     def __init__(self, amax: Tensor, rule: str, bound: float) -> None:
@@ -89,11 +94,11 @@ class _FakeQuantize(torch.autograd.Function):
 
 @torch.no_grad()
 def learn_ranges(model: nn.Module, rule: str) -> list[str]:
-    """Put a :class:`LearnedRange` into the quantizers that are on, in place.
+    """Make the ranges of a model's quantizers trainable (LSQ, PACT), in place.
 
-    With "lsq" every range is learned, starting from the calibrated one; weights of fewer than 8 bits start from
-    2 mean(abs(w)) / sqrt(Qp) a step (Esser et al., section 2.1). With "pact" the activations are; weights keep
-    their frozen ranges.
+    Every quantizer that is on gets a :class:`LearnedRange`. With "lsq" every range is learned, starting from the
+    calibrated one; weights of fewer than 8 bits start from 2 mean(abs(w)) / sqrt(Qp) a step (Esser et al., section
+    2.1). With "pact" the activations are; weights keep their frozen ranges.
 
     Args:
         model: calibrated, every quantizer with one range or one per channel.
@@ -105,6 +110,10 @@ def learn_ranges(model: nn.Module, rule: str) -> list[str]:
     Raises:
         ValueError: another rule.
         CalibrationError: a quantizer that is on has no range.
+
+    Example:
+        >>> learn_ranges(model, "lsq")[:2]
+        ['conv1._input_quantizer', 'conv1._weight_quantizer']
     """
     if rule not in ("lsq", "pact"):
         raise ArgumentError(f"rule must be 'lsq' or 'pact', not {rule!r}")
@@ -134,10 +143,20 @@ def learn_ranges(model: nn.Module, rule: str) -> list[str]:
 
 @torch.no_grad()
 def freeze_ranges(model: nn.Module) -> list[str]:
-    """Write learned ranges back into ``_amax`` and take the learners away, in place; the outputs stay the same.
+    """Freeze learned ranges: write them into the quantizers and remove the learners, in place.
+
+    The outputs stay the same.
+
+    Args:
+        model: after :func:`learn_ranges`.
 
     Returns:
         Names of the quantizers that had one.
+
+    Example:
+        >>> names = learn_ranges(model, "lsq")
+        >>> freeze_ranges(model) == names
+        True
     """
     names = []
     for name, quantizer in model.named_modules():
@@ -154,5 +173,19 @@ def freeze_ranges(model: nn.Module) -> list[str]:
 
 
 def learned_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of all learners: they have their own learning rate, and no weight decay but PACT's."""
+    """List the learned ranges of a model, the parameters that get a learning rate of their own.
+
+    They get no weight decay but PACT's.
+
+    Args:
+        model: after :func:`learn_ranges`.
+
+    Returns:
+        The parameters.
+
+    Example:
+        >>> names = learn_ranges(model, "lsq")
+        >>> len(learned_parameters(model)) == len(names)
+        True
+    """
     return [module.value for module in model.modules() if isinstance(module, LearnedRange)]

@@ -49,7 +49,7 @@ def publish(
     dry_run: bool = False,
     pin: bool = True,
 ) -> Published:
-    """Upload a checkpoint with its ONNX files and card; the folder itself stays as it is.
+    """Publish a checkpoint on the Hugging Face Hub, with its ONNX files and card; the folder itself stays as it is.
 
     After a broken upload the same call goes on: what the Hub has already is not sent again. The commit is
     downloaded once more and loaded before it counts as published.
@@ -63,10 +63,17 @@ def publish(
         dry_run: do everything but talk to the Hub.
         pin: write commit and SHA-256 to the package's ``hub_pins.json``.
 
+    Returns:
+        The commit, the files with their sizes, and the pin.
+
     Raises:
         CheckpointError: the folder does not load.
         HubError: it has no figures, the upload failed, or the pin can't be written.
         ExportError, MissingDependencyError: the ONNX files can't be written.
+
+    Example:
+        >>> folder = qzoo.build("resnet20.fmnist-w8a8")  # doctest: +SKIP
+        >>> qzoo.publish(folder, "org/resnet20", dry_run=True)  # doctest: +SKIP
     """
     config = read_config(folder)
     if not config.metrics:

@@ -26,7 +26,7 @@ def push_to_hub(
     revision: str = "main",
     token: str | None = None,
 ) -> str:
-    """Upload a model as a checkpoint: weights, config.json and card, in one commit.
+    """Push a model to the Hugging Face Hub: weights, ``config.json`` and card, in one commit.
 
     :func:`qzoo.publish` is for releases: it takes a folder with measured figures, adds ONNX files, tags and pins.
 
@@ -44,6 +44,9 @@ def push_to_hub(
     Raises:
         CheckpointError: the model can't be saved.
         HubError: the upload failed; called again, it does not send what the Hub has already.
+
+    Example:
+        >>> address = qzoo.push_to_hub(model, "org/my-resnet20")  # doctest: +SKIP
     """
     hub.check_repository(repo_id)
     check_token(token)

@@ -55,7 +55,7 @@ class Finding:
 def verify(
     names: Iterable[str] | None = None, load: Load | None = None, progress: bool = True
 ) -> list[Finding]:
-    """Check checkpoints: the pin resolves, hashes match, the model loads, card and .eval_results are its config's.
+    """Verify checkpoints: the pin resolves, hashes match, the model loads, and the card is the config's.
 
     Args:
         names: of checkpoints, or their folders; all that the package knows by default.
@@ -64,8 +64,16 @@ def verify(
             intervals.
         progress: show a progress bar.
 
+    Returns:
+        A finding for each checkpoint; its ``problem`` is empty when nothing is wrong.
+
     Raises:
         UnknownModelError: a name that the package does not know, and no folder.
+
+    Example:
+        >>> [found] = qzoo.verify(["resnet20.fmnist-w8a8"], progress=False)
+        >>> found.problem
+        ''
     """
     chosen = list(names) if names is not None else hub.checkpoints()
     findings = []

@@ -34,19 +34,52 @@ RUNTIMES = tuple(_ALL)
 
 
 def runtime_named(name: str) -> Runtime:
-    """The runtime of that name. Raises ValueError that lists the known ones."""
+    """Look up a runtime by its name.
+
+    Args:
+        name: one of :data:`RUNTIMES`.
+
+    Returns:
+        What the runtime needs, and what it wants of a file.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+
+    Example:
+        >>> runtime_named("openvino").target
+        'openvino'
+    """
     if name not in _ALL:
         raise ArgumentError(f"no runtime {name!r}; expected one of {', '.join(RUNTIMES)}")
     return _ALL[name]
 
 
 def installed() -> list[str]:
-    """Names of the runtimes that can be loaded here."""
+    """List the runtimes that can be loaded here.
+
+    Returns:
+        Their names, in the order of :data:`RUNTIMES`.
+
+    Example:
+        >>> "pytorch" in installed()
+        True
+    """
     return [name for name, runtime in _ALL.items() if not runtime.missing()]
 
 
 def check(runtime: str) -> None:
-    """Raise ValueError for an unknown runtime, MissingDependencyError for one that is not installed."""
+    """Check that a runtime is known and installed.
+
+    Args:
+        runtime: its name.
+
+    Raises:
+        ValueError: an unknown runtime.
+        MissingDependencyError: one that is not installed; the message has the line that installs it.
+
+    Example:
+        >>> qzoo.runtimes.check("pytorch")
+    """
     runtime_named(runtime).require()
 
 
@@ -55,12 +88,15 @@ def load(
     runtime: str = "onnxruntime",
     threads: int = 1,
 ) -> Runner:
-    """Load what a runtime runs: an ONNX file, or for PyTorch a module. :func:`qzoo.deploy` exports modules first.
+    """Load an ONNX file in a runtime, or a module in PyTorch. :func:`qzoo.deploy` exports modules first.
 
     Args:
         source: the path of an ONNX file, or a module.
         runtime: one of :data:`RUNTIMES`.
         threads: how many threads one call may use (on the CPU).
+
+    Returns:
+        A callable: images [B, C, H, W] to logits [B, classes].
 
     Raises:
         MissingDependencyError: the runtime is not installed; the message has the line that installs it.
@@ -68,6 +104,11 @@ def load(
             that the runtime lacks), or PyTorch was asked to run a file.
         TypeError: neither a path nor a module that the runtime runs; threads that are no whole number.
         ValueError: an unknown runtime, or no threads.
+
+    Example:
+        >>> runner = qzoo.runtimes.load("model.onnx", "onnxruntime", threads=1)
+        >>> runner(images).shape
+        torch.Size([8, 10])
     """
     check(runtime)
     check_threads(threads)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a runtime needs, and what it wants of a file.
+    """Requirements of a runtime: packages, and the placement of Q/DQ in its files.
 
     Attributes:
         packages: modules that must be importable.
@@ -29,6 +29,10 @@ class Runtime:
         target: whose placement of Q/DQ its files (or its simulation) have, see :mod:`qzoo.scheme`.
         provider: the execution provider, of ONNX Runtime only.
         default: measured when nothing else is asked for.
+
+    Example:
+        >>> qzoo.runtimes.runtime_named("onnxruntime").provider
+        'CPUExecutionProvider'
     """
 
     name: str
@@ -83,6 +87,11 @@ class Runner(ABC):
         runtime: the runtime's name, such as ``"onnxruntime"``.
         threads: how many threads one call may use.
         dtype: of the images, where a file says it.
+
+    Example:
+        >>> runner = qzoo.runtimes.load(model, "pytorch")
+        >>> runner(images).argmax(1)[:4]
+        tensor([9, 2, 1, 1])
     """
 
     runtime: str

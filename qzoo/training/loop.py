@@ -62,7 +62,7 @@ def train(
     group: Group | None = None,
     save_every: int = 0,
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place; go on where ``out`` holds an unfinished run of the same options.
+    """Train or fine-tune a model, in place; an unfinished run in ``out`` with the same options is resumed.
 
     Args:
         model: float, or quantized and calibrated.
@@ -94,8 +94,10 @@ def train(
         DistributedError: another process has ended, or a batch that can't be shared out equally.
 
     Example:
-        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
-        >>> log = qzoo.train(model, loader, qzoo.TrainOptions(epochs=3, lr=0.01), out="runs/mine")
+        >>> from qzoo.options import TrainOptions
+        >>> log = qzoo.train(model, loader, TrainOptions(epochs=2, lr=0.001), out="runs/mine", progress=False)
+        >>> [row["epoch"] for row in log]
+        [0, 1]
     """
     options, group = options or TrainOptions(), group or Group()
     if options.distill and teacher is None:

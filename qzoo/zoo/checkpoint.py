@@ -31,7 +31,7 @@ from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, range_fit
 def save_pretrained(
     model: nn.Module, folder: str | Path, *, form: str | None = None, config: Config | None = None
 ) -> Path:
-    """Write a model as a checkpoint folder; returns the folder.
+    """Save a model as a checkpoint folder: ``config.json`` and weights.
 
     A new folder appears at once or not at all. In an existing one the weights are replaced first and
     config.json, which holds their SHA-256, last: whoever loads in between gets an error, never a mixture.
@@ -41,10 +41,18 @@ def save_pretrained(
         form: "packed" (the default of quantized models) or "master".
         config: what to write; ``model.qzoo_config`` by default. Form, files and version are filled in here.
 
+    Returns:
+        The folder.
+
     Raises:
         CheckpointError: no config, a quantizer without a finite range or that differs from the scheme, parameters
             that are not float32, not finite, or not those of the config's architecture, or a folder that can't be
             written.
+
+    Example:
+        >>> folder = qzoo.save_pretrained(model, "my-resnet20")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['config.json', 'model.safetensors']
     """
     config = config if config is not None else config_of(model)
     form = form or ("packed" if config.scheme else "master")
@@ -69,7 +77,7 @@ def load_pretrained(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> nn.Module:
-    """Load a checkpoint, in eval mode; ``model.qzoo_config`` is its :class:`~qzoo.config.Config`.
+    """Load a checkpoint from a folder, the zoo or the Hugging Face Hub.
 
     Args:
         where: a folder, the name of a zoo checkpoint, or a Hub repository ``"org/name"``.
@@ -78,9 +86,17 @@ def load_pretrained(
         revision: of a Hub repository.
         cache_dir, token, local_files_only: for the Hub, see :class:`qzoo.zoo.hub.Access`.
 
+    Returns:
+        The module, in eval mode, with its :class:`~qzoo.config.Config` as ``qzoo_config``.
+
     Raises:
         CheckpointError: the folder is incomplete or altered, or tensors are missing, unexpected or misshaped.
         UnknownModelError, HubError: see :func:`qzoo.zoo.hub.locate`.
+
+    Example:
+        >>> model = qzoo.load_pretrained("resnet20.fmnist-w8a8", target="openvino")
+        >>> model.qzoo_config.architecture
+        'resnet20'
     """
     folder = hub.locate(where, revision, hub.Access(cache_dir, token, local_files_only))
     config = read_config(folder)

@@ -242,12 +242,21 @@ def _source_of(config: Config, entry: ModelEntry) -> FloatSource:
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """List names that :func:`create_model` knows: architectures, or with ``pretrained`` all that has weights.
+    """List the models that :func:`create_model` knows: architectures, or with ``pretrained`` all that has weights.
 
     Args:
         pattern: shell pattern, matched against the whole name and against its architecture.
         pretrained: list ``arch.tag`` (float weights) and ``arch.tag-scheme`` (calibrated checkpoints), of the user's
             store too, instead.
+
+    Returns:
+        The names, architecture by architecture.
+
+    Example:
+        >>> qzoo.list_models("resnet3*")
+        ['resnet32', 'resnet34']
+        >>> qzoo.list_models("resnet20.fmnist-w*", pretrained=True)
+        ['resnet20.fmnist-w2a2_qat', 'resnet20.fmnist-w3a3_qat', 'resnet20.fmnist-w4a4_qat', 'resnet20.fmnist-w8a8']
     """
     if not pretrained:
         return list_architectures(pattern)

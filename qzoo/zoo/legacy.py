@@ -24,7 +24,7 @@ _OPTIONAL = {"residual", "branch", "pool", "output"}
 
 
 def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
-    """Load weights and ranges, such as ``quant_resnet50-calibrated.pth`` of the old toolkit's examples.
+    """Load weights and ranges of the old toolkit, such as ``quant_resnet50-calibrated.pth`` of its examples.
 
     The model computes what it did in the old toolkit, which placed quantizers much as the target "tensorrt" does. The
     quantizers of other roles have no ranges in the file: they stay off and empty, which a warning says, and are an
@@ -43,6 +43,11 @@ def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor])
     Raises:
         CheckpointError: the file can't be read; keys are missing, unexpected or misshaped; a quantizer that is
             on has no range, or one that is negative or not finite.
+
+    Example:
+        >>> saved = model.state_dict()  # or the path of a .pth file
+        >>> network = qzoo.resnet20(num_classes=10, in_channels=1, quantize=True)
+        >>> model = qzoo.load_calibrated(network, saved)
     """
     state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     where = "the state dict" if isinstance(source, Mapping) else str(source)

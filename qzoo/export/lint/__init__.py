@@ -20,13 +20,18 @@ __all__ = ["RULES", "Coverage", "Finding", "Report", "Rule", "coverage", "examin
 
 @dataclass(frozen=True)
 class Finding:
-    """One place where a rule is broken.
+    """Place in a Q/DQ graph that costs int8 speed, with the reason and the remedy.
 
     Attributes:
         rule: the rule's id, such as ``"bn-not-folded"``.
         nodes: names of the nodes, in the order of the data.
         targets: the runtimes that it hits.
         why, fix: what goes wrong, and what to do.
+
+    Example:
+        >>> for finding in qzoo.lint("model.onnx"):
+        ...     print(finding.rule, finding.nodes)
+        bias-not-int32 ...
     """
 
     rule: str
@@ -44,7 +49,7 @@ class Finding:
 
 
 def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Finding]:
-    """Find what costs int8 speed in a Q/DQ ONNX file, whoever wrote it.
+    """Lint an ONNX file with Q/DQ nodes, whoever wrote it: find what costs int8 speed.
 
     Nothing is run and no runtime is needed. The rules of ONNX Runtime and OpenVINO are those seen in the graphs that
     these make of a file (tests hold that up); TensorRT's are its documented rules of explicit quantization.
@@ -65,7 +70,7 @@ def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Findin
         ArgumentError: an unknown target.
 
     Example:
-        >>> for finding in qzoo.lint("model.onnx", target="openvino"):
+        >>> for finding in qzoo.lint("model.onnx", target="onnxruntime"):
         ...     print(finding)
     """
     return _findings(hits_of(*_open(path, target)))

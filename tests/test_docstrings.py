@@ -1,0 +1,124 @@
+"""Every public name has a docstring with an example, and the examples run.
+
+An example may use, without making them, ``qzoo``, ``torch``, the public names of its module, and what the package's
+docstring promises: a ``model``, its ``images``, a ``loader``, and the files ``photo.jpg`` and ``model.onnx``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import shutil
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import qzoo
+
+MODULES = (
+    "qzoo",
+    "qzoo.models.layers",
+    "qzoo.quantizers",
+    "qzoo.accuracy",
+    "qzoo.scheme",
+)
+OTHERS = ("qzoo.registry.register_model", "qzoo.registry.FloatWeights", "qzoo.registry.Family")
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+CHECKPOINT = "resnet20.fmnist-w8a8"
+
+
+def names_of(module: types.ModuleType) -> list[str]:
+    """The public names of a module: its ``__all__``, or what it defines."""
+    listed = getattr(module, "__all__", None)
+    if listed is not None:
+        return list(listed)
+    own = module.__name__ if hasattr(module, "__file__") and not hasattr(module, "__path__") else ""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and (value.__module__ == own if own else value.__module__.startswith(module.__name__ + "."))
+    ]
+
+
+def documented() -> dict[str, Any]:
+    """Public functions and classes by the first name that they are known under; constants and modules are left out."""
+    found: dict[int, tuple[str, Any]] = {}
+    for path in MODULES:
+        module = importlib.import_module(path)
+        for name in names_of(module):
+            value = getattr(module, name)
+            if inspect.isclass(value) or (callable(value) and inspect.getdoc(value)):
+                found.setdefault(id(value), (f"{path}.{name}", value))
+    for path in OTHERS:
+        module_name, _, name = path.rpartition(".")
+        value = getattr(importlib.import_module(module_name), name)
+        found.setdefault(id(value), (path, value))
+    return dict(found.values())
+
+
+DOCUMENTED = documented()
+
+
+def docstring(value: Any) -> str:
+    """The docstring of the object itself; a class does not borrow its base's."""
+    return inspect.cleandoc(value.__doc__ or "")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qzoo.export_onnx(qzoo.create_model(CHECKPOINT, True), tmp_path_factory.mktemp("onnx") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    preprocessing = qzoo.create_model(CHECKPOINT, True).qzoo_config.preprocessing
+    return list(qzoo.data.load_data(preprocessing, "fashion-mnist", subset=":16", batch_size=8))
+
+
+def test_first_lines() -> None:
+    """One sentence that fits a line of a list; classes and functions alike."""
+    wrong = [
+        name
+        for name, value in DOCUMENTED.items()
+        if not (first := docstring(value).partition("\n")[0]).endswith((".", ":")) or not first[0].isupper()
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_docstring_has_an_example(name: str) -> None:
+    assert ">>> " in docstring(DOCUMENTED[name]), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_example_runs(
+    name: str, batches: Any, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = DOCUMENTED[name]
+    text = docstring(value)
+    monkeypatch.chdir(tmp_path)
+    if '"photo.jpg"' in text:
+        Image.new("RGB", (40, 30), "teal").save("photo.jpg")
+    if '"model.onnx"' in text:
+        shutil.copy(request.getfixturevalue("exported"), tmp_path)
+    module = importlib.import_module(name.rpartition(".")[0])
+    names = {} if module is qzoo else {other: getattr(module, other) for other in names_of(module)}
+    names |= {"qzoo": qzoo, "torch": torch, "images": batches[0][0], "loader": batches}
+    if "model" in text:
+        names["model"] = qzoo.create_model(CHECKPOINT, True)
+    test = doctest.DocTestParser().get_doctest(text, names, name, None, None)
+    said = io.StringIO()
+    torch.manual_seed(0)
+    with contextlib.redirect_stderr(io.StringIO()):
+        doctest.DocTestRunner(optionflags=FLAGS).run(test, out=said.write)
+    if said.getvalue():
+        pytest.fail(said.getvalue(), pytrace=False)
