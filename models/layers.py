@@ -113,7 +113,7 @@ def linear(
 
 
 class Conv2dSame(nn.Conv2d):
-    """``nn.Conv2d`` with TensorFlow's "same" padding: [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)].
+    """Convolution with TensorFlow's "same" padding: [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)].
 
     Example:
         >>> Conv2dSame(3, 8, 3, stride=2)(torch.zeros(1, 3, 15, 15)).shape

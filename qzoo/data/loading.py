@@ -140,9 +140,13 @@ def load_training_data(
         DataError: as :func:`load_data`; or fewer images than a batch.
 
     Example:
-        >>> loader = qzoo.data.load_training_data(
-        ...     model.qzoo_config.preprocessing, "fashion-mnist", "data"
-        ... )  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> Path("pets/cat").mkdir(parents=True)
+        >>> Path("photo.jpg").rename("pets/cat/photo.jpg").name
+        'photo.jpg'
+        >>> loader = qzoo.data.load_training_data(model.qzoo_config.preprocessing, "folders", "pets", batch_size=1)
+        >>> len(loader)
+        1
     """
     loader: TensorLoader | FolderLoader
     if not data_set(labels).in_folders:

@@ -70,7 +70,7 @@ def adaround_sequential(
         ValueError: fewer than two folds.
 
     Example:
-        >>> gains = adaround_sequential(model, loader, positions=8, passes=1, progress=False)
+        >>> gains = adaround_sequential(model, loader, positions=4, passes=1, folds=2, progress=False)
         >>> gains[0].layer
         'conv1'
     """

@@ -60,8 +60,10 @@ def smooth(
         ValueError: alpha outside 0 to 1.
 
     Example:
-        >>> model = qzoo.vit_tiny_patch16_224(num_classes=10, quantize=True)  # doctest: +SKIP
-        >>> smoothed = smooth(model, [torch.randn(2, 3, 224, 224)], progress=False)  # doctest: +SKIP
+        >>> from qzoo.models.layers import linear
+        >>> model = torch.nn.Sequential(torch.nn.LayerNorm(28), linear(28, 10, quantize=qzoo.Scheme()))
+        >>> smoothed = smooth(model, loader, alpha=0.5, progress=False)
+        >>> record = qzoo.calibrate(model, loader, progress=False)
     """
     if not 0 <= alpha <= 1:
         raise ArgumentError(f"alpha must be between 0 and 1, not {alpha}")

@@ -36,7 +36,7 @@ class LearnedRange(nn.Module):
 
     Example:
         >>> learned = LearnedRange(torch.tensor(1.0), "lsq", bound=127)
-        >>> learned(torch.tensor([0.5, 2.0]))
+        >>> learned(torch.tensor([0.5, 2.0]), num_bits=8, unsigned=False, narrow_range=True)
         tensor([0.5039, 1.0000], grad_fn=...)
     """
 

@@ -26,7 +26,7 @@ CALIB_METHODS = ("max", "histogram")
 
 
 class QuantDescriptor:
-    """Bits, granularity and range of one quantizer.
+    """Description of one quantizer: bits, granularity and range.
 
     Args:
         num_bits: integer bits, or ``(4, 3)`` for 8-bit floating point E4M3. 0 is allowed for debugging
@@ -51,6 +51,10 @@ class QuantDescriptor:
     Raises:
         TypeError: wrong types, ``learn_amax`` together with an axis, unknown keywords.
         ValueError: negative bits, an unknown ``calib_method`` or ``float_format``, a block size below 1.
+
+    Example:
+        >>> QuantDescriptor(num_bits=8, axis=0, amax=[1.0, 2.0])
+        QuantDescriptor(...)
     """
 
     def __init__(

@@ -59,12 +59,18 @@ _originals: dict[tuple[int, str], Entry] = {}
 
 
 class QuantModuleReplacementHelper:
-    """Prepares, applies and takes back a set of replacements. Helpers may overlap, in any order.
+    """Helper that prepares, applies and takes back a set of replacements; several may overlap, in any order.
 
     Attributes:
         default_quant_map: the entries replaced by default.
         quant_map: the entries that :meth:`apply_quant_modules` will replace.
         orginal_func_map: what they replaced (the spelling is the old toolkit's).
+
+    Example:
+        >>> helper = QuantModuleReplacementHelper()
+        >>> helper.prepare_state()
+        >>> helper.apply_quant_modules()
+        >>> helper.restore_float_modules()
     """
 
     def __init__(self) -> None:
@@ -139,7 +145,7 @@ def initialize(
     float_module_list: Iterable[str] | None = None,
     custom_quant_modules: Iterable[tuple[Any, str, Any]] | None = None,
 ) -> _Session:
-    """Replace classes of ``torch.nn`` by their quantized forms, for models built from now on.
+    """Replace classes of ``torch.nn`` by their quantized forms, for models that are built from now on.
 
     Each call starts afresh: an earlier one is taken back first, with its arguments.
 
@@ -149,6 +155,13 @@ def initialize(
 
     Returns:
         A context manager that restores the state before this call, whatever happens inside.
+
+    Example:
+        >>> from qzoo.quant import quant_modules
+        >>> with quant_modules.initialize():
+        ...     layer = torch.nn.Linear(8, 4)
+        >>> type(layer).__name__
+        'QuantLinear'
     """
     before = None if _active is None else set(_active.quant_map)
     helper = QuantModuleReplacementHelper()
@@ -159,7 +172,12 @@ def initialize(
 
 
 def deactivate() -> None:
-    """Put the float classes back. Does nothing when nothing is replaced."""
+    """Restore the float classes of ``torch.nn``; does nothing when none is replaced.
+
+    Example:
+        >>> from qzoo.quant import quant_modules
+        >>> quant_modules.deactivate()
+    """
     global _active
     if _active is not None:
         _active.restore_float_modules()
@@ -176,13 +194,17 @@ def _install(entries: set[Entry]) -> None:
 
 @contextmanager
 def enable_onnx_export() -> Iterator[None]:
-    """Inside, quantizers check that they are ready, and ``torch.onnx.export`` writes them as Q/DQ pairs.
+    """Enable ONNX export in a ``with`` block: ``torch.onnx.export`` writes quantizers as Q/DQ pairs.
 
-    May be nested; the switch is put back whatever happens. What a quantizer refuses is raised as it is, also
-    where the exporter has wrapped it in an error of its own.
+    Quantizers check that they are ready. May be nested; the switch is put back whatever happens. What a quantizer
+    refuses is raised as it is, also where the exporter has wrapped it in an error of its own.
 
     Raises:
         AssertionError: a quantizer without a range, or a format that ONNX can't express.
+
+    Example:
+        >>> with enable_onnx_export():
+        ...     exported = torch.export.export(model, (images,))
     """
     before = TensorQuantizer._enable_onnx_export
     TensorQuantizer._enable_onnx_export = True

@@ -86,6 +86,12 @@ def quantize_(
     Raises:
         ValueError: ``model`` itself is a layer that should be replaced (its owner has to do that); a layer
             whose options the quantized form doesn't have.
+
+    Example:
+        >>> from qzoo.quant import quantize_
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> quantize_(network)
+        ['0']
     """
     replacements = {**DEFAULT_MAPPING, **_timm_mapping(), **(mapping or {})}
     wanted, unwanted = _patterns(include), _patterns(exclude)

@@ -110,7 +110,7 @@ def check_nonnegative(inputs: torch.Tensor) -> None:
 
 
 class TensorQuantFunction(Function):
-    """``(inputs, amax, num_bits=8, unsigned=False, narrow_range=True) -> (q, scale)``.
+    """Autograd function of :func:`tensor_quant`: quantize to integer values.
 
     ``q`` holds integer values stored in the dtype of ``inputs`` (any shape); ``scale`` is ``bound / amax`` in
     the shape of ``amax`` and the dtype of ``inputs``, and 1 where the range is at most ``2**-24``.
@@ -118,6 +118,11 @@ class TensorQuantFunction(Function):
     Raises:
         ValueError: negative values in ``amax``; a scale that float16 can't hold.
         TypeError: negative inputs with ``unsigned``.
+
+    Example:
+        >>> values, scale = TensorQuantFunction.apply(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
+        >>> values
+        tensor([ 64., 127.])
     """
 
     @staticmethod
@@ -151,7 +156,7 @@ class TensorQuantFunction(Function):
 
 
 class FakeTensorQuantFunction(Function):
-    """``(inputs, amax, num_bits=8, unsigned=False, narrow_range=True) -> y``: quantize and come back.
+    """Autograd function of :func:`fake_tensor_quant`: quantize and dequantize.
 
     Args:
         inputs: any shape, floating point; never modified.
@@ -160,6 +165,10 @@ class FakeTensorQuantFunction(Function):
     Raises:
         ValueError: negative values in ``amax``.
         TypeError: negative inputs with ``unsigned``.
+
+    Example:
+        >>> FakeTensorQuantFunction.apply(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
+        tensor([0.5039, 1.0000])
     """
 
     @staticmethod
@@ -183,15 +192,24 @@ class FakeTensorQuantFunction(Function):
 
 
 class LegacyFakeTensorQuantFunction(FakeTensorQuantFunction):
-    """The same as :class:`FakeTensorQuantFunction`, under the name of the old pure Python implementation."""
+    """Autograd function of :func:`legacy_fake_tensor_quant`, the same as :class:`FakeTensorQuantFunction`.
+
+    Example:
+        >>> LegacyFakeTensorQuantFunction.apply(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
+        tensor([0.5039, 1.0000])
+    """
 
 
 class FakeAffineTensorQuantFunction(Function):
-    """``(inputs, min_range, max_range, num_bits=8) -> y``: asymmetric, per tensor, with a zero point.
+    """Autograd function of :func:`fake_affine_tensor_quant`: asymmetric, per tensor, with a zero point.
 
     ``step = (max - min) / (2**b - 1)``; ``zero = round(min / step) + 2**(b - 1)``;
     ``q = clamp(round(x / step) - zero, -2**(b - 1), 2**(b - 1) - 1)``; ``y = (q + zero) * step``.
     The ranges are 0-d tensors; the gradient passes where ``min <= x <= max``.
+
+    Example:
+        >>> FakeAffineTensorQuantFunction.apply(torch.tensor([0.0, 9.0]), torch.tensor(0.0), torch.tensor(5.1))
+        tensor([0.0000, 5.1000])
     """
 
     @staticmethod
@@ -216,7 +234,7 @@ class FakeAffineTensorQuantFunction(Function):
 
 
 class ScaledE4M3Function(Function):
-    """``(inputs, amax=None, E=4, M=3) -> y``: round to E4M3 values, scaled so that amax becomes 448.
+    """Autograd function of :func:`scaled_e4m3`: round to E4M3 values, scaled so that amax becomes 448.
 
     Ties go to even, magnitudes beyond 448 saturate, the smallest step is ``2**-9``. The gradient passes where
     ``|x| <= amax`` (448 without amax).
@@ -224,6 +242,10 @@ class ScaledE4M3Function(Function):
     Raises:
         NotImplementedError: another E or M.
         ValueError: negative values in ``amax``.
+
+    Example:
+        >>> ScaledE4M3Function.apply(torch.tensor([1.03, 500.0]))
+        tensor([  1., 448.])
     """
 
     @staticmethod
@@ -268,6 +290,11 @@ def tensor_quant(
     Raises:
         ValueError: negative values in ``amax``; a scale that float16 can't hold.
         TypeError: negative inputs with ``unsigned``.
+
+    Example:
+        >>> values, scale = tensor_quant(torch.tensor([0.5, 2.0]), torch.tensor(1.0), num_bits=8)
+        >>> values, scale
+        (tensor([ 64., 127.]), tensor(127.))
     """
     result: tuple[torch.Tensor, torch.Tensor] = TensorQuantFunction.apply(
         inputs, amax, num_bits, unsigned, narrow_range
@@ -282,9 +309,22 @@ def fake_tensor_quant(
     unsigned: bool = False,
     narrow_range: bool = True,
 ) -> torch.Tensor:
-    """Quantize and come back, with the gradient straight through: :class:`FakeTensorQuantFunction`.
+    """Quantize and dequantize a tensor, with the gradient straight through: :class:`FakeTensorQuantFunction`.
 
-    Arguments and errors are those of :func:`tensor_quant`.
+    Args:
+        inputs: any shape, floating point; never modified.
+        amax, num_bits, unsigned, narrow_range: as of :func:`tensor_quant`.
+
+    Returns:
+        Values on the integer grid, in the dtype of ``inputs``.
+
+    Raises:
+        ValueError: negative values in ``amax``.
+        TypeError: negative inputs with ``unsigned``.
+
+    Example:
+        >>> fake_tensor_quant(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
+        tensor([0.5039, 1.0000])
     """
     return FakeTensorQuantFunction.apply(inputs, amax, num_bits, unsigned, narrow_range)
 
@@ -296,19 +336,38 @@ def legacy_fake_tensor_quant(
     unsigned: bool = False,
     narrow_range: bool = True,
 ) -> torch.Tensor:
-    """Do the same as :func:`fake_tensor_quant`, under the name of the old pure Python implementation."""
+    """Do the same as :func:`fake_tensor_quant`, under the name of the old pure Python implementation.
+
+    Args:
+        inputs: any shape, floating point; never modified.
+        amax, num_bits, unsigned, narrow_range: as of :func:`tensor_quant`.
+
+    Returns:
+        Values on the integer grid, in the dtype of ``inputs``.
+
+    Example:
+        >>> legacy_fake_tensor_quant(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
+        tensor([0.5039, 1.0000])
+    """
     return LegacyFakeTensorQuantFunction.apply(inputs, amax, num_bits, unsigned, narrow_range)
 
 
 def fake_affine_tensor_quant(
     inputs: torch.Tensor, min_range: torch.Tensor, max_range: torch.Tensor, num_bits: int = 8
 ) -> torch.Tensor:
-    """Quantize with a zero point, per tensor, and come back: :class:`FakeAffineTensorQuantFunction`.
+    """Quantize and dequantize a tensor with a zero point, per tensor: :class:`FakeAffineTensorQuantFunction`.
 
     Args:
         inputs: any shape, floating point; never modified.
         min_range, max_range: smallest and largest value, 0-d tensors.
         num_bits: of the integers.
+
+    Returns:
+        Values on the integer grid, in the dtype of ``inputs``.
+
+    Example:
+        >>> fake_affine_tensor_quant(torch.tensor([0.0, 9.0]), torch.tensor(0.0), torch.tensor(5.1))
+        tensor([0.0000, 5.1000])
     """
     return FakeAffineTensorQuantFunction.apply(inputs, min_range, max_range, num_bits)
 
@@ -316,11 +375,18 @@ def fake_affine_tensor_quant(
 def scaled_e4m3(
     inputs: torch.Tensor, amax: torch.Tensor | None = None, E: int = 4, M: int = 3
 ) -> torch.Tensor:
-    """Round to 8-bit floats (E4M3) and come back: :class:`ScaledE4M3Function`.
+    """Round a tensor to 8-bit floats (E4M3), scaled by a range: :class:`ScaledE4M3Function`.
 
     Args:
         inputs: any shape, floating point; never modified.
         amax: magnitude that becomes 448, the largest E4M3 value; None leaves values unscaled.
         E, M: bits of exponent and mantissa; no others than 4 and 3.
+
+    Returns:
+        The rounded values, in the dtype of ``inputs``.
+
+    Example:
+        >>> scaled_e4m3(torch.tensor([1.03, 500.0]))
+        tensor([  1., 448.])
     """
     return ScaledE4M3Function.apply(inputs, amax, E, M)

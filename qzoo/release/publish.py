@@ -72,8 +72,9 @@ def publish(
         ExportError, MissingDependencyError: the ONNX files can't be written.
 
     Example:
-        >>> folder = qzoo.build("resnet20.fmnist-w8a8")  # doctest: +SKIP
-        >>> qzoo.publish(folder, "org/resnet20", dry_run=True)  # doctest: +SKIP
+        >>> from qzoo.zoo.hub import locate
+        >>> folder = locate("resnet20.fmnist-w8a8")  # or what qzoo.build returned
+        >>> published = qzoo.publish(folder, "org/resnet20", dry_run=True)
     """
     config = read_config(folder)
     if not config.metrics:

@@ -29,9 +29,9 @@ class Finding:
         why, fix: what goes wrong, and what to do.
 
     Example:
-        >>> for finding in qzoo.lint("model.onnx"):
-        ...     print(finding.rule, finding.nodes)
-        bias-not-int32 ...
+        >>> findings = qzoo.lint("model.onnx", target="tensorrt")  # a file for ONNX Runtime
+        >>> sorted({finding.rule for finding in findings})
+        ['q-on-branch', 'unsigned-type', 'zero-point']
     """
 
     rule: str

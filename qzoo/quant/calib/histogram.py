@@ -26,7 +26,7 @@ SMALLEST_RANGE = 2.0**-100
 
 
 class HistogramCalibrator(_Calibrator):
-    """Histogram of ``|x|`` over all batches, with exact integer counts.
+    """Calibrator that counts a histogram of ``|x|`` over all batches, with exact integer counts.
 
     The first batch makes ``num_bins`` equal bins over ``[0, max]``; a later, larger batch appends bins of the
     same width. Beyond :data:`MAX_BINS` neighbouring bins are merged, two at a time. Value ``v`` is counted in
@@ -50,6 +50,12 @@ class HistogramCalibrator(_Calibrator):
 
     Raises:
         NotImplementedError: an axis.
+
+    Example:
+        >>> calibrator = HistogramCalibrator(num_bits=8, axis=None, unsigned=False)
+        >>> calibrator.collect(torch.linspace(-1, 1, 101))
+        >>> calibrator.compute_amax("percentile", percentile=99.0)
+        tensor(0.9995)
     """
 
     def __init__(

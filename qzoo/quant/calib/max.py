@@ -17,12 +17,18 @@ __all__ = ["MaxCalibrator"]
 
 
 class MaxCalibrator(_Calibrator):
-    """Running maximum of ``|x|``.
+    """Calibrator that keeps the running maximum of ``|x|``.
 
     Args:
         num_bits, axis, unsigned: see :class:`_Calibrator`. With ``axis=1`` and ``[N, C, H, W]`` the range is
             ``[1, C, 1, 1]``; without an axis (or where one channel is all there is) it is 0-d.
         track_amax: also keep every batch's own maximum, see :attr:`amaxs`.
+
+    Example:
+        >>> calibrator = MaxCalibrator(num_bits=8, axis=None, unsigned=False)
+        >>> calibrator.collect(torch.tensor([-3.0, 2.0]))
+        >>> calibrator.compute_amax()
+        tensor(3.)
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def calibrate_weights(
     percentile: float = 99.99,
     num_bins: int = 2048,
 ) -> None:
-    """Compute the range of every quantized weight of ``model`` and set it.
+    """Calibrate the weights of a model: set the range of every weight's quantizer.
 
     Every module with a ``weight`` and a ``weight_quantizer`` takes part, and recurrent layers with the
     concatenation ``[W_ih, W_hh]`` that they quantize. The ranges equal those of ``HistogramCalibrator`` (or
@@ -46,6 +46,9 @@ def calibrate_weights(
     Raises:
         TypeError: another method.
         NonFiniteError: NaN or infinity in a weight.
+
+    Example:
+        >>> calibrate_weights(model, method="max", perchannel=True)
     """
     if method not in ("percentile", "mse", "max"):
         raise TypeError(f"Unsupported calibration method {method!r}; use percentile, mse or max")

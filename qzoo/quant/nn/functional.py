@@ -13,11 +13,15 @@ __all__ = ["ClipFunction", "clip"]
 
 
 class ClipFunction(Function):
-    """``(input, clip_value_min, clip_value_max) -> max(min(input, hi), lo)`` with broadcasting bounds.
+    """Autograd function of a clamp with learnable bounds, ``max(min(input, hi), lo)``; bounds broadcast.
 
     Gradients: of the input where ``lo < x < hi``; of ``lo`` the sum of the gradient where ``x <= lo``; of
     ``hi`` where ``x >= hi``. Bounds that need a gradient must have one element (ValueError in backward
     otherwise).
+
+    Example:
+        >>> ClipFunction.apply(torch.tensor([-3.0, 0.5, 3.0]), -1.0, 1.0)
+        tensor([-1.0000,  0.5000,  1.0000])
     """
 
     @staticmethod

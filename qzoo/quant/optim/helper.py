@@ -15,7 +15,19 @@ __all__ = ["freeze_parameters", "group_parameters", "match_parameters", "quant_w
 
 
 def match_parameters(model: nn.Module, patterns: Iterable[str]) -> Iterator[nn.Parameter]:
-    """The parameters whose name a pattern finds (``re.search``); one that two patterns find comes twice."""
+    """Find the parameters whose name matches one of some patterns (``re.search``).
+
+    Args:
+        model: any module.
+        patterns: regular expressions; a parameter that two of them find comes twice.
+
+    Returns:
+        An iterator over the parameters.
+
+    Example:
+        >>> sum(1 for parameter in match_parameters(model, [r"conv1.weight$"]))
+        10
+    """
     for name, parameter in model.named_parameters():
         for pattern in patterns:
             if re.search(pattern, name):
@@ -29,13 +41,23 @@ def group_parameters(
     momentums: Sequence[float] | None = None,
     weight_decays: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer, one for each list of patterns.
+    """Group the parameters of a model for an optimizer, one group for each list of patterns.
+
+    Args:
+        model: any module.
+        patterns_list: a list of regular expressions for each group.
+        lrs, momentums, weight_decays: values of each group.
 
     Returns:
         Dicts with ``params`` and, where given, ``lr``, ``momentum``, ``weight_decay``.
 
     Raises:
         TypeError: ``patterns_list`` isn't a list of lists, or a length differs from it.
+
+    Example:
+        >>> groups = group_parameters(model, [["weight"], ["bias"]], lrs=[0.1, 0.01])
+        >>> [group["lr"] for group in groups]
+        [0.1, 0.01]
     """
     for patterns in patterns_list:
         if not isinstance(patterns, list):
@@ -57,14 +79,31 @@ def group_parameters(
 
 
 def freeze_parameters(model: nn.Module, patterns: Iterable[str]) -> None:
-    """``requires_grad = False`` for the parameters that a pattern finds."""
+    """Freeze the parameters whose name matches a pattern: ``requires_grad = False``.
+
+    Args:
+        model: any module.
+        patterns: regular expressions, see :func:`match_parameters`.
+
+    Example:
+        >>> freeze_parameters(model, ["^conv1"])
+        >>> model.conv1.weight.requires_grad
+        False
+    """
     for parameter in match_parameters(model, list(patterns)):
         parameter.requires_grad = False
 
 
 @torch.no_grad()
 def quant_weight_inplace(model: nn.Module) -> None:
-    """Replace the weight of every quantized module by its quantized value; recurrent layers included."""
+    """Quantize the weights of a model in place: each gets its quantizer's values; recurrent layers included.
+
+    Args:
+        model: calibrated.
+
+    Example:
+        >>> quant_weight_inplace(model)
+    """
     for module in model.modules():
         own = getattr(module, "quantize_weights_", None)
         if own is not None:

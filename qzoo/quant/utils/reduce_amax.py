@@ -15,7 +15,7 @@ from qzoo.quant.ops.schema import require_tensor
 def reduce_amax(
     input: torch.Tensor, axis: int | Sequence[int] | None = None, keepdims: bool = True
 ) -> torch.Tensor:
-    """Maximum of ``|input|`` over ``axis``, without gradient, in the dtype of ``input``.
+    """Reduce a tensor to the maximum of its magnitude over some axes, without gradient.
 
     Args:
         input: any shape.
@@ -28,6 +28,10 @@ def reduce_amax(
 
     Raises:
         ValueError: more axes than dimensions, or an axis out of range.
+
+    Example:
+        >>> reduce_amax(torch.tensor([[1.0, -3.0], [2.0, 0.0]]), axis=1, keepdims=False)
+        tensor([3., 2.])
     """
     require_tensor(input, "input")
     if axis is None:

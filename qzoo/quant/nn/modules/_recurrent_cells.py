@@ -77,19 +77,49 @@ class QuantRNNCellBase(Recurrent):
 
 
 class QuantLSTMCell(QuantRNNCellBase):
-    """Quantized LSTM cell; parameters are interchangeable with ``nn.LSTMCell``."""
+    """Quantized LSTM cell; parameters are interchangeable with ``nn.LSTMCell``.
+
+    Args:
+        input_size, hidden_size, ...: as of ``nn.LSTMCell``.
+        quant_desc_input, quant_desc_weight: descriptors of the quantizers, by keyword; 8 bits by default.
+
+    Example:
+        >>> hidden, cell = QuantLSTMCell(8, 16)(torch.randn(2, 8))
+        >>> hidden.shape
+        torch.Size([2, 16])
+    """
 
     mode = "LSTM"
 
 
 class QuantGRUCell(QuantRNNCellBase):
-    """Quantized GRU cell; parameters are interchangeable with ``nn.GRUCell``."""
+    """Quantized GRU cell; parameters are interchangeable with ``nn.GRUCell``.
+
+    Args:
+        input_size, hidden_size, ...: as of ``nn.GRUCell``.
+        quant_desc_input, quant_desc_weight: descriptors of the quantizers, by keyword; 8 bits by default.
+
+    Example:
+        >>> hidden = QuantGRUCell(8, 16)(torch.randn(2, 8))
+        >>> hidden.shape
+        torch.Size([2, 16])
+    """
 
     mode = "GRU"
 
 
 class QuantRNNCell(QuantRNNCellBase):
-    """Quantized Elman cell; parameters are interchangeable with ``nn.RNNCell``."""
+    """Quantized Elman cell; parameters are interchangeable with ``nn.RNNCell``.
+
+    Args:
+        input_size, hidden_size, ...: as of ``nn.RNNCell``.
+        quant_desc_input, quant_desc_weight: descriptors of the quantizers, by keyword; 8 bits by default.
+
+    Example:
+        >>> hidden = QuantRNNCell(8, 16)(torch.randn(2, 8))
+        >>> hidden.shape
+        torch.Size([2, 16])
+    """
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", **kwargs: Any

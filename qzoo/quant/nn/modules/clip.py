@@ -15,7 +15,7 @@ __all__ = ["Clip"]
 
 
 class Clip(nn.Module):
-    """``max(min(x, clip_value_max), clip_value_min)``; any shape in, the same shape out.
+    """Clamp with fixed or learned bounds, ``max(min(x, clip_value_max), clip_value_min)``, as a module.
 
     Args:
         clip_value_min, clip_value_max: the bounds. Fixed bounds are kept as given (float or tensor that
@@ -24,6 +24,10 @@ class Clip(nn.Module):
 
     Raises:
         ValueError: a learnable bound that starts from anything else.
+
+    Example:
+        >>> Clip(-1.0, 1.0)(torch.tensor([-3.0, 0.5, 3.0]))
+        tensor([-1.0000,  0.5000,  1.0000])
     """
 
     clip_value_min: Any

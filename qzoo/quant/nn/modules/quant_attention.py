@@ -20,7 +20,7 @@ __all__ = ["MultiheadAttention", "QuantMultiheadAttention"]
 
 
 class QuantMultiheadAttention(nn.Module, QuantMixin):
-    """``nn.MultiheadAttention`` with every matrix product quantized.
+    """Quantized multi-head attention: ``nn.MultiheadAttention`` with every matrix product quantized.
 
     Quantized are: query, key and value inputs (one range each: ``_input_quantizer`` for the query,
     ``_key_quantizer``, ``_value_quantizer``) and the packed projection weight per row; both operands of
@@ -33,6 +33,12 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
 
     Raises:
         ValueError: an unsupported option; heads that don't divide ``embed_dim``.
+
+    Example:
+        >>> tokens = torch.randn(5, 2, 16)
+        >>> output, weights = QuantMultiheadAttention(16, num_heads=4)(tokens, tokens, tokens)
+        >>> output.shape
+        torch.Size([5, 2, 16])
     """
 
     default_quant_desc_weight = d.QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW

@@ -27,10 +27,14 @@ def quantizer_with_role(descriptor: QuantDescriptor, role: str, nonnegative: boo
 
 
 class QuantAdd(nn.Module, QuantInputMixin):
-    """``branch + residual`` with both inputs quantized; shapes as ``torch.add``.
+    """Quantized addition, ``branch + residual``: both inputs are quantized; shapes as ``torch.add``.
 
     TensorRT wants the branch (the output of a convolution) unquantized, CPU runtimes want it quantized:
     disable ``_branch_quantizer`` for the former.
+
+    Example:
+        >>> QuantAdd()(torch.tensor([1.0]), torch.tensor([0.5]))
+        tensor([1.5000])
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -44,7 +48,15 @@ class QuantAdd(nn.Module, QuantInputMixin):
 
 
 class QuantMatMul(nn.Module, QuantInputMixin):
-    """``input @ other`` with both operands quantized; shapes as ``torch.matmul``."""
+    """Quantized matrix product, ``input @ other``: both operands are quantized; shapes as ``torch.matmul``.
+
+    Args:
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantMatMul()(torch.randn(2, 3), torch.randn(3, 4)).shape
+        torch.Size([2, 4])
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
@@ -57,7 +69,14 @@ class QuantMatMul(nn.Module, QuantInputMixin):
 
 
 class QuantConcat(nn.Module, QuantInputMixin):
-    """``torch.cat`` with one range for all inputs: an integer runtime then concatenates without rescaling."""
+    """Quantized concatenation: ``torch.cat`` with one range for all inputs.
+
+    An integer runtime then concatenates without rescaling.
+
+    Example:
+        >>> QuantConcat(dim=1)([torch.zeros(1, 2), torch.ones(1, 3)]).shape
+        torch.Size([1, 5])
+    """
 
     def __init__(self, dim: int = 1, **kwargs: Any) -> None:
         super().__init__()

@@ -92,21 +92,51 @@ _ConvNd = _QuantConvNd
 
 
 class QuantConv1d(_QuantConvNd):
-    """Quantized 1-d convolution."""
+    """Quantized 1-d convolution: ``nn.Conv1d`` on a quantized input and a quantized weight.
+
+    Args:
+        in_channels, ..., dtype: as of ``nn.Conv1d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+        quant_desc_weight: of the weight's quantizer, by keyword; 8 bits, one range per output channel by default.
+
+    Example:
+        >>> QuantConv1d(3, 16, 3, padding=1)(torch.randn(1, 3, 8)).shape
+        torch.Size([1, 16, 8])
+    """
 
     _dims = 1
     default_quant_desc_weight = d.QUANT_DESC_8BIT_CONV1D_WEIGHT_PER_CHANNEL
 
 
 class QuantConv2d(_QuantConvNd):
-    """Quantized 2-d convolution."""
+    """Quantized 2-d convolution: ``nn.Conv2d`` on a quantized input and a quantized weight.
+
+    Args:
+        in_channels, ..., dtype: as of ``nn.Conv2d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+        quant_desc_weight: of the weight's quantizer, by keyword; 8 bits, one range per output channel by default.
+
+    Example:
+        >>> QuantConv2d(3, 16, 3, padding=1)(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 16, 8, 8])
+    """
 
     _dims = 2
     default_quant_desc_weight = d.QUANT_DESC_8BIT_CONV2D_WEIGHT_PER_CHANNEL
 
 
 class QuantConv3d(_QuantConvNd):
-    """Quantized 3-d convolution."""
+    """Quantized 3-d convolution: ``nn.Conv3d`` on a quantized input and a quantized weight.
+
+    Args:
+        in_channels, ..., dtype: as of ``nn.Conv3d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+        quant_desc_weight: of the weight's quantizer, by keyword; 8 bits, one range per output channel by default.
+
+    Example:
+        >>> QuantConv3d(3, 16, 3, padding=1)(torch.randn(1, 3, 8, 8, 8)).shape
+        torch.Size([1, 16, 8, 8, 8])
+    """
 
     _dims = 3
     default_quant_desc_weight = d.QUANT_DESC_8BIT_CONV3D_WEIGHT_PER_CHANNEL
@@ -181,21 +211,51 @@ class _QuantConvTransposeNd(conv._ConvTransposeNd, QuantMixin):
 
 
 class QuantConvTranspose1d(_QuantConvTransposeNd):
-    """Quantized 1-d transposed convolution."""
+    """Quantized 1-d transposed convolution: ``nn.ConvTranspose1d`` on a quantized input and weight.
+
+    Args:
+        in_channels, ..., dtype: as of ``nn.ConvTranspose1d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+        quant_desc_weight: of the weight's quantizer, by keyword; 8 bits, one range per channel of axis 1 by default.
+
+    Example:
+        >>> QuantConvTranspose1d(3, 16, 2, stride=2)(torch.randn(1, 3, 4)).shape
+        torch.Size([1, 16, 8])
+    """
 
     _dims = 1
     default_quant_desc_weight = d.QUANT_DESC_8BIT_CONVTRANSPOSE1D_WEIGHT_PER_CHANNEL
 
 
 class QuantConvTranspose2d(_QuantConvTransposeNd):
-    """Quantized 2-d transposed convolution."""
+    """Quantized 2-d transposed convolution: ``nn.ConvTranspose2d`` on a quantized input and weight.
+
+    Args:
+        in_channels, ..., dtype: as of ``nn.ConvTranspose2d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+        quant_desc_weight: of the weight's quantizer, by keyword; 8 bits, one range per channel of axis 1 by default.
+
+    Example:
+        >>> QuantConvTranspose2d(3, 16, 2, stride=2)(torch.randn(1, 3, 4, 4)).shape
+        torch.Size([1, 16, 8, 8])
+    """
 
     _dims = 2
     default_quant_desc_weight = d.QUANT_DESC_8BIT_CONVTRANSPOSE2D_WEIGHT_PER_CHANNEL
 
 
 class QuantConvTranspose3d(_QuantConvTransposeNd):
-    """Quantized 3-d transposed convolution."""
+    """Quantized 3-d transposed convolution: ``nn.ConvTranspose3d`` on a quantized input and weight.
+
+    Args:
+        in_channels, ..., dtype: as of ``nn.ConvTranspose3d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+        quant_desc_weight: of the weight's quantizer, by keyword; 8 bits, one range per channel of axis 1 by default.
+
+    Example:
+        >>> QuantConvTranspose3d(3, 16, 2, stride=2)(torch.randn(1, 3, 4, 4, 4)).shape
+        torch.Size([1, 16, 8, 8, 8])
+    """
 
     _dims = 3
     default_quant_desc_weight = d.QUANT_DESC_8BIT_CONVTRANSPOSE3D_WEIGHT_PER_CHANNEL

@@ -31,11 +31,15 @@ def pad_same(
 
 
 class QuantConv2dSame(QuantConv2d):
-    """``QuantConv2d`` with :func:`pad_same`; the padding argument is ignored. Stands in for ``timm.layers.Conv2dSame``.
+    """Quantized 2-d convolution with TensorFlow's "same" padding, in place of ``timm.layers.Conv2dSame``.
 
     The input is padded behind its quantizer, so an exported graph reads Q, DQ, Pad, Conv: zero is exact in every
     symmetric type, and the Pad merges into the Conv, which then follows its DQ directly, as the int8 kernels of the
     runtimes demand.
+
+    Example:
+        >>> QuantConv2dSame(3, 16, 3, stride=2)(torch.randn(1, 3, 15, 15)).shape
+        torch.Size([1, 16, 8, 8])
     """
 
     def _conv_forward(

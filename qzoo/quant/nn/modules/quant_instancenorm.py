@@ -37,12 +37,39 @@ class _QuantInstanceNorm(instancenorm._InstanceNorm, QuantInputMixin):
 
 
 class QuantInstanceNorm1d(_QuantInstanceNorm, instancenorm.InstanceNorm1d):
-    """Quantized 1-d instance norm, ``[N, C, L]``."""
+    """Quantized 1-d instance norm, ``[N, C, L]``: ``nn.InstanceNorm1d`` of a quantized input.
+
+    Args:
+        num_features, ..., dtype: as of ``nn.InstanceNorm1d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantInstanceNorm1d(3)(torch.randn(1, 3, 8)).shape
+        torch.Size([1, 3, 8])
+    """
 
 
 class QuantInstanceNorm2d(_QuantInstanceNorm, instancenorm.InstanceNorm2d):
-    """Quantized 2-d instance norm, ``[N, C, H, W]``."""
+    """Quantized 2-d instance norm, ``[N, C, H, W]``: ``nn.InstanceNorm2d`` of a quantized input.
+
+    Args:
+        num_features, ..., dtype: as of ``nn.InstanceNorm2d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantInstanceNorm2d(3)(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 8, 8])
+    """
 
 
 class QuantInstanceNorm3d(_QuantInstanceNorm, instancenorm.InstanceNorm3d):
-    """Quantized 3-d instance norm, ``[N, C, D, H, W]``."""
+    """Quantized 3-d instance norm, ``[N, C, D, H, W]``: ``nn.InstanceNorm3d`` of a quantized input.
+
+    Args:
+        num_features, ..., dtype: as of ``nn.InstanceNorm3d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantInstanceNorm3d(3)(torch.randn(1, 3, 8, 8, 8)).shape
+        torch.Size([1, 3, 8, 8, 8])
+    """

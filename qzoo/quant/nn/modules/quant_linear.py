@@ -15,10 +15,15 @@ __all__ = ["Linear", "QuantLinear"]
 
 
 class QuantLinear(linear.Linear, QuantMixin):
-    """``F.linear`` on a quantized input ``[..., in]`` and a quantized weight ``[out, in]``.
+    """Quantized linear layer: ``F.linear`` on a quantized input ``[..., in]`` and weight ``[out, in]``.
 
     Arguments as in torch, ``device`` and ``dtype`` too; then by keyword ``quant_desc_input`` (default 8 bits
     per tensor) and ``quant_desc_weight`` (default 8 bits, one range per row). The bias isn't quantized.
+
+    Example:
+        >>> layer = QuantLinear(8, 4)
+        >>> layer(torch.randn(2, 8)).shape
+        torch.Size([2, 4])
     """
 
     default_quant_desc_weight = d.QUANT_DESC_8BIT_LINEAR_WEIGHT_PER_ROW

@@ -33,19 +33,55 @@ class _QuantMaxPool(pooling._MaxPoolNd, QuantInputMixin):
 
 
 class QuantMaxPool1d(_QuantMaxPool, pooling.MaxPool1d):
-    """Quantized 1-d max pooling."""
+    """Quantized 1-d max pooling: ``nn.MaxPool1d`` of a quantized input.
+
+    Args:
+        kernel_size, ...: as of ``nn.MaxPool1d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantMaxPool1d(2)(torch.randn(1, 3, 8)).shape
+        torch.Size([1, 3, 4])
+    """
 
 
 class QuantMaxPool2d(_QuantMaxPool, pooling.MaxPool2d):
-    """Quantized 2-d max pooling."""
+    """Quantized 2-d max pooling: ``nn.MaxPool2d`` of a quantized input.
+
+    Args:
+        kernel_size, ...: as of ``nn.MaxPool2d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantMaxPool2d(2)(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 4, 4])
+    """
 
 
 class QuantMaxPool3d(_QuantMaxPool, pooling.MaxPool3d):
-    """Quantized 3-d max pooling."""
+    """Quantized 3-d max pooling: ``nn.MaxPool3d`` of a quantized input.
+
+    Args:
+        kernel_size, ...: as of ``nn.MaxPool3d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantMaxPool3d(2)(torch.randn(1, 3, 8, 8, 8)).shape
+        torch.Size([1, 3, 4, 4, 4])
+    """
 
 
 class QuantAvgPool1d(pooling.AvgPool1d, QuantInputMixin):
-    """Quantized 1-d average pooling."""
+    """Quantized 1-d average pooling: ``nn.AvgPool1d`` of a quantized input.
+
+    Args:
+        kernel_size, ...: as of ``nn.AvgPool1d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantAvgPool1d(2)(torch.randn(1, 3, 8)).shape
+        torch.Size([1, 3, 4])
+    """
 
     def __init__(
         self,
@@ -65,7 +101,16 @@ class QuantAvgPool1d(pooling.AvgPool1d, QuantInputMixin):
 
 
 class QuantAvgPool2d(pooling.AvgPool2d, QuantInputMixin):
-    """Quantized 2-d average pooling."""
+    """Quantized 2-d average pooling: ``nn.AvgPool2d`` of a quantized input.
+
+    Args:
+        kernel_size, ...: as of ``nn.AvgPool2d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantAvgPool2d(2)(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 4, 4])
+    """
 
     def __init__(
         self,
@@ -86,7 +131,16 @@ class QuantAvgPool2d(pooling.AvgPool2d, QuantInputMixin):
 
 
 class QuantAvgPool3d(pooling.AvgPool3d, QuantInputMixin):
-    """Quantized 3-d average pooling."""
+    """Quantized 3-d average pooling: ``nn.AvgPool3d`` of a quantized input.
+
+    Args:
+        kernel_size, ...: as of ``nn.AvgPool3d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantAvgPool3d(2)(torch.randn(1, 3, 8, 8, 8)).shape
+        torch.Size([1, 3, 4, 4, 4])
+    """
 
     def __init__(
         self,
@@ -117,15 +171,42 @@ class _QuantAdaptiveAvgPool(pooling._AdaptiveAvgPoolNd, QuantInputMixin):
 
 
 class QuantAdaptiveAvgPool1d(_QuantAdaptiveAvgPool, pooling.AdaptiveAvgPool1d):
-    """Quantized 1-d adaptive average pooling."""
+    """Quantized 1-d adaptive average pooling: ``nn.AdaptiveAvgPool1d`` of a quantized input.
+
+    Args:
+        output_size: as of ``nn.AdaptiveAvgPool1d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantAdaptiveAvgPool1d(4)(torch.randn(1, 3, 8)).shape
+        torch.Size([1, 3, 4])
+    """
 
 
 class QuantAdaptiveAvgPool2d(_QuantAdaptiveAvgPool, pooling.AdaptiveAvgPool2d):
-    """Quantized 2-d adaptive average pooling."""
+    """Quantized 2-d adaptive average pooling: ``nn.AdaptiveAvgPool2d`` of a quantized input.
+
+    Args:
+        output_size: as of ``nn.AdaptiveAvgPool2d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantAdaptiveAvgPool2d(4)(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 4, 4])
+    """
 
 
 class QuantAdaptiveAvgPool3d(_QuantAdaptiveAvgPool, pooling.AdaptiveAvgPool3d):
-    """Quantized 3-d adaptive average pooling."""
+    """Quantized 3-d adaptive average pooling: ``nn.AdaptiveAvgPool3d`` of a quantized input.
+
+    Args:
+        output_size: as of ``nn.AdaptiveAvgPool3d``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+
+    Example:
+        >>> QuantAdaptiveAvgPool3d(4)(torch.randn(1, 3, 8, 8, 8)).shape
+        torch.Size([1, 3, 4, 4, 4])
+    """
 
 
 MaxPool1d = QuantMaxPool1d

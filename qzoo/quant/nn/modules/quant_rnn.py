@@ -214,19 +214,49 @@ class _GatedLayer(QuantRNNBase):
 
 
 class QuantLSTM(_GatedLayer):
-    """Quantized LSTM; parameters are interchangeable with ``nn.LSTM``. See :class:`QuantRNNBase`."""
+    """Quantized LSTM; parameters are interchangeable with ``nn.LSTM``. See :class:`QuantRNNBase`.
+
+    Args:
+        input_size, hidden_size, ...: as of ``nn.LSTM``.
+        quant_desc_input, quant_desc_weight: descriptors of the quantizers, by keyword; 8 bits by default.
+
+    Example:
+        >>> output, (hidden, cell) = QuantLSTM(8, 16)(torch.randn(5, 2, 8))
+        >>> output.shape
+        torch.Size([5, 2, 16])
+    """
 
     _layer_mode = "LSTM"
 
 
 class QuantGRU(_GatedLayer):
-    """Quantized GRU; parameters are interchangeable with ``nn.GRU``. See :class:`QuantRNNBase`."""
+    """Quantized GRU; parameters are interchangeable with ``nn.GRU``. See :class:`QuantRNNBase`.
+
+    Args:
+        input_size, hidden_size, ...: as of ``nn.GRU``.
+        quant_desc_input, quant_desc_weight: descriptors of the quantizers, by keyword; 8 bits by default.
+
+    Example:
+        >>> output, hidden = QuantGRU(8, 16)(torch.randn(5, 2, 8))
+        >>> output.shape
+        torch.Size([5, 2, 16])
+    """
 
     _layer_mode = "GRU"
 
 
 class QuantRNN(QuantRNNBase):
-    """Quantized Elman RNN; parameters are interchangeable with ``nn.RNN``. See :class:`QuantRNNBase`."""
+    """Quantized Elman RNN; parameters are interchangeable with ``nn.RNN``. See :class:`QuantRNNBase`.
+
+    Args:
+        input_size, hidden_size, ...: as of ``nn.RNN``.
+        quant_desc_input, quant_desc_weight: descriptors of the quantizers, by keyword; 8 bits by default.
+
+    Example:
+        >>> output, hidden = QuantRNN(8, 16)(torch.randn(5, 2, 8))
+        >>> output.shape
+        torch.Size([5, 2, 16])
+    """
 
     def __init__(
         self,

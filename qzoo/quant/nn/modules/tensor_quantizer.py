@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class TensorQuantizer(QuantizerState):
-    """Quantizes a tensor; any shape in, the same shape, dtype and memory format out.
+    """Quantizer of a tensor: any shape in, the same shape, dtype and memory format out.
 
     Stages, in this order: multiply by ``pre_quant_scale``; stop when disabled; collect statistics (calib);
     clip; quantize. State is at most ``_amax``, ``_pre_quant_scale`` and the two bounds of ``clip``; a
@@ -50,6 +50,12 @@ class TensorQuantizer(QuantizerState):
 
     Raises:
         ValueError: ``if_clip`` without ``learn_amax``; real quantization to floating point.
+
+    Example:
+        >>> from qzoo.quant import QuantDescriptor
+        >>> quantizer = TensorQuantizer(QuantDescriptor(num_bits=4, amax=7.0))
+        >>> quantizer(torch.tensor([1.2, 5.4, 9.0]))
+        tensor([1., 5., 7.])
     """
 
     _enable_onnx_export = False
