@@ -207,3 +207,24 @@ def test_cheap_commands_run(reader: dict[str, Any], capsys: pytest.CaptureFixtur
         assert command in commands()
         assert __main__.main(words(command)[1:]) in ((0, 1) if " lint " in command else (0,)), command
         assert capsys.readouterr().out, command
+
+
+def test_excerpts_of_the_source_are_true() -> None:
+    """A block that starts with a file's name holds lines of that file, in their order; "..." leaves some out."""
+    excerpts = blocks(page("docs/architecture.md"), "py")
+    assert len(excerpts) >= 4
+    for excerpt in excerpts:
+        first, *quoted = excerpt.splitlines()
+        name = first.removeprefix("# ")
+        source = iter((ROOT / name).read_text().splitlines())
+        for line in quoted:
+            assert line.strip() == "..." or line in source, f"{name} has no such line there: {line}"
+
+
+def test_tree_of_the_architecture_page_is_the_package() -> None:
+    (tree,) = blocks(page("docs/architecture.md"), "text")
+    package = ROOT / "qzoo"
+    rooms = [path.parent.name for path in package.glob("*/__init__.py")]
+    files = [path.stem for path in package.glob("*.py")]
+    assert not [room for room in rooms if f" {room}/" not in tree]
+    assert not [file for file in files if not re.search(rf"\b{file}\b", tree)]
