@@ -101,6 +101,8 @@ def decode(kind: Any, value: Any, path: str) -> Any:
         if not abs(number) < 1e300:  # 1e999 is infinity to JSON, and a long integer has no float
             raise CheckpointError(f"config.json: {path} is no finite number of sensible size")
         return float(number)
+    if kind is int and not abs(_expect(value, int, path)) < 1 << 63:  # cards and summaries divide by it
+        raise CheckpointError(f"config.json: {path} must be less than 2**63")
     return _expect(value, kind, path)
 
 
@@ -114,7 +116,7 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         }
     if isinstance(value, list):
         return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
-    return value if value is None else decode(type(value), value, path)
+    return value if value is None or isinstance(value, int) else decode(type(value), value, path)
 
 
 def _text(value: str, path: str) -> str:

@@ -18,6 +18,13 @@ def plot(report: Report, path: Path) -> Path:
     Raises:
         ImportError: matplotlib is not installed (``pip install 'qzoo[plot]'``).
     """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a "$" in a name is a dollar sign
+        return _plot(report, path)
+
+
+def _plot(report: Report, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -181,7 +181,8 @@ def _input(config: Config) -> str:
         "resize": f"short side to {p.resize}, {p.interpolation}, then centre crop",
         "mean": ", ".join(f"{value:g}" for value in p.mean),
         "standard deviation": ", ".join(f"{value:g}" for value in p.std),
-        "classes": f"{config.arguments.num_classes} ({config.labels or 'unnamed'})",
+        "classes": f"{config.arguments.num_classes} ({config.labels or 'unnamed'}){': ' * bool(config.classes)}"
+        + ", ".join(config.classes),
     }
     return table(("", ""), list(rows.items()))
 

@@ -9,6 +9,7 @@ bit.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from qzoo.scheme import TARGETS, Scheme, with_target
 from qzoo.version import __version__
 from qzoo.zoo import hub, packing
 from qzoo.zoo.relu6 import replace_relu6
-from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, range_fits
+from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, expected_tensors, range_fits
 
 
 def save_pretrained(
@@ -100,12 +101,12 @@ def load_pretrained(
     """
     folder = hub.locate(where, revision, hub.Access(cache_dir, token, local_files_only))
     config = read_config(folder)
-    checked = _check_weights_file(folder, config)
     scheme = with_target(config.scheme, target or config.target) if config.scheme else None
     try:
         model = empty_model(config, scheme)
     except QuantizationError as error:  # a layer that the architecture does not have
         raise CheckpointError(f"{folder}: config.json: {error}") from error
+    checked = _check_weights_file(folder, config, model)
     assign_state(model, _read_tensors(folder / WEIGHTS, model, config), str(folder))
     if _identity(folder / WEIGHTS) != checked:
         raise CheckpointError(f"{folder / WEIGHTS} was replaced while it was read; load it again")
@@ -246,7 +247,7 @@ def _settings(quantizer: TensorQuantizer) -> dict[str, object]:
 # ---- files ----
 
 
-def _check_weights_file(folder: Path, config: Config) -> tuple[int, ...]:
+def _check_weights_file(folder: Path, config: Config, model: nn.Module) -> tuple[int, ...]:
     """Refuse weights that are not those of the config; returns which file that was, see :func:`_identity`."""
     path = folder / WEIGHTS
     if WEIGHTS not in config.files or not path.is_file():
@@ -255,10 +256,29 @@ def _check_weights_file(folder: Path, config: Config) -> tuple[int, ...]:
         )
     try:
         identity = _identity(path)
+        if config.sizes.get(WEIGHTS, identity[2]) == identity[2]:  # else check_file says that it was altered
+            _check_size(path, model, config)
         hub.check_file(path, config.files[WEIGHTS], config.sizes.get(WEIGHTS))
     except OSError as error:
         raise CheckpointError(f"{path} can't be read ({error})") from error
     return identity
+
+
+def _check_size(path: Path, model: nn.Module, config: Config) -> None:
+    """Refuse what no such model fills before it costs time and memory: terabytes, or a header of a million names."""
+    expected = expected_tensors(model).values()
+    header = (1 << 16) + (1 << 10) * len(expected)
+    most = header + sum(dtype.itemsize * math.prod(shape) for shape, dtype in expected)
+    with path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    size = path.stat().st_size
+    if size > 2 * most:  # a file of a somewhat larger model gets the message that names its tensors
+        raise CheckpointError(f"{path} has {size} bytes; {config.name} fills at most {most}")
+    if claimed > header:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file of {config.name}: its header claims {claimed} bytes, and has at most "
+            f"{header}"
+        )
 
 
 def _identity(path: Path) -> tuple[int, ...]:

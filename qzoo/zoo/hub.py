@@ -230,7 +230,9 @@ def download(
         raise CheckpointError(
             f"{repo} at {commit}: config.json lists no {WEIGHTS}; it is a recipe without weights"
         )
-    fetch(repo, WEIGHTS, commit, config.files[WEIGHTS], access, config.sizes.get(WEIGHTS, LARGEST))
+    fetch(
+        repo, WEIGHTS, commit, config.files[WEIGHTS], access, min(config.sizes.get(WEIGHTS, LARGEST), LARGEST)
+    )
     return folder
 
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,15 @@ def test_names_in_the_table_are_no_markup_and_move_no_cursor(
     text = capsys.readouterr().out
     assert text.count("[link=x]a\\x1b[2J\\r") >= 8
     assert "\x1b" not in text
+
+
+def test_dollars_in_names_are_no_formula_and_no_link_is_followed(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / f".benchmark.html.{os.getpid()}").symlink_to(tmp_path / "other")
+    rows = tuple(dataclasses.replace(r, model=r"$\frac$", runtime="$^$") for r in report.rows)
+    write_report(dataclasses.replace(report, rows=rows), tmp_path)
+    assert (tmp_path / "other").read_text() == "mine"
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_many_batches_are_not_cut_off_in_a_file(report: Report, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 import qzoo
 from qzoo import registry
-from qzoo.cards.card import base_model, card
+from qzoo.cards.card import base_model, card, write_card
 from qzoo.cards.figures import float_bytes
 from qzoo.config import (
     CalibrationRecord,
@@ -27,10 +28,11 @@ from qzoo.config import (
     config_of,
     read_config,
 )
-from qzoo.errors import QzooError
+from qzoo.errors import CheckpointError, QzooError
 from qzoo.pipeline.recipes import recipes
 from qzoo.quantizers import quantizers
 from qzoo.release import tables
+from qzoo.release.verify import verify
 from qzoo.scheme import Scheme
 from qzoo.zoo import hub
 
@@ -329,3 +331,38 @@ def test_a_build_command_has_no_words_of_a_config_that_a_shell_would_read() -> N
     for name in ("a b", "$(id)", "`id`", "--out=/", "a;b", "a\nb"):
         source = FloatSource(f"folder:{name}", "", "0" * 64, "mit")
         assert "--float ..." in card(dataclasses.replace(config, float_source=source))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessing": {"mean": [0.386]}},
+        {"preprocessing": {"std": [0.352]}},
+        {"preprocessing": {"crop_pct": 0.9}},
+        {"preprocessing": {"interpolation": "bicubic"}},
+        {"preprocessing": {"input_size": [1, 29, 29]}},
+        {"labels": "mnist"},
+        {"classes": [*"abcdefghiz"]},
+        {"classes": []},
+        {"training": {"target": "openvino"}},
+    ],
+    ids=str,
+)
+def test_what_a_prediction_depends_on_is_on_the_card(changes: dict, tmp_path: Path) -> None:
+    """A damaged config.json may be another valid one; ``qzoo verify`` then finds that the card says something else."""
+    shutil.copytree(ROOT / "model_cards" / "resnet20.fmnist-w8a8", tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text()) | {"classes": [*"abcdefghij"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    write_card(tmp_path)
+    for key, change in changes.items():
+        values[key] = {**(values[key] or {}), **change} if isinstance(change, dict) else change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (finding,) = verify([str(tmp_path)], progress=False)
+    assert "README.md differs" in finding.problem
+
+
+def test_numbers_that_no_float_holds_are_refused_before_a_card_is_made() -> None:
+    values = json.loads((ROOT / "model_cards" / "resnet20.fmnist-w8a8" / "config.json").read_text())
+    values["sizes"]["model.safetensors"] = 10**400
+    with pytest.raises(CheckpointError, match=r"sizes\['model.safetensors'\] must be less than 2\*\*63"):
+        Config.from_json(json.dumps(values))

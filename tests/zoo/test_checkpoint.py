@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -386,6 +388,27 @@ with scratch_beside(pathlib.Path(sys.argv[1])) as scratch:
         assert not left.exists()
         assert living.exists()
     assert [path.name for path in tmp_path.iterdir() if path.name != "qzoo-home"] == ["c"]
+
+
+def test_sizes_that_no_such_model_has_cost_no_time_and_no_memory(folder: Path) -> None:
+    """A sparse file of a TiB, which nobody can hash, and a header of 100,000 names, its hash right."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sizes": {}}))
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match=f"has {1 << 40} bytes; .* fills at most "):
+        qzoo.load_pretrained(folder)
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    names = json.dumps({f"k{i}": empty for i in range(100_000)}).encode()
+    for header in (names, b"{}"):
+        claimed = len(header) if header is names else 1 << 62
+        (folder / WEIGHTS).write_bytes(struct.pack("<Q", claimed) + header)
+        changed = {**config, "files": {WEIGHTS: files.sha256_of(folder / WEIGHTS)}, "sizes": {}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        start = time.process_time()
+        with pytest.raises(CheckpointError, match=r"its header claims|fills at most"):
+            qzoo.load_pretrained(folder)
+        assert time.process_time() - start < 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind")

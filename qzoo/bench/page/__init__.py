@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from importlib.resources import files
 from pathlib import Path
 
 from qzoo.bench.results import Report
+from qzoo.files import write_text
 
 
 def write_page(report: Report, path: Path) -> Path:
@@ -17,12 +17,7 @@ def write_page(report: Report, path: Path) -> Path:
     Returns:
         The path.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(_page(report), encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(path, _page(report))
     return path
 
 
