@@ -115,6 +115,9 @@ def linear(
 class Conv2dSame(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding: [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)].
 
+    Args:
+        in_channels, ..., dtype: as of ``nn.Conv2d``; the padding is not used.
+
     Example:
         >>> Conv2dSame(3, 8, 3, stride=2)(torch.zeros(1, 3, 15, 15)).shape
         torch.Size([1, 8, 8, 8])

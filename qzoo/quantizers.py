@@ -153,6 +153,9 @@ def activation_quantizer(scheme: Scheme | None, role: str, nonnegative: bool = F
         role: one of :data:`qzoo.scheme.ROLES`.
         nonnegative: the tensor is never below zero (it follows a ReLU, say).
 
+    Returns:
+        The quantizer, or an ``nn.Identity``.
+
     Raises:
         ValueError: an unknown role.
 

@@ -178,6 +178,9 @@ def register_model(
         num_classes, in_channels: the defaults of a builder that takes ``**options``.
         tuning: see :class:`ModelEntry`.
 
+    Returns:
+        The decorator; it returns the builder, which checks its options.
+
     Raises:
         ArgumentError: a name of another form or of another module, or a builder without one of these arguments.
 

@@ -11,6 +11,7 @@ import doctest
 import importlib
 import inspect
 import io
+import re
 import shutil
 import types
 from pathlib import Path
@@ -109,6 +110,27 @@ def test_first_line_is_a_sentence_that_one_would_search_for() -> None:
         if not first[:1].isupper() or not first.endswith(".") or weak:
             wrong.append(f"{name}: {first}")
     assert not wrong, "\n".join(wrong)
+
+
+def section(text: str, name: str) -> str:
+    """A section of a docstring, such as "Args"; empty where there is none."""
+    return text.partition(f"\n{name}:\n")[2].partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_arguments_and_results_are_documented(name: str) -> None:
+    value = DOCUMENTED[name]
+    text = docstring(value)
+    arguments = section(text, "Args")
+    if inspect.isclass(value):
+        plain = name in ("qzoo.HubMixin", "qzoo.data.Loader")  # made without arguments
+        assert plain or arguments or section(text, "Attributes"), f"{name}: neither Args nor Attributes"
+        return
+    signature = inspect.signature(value)
+    missing = [other for other in signature.parameters if not re.search(rf"\b{other}\b", arguments)]
+    assert not missing, f"{name}: not in Args: {', '.join(missing)}"
+    if signature.return_annotation not in ("None", "Iterator[None]"):
+        assert section(text, "Returns"), f"{name}: no Returns"
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

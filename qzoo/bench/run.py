@@ -109,6 +109,10 @@ def benchmark(
             left out of the evaluation of everything.
         details: measure what the page shows of single layers too.
         limit: seconds that loading a model, or one call, may last.
+        batches: batch sizes of the latencies; the largest one gives the throughput.
+        threads: threads that a timed call may use. Accuracy is measured with all.
+        seconds: about how long each model is timed in each runtime at each batch size.
+        progress: show progress bars.
 
     Returns:
         A row for each model, runtime and precision, and the machine.

@@ -70,6 +70,7 @@ def adaround(
         passes: sweeps of coordinate descent at most; it ends when nothing changes.
         damping: added to the diagonal of H, as a share of its mean.
         seed: of the draw of the positions.
+        progress: show a progress bar.
 
     Returns:
         The gain of each layer, in the order in which they run.

@@ -49,6 +49,7 @@ def correct_bias(
             images of 224 pixels take some 3 GB.
         reference: the float model, with the same layer names; by default the model itself with its quantizers
             off. Needed (for ``"empirical"``) once the weights are rounded.
+        progress: show a progress bar.
 
     Returns:
         By layer name what was subtracted from each output channel, [out].

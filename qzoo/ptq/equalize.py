@@ -85,6 +85,7 @@ def equalize(
         loader: batches of images, as for ``calibrate``.
         statistics: of each layer's input, by its name (:func:`qzoo.ptq.statistics.batchnorm_statistics`); then
             nothing is measured, and the batches only show that the function stays.
+        progress: show a progress bar.
 
     Returns:
         The pairs; empty where the model has none.

@@ -149,6 +149,7 @@ def mix_precision(
             on them drops by no more. With ranges by mean squared error and rounding to nearest.
         bits: that a raised layer gets.
         held_back: share of the images that the choice is made on, the last ones.
+        progress: show a progress bar.
 
     Returns:
         The bits of each layer, and what the model reaches with them.

@@ -60,6 +60,7 @@ def adaround_sequential(
         damping: added to the diagonal of H, as a share of its mean.
         folds: parts of the images that the cross-validation sets aside, one at a time.
         seed: of the draw of the positions.
+        progress: show a progress bar.
 
     Returns:
         Error of each layer's output over its power, in the order in which they run: ``nearest`` for the float

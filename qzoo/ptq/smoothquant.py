@@ -49,6 +49,7 @@ def smooth(
         model: quantized linear layers behind LayerNorms; ranges are not needed.
         loader: batches of images, as for ``calibrate``.
         alpha: share of the difficulty that the weights take over, 0 to 1.
+        progress: show a progress bar.
 
     Returns:
         What was done, in running order; empty where the model has no such pair.

@@ -115,6 +115,14 @@ class TensorQuantFunction(Function):
     ``q`` holds integer values stored in the dtype of ``inputs`` (any shape); ``scale`` is ``bound / amax`` in
     the shape of ``amax`` and the dtype of ``inputs``, and 1 where the range is at most ``2**-24``.
 
+    Args:
+        inputs: any shape, floating point; never modified.
+        amax: largest magnitude, a tensor that broadcasts to ``inputs``.
+        num_bits, unsigned, narrow_range: as of :func:`tensor_quant`.
+
+    Returns:
+        ``(q, scale)``.
+
     Raises:
         ValueError: negative values in ``amax``; a scale that float16 can't hold.
         TypeError: negative inputs with ``unsigned``.
@@ -161,6 +169,7 @@ class FakeTensorQuantFunction(Function):
     Args:
         inputs: any shape, floating point; never modified.
         amax: largest magnitude, a tensor that broadcasts to ``inputs``: 0-d, or ``[C, 1, 1, 1]``.
+        num_bits, unsigned, narrow_range: as of :func:`tensor_quant`.
 
     Raises:
         ValueError: negative values in ``amax``.
@@ -194,6 +203,9 @@ class FakeTensorQuantFunction(Function):
 class LegacyFakeTensorQuantFunction(FakeTensorQuantFunction):
     """Autograd function of :func:`legacy_fake_tensor_quant`, the same as :class:`FakeTensorQuantFunction`.
 
+    Args:
+        inputs, amax, num_bits, unsigned, narrow_range: as of :class:`FakeTensorQuantFunction`.
+
     Example:
         >>> LegacyFakeTensorQuantFunction.apply(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
         tensor([0.5039, 1.0000])
@@ -206,6 +218,11 @@ class FakeAffineTensorQuantFunction(Function):
     ``step = (max - min) / (2**b - 1)``; ``zero = round(min / step) + 2**(b - 1)``;
     ``q = clamp(round(x / step) - zero, -2**(b - 1), 2**(b - 1) - 1)``; ``y = (q + zero) * step``.
     The ranges are 0-d tensors; the gradient passes where ``min <= x <= max``.
+
+    Args:
+        inputs: any shape, floating point; never modified.
+        min_range, max_range: smallest and largest value, 0-d tensors.
+        num_bits: of the integers.
 
     Example:
         >>> FakeAffineTensorQuantFunction.apply(torch.tensor([0.0, 9.0]), torch.tensor(0.0), torch.tensor(5.1))
@@ -238,6 +255,11 @@ class ScaledE4M3Function(Function):
 
     Ties go to even, magnitudes beyond 448 saturate, the smallest step is ``2**-9``. The gradient passes where
     ``|x| <= amax`` (448 without amax).
+
+    Args:
+        inputs: any shape, floating point; never modified.
+        amax: magnitude that becomes 448; None leaves values unscaled.
+        E, M: bits of exponent and mantissa; only 4 and 3.
 
     Raises:
         NotImplementedError: another E or M.

@@ -39,6 +39,7 @@ def save_pretrained(
 
     Args:
         model: float, or quantized with a range in every quantizer.
+        folder: where to write.
         form: "packed" (the default of quantized models) or "master".
         config: what to write; ``model.qzoo_config`` by default. Form, files and version are filled in here.
 

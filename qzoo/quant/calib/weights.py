@@ -37,6 +37,7 @@ def calibrate_weights(
     quantizer with blocks keeps them.
 
     Args:
+        model: with quantized layers.
         method: ``"percentile"``, ``"mse"`` or ``"max"``.
         perchannel: one range per output channel: axis 0, and axis 1 of transposed convolutions. A weight
             ``[C, I, 3, 3]`` gets ``[C, 1, 1, 1]``. Otherwise one 0-d range.

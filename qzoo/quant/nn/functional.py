@@ -19,6 +19,13 @@ class ClipFunction(Function):
     ``hi`` where ``x >= hi``. Bounds that need a gradient must have one element (ValueError in backward
     otherwise).
 
+    Args:
+        input: any shape.
+        clip_value_min, clip_value_max: the bounds, numbers or tensors that broadcast.
+
+    Raises:
+        ValueError: in backward, a bound that needs a gradient and has more than one element.
+
     Example:
         >>> ClipFunction.apply(torch.tensor([-3.0, 0.5, 3.0]), -1.0, 1.0)
         tensor([-1.0000,  0.5000,  1.0000])

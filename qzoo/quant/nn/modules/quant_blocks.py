@@ -32,6 +32,9 @@ class QuantAdd(nn.Module, QuantInputMixin):
     TensorRT wants the branch (the output of a convolution) unquantized, CPU runtimes want it quantized:
     disable ``_branch_quantizer`` for the former.
 
+    Args:
+        quant_desc_input: descriptor of both inputs' quantizers, by keyword; 8 bits per tensor by default.
+
     Example:
         >>> QuantAdd()(torch.tensor([1.0]), torch.tensor([0.5]))
         tensor([1.5000])
@@ -72,6 +75,10 @@ class QuantConcat(nn.Module, QuantInputMixin):
     """Quantized concatenation: ``torch.cat`` with one range for all inputs.
 
     An integer runtime then concatenates without rescaling.
+
+    Args:
+        dim: the axis to join along.
+        quant_desc_input: descriptor of the inputs' quantizer, by keyword; 8 bits per tensor by default.
 
     Example:
         >>> QuantConcat(dim=1)([torch.zeros(1, 2), torch.ones(1, 3)]).shape

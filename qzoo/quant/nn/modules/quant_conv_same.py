@@ -37,6 +37,10 @@ class QuantConv2dSame(QuantConv2d):
     symmetric type, and the Pad merges into the Conv, which then follows its DQ directly, as the int8 kernels of the
     runtimes demand.
 
+    Args:
+        in_channels, ..., dtype: as of ``nn.Conv2d``; the padding is not used.
+        quant_desc_input, quant_desc_weight: descriptors of the quantizers, by keyword; see :class:`QuantConv2d`.
+
     Example:
         >>> QuantConv2dSame(3, 16, 3, stride=2)(torch.randn(1, 3, 15, 15)).shape
         torch.Size([1, 16, 8, 8])

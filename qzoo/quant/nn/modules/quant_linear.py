@@ -17,8 +17,12 @@ __all__ = ["Linear", "QuantLinear"]
 class QuantLinear(linear.Linear, QuantMixin):
     """Quantized linear layer: ``F.linear`` on a quantized input ``[..., in]`` and weight ``[out, in]``.
 
-    Arguments as in torch, ``device`` and ``dtype`` too; then by keyword ``quant_desc_input`` (default 8 bits
-    per tensor) and ``quant_desc_weight`` (default 8 bits, one range per row). The bias isn't quantized.
+    The bias isn't quantized. Parameters, their names and their initial values are those of ``nn.Linear``.
+
+    Args:
+        in_features, ..., dtype: as of ``nn.Linear``.
+        quant_desc_input: descriptor of the input's quantizer, by keyword; 8 bits per tensor by default.
+        quant_desc_weight: of the weight's quantizer, by keyword; 8 bits, one range per row by default.
 
     Example:
         >>> layer = QuantLinear(8, 4)
