@@ -228,11 +228,15 @@ class Config:
 
     @property
     def license(self) -> str:
-        """SPDX identifier of the weights' licence; "" where nobody has declared one, as for those trained by a user."""
-        if self.float_source is not None:
-            return self.float_source.license
-        own = architecture(self.architecture).weights.get(parse_name(self.name).tag or "")
-        return own.license if own is not None and self.training is not None else ""
+        """SPDX identifier of the weights' licence; "" where nobody has declared one, as for those trained or fine-tuned
+        by a user. What is only quantized has that of its float weights."""
+        source = self.float_source
+        if self.training is None:
+            return source.license if source is not None else ""
+        known = architecture(self.architecture).weights.get(parse_name(self.name).tag or "")
+        if known is None:
+            return ""
+        return source.license if source is not None else known.license
 
     def to_json(self) -> str:
         """The text of the file, ending in a newline."""

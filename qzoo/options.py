@@ -71,12 +71,19 @@ class TrainOptions:
             raise ArgumentError(
                 f"TrainOptions.method must be one of {', '.join(METHODS)}, not {self.method!r}"
             )
-        for name in ("distill", "freeze_bn", "ema", "warmup"):
+        for name in ("momentum", "warmup", "label_smoothing", "distill", "freeze_bn", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"TrainOptions.{name} must be 0 to 1, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "range_lr", "range_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ArgumentError(f"TrainOptions.{name} must be 0 or more, not {getattr(self, name)}")
         for name in ("epochs", "accumulate"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"TrainOptions.{name} must be 1 or more, not {getattr(self, name)}")
+        if not 0 < self.temperature < math.inf:
+            raise ArgumentError(f"TrainOptions.temperature must be above 0, not {self.temperature}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ArgumentError(f"TrainOptions.seed must fit in 64 bits, not be {self.seed}")
         if self.bf16 and self.fp16:
             raise ArgumentError("TrainOptions.bf16 and fp16 exclude each other; choose one")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.accuracy import evaluating, run
-from qzoo.errors import DataError
+from qzoo.errors import ArgumentError, DataError
 from qzoo.ptq.collect import attached, images_of
 from qzoo.quant import ops
 from qzoo.quant.nn import TensorQuantizer
@@ -139,6 +139,7 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
     Raises:
         CalibrationError: the model has no quantizers.
         DataError: the loader gave no images.
+        ValueError: ``images`` below 1, with a loader.
 
     Example:
         >>> print(qzoo.inspect(model, loader))
@@ -148,6 +149,8 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
         │  ├─ _input_quantizer         int8          1                2.018     2.023     1.307    30.1
         ...
     """
+    if loader is not None and images < 1:
+        raise ArgumentError(f"images must be at least 1, not {images}; without a loader none are counted")
     quantizers = require_quantizers(model)
     counts = {name: _Counts(quantizer) for name, quantizer in quantizers.items()}
     weights = set()

@@ -219,6 +219,12 @@ def _licence(config: Config) -> str:
         terms = f": {_spdx(config.license)}." if config.license else f". {_UNDECLARED}"
         return f"Weights trained with qzoo from random initial values{terms}"
     origin = f"came from {_place(source)} (SHA-256 `{source.sha256}`)."
+    if config.training is not None and source.license and not config.license:
+        return (
+            f"Weights trained with qzoo, from others that are licensed {_spdx(source.license)}. Those {origin} "
+            "No licence is declared for what was trained: that is up to whoever trained it, within the terms of the "
+            "others."
+        )
     if not config.license:
         return f"The float weights {origin} {_UNDECLARED}"
     return (

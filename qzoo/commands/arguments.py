@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,21 @@ def positive(text: str) -> int:
     if text.isdecimal() and 0 < int(text) < 2**31:
         return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+
+
+def from_zero(text: str) -> int:
+    """A type of argument: a whole number of 0 and more."""
+    if text.isdecimal() and int(text) < 2**31:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, not {text!r}")
+
+
+def _seconds(text: str) -> float:
+    """A type of argument: a finite time above 0."""
+    with suppress(ValueError):
+        if 0 < float(text) < 1e9:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
 
 
 def import_argument(sub: argparse.ArgumentParser) -> None:
@@ -64,7 +80,7 @@ def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None
     )
     sub.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=1800.0,
         metavar="SECONDS",
         help="under torchrun: how long a process waits for the others (default: 1800)",

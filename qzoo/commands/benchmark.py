@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import checkpoint_folder, data_arguments
+from qzoo.commands.arguments import checkpoint_folder, data_arguments, positive
 
 
 def register(add: Add) -> None:
@@ -33,7 +33,7 @@ def register(add: Add) -> None:
         metavar="NAME",
         help="default: pytorch, and onnxruntime and openvino if installed",
     )
-    sub.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default: 1 8)")
+    sub.add_argument("--batch", type=positive, nargs="+", default=[1, 8], help="batch sizes (default: 1 8)")
     sub.add_argument(
         "--seconds", type=float, default=2.0, help="of timing, a model, runtime and batch (default: 2)"
     )
@@ -41,7 +41,7 @@ def register(add: Add) -> None:
     sub.add_argument("--compare", nargs="+", default=[], metavar="PEER", help=f"other tools' models: {peers}")
     sub.add_argument(
         "--calibration-images",
-        type=int,
+        type=positive,
         default=128,
         help="the first ones of the data, for peers (default: 128)",
     )

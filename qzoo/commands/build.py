@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import checkpoint_folder, dataset_argument, layer_bits
+from qzoo.commands.arguments import checkpoint_folder, dataset_argument, from_zero, layer_bits
 from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
 from qzoo.errors import ArgumentError
 from qzoo.scheme import TARGETS
@@ -31,7 +31,7 @@ def register(add: Add) -> None:
     )
     dataset_argument(sub)
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
-    sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
+    sub.add_argument("--workers", type=from_zero, default=0, help="processes that decode images (default: 0)")
     sub.add_argument(
         "--device",
         choices=["cpu", "cuda", "auto"],

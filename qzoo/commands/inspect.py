@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import data_arguments
+from qzoo.commands.arguments import data_arguments, from_zero
 from qzoo.scheme import TARGETS
 
 
@@ -16,7 +16,7 @@ def register(add: Add) -> None:
     data_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
     sub.add_argument(
-        "--images", type=int, default=64, help="images to count activations on; 0: none (default: 64)"
+        "--images", type=from_zero, default=64, help="images to count activations on; 0: none (default: 64)"
     )
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import data_arguments
+from qzoo.commands.arguments import data_arguments, positive
 from qzoo.errors import one_line
 from qzoo.scheme import TARGETS
 
@@ -18,7 +18,7 @@ def register(add: Add) -> None:
     sub.add_argument("name", metavar="NAME", help="of a checkpoint, its folder, or org/name on the Hub")
     data_arguments(sub)
     sub.add_argument("--target", choices=list(TARGETS), help="default: what it was made for")
-    sub.add_argument("--images", type=int, default=64, help="number of images (default: 64)")
+    sub.add_argument("--images", type=positive, default=64, help="number of images (default: 64)")
     sub.add_argument("--out", type=Path, help="JSON file to write as well")
 
 

@@ -10,10 +10,12 @@ from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
     checkpoint_folder,
     dataset_argument,
+    from_zero,
     given_options,
     layer_argument,
     layer_bits,
     option_arguments,
+    positive,
     process_arguments,
 )
 from qzoo.errors import ArgumentError
@@ -32,14 +34,16 @@ def register(add: Add) -> None:
     sub.add_argument("--data", type=Path, help="folder of the images (Fashion-MNIST: found or downloaded)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")
-    sub.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
+    sub.add_argument("--workers", type=from_zero, default=0, help="processes that decode images (default: 0)")
     sub.add_argument("--float", dest="float_weights", help="_qat: folder or name of your float checkpoint")
     sub.add_argument(
         "--start",
         help="weights to start from, folder or name: float ones to fine-tune; _qat: quantized, bits may differ",
     )
     layer_argument(sub)
-    sub.add_argument("--batch-size", type=int, default=128, help="of all processes together (default: 128)")
+    sub.add_argument(
+        "--batch-size", type=positive, default=128, help="of all processes together (default: 128)"
+    )
     option_arguments(
         sub,
         TrainOptions,
@@ -47,7 +51,9 @@ def register(add: Add) -> None:
     )
     sub.add_argument("--tensorboard", action="store_true", help="write events beside log.csv")
     sub.add_argument("--plot", action="store_true", help="draw the learning curve beside log.csv")
-    sub.add_argument("--save-every", type=int, default=0, metavar="STEPS", help="save within epochs, too")
+    sub.add_argument(
+        "--save-every", type=from_zero, default=0, metavar="STEPS", help="save within epochs, too"
+    )
     process_arguments(sub)
     sub.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the state to resume from")
     sub.add_argument("--out", type=Path, help="folder of the checkpoint (default: NAME in the store)")

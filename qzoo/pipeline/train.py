@@ -17,7 +17,7 @@ from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.options import TrainOptions
 from qzoo.pipeline.measure import measurement
-from qzoo.pipeline.train_job import TrainJob, run_training, write_checkpoint
+from qzoo.pipeline.train_job import TrainJob, run_training, weights_of, write_checkpoint
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
 from qzoo.zoo.create import create_model, filled
@@ -62,7 +62,7 @@ def train_checkpoint(
         torch.manual_seed(options.seed)
         model = untrained(name, job) if start is None else _started(name, job, start)
     config = config_of(model)
-    done = run_training(model, config, options, job, group)
+    done = run_training(model, config, options, job, group, origin={"start": weights_of(config)})
     if not group.first:
         return job.folder(config.name)
     result = evaluate(model, done.test, progress=job.progress)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qzoo.cards.card import write_card
-from qzoo.config import Config, Measurement
+from qzoo.config import WEIGHTS, Config, Measurement
 from qzoo.data import ImageFolder, Loader, load_data, load_training_data
 from qzoo.data.folders import split_folder
 from qzoo.data.sets import DATA_SETS, data_set
@@ -20,7 +20,7 @@ from qzoo.errors import ArgumentError, DataError
 from qzoo.options import TrainOptions
 from qzoo.pipeline.parts import Images, evaluation_images, made_on, training_images
 from qzoo.training.loop import train
-from qzoo.training.state import Log, plot_log
+from qzoo.training.state import Log, plot_log, require_tools
 from qzoo.zoo.checkpoint import save_pretrained
 from qzoo.zoo.store import checkpoint_folder
 
@@ -61,6 +61,7 @@ class TrainJob:
     def __post_init__(self) -> None:
         if self.dataset and self.dataset not in DATA_SETS:
             raise ArgumentError(f"dataset must be one of {', '.join(DATA_SETS)}, not {self.dataset!r}")
+        require_tools(tensorboard=self.tensorboard, plot=self.plot)
         if self.batch_size < 1 or self.workers < 0 or self.save_every < 0:
             raise ArgumentError(
                 f"batch_size must be 1 or more, workers and save_every 0 or more, not {self.batch_size}, "
@@ -89,11 +90,16 @@ def run_training(
     job: TrainJob,
     group: Group,
     teacher: nn.Module | None = None,
+    origin: dict[str, str] | None = None,
 ) -> Trained:
     """Train ``model`` in place on the job's images, resumed where a run was stopped; afterwards it is on the CPU.
 
+    Args:
+        origin: what it starts from, with hashes; a run from elsewhere, or on other images, is not gone on with.
+
     Raises:
         DataError: the images can't be had, or are of other classes than the model's.
+        QzooError: the folder of the run holds another one.
     """
     with group.first_alone():
         _check_classes(config, job.data)
@@ -129,6 +135,7 @@ def run_training(
         progress=job.progress,
         group=group,
         save_every=job.save_every,
+        origin={**(origin or {}), "images": f"{images.subset} of {images.text}"},
     )
     if group.first and job.plot:
         plot_log(run / "log.png", log, config.name)
@@ -136,6 +143,14 @@ def run_training(
         if module is not None:
             module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Trained(log, images, checks, test)
+
+
+def weights_of(config: Config) -> str:
+    """The weights that a model was loaded with or made from, with the start of their SHA-256."""
+    source = config.float_source
+    if WEIGHTS in config.files:
+        return f"{config.name} {config.files[WEIGHTS][:16]}"
+    return f"{source.source} {source.sha256[:16]}" if source is not None else "random"
 
 
 def write_checkpoint(

@@ -17,7 +17,7 @@ from qzoo.options import TrainOptions
 from qzoo.pipeline.calibrate import record
 from qzoo.pipeline.measure import measure
 from qzoo.pipeline.parts import Images, for_data_set, training_images
-from qzoo.pipeline.train_job import TrainJob, run_training, write_checkpoint
+from qzoo.pipeline.train_job import TrainJob, run_training, weights_of, write_checkpoint
 from qzoo.ptq import Recipe, round_biases
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant.calib import calibrate_weights
@@ -70,12 +70,14 @@ def tune_checkpoint(
     """
     options, group = options or DEFAULTS, group or Group()
     with group.first_alone():
-        model, teacher = _start(name, float_weights, start, layers)
+        model, teacher, began = _start(name, float_weights, start, layers)
     config = for_data_set(config_of(model), job.dataset)
     if config.calibration is None:
         config = dataclasses.replace(config, calibration=_calibrate(model, config, job, group))
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    done = run_training(model, config, options, job, group, teacher)
+    bits = " ".join(f"{layer}={bits}" for layer, bits in layers)
+    begun = {"start": began, "float": weights_of(config_of(teacher)), "layer bits": bits or "none"}
+    done = run_training(model, config, options, job, group, teacher, begun)
     if not group.first:
         return job.folder(config.name)
     round_biases(model, next(iter(done.test))[0], target=TARGET)
@@ -88,7 +90,7 @@ def tune_checkpoint(
     if start is not None:
         origin["start"] = Path(start).name
     if layers:
-        origin["layer_bits"] = " ".join(f"{layer}={bits}" for layer, bits in layers)
+        origin["layer_bits"] = bits
     return write_checkpoint(model, config, metrics, done, options, job, group.world, origin)
 
 
@@ -97,8 +99,8 @@ def _start(
     float_weights: str | Path | None,
     start: str | Path | None,
     layers: tuple[tuple[str, int], ...],
-) -> tuple[nn.Module, nn.Module]:
-    """The model to tune, and its teacher."""
+) -> tuple[nn.Module, nn.Module, str]:
+    """The model to tune, its teacher, and which weights it starts from."""
     parsed = parse_name(name)
     if parsed.scheme is None or not parsed.qat:
         raise UnknownModelError(
@@ -108,23 +110,23 @@ def _start(
     scheme = dataclasses.replace(Scheme.parse(parsed.scheme, TARGET), layers=layers)
     if start is None:
         model, teacher = quantized_from(name, float_weights, scheme)
-        return _named(model, dataclasses.replace(config_of(model), name=name)), teacher
+        named = dataclasses.replace(config_of(model), name=name)
+        return _named(model, named), teacher, weights_of(config_of(teacher))
     model = load_pretrained(start, target=TARGET)
-    config = config_of(model)
+    config, began = config_of(model), weights_of(config_of(model))
     if config.architecture != parsed.arch or config.scheme is None:
         raise CheckpointError(
             f"{start} holds {config.name}; {name} starts from a quantized checkpoint of {parsed.arch}"
         )
     teacher = reference_of(config, float_weights)
     if str(config.scheme) == parsed.scheme and not layers:
-        return _named(
-            model, dataclasses.replace(fresh(config, name), calibration=config.calibration)
-        ), teacher
+        named = dataclasses.replace(fresh(config, name), calibration=config.calibration)
+        return _named(model, named), teacher, began
     config = dataclasses.replace(fresh(config, name), scheme=scheme)
     other = empty_model(config, scheme)
     weights = ((key, value) for key, value in model.state_dict().items() if not key.endswith("._amax"))
     assign_state(other, weights, str(start))
-    return other, teacher
+    return other, teacher, began
 
 
 def _named(model: nn.Module, config: Config) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ from qzoo.files import locked
 from qzoo.options import TrainOptions
 from qzoo.progress import track
 from qzoo.qat import distillation_loss, freeze_ranges, learn_ranges, learned_parameters
-from qzoo.training.state import load_state, save_state, write_log, write_tensorboard
+from qzoo.training.state import load_state, require_tools, save_state, write_log, write_tensorboard
 
 __all__ = ["EpochLoader", "TrainOptions", "train"]
 
@@ -61,6 +61,7 @@ def train(
     progress: bool = True,
     group: Group | None = None,
     save_every: int = 0,
+    origin: Mapping[str, str] | None = None,
 ) -> list[dict[str, float]]:
     """Train or fine-tune a model, in place; an unfinished run in ``out`` with the same options is resumed.
 
@@ -80,17 +81,20 @@ def train(
             statistics are averaged after each epoch. Rank 0 writes.
         save_every: steps after which the state is saved within an epoch, too; 0 saves after each epoch only. With
             several processes, BatchNorm's statistics are averaged then, too. Needs a loader with ``set_epoch``.
+        origin: what the run starts from and is trained on, in words, such as ``{"start": "resnet20.fmnist"}``; kept
+            in the state, which a run of another origin does not go on from.
 
     Returns:
         One dictionary an epoch: epoch, lr, loss, seconds, and top1 (in percent) when ``eval_loader`` is given.
 
     Raises:
-        QzooError: ``out`` holds a run with other options, another training runs there, or it can't be written; or
-            the loss is not finite.
+        QzooError: ``out`` holds a run with other options or another origin, another training runs there, or it can't
+            be written; or the loss is not finite.
         CheckpointError: the state in ``out`` is damaged, or of another model.
         DataError: the loader gives something else than ``(images, labels)``, or more or fewer than its length.
         CalibrationError: ranges are to be trained, and a quantizer has none.
         ValueError: distillation without a teacher, or float16 on a CPU.
+        MissingDependencyError: ``tensorboard`` is not installed.
         DistributedError: another process has ended, or a batch that can't be shared out equally.
 
     Example:
@@ -100,6 +104,7 @@ def train(
         [0, 1]
     """
     options, group = options or TrainOptions(), group or Group()
+    require_tools(tensorboard=tensorboard)
     if options.distill and teacher is None:
         raise ArgumentError(f"distill={options.distill} needs teacher=, the float model")
     if options.fp16 and group.device.type != "cuda":
@@ -117,7 +122,7 @@ def train(
         if options.method != "ste":
             learn_ranges(model, options.method)
         run = _Run(model, options, teacher.eval().to(group.device) if teacher is not None else None, group)
-        run.resume(None if folder is None else folder / "state.pt", len(epochs))
+        run.resume(None if folder is None else folder / "state.pt", len(epochs), dict(origin or {}))
         if run.log:  # a run may have been killed between its state and its log
             _write_logs(folder, run.log, tensorboard, group)
         for epoch in range(len(run.log), options.epochs):
@@ -175,6 +180,7 @@ class _Run:
         self.lr, self.total = 0.0, 0.0
         self.path: Path | None = None
         self.batches, self.start = 0, 0
+        self.origin: dict[str, str] = {}
         self.log: list[dict[str, float]] = []
         self._began, self._before = time.perf_counter(), 0.0
 
@@ -198,6 +204,7 @@ class _Run:
             "scaler": self.scaler.state_dict(),
             "log": self.log,
             "options": asdict(self.options),
+            "origin": self.origin,
             "batches": self.batches,
             "done": done,
             "totals": totals if done else [],
@@ -205,12 +212,12 @@ class _Run:
         }
         save_state(self.path, state)
 
-    def resume(self, path: Path | None, batches: int) -> None:
+    def resume(self, path: Path | None, batches: int, origin: dict[str, str]) -> None:
         """Load the last saved state, if rank 0 finds one."""
-        self.path, self.batches = path, batches
+        self.path, self.batches, self.origin = path, batches, origin
         if path is None:
             return
-        found = load_state(path, asdict(self.options), batches) if self.group.first else None
+        found = load_state(path, asdict(self.options), batches, origin) if self.group.first else None
         state = self.group.broadcast(found)
         if state is None:
             return
@@ -340,4 +347,4 @@ def _optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.SGD:
     ]
     if ranges:
         groups.append({"params": ranges, "weight_decay": options.range_decay, "multiple": options.range_lr})
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=True)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)

@@ -7,28 +7,32 @@ import csv
 import errno
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qzoo.errors import CheckpointError, QzooError
+from qzoo.errors import CheckpointError, MissingDependencyError, QzooError
 from qzoo.options import TrainOptions
 
 Log = list[dict[str, float]]
 
 
-def load_state(path: Path, options: dict[str, Any], batches: int | None = None) -> dict[str, Any] | None:
+def load_state(
+    path: Path, options: dict[str, Any], batches: int | None = None, origin: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
     """The state of an unfinished run, None where there is none.
 
     Args:
         options: of the run; one that the file does not know counts as its default.
         batches: in an epoch.
+        origin: what the run starts from; a file that does not say counts as of the same.
 
     Raises:
-        QzooError: it belongs to a run with other options, or another number of batches.
+        QzooError: it belongs to a run with other options, from another origin, or of another number of batches.
         CheckpointError: it is damaged.
     """
     if not path.exists():
@@ -39,6 +43,14 @@ def load_state(path: Path, options: dict[str, Any], batches: int | None = None) 
     if wrong:
         raise QzooError(
             f"{path} belongs to a run with other options ({', '.join(wrong)}); choose another folder or remove it"
+        )
+    before, now = state.get("origin", origin) or {}, origin or {}
+    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if other:
+        there, here = (", ".join(f"{key} {said.get(key, 'none')}" for key in other) for said in (before, now))
+        raise QzooError(
+            f"{path} belongs to a run with another origin ({there}), not this one ({here}); choose another folder or "
+            "remove it"
         )
     if batches is not None and state.get("batches", batches) != batches:
         raise QzooError(
@@ -125,16 +137,22 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
+def require_tools(*, tensorboard: bool = False, plot: bool = False) -> None:
+    """Raise MissingDependencyError where what is to be written of a training needs a package that is not there."""
+    for wanted, package, extra in ((tensorboard, "tensorboard", "train"), (plot, "matplotlib", "plot")):
+        if wanted and find_spec(package) is None:
+            raise MissingDependencyError(f"{package} is not installed; run pip install 'qzoo[{extra}]'")
+
+
 def write_tensorboard(folder: Path, log: Log) -> None:
     """The log as scalars that TensorBoard shows, written anew.
 
     Raises:
-        ImportError: tensorboard is not installed (``pip install 'qzoo[train]'``).
+        MissingDependencyError: tensorboard is not installed (``pip install 'qzoo[train]'``).
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("TensorBoard is not installed; run pip install 'qzoo[train]'") from error
+    require_tools(tensorboard=True)
+    from torch.utils.tensorboard import SummaryWriter
+
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
@@ -147,8 +165,9 @@ def plot_log(path: Path, log: Log, title: str = "") -> Path:
     """The learning curve as PNG: loss of the training, and top-1 of the evaluation where there is one.
 
     Raises:
-        ImportError: matplotlib is not installed (``pip install 'qzoo[plot]'``).
+        MissingDependencyError: matplotlib is not installed (``pip install 'qzoo[plot]'``).
     """
+    require_tools(plot=True)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qzoo
-from qzoo.errors import CalibrationError, DataError
+from qzoo.errors import ArgumentError, CalibrationError, DataError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
 from qzoo.quantizers import set_target
@@ -49,6 +49,8 @@ def test_weights_against_numpy(setting) -> None:
     assert info.dead == pytest.approx(100 * (1 - len(levels) / 15))
     assert (info.amax_low, info.amax_high) == pytest.approx((amax.min(), amax.max()))
     assert report.images == 0
+    with pytest.raises(ArgumentError, match="images must be at least 1, not -1"):
+        qzoo.inspect(setting[0], [setting[1]], images=-1)
     assert next(q for q in report.quantizers if q.role == "output").dead is None
 
 

@@ -318,13 +318,58 @@ def test_float_weights_are_fine_tuned_with_a_new_classifier(
     ]
     assert moved == ["fc.weight", "fc.bias"]
     assert "--start resnet20.fmnist" in card(config)
+    assert config.license == ""
+    assert "license:" not in card(config)
+    assert "from others that are licensed Apache-2.0. Those came from" in card(config)
+    assert "No licence is declared" in card(config)
     assert (
         main(["build", "resnet20.mine-w8a8", "--data", str(pets), "--method", "max", "--no-onnx", "-q"]) == 0
     )
     built = read_config(checkpoint_folder("resnet20.mine-w8a8"))
     assert built.metrics[0] == config.metrics[0]
+    assert built.license == ""
     assert (built.classes, [part.use for part in built.seen]) == (("cat", "dog"), ["training", "calibration"])
     assert main(["evaluate", "resnet20.mine-w8a8", "--data", str(pets), "-q"]) == 0
+
+
+def test_a_run_goes_on_from_its_own_start_only(
+    trained: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal options and an equal name: other weights, a teacher, bits or images are another run."""
+    runs = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "-q"]
+    options = ["--data", str(pets), "--epochs", "1", "--batch-size", "16", *runs]
+    other = tmp_path / "resnet20.pets"
+    argv = [
+        "train",
+        "resnet20.pets",
+        "--dataset",
+        "folders",
+        "--data",
+        str(pets),
+        "--epochs",
+        "1",
+        "--seed",
+        "1",
+    ]
+    assert main([*argv, "--batch-size", "16", "--runs", str(tmp_path), "--out", str(other), "-q"]) == 0
+    fine = ["train", "resnet20.mine", *options, "--start"]
+    assert main([*fine, str(trained)]) == 0
+    assert main([*fine, str(trained)]) == 0
+    capsys.readouterr()
+    assert main([*fine, str(other)]) == 2
+    assert (
+        "resnet20.mine/state.pt belongs to a run with another origin (start folder:"
+        in capsys.readouterr().err
+    )
+    tune = ["train", "resnet20.pets-w4a4_qat", *options]
+    assert main([*tune, "--float", str(trained), "--subset", "0:32"]) == 0
+    for changed, said in (
+        (["--float", str(other), "--subset", "0:32"], "start resnet20.pets "),
+        (["--float", str(trained), "--subset", "0:32", "--layer-bits", "fc=8"], "layer bits none"),
+        (["--float", str(trained), "--subset", "8:40"], "images 0:32 of "),
+    ):
+        assert main([*tune, *changed]) == 2
+        assert f"belongs to a run with another origin ({said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.data.tensors import TensorLoader
+from qzoo.errors import ArgumentError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.ranges import calibrate
@@ -145,6 +147,18 @@ def test_options_are_checked(tmp_path: Path) -> None:
         TrainOptions(distill=2.0)
     with pytest.raises(ValueError, match="accumulate"):
         TrainOptions(accumulate=0)
+    for name, value in {
+        "lr": -1.0,
+        "weight_decay": math.nan,
+        "momentum": 1.5,
+        "label_smoothing": 3.0,
+    }.items():
+        with pytest.raises(ArgumentError, match=rf"TrainOptions\.{name} must be 0 .*, not {value}"):
+            TrainOptions(**{name: value})
+    with pytest.raises(ArgumentError, match="temperature must be above 0, not 0"):
+        TrainOptions(temperature=0.0)
+    with pytest.raises(ArgumentError, match="seed must fit in 64 bits"):
+        TrainOptions(seed=1 << 64)
     with pytest.raises(ValueError, match="teacher"):
         train(models()[0], loader(), TrainOptions(distill=0.5), out=tmp_path, progress=False)
 

@@ -311,7 +311,7 @@ def test_float16_scales_the_loss_and_keeps_the_scale(tmp_path: Path) -> None:
 
     def started(options: TrainOptions, name: str) -> _Run:
         run = _Run(droppy(), options, None, Group())
-        run.resume(tmp_path / name, len(data))
+        run.resume(tmp_path / name, len(data), {})
         return run
 
     run, exact = started(options, "half.pt"), started(plain, "float.pt")
