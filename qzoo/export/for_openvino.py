@@ -21,7 +21,7 @@ _BIAS = 1e-30
 """What a sum of float32 does not see, but a pass that drops zeros does."""
 
 _SCALED = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
-_CARRIED = (*MOVES, *CLAMPS, *POOLS, "Resize", "ReduceMax", "Concat")
+_CARRIED = (*MOVES, *CLAMPS, *POOLS, "Resize", "ReduceMax", "ReduceMin", "Concat")
 
 
 def pool_maxima(model: ir.Model) -> None:
@@ -85,21 +85,34 @@ def quantize_before_moves(model: ir.Model) -> None:
     model.graph.sort()
 
 
-def use_unsigned_at_concat(model: ir.Model) -> None:
-    """int8 activations that a Concat joins, or that are quantized behind one, become uint8 with zero point 128.
+def use_unsigned_where_misread(model: ir.Model) -> None:
+    """int8 activations whose bytes OpenVINO reads as uint8 become uint8 with zero point 128.
 
-    OpenVINO reads the bytes of int8 as uint8 there, and every negative value is wrong.
+    Those are what a Concat joins, or is quantized behind one; and, in a graph with a Concat anywhere, what an operator
+    such as MaxPool moves before a convolution. OpenVINO writes a Concat of its own for some operators (the shape of a
+    Flatten), so that the latter are changed in every graph.
     """
     found: dict[ir.Node, None] = {}
     for concat in nodes_of(model, "Concat"):
         found |= dict.fromkeys((*_quantizers_before(concat), *_quantizers_behind(concat)))
+    for conv in nodes_of(model, "Conv"):
+        maker = conv.inputs[0].producer() if conv.inputs[0] is not None else None
+        if maker is None or maker.op_type not in _CARRIED or _integer(conv, "group", 1) != 1:
+            continue
+        if _is_dequantized(conv.inputs[1]):
+            found |= dict.fromkeys(_quantizers_before(conv))
     use_unsigned(model, found)
 
 
-def _quantizers_before(concat: ir.Node) -> list[ir.Node]:
-    """The Q whose integers enter the Concat, behind operators across which OpenVINO carries a DQ."""
+def _is_dequantized(value: ir.Value | None) -> bool:
+    maker = value.producer() if value is not None else None
+    return maker is not None and maker.op_type == "DequantizeLinear"
+
+
+def _quantizers_before(node: ir.Node) -> list[ir.Node]:
+    """The Q whose integers enter the node, behind operators across which OpenVINO carries a DQ."""
     found: list[ir.Node] = []
-    seen, waiting = {concat}, [concat]
+    seen, waiting = {node}, [node]
     while waiting:
         makers = [value.producer() for value in waiting.pop().inputs if value is not None]
         for maker in makers:
@@ -198,8 +211,7 @@ def give_shared_convolutions_a_bias(model: ir.Model) -> None:
 
 
 def _is_int8(layer: ir.Node) -> bool:
-    makers = [value.producer() if value is not None else None for value in layer.inputs[:2]]
-    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+    return all(_is_dequantized(value) for value in layer.inputs[:2])
 
 
 def _output_channels(conv: ir.Node) -> int | None:

@@ -64,6 +64,15 @@ def pool(d: Sketch, x: str, counted: int = 1) -> str:
     return d.op("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=counted)
 
 
+def pooled(d: Sketch, x: str) -> str:
+    return d.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4)
+
+
+def joined(d: Sketch) -> str:
+    """A Concat that nothing else has to do with."""
+    return concat(d, d.op("Exp", "image"), "image")
+
+
 def concat(d: Sketch, *tensors: str) -> str:
     return d.op("Concat", *tensors, axis=1)
 
@@ -146,6 +155,56 @@ FORMS: dict[str, dict[str, Form]] = {
         ),
         "int8 behind scales of channels": Form(
             lambda d: d.layer(d.pair(d.op("Mul", concat(d, *two(d)), channels(d)), INT8), 16), False
+        ),
+    },
+    "moved-int8": {
+        "pooled": Form(lambda d: [d.layer(pooled(d, d.pair("image", INT8))), joined(d)], True),
+        "pooled, joined behind": Form(
+            lambda d: concat(d, d.layer(x := d.pair(d.layer(pooled(d, d.pair("image", INT8))), INT8)), x),
+            True,
+        ),
+        "any zero point": Form(
+            lambda d: [d.layer(pooled(d, d.pair("image", np.int8(-20)))), joined(d)], True
+        ),
+        "ReLU": Form(lambda d: [d.layer(d.op("Relu", d.pair("image", INT8))), joined(d)], True),
+        "averaged": Form(lambda d: [d.layer(pool(d, d.pair("image", INT8), 0)), joined(d)], True),
+        "transposed": Form(
+            lambda d: [d.layer(d.op("Transpose", d.pair("image", INT8), perm=[0, 1, 3, 2])), joined(d)], True
+        ),
+        "a part of it": Form(
+            lambda d: [
+                d.layer(d.op("Slice", d.pair("image", INT8), d.ints(1), d.ints(5), d.ints(3))),
+                joined(d),
+            ],
+            True,
+        ),
+        "the shape of a Flatten": Form(
+            lambda d: [
+                d.layer(pooled(d, d.pair("image", INT8))),
+                d.op("Flatten", d.op("Exp", "image"), axis=2),
+            ],
+            True,
+        ),
+        "fixed": Form(lambda d: [d.layer(pooled(d, d.pair("image", INT8))), joined(d)], True, 2),
+        "uint8": Form(lambda d: [d.layer(pooled(d, d.pair("image", U128))), joined(d)], False),
+        "no Concat": Form(lambda d: d.layer(pooled(d, d.pair("image", INT8))), False),
+        "Flatten of axis 1": Form(
+            lambda d: d.op("Flatten", d.layer(pooled(d, d.pair("image", INT8))), axis=1), False
+        ),
+        "no operator between": Form(lambda d: [d.layer(d.pair("image", INT8)), joined(d)], False),
+        "float weights": Form(
+            lambda d: [
+                d.op("Conv", pooled(d, d.pair("image", INT8)), d.const(np.ones((8, 8, 1, 1), F32))),
+                joined(d),
+            ],
+            False,
+        ),
+        "depthwise": Form(
+            lambda d: [
+                d.op("Conv", pooled(d, d.pair("image", INT8)), d.weight(8, 1, 1, 1), group=8),
+                joined(d),
+            ],
+            False,
         ),
     },
     "shared-without-bias": {

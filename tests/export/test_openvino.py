@@ -74,6 +74,20 @@ CONVOLUTIONAL: dict[str, tuple[Callable[[Network, Tensor], Tensor], bool]] = {
         lambda m, x: m.narrow(m.pool(m.wide(y := joined(m, x)))) + m.wide(y),
         True,
     ),
+    "pooled, and joined behind": (
+        lambda m, x: m.wide(torch.cat([m.narrow(y := nn.functional.max_pool2d(m.a(x), 3)), m.point(y)], 1)),
+        True,
+    ),
+    "a Fire": (
+        lambda m, x: torch.cat(
+            [
+                m.narrow(y := m.point(nn.functional.max_pool2d(m.a(x).relu(), 3)).relu()).relu(),
+                m.narrow(y).relu(),
+            ],
+            1,
+        ),
+        True,
+    ),
     "maximum over the image": (lambda m, x: m.a(x).amax((2, 3)), True),
     "maximum and average": (
         lambda m, x: torch.cat([(y := m.a(x)).amax((2, 3)), y.mean((2, 3))], 1),

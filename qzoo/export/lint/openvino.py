@@ -20,6 +20,11 @@ _SCALINGS = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
 # OpenVINO carries a DQ across these (and the scale of a layer that reads one).
 _CARRIED = (*MOVES, "Relu", "AveragePool", "Resize", "Concat", "Mul")
 _CARRIED_FROM_LAYER = ("QuantizeLinear", "Relu", "MaxPool", "ReduceMean", *POOLS)
+# And carries the integers themselves across these.
+_MOVED = (
+    *("MaxPool", "AveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Relu", "Resize", "Expand"),
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split"),
+)
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 
 
@@ -86,6 +91,23 @@ def _is_fused_scale(graph: Graph, node: NodeProto) -> bool:
 def _feeds_convolution(graph: Graph, q: NodeProto) -> bool:
     pairs = [dq for dq in graph.readers(q) if dq.op_type == "DequantizeLinear"]
     return any(_is_int8_convolution(graph, node) for dq in pairs for node in graph.sinks(dq))
+
+
+def _int8_moved(graph: Graph) -> Hits:
+    inner = [node for node in graph.of("Flatten") if attribute(node, "axis", 1) not in (0, 1)]
+    if not [*graph.of("Concat"), *inner]:
+        return
+    for dq in graph.of("DequantizeLinear"):
+        if graph.is_weight(dq) or graph.int_type(dq) != "int8":
+            continue
+        for move in graph.readers(dq):
+            layers = graph.sinks(move, through=_MOVED) if move.op_type in _MOVED else []
+            yield from ((dq, move, conv) for conv in layers if conv is not None and _is_dense(graph, conv))
+
+
+def _is_dense(graph: Graph, node: NodeProto) -> bool:
+    """Whether it is a convolution of one group, with integer weights."""
+    return node.op_type == "Conv" and attribute(node, "group", 1) == 1 and _has_int8_weight(graph, node)
 
 
 def _without_bias(graph: Graph) -> Hits:
@@ -246,6 +268,14 @@ RULES = (
         "negative value is wrong.",
         "Use uint8 with zero point 128: the same levels.",
         _int8_joined,
+    ),
+    Rule(
+        "moved-int8",
+        (OV,),
+        "int8 goes through a MaxPool, Reshape or the like into a convolution, in a graph that has a Concat (anywhere; "
+        "Flatten of axis 2 counts): OpenVINO reads the bytes as uint8, and every negative value is wrong.",
+        "Use uint8 with zero point 128: the same levels.",
+        _int8_moved,
     ),
     Rule(
         "shared-without-bias",
