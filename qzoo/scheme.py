@@ -80,9 +80,9 @@ class Scheme:
             have these bits, their inputs at least as many (:func:`qzoo.quantizers.set_layer_bits`).
 
     Example:
-        >>> Scheme.parse("w4a8").weight_bits
+        >>> qzoo.Scheme.parse("w4a8").weight_bits
         4
-        >>> str(Scheme(weight_bits=8, activation_bits=8, target="openvino"))
+        >>> str(qzoo.Scheme(weight_bits=8, activation_bits=8, target="openvino"))
         'w8a8'
     """
 

@@ -124,8 +124,8 @@ def benchmark(
 
     Example:
         >>> report = qzoo.benchmark("resnet20.fmnist-w8a8", runtimes="pytorch", subset=":32", batches=[1], seconds=0.05)
-        >>> [(row.precision, row.top1) for row in report.rows]
-        [('float32', 90.625), ('w8a8', 90.625)]
+        >>> [(row.runtime, row.images, row.top1) for row in report.rows]  # float, then int8
+        [('pytorch', 32, 90.625), ('pytorch', 32, 90.625)]
     """
     asked, compare = _names(names), _several(compare)
     files = [name for name in asked if is_onnx(name)]
