@@ -402,6 +402,10 @@ def _check_training(training: Mapping[str, Any]) -> None:
         TrainOptions(**given)
     except ValueError as error:
         raise CheckpointError(f"config.json: training: {error}") from error
+    if "method" in training and "target" not in training:  # as one flipped bit of the key leaves it
+        raise CheckpointError(
+            "config.json: training.target is missing, the runtime that the model was tuned for"
+        )
     target = decode(str, training.get("target", DEFAULT_TARGET), "training.target")
     if target not in TARGETS:
         raise CheckpointError(

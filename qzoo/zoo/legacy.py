@@ -13,7 +13,7 @@ from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers, switch_target, weight_quantizers
 from qzoo.scheme import TARGETS
 from qzoo.zoo.sources import read_state
-from qzoo.zoo.tensors import assign_state, check_ranges, listed
+from qzoo.zoo.tensors import assign_state, check_plain, check_ranges, listed
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor])
     """
     state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     where = "the state dict" if isinstance(source, Mapping) else str(source)
+    check_plain(state, where)
     if not any(key.endswith("_amax") for key in state):
         raise CheckpointError(f"{where} has no ranges (keys that end in _amax): it was not calibrated")
     own = quantizers(model)

@@ -20,6 +20,7 @@ from qzoo.registry import FloatWeights
 from qzoo.zoo import hub
 from qzoo.zoo.downloads import LARGEST, downloaded
 from qzoo.zoo.store import home
+from qzoo.zoo.tensors import check_plain
 
 
 def load_float_weights(
@@ -119,6 +120,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} is no state dict: it holds other things than named tensors")
+    check_plain(state, str(path))
     return dict(state)
 
 

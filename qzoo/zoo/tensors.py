@@ -41,6 +41,19 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
         raise CheckpointError(f"the range (amax) of {listed(bad)} is negative, infinite or NaN")
 
 
+def check_plain(state: Mapping[str, Tensor], where: str) -> None:
+    """Every tensor is dense and has its values: torch's files hold sparse, nested and empty ones (meta), too.
+
+    Raises:
+        CheckpointError: names those that are not.
+    """
+    odd = [key for key, t in state.items() if t.layout != torch.strided or t.is_nested or t.is_meta]
+    if odd:
+        raise CheckpointError(
+            f"{where}: {listed(odd)} must be dense tensors with values; save tensor.to_dense()"
+        )
+
+
 def check_finite(state: Mapping[str, Tensor]) -> None:
     """No float tensor holds NaN or infinity, and no variance of a BatchNorm is negative: they would compute NaN.
 
@@ -78,10 +91,9 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
     expected, required = expected_tensors(model), model.state_dict().keys()
     ranges = {f"{name}._amax": q for name, q in quantizers(model).items()}
     state: dict[str, Tensor] = {}
-    unexpected, misshaped = [], []
+    unexpected, misshaped, seen = [], [], set()
     for key, tensor in tensors:
-        # Some files hold transposed views; another layout would give other rounding errors, and be slower.
-        state[key] = tensor.contiguous()
+        seen.add(key)
         if key not in expected:
             unexpected.append(key)
             continue
@@ -90,8 +102,11 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
             wanted = tuple(tensor.shape)  # one range in all: the number of ones in its shape does not matter
         if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
             misshaped.append(f"{key} {_describe(tensor)} (the model has {list(wanted)} {dtype})")
+            continue
+        # Some files hold transposed views; another layout would give other rounding errors, and be slower.
+        state[key] = tensor.contiguous()
     missing = []
-    for key in required - state.keys():
+    for key in required - seen:
         if key.endswith("num_batches_tracked"):
             state[key] = torch.zeros((), dtype=torch.int64)
         else:

@@ -267,7 +267,14 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
     name = "resnet20.fmnist-w4a4_qat"
     with pytest.raises(CheckpointError, match=r"the name alone does not say how to train.*qzoo train"):
         build(name, progress=False)
-    training = {"epochs": 2, "lr": 0.25, "method": "lsq", "batch_size": 7, "threads": 1}
+    training = {
+        "epochs": 2,
+        "lr": 0.25,
+        "method": "lsq",
+        "target": "onnxruntime",
+        "batch_size": 7,
+        "threads": 1,
+    }
     Path("tuned").mkdir()
     Path("tuned", "config.json").write_text(
         dataclasses.replace(new_config(name), training=training).to_json()

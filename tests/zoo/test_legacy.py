@@ -148,3 +148,23 @@ def test_what_does_not_fit_is_named(calibrated: nn.Module, old_file: Path) -> No
     with pytest.raises(CheckpointError, match=r"fc\._input_quantizer.*NaN"):
         qzoo.load_calibrated(fresh(), state)
     assert quantizers(fresh())["conv1._input_quantizer"].amax is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("more", torch.zeros(1).expand(1 << 40), "unexpected: more"),
+        ("fc.bias", torch.zeros(1).expand(1 << 40), r"misshaped: fc\.bias \[1099511627776\]"),
+        ("fc.bias", torch.zeros(10).to_sparse(), r"fc\.bias must be dense tensors with values"),
+        ("fc.bias", torch.zeros(10, device="meta"), r"fc\.bias must be dense tensors with values"),
+        ("conv1._input_quantizer._amax", torch.ones(1).to_sparse(), "must be dense tensors with values"),
+    ],
+)
+def test_tensors_that_no_model_has_take_no_memory(
+    old_file: Path, key: str, value: torch.Tensor, message: str
+) -> None:
+    """A file of a few kilobytes may name tensors of terabytes: one value, and steps of nothing."""
+    torch.save({**torch.load(old_file), key: value}, old_file)
+    for source in (old_file, torch.load(old_file)):
+        with pytest.raises(CheckpointError, match=message):
+            qzoo.load_calibrated(fresh(), source)

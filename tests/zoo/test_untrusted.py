@@ -92,6 +92,14 @@ def test_a_text_that_no_file_can_hold_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes and devices here")
+def test_a_tuned_checkpoint_without_its_target_is_refused() -> None:
+    """One flipped bit of the key would have it loaded for the default one."""
+    text = (hub.EMBEDDED / "resnet20.fmnist-w4a4_qat" / "config.json").read_text()
+    at = text.index('"target"', text.index('"training"'))
+    with pytest.raises(CheckpointError, match=r"training\.target is missing"):
+        Config.from_json(text[:at] + '"taret"' + text[at + len('"target"') :])
+
+
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
 def test_what_is_no_file_is_not_read(folder: Path, name: str, kind: str) -> None:
