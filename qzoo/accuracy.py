@@ -108,7 +108,7 @@ def sqnr(reference: Tensor, other: Tensor) -> float:
 
 
 def _energies(values: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Of what is expected, and of the difference: infinite where a value is not finite."""
+    """Sums of squares of the reference and of the difference: infinite where a value is not finite."""
     signal, noise = expected.square().sum().item(), (values - expected).square().sum().item()
     sound = math.isfinite(signal) and math.isfinite(noise)
     return (signal, noise) if sound else (0.0, math.inf)

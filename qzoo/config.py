@@ -228,7 +228,7 @@ class Config:
 
     @property
     def license(self) -> str:
-        """SPDX identifier of the weights' licence; "" where nobody has declared one, as for those trained or fine-tuned
+        """SPDX identifier of the weights' licence; "" where none is declared, as for those trained or fine-tuned
         by a user. What is only quantized has that of its float weights."""
         source = self.float_source
         if self.training is None:

@@ -124,7 +124,7 @@ def _try_lock(folder: Path) -> int | None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what killed processes left in a folder that nobody else writes to: its caller holds it exclusively."""
+    """Remove what killed processes left in a folder that no other one writes to: its caller holds it exclusively."""
     for left in folder.glob(".*.tmp"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

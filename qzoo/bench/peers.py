@@ -2,7 +2,7 @@
 
 | peer | made by | runs in |
 |---|---|---|
-| ``float`` | nobody: the float model, which is always measured | every runtime |
+| ``float`` | none: the float model, which is always measured | every runtime |
 | ``quantize_static`` | ``onnxruntime.quantization`` | ``onnxruntime`` |
 | ``nncf`` | ``nncf.quantize`` | ``openvino`` |
 | ``torchvision`` | ``torchvision.models.quantization`` and ``torch.ao`` | ``pytorch`` |

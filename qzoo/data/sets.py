@@ -154,7 +154,7 @@ def data_set(name: str) -> DataSet:
 
 
 def is_embedded(name: str) -> bool:
-    """Whether the test images of a config's ``labels`` come with the package; also of names that nobody knows."""
+    """Whether the test images of a config's ``labels`` come with the package; also for unknown names."""
     return name in DATA_SETS and DATA_SETS[name].embedded
 
 

@@ -125,7 +125,7 @@ def merge_padding(model: ir.Model) -> None:
 
 
 def _find_pad(conv: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
-    """The Pad from which the convolution's data comes through Q and DQ only, each read by nobody else."""
+    """The Pad from which the convolution's data comes through Q and DQ only, each without another reader."""
     path: list[ir.Node] = []
     value = conv.inputs[0]
     while value is not None:

@@ -112,7 +112,7 @@ class Made:
     training: dict[str, Any] | None = None
 
     def options(self) -> tuple[TrainOptions, int]:
-        """Of the training: options and batch size.
+        """Options and batch size of the training.
 
         Raises:
             CheckpointError: no training is recorded, or with values that make no sense.

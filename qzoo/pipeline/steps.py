@@ -23,7 +23,7 @@ class Steps:
     """Finished steps with their inputs, results and files, in ``<folder>/steps.json``.
 
     Args:
-        folder: where the steps' files are, too, and which nobody else writes to meanwhile (the caller holds
+        folder: where the steps' files are, too, and which no other process writes to meanwhile (the caller holds
             :func:`qzoo.files.exclusive`); None remembers nothing.
         report: gets a line for each step.
         again: forget what was finished.
@@ -47,7 +47,7 @@ class Steps:
         """The step's result, from ``action`` or from last time.
 
         Args:
-            inputs: all that the result depends on, as JSON has it. qzoo's code and torch's version are added.
+            inputs: all that the result depends on, as JSON values. qzoo's code and torch's version are added.
             action: returns what JSON has; called where the inputs are others, or a file is not what it was.
             files: paths in the folder that the action writes.
         """

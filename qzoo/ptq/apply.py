@@ -109,7 +109,7 @@ class Recipe:
                 raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
 
     def changed(self, given: Mapping[str, Any]) -> Recipe:
-        """With other values, by name. A percentile or an alpha goes with the method that it belongs to."""
+        """Copy the recipe with other values. A percentile or an alpha goes with the method that it belongs to."""
         values = {**asdict(self), **given}
         if values["method"] not in WITH_PERCENTILE:
             values["percentile"] = given.get("percentile")

@@ -33,8 +33,8 @@ def round_biases(model: nn.Module, example: Tensor, *, target: str = DEFAULT_TAR
 
     Returns:
         Layer name -> how far its bias moved [out]. Channels whose weights are all zero, and biases that an int32
-        can't hold in that unit, don't move; nor do layers whose weights have a range per group of inputs, which no
-        single unit serves.
+        can't hold in that unit, don't move. Layers whose weights have a range per group of inputs don't either: they
+        have no single unit.
 
     Raises:
         CalibrationError: a layer has no range yet.

@@ -19,7 +19,7 @@ from qzoo.quantizers import quantizers_off
 
 @dataclass
 class Moments:
-    """Of one layer's input patches, in float64.
+    """Means and covariances of one layer's input patches, in float64.
 
     Attributes:
         count: number of patches.

@@ -93,7 +93,7 @@ class CrossMoments:
 
 
 def shrunk_covariance(moments: CrossMoments, damping: float) -> Tensor:
-    """As :func:`qzoo.ptq.adaround.regularized`: float32, positive definite."""
+    """The matrix as :func:`qzoo.ptq.adaround.regularized` makes it: float32, positive definite."""
     h = moments.covariance()
     share = moments.n / (moments.n + moments.count)
     diagonal = h.diagonal(dim1=1, dim2=2).clamp(min=0)

@@ -60,7 +60,7 @@ def without_relu6(model: nn.Module, loader: Iterable[Any]) -> int:
 
 @torch.no_grad()
 def without_relu6_unseen(model: nn.Module, image: Tensor) -> int:
-    """As :func:`without_relu6` by the statistics in the BatchNorms, without data: at each ReLU6 by itself.
+    """Replace every ReLU6 by a ReLU without data: the statistics in the BatchNorms decide at each by itself.
 
     Args:
         image: any image [1, C, H, W]; its shape counts, not its values.

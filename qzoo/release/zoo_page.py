@@ -124,7 +124,7 @@ def _recipes(built: set[str]) -> str:
         )
     head = ("name", "architecture", "float weights", "ranges", "training")
     return (
-        "Nobody has run these: they have no weights, no figures, and are not listed as pretrained. "
+        "These have not been run: they have no weights, no figures, and are not listed as pretrained. "
         "`qzoo build NAME --data IMAGENET` makes one, on a GPU with `--device auto` and `--workers N` to read images, "
         'and `qzoo build --all --data IMAGENET` all whose training is "none": a calibration takes minutes, a training '
         "hours on a GPU and the training images (`IMAGENET/train`), so that `--all` makes those only with `--qat`. All "

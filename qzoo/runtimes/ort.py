@@ -70,7 +70,7 @@ class OnnxRuntimeRunner(Runner):
             raise ExportError(f"ONNX Runtime could not run images {list(x.shape)}: {plain(error)}") from error
 
     def _run_on_device(self, x: Tensor) -> Tensor:
-        """Without a way over the host: the session is handed the addresses of the tensors."""
+        """Run on tensors of the GPU, without a copy to the host: the session is handed the addresses of the tensors."""
         place = (self._device.type, self._device.index or 0)
         binding = self._session.io_binding()  # one a call: bindings are not shared between threads
         binding.bind_input(self._input, *place, self._type[1], tuple(x.shape), x.data_ptr())

@@ -55,5 +55,5 @@ class OpenVinoRunner(Runner):
 
 
 def _names(values: Any) -> list[str]:
-    """Of inputs or outputs; one without a name goes by its number."""
+    """Names of inputs or outputs; one without a name goes by its number."""
     return [value.any_name if value.names else f"number {i}" for i, value in enumerate(values)]

@@ -52,7 +52,7 @@ class Access:
     Attributes:
         cache_dir: folder of the cache.
         token: of a private or gated repository; False sends none.
-        local_files_only: take what is in the cache, ask nobody.
+        local_files_only: take what is in the cache, without a request.
     """
 
     cache_dir: str | Path | None = None

@@ -76,7 +76,7 @@ class Graph:
 
     @cached_property
     def shapes(self) -> dict[str, list[int]]:
-        """Of all tensors of which they are known, for one image."""
+        """Shapes of all tensors whose shapes are known, for one image."""
         return shapes_of(self.model)
 
     @property
@@ -111,7 +111,7 @@ class Graph:
         return "" if proto is None else type_name(proto.data_type)
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Of a stored tensor; () for others."""
+        """The shape of a stored tensor; () for others."""
         proto = self._constants.get(tensor)
         return () if proto is None else tuple(proto.dims)
 
@@ -322,7 +322,7 @@ class Graph:
         )
 
     def scale(self, node: NodeProto) -> np.ndarray | None:
-        """Of a Q or DQ."""
+        """The scale of a Q or DQ; None when computed."""
         value = self.array(node.input[1])
         if value is None:
             return None
@@ -331,7 +331,7 @@ class Graph:
         return value.astype(np.float32)
 
     def zero_point(self, node: NodeProto) -> np.ndarray | None:
-        """Of a Q or DQ: stored values, zeros when left out, None when computed."""
+        """The zero point of a Q or DQ: stored values, zeros when left out, None when computed."""
         if len(node.input) < 3 or not node.input[2]:
             return np.zeros((), np.int64)
         value = self.array(node.input[2])

@@ -72,7 +72,7 @@ class QuantRNNCellBase(Recurrent):
         return state if lstm else state[0]
 
     def extra_repr(self) -> str:
-        """As torch."""
+        """The sizes, as torch prints them."""
         return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
 
 

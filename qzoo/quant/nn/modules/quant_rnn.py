@@ -180,7 +180,7 @@ class QuantRNNBase(Recurrent):
         return state if self.mode == "LSTM" else state[0]
 
     def extra_repr(self) -> str:
-        """As torch: the sizes, then what differs from the default."""
+        """The sizes, as torch prints them, then what differs from the default."""
         text = f"{self.input_size}, {self.hidden_size}"
         defaults = (
             ("num_layers", 1),
