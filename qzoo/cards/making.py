@@ -115,9 +115,10 @@ def _mixed(config: Config, scheme: Scheme) -> str:
 
 def _train_command(name: str, options: dict[str, Any]) -> str:
     """The command that repeats a training; on another machine or number of threads the last bits differ."""
-    source = [] if options.get("data") in _FOUND else ["--data DIR"]
+    told = {**options, "data": None if options.get("data") in _FOUND else "DIR"}
     given = (
         "dataset",
+        "data",
         "float",
         "start",
         "layer_bits",
@@ -126,8 +127,10 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         "batch_size",
         "threads",
     )
-    source += [
-        f"{flag(key)} {' '.join(map(word, str(options[key]).split(' ')))}" for key in given if key in options
+    source = [
+        f"{flag(key)} {' '.join(map(word, str(told[key]).split(' ')))}"
+        for key in given
+        if told.get(key) is not None
     ]
     values, switches = flags_of(options)
     processes = options.get("processes", 1)

@@ -84,7 +84,7 @@ def test_a_folder_of_images_becomes_a_float_checkpoint(trained: Path, pets: Path
     assert (config.metrics[0].data, config.metrics[0].images) == ("pets val (16 images)", 16)
     assert config.training is not None
     assert config.training["data"] == "pets train (48 images)"
-    assert "qzoo train resnet20.pets --dataset folders --data DIR --epochs 2 --batch-size 16" in card(config)
+    assert "qzoo train resnet20.pets --dataset folders --data DIR --batch-size 16" in card(config)
     test = load_data(config.preprocessing, "folders", pets)
     assert evaluate(open_model(str(trained)), test, progress=False).top1 == config.metrics[0].top1
 
@@ -420,7 +420,7 @@ def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = read_config(tmp_path / "float")
     assert (config.labels, config.preprocessing.input_size) == ("cifar-10", (3, 32, 32))
     assert config.metrics[0].images == 16
-    assert "--dataset cifar-10 --data DIR --subset 0:64 --evaluation-subset 0:16 --epochs 1" in card(config)
+    assert "--dataset cifar-10 --data DIR --subset 0:64 --evaluation-subset 0:16" in card(config)
 
 
 def test_what_does_not_fit_is_refused(trained: Path, pets: Path, tmp_path: Path) -> None:
