@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from qzoo.accuracy import evaluate
+from qzoo.accuracy import evaluate, run
 from qzoo.data.epochs import Epochs
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CheckpointError, DataError, QzooError
@@ -110,6 +110,10 @@ def train(
     if options.fp16 and group.device.type != "cuda":
         raise ArgumentError("fp16 needs a GPU (--device cuda); use bf16 on a CPU")
     epochs = Epochs(loader, options.seed)
+    if not len(epochs):
+        raise DataError(
+            "the loader gives no batches; check its images, and batch_size where drop_last is set"
+        )
     if save_every and not epochs.can_start_within:
         raise ArgumentError(
             f"save_every={save_every} needs a loader with set_epoch(epoch, start), as qzoo.data.load_training_data "
@@ -320,10 +324,18 @@ class _Run:
 
         def logits(model: Callable[[Tensor], Tensor]) -> Tensor:
             with torch.autocast(device.type, low) if options.bf16 or options.fp16 else nullcontext():
-                return model(images).float()
+                return run(model, images).float()
 
         found = logits(self.parallel)
-        loss = self.loss(found, labels)
+        try:
+            loss = self.loss(found, labels)
+        except (IndexError, RuntimeError) as error:
+            if device.type != "cpu":  # there it may be any error of an earlier kernel
+                raise
+            raise DataError(
+                f"{labels.dtype} labels {list(labels.shape)} do not fit logits {list(found.shape)} ({error}); expected "
+                f"one class index an image, 0 to {found.shape[1] - 1}"
+            ) from error
         if self.teacher is None or options.distill == 0:
             return loss
         with torch.no_grad():

@@ -351,9 +351,15 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
 
 
 def new_config(name: str) -> Config:
-    """The config of ``arch.tag-scheme`` before anything is built."""
+    """The config of ``arch.tag-scheme`` before anything is built.
+
+    Raises:
+        UnknownModelError: no such architecture, or no weights of it with the tag.
+    """
     parsed = parse_name(name)
-    return _new_config(parsed, architecture(parsed.arch), _scheme(parsed, None, None), None, None)
+    entry = architecture(parsed.arch)
+    _check_tag(parsed, entry)
+    return _new_config(parsed, entry, _scheme(parsed, None, None), None, None)
 
 
 # ---- what a name means ----

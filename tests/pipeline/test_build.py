@@ -112,6 +112,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_names_that_are_not_built_by_calibration() -> None:
     with pytest.raises(UnknownModelError, match="give a scheme"):
         build("resnet20.fmnist")
+    with pytest.raises(UnknownModelError, match="no weights with tag 'fm' "):  # and not: no data set is known
+        build("resnet20.fm-w8a8", data="nowhere")
 
 
 def test_a_folder_with_another_checkpoint_is_not_overwritten(small_world: Path) -> None:

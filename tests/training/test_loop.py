@@ -403,6 +403,18 @@ def test_loaders_that_can_not_be_trained_on() -> None:
             train(droppy(), wrong, options, progress=False)
     with pytest.raises(ValueError, match=r"save_every=1 needs a loader with set_epoch"):
         train(droppy(), batches, options, progress=False, save_every=1)
+    images = batches[0][0]
+    for data, said in (
+        ([], "gives no batches"),
+        (
+            [(images, torch.full((len(images),), 99))],
+            "Target 99 is out of bounds.*expected one class index an image, 0 to",
+        ),
+        ([(images, torch.rand(len(images)))], "torch.float32 labels"),
+        ([((255 * images).byte(), batches[0][1])], "can't take uint8 images"),
+    ):
+        with pytest.raises(DataError, match=said):
+            train(droppy(), data, options, progress=False)
 
 
 # ---- what can go wrong on disk ----
