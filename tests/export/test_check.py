@@ -156,6 +156,46 @@ def test_command_status(tmp_path: Path, monkeypatch, db: float, status: int) -> 
     assert main(["export", "resnet20.fmnist-w8a8", str(tmp_path / "m.onnx"), "--check"]) == status
 
 
+@pytest.mark.parametrize(
+    ("db", "as_written", "misread"),
+    [
+        (24.7, 144.0, True),
+        (24.7, 30.0, False),
+        (50.0, 144.0, False),
+        (-math.inf, 30.0, True),
+        (24.7, None, False),
+    ],
+)
+def test_openvino_far_below_the_file_as_written(
+    tmp_path: Path, monkeypatch, db: float, as_written: float | None, misread: bool
+) -> None:
+    found = Check("openvino", "openvino", 1, 100, db, 0.5, as_written_db=as_written)
+    assert found.misread is misread
+    assert ("docs/openvino.md" in str(found)) is misread
+    monkeypatch.setattr(qzoo.export, "check", lambda *args, **kwargs: found)
+    assert main(["export", "resnet20.fmnist-w8a8", str(tmp_path / "m.onnx"), "--check"]) == int(misread)
+
+
+def test_finds_what_openvino_misreads(tmp_path: Path) -> None:
+    """int8 that a MaxPool takes into a convolution, in the place of uint8: the same levels."""
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8)
+    from test_openvino import CONVOLUTIONAL, Network, quantized
+
+    model = quantized(Network(CONVOLUTIONAL["a Fire"][0]), images)
+    path = export_onnx(model, tmp_path / "a.onnx", target="openvino", example=images)
+    right = check(path, model, images)
+    assert (right.misread, right.as_written_db > 50) == (False, True)
+    proto = onnx.load(path)
+    (zero,) = [tensor for tensor in proto.graph.initializer if tensor.name == "zero_point_128"]
+    zero.CopyFrom(numpy_helper.from_array(np.array(0, np.int8), zero.name))
+    del proto.graph.value_info[:]
+    onnx.save(proto, path)
+    wrong = check(path, model, images)
+    assert (wrong.misread, wrong.as_written_db > 50) == (True, True)
+
+
 def test_command(tmp_path: Path, capsys) -> None:
     arguments = ["export", "resnet20.fmnist-w8a8", str(tmp_path / "m.onnx"), "--check", "--images", "16"]
     assert main(arguments) == 0
