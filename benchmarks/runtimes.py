@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from torch import nn
 import qzoo
 from benchmarks.measure import machine
 from qzoo import runtimes
-from qzoo.bench.contenders import Contender, contenders
+from qzoo.bench import contenders
+from qzoo.bench.lane import running, time_in_turns
+from qzoo.bench.options import Options
 from qzoo.bench.peers import RUNS_IN
-from qzoo.bench.process import Process
-from qzoo.bench.run import Options, latencies
 from qzoo.bench.timing import ratio
 
 # The least ratio of float's CPU time to int8's, by runtime and batch; on a processor with VNNI.
@@ -56,38 +55,29 @@ def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
     reference, quantized = network(name)
     size = reference.qzoo_config.preprocessing.input_size
     image = torch.randn(1, *size)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        found, _ = contenders(quantized, reference, image, options, torch.randn(8, *size), Path(folder))
-        processes = [stack.enter_context(Process(c.title)) for c in found]
-        for process, contender in zip(processes, found, strict=True):
-            process.load(contender.runtime, contender.path, options.threads, contender.modules)
-        samples = latencies(name, processes, image, options)
-
-    def place(runtime: str, precision: str, source: str) -> int:
-        key = (runtime, precision, source)
-        return next(i for i, c in enumerate(found) if _key(c) == key)
-
+    with tempfile.TemporaryDirectory() as folder:
+        found, _ = contenders.write(quantized, reference, image, options, torch.randn(8, *size), Path(folder))
+        with running(found, name, options) as lanes:
+            time_in_turns(lanes, name, image, options)
+    samples = {(c.runtime, c.precision, c.source): lane.samples for c, lane in zip(found, lanes, strict=True)}
     entries = []
     for runtime in options.runtimes:
-        for batch, timed in samples.items():
-            int8 = timed[place(runtime, "int8", "qzoo")].cpu
+        others = {"float": samples[runtime, "float32", "qzoo"]}
+        others |= {p: samples[runtime, "int8", p] for p in options.compare if RUNS_IN[p] == runtime}
+        for batch, timed in samples[runtime, "int8", "qzoo"].items():
             entry: dict[str, Any] = {"model": name, "runtime": runtime, "batch": batch}
-            entry["int8_cpu_ms"] = round(1e3 * float(torch.tensor(int8).median()), 3)
-            entry["rounds"] = len(int8)
-            others = {"float": place(runtime, "float32", "qzoo")}
-            others |= {p: place(runtime, "int8", p) for p in options.compare if RUNS_IN[p] == runtime}
-            for other, index in others.items():
-                entry[f"times_as_fast_as_{other}"] = [round(v, 3) for v in ratio(timed[index].cpu, int8)]
+            entry["int8_cpu_ms"] = round(1e3 * float(torch.tensor(timed.cpu).median()), 3)
+            entry["rounds"] = len(timed.cpu)
+            for other, theirs in others.items():
+                entry[f"times_as_fast_as_{other}"] = [
+                    round(v, 3) for v in ratio(theirs[batch].cpu, timed.cpu)
+                ]
             bar = BARS.get(name, {}).get(runtime, {}).get(batch)
             entry["bar"] = bar
             entry["met"] = None if bar is None else entry["times_as_fast_as_float"][0] >= bar
             entries.append(entry)
             print(json.dumps(entry), flush=True)
     return entries
-
-
-def _key(contender: Contender) -> tuple[str, str, str]:
-    return contender.runtime, contender.precision, contender.source
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.distributed import Group
-from qzoo.errors import ArgumentError, DataError, QuantizationError, QzooError
+from qzoo.errors import ArgumentError, DataError, DistributedError, QuantizationError, QzooError
 from qzoo.progress import track
 from qzoo.quant.fold import evaluating as evaluating
 
@@ -389,11 +389,41 @@ def _evaluation(parts: list[list[_Sums]], **fidelity: Any) -> Evaluation:
     )
 
 
+class Recorded:
+    """Logits of an earlier pass over the same images, given out batch by batch in place of the model.
+
+    Args:
+        logits: [N, classes], in the order of the images.
+
+    Example:
+        >>> logits = torch.cat([model(images).detach() for images, _ in loader])
+        >>> qzoo.evaluate(Recorded(logits), loader, progress=False).top1
+        93.75
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits, self._given = logits, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        start, self._given = self._given, self._given + len(images)
+        if self._given > len(self._logits):
+            self.finish()
+        return self._logits[start : self._given]
+
+    def finish(self) -> None:
+        """Raise DataError where the images were more or fewer than the logits."""
+        if self._given != len(self._logits):
+            raise DataError(
+                f"the recorded logits are of {len(self._logits)} images, and the loader gave {self._given}; record "
+                "them on the images that they are compared on"
+            )
+
+
 def evaluate(
     model: Callable[[Tensor], Tensor],
     loader: Iterable[tuple[Tensor, Tensor]],
     *,
-    reference: Callable[[Tensor], Tensor] | None = None,
+    reference: Callable[[Tensor], Tensor] | Tensor | None = None,
     progress: bool = True,
     group: Group | None = None,
 ) -> Evaluation:
@@ -403,7 +433,8 @@ def evaluate(
         model: a module (put into eval mode for the pass, and back) or any callable, images [B, C, H, W] -> logits
             [B, classes]. A module gets the images on its device, a callable as the loader gives them.
         loader: batches of images, already preprocessed, and int64 labels [B].
-        reference: usually the float model; it is evaluated in the same pass, on the same images.
+        reference: usually the float model; it is evaluated in the same pass, on the same images. Or its logits
+            [N, classes], recorded on these images in the loader's order, where many models are compared with it.
         progress: show a progress bar.
         group: the processes that share the batches; each gets the figures of all images, the same to the bit as
             one process with as many threads. Every process passes a loader of all images.
@@ -413,7 +444,7 @@ def evaluate(
 
     Raises:
         DataError: the loader is empty; images, labels or outputs of another form.
-        DistributedError: another process has ended, or a loader that can't be dealt out.
+        DistributedError: another process has ended, or a loader, or recorded logits, that can't be dealt out.
 
     Example:
         >>> result = qzoo.evaluate(model, loader, progress=False)
@@ -421,6 +452,12 @@ def evaluate(
         (16, 93.75)
     """
     group = group or Group()
+    if isinstance(reference, Tensor):
+        if group.world > 1:
+            raise DistributedError(
+                f"recorded logits can't be dealt out to {group.world} processes: pass the model as reference"
+            )
+        reference = Recorded(reference)
     mine: list[_Batch] = []
     with ExitStack() as stack:
         for module in (model, reference):
@@ -430,6 +467,8 @@ def evaluate(
         total = group.share(loader)
         for _, batch in track(group.deal(loader), "evaluate", total, progress and group.first):
             mine.append(_batch(model, reference, *_labelled(batch)))
+    if isinstance(reference, Recorded):
+        reference.finish()
     parts = group.gather(mine)
     batches = [batch for part in parts for batch in part]
     if not any(batch.model.images for batch in batches):

@@ -142,21 +142,22 @@ def load(
             raise ExportError(f"{text.strip()}{hint}") from error
 
 
-def any_batch(runner: Runner, batch: int | None) -> Callable[[Tensor], Tensor]:
-    """Run batches of any size, of float32 images, on a file that takes ``batch`` images, maybe of another type.
+def any_batch(run: Callable[[Tensor], Tensor], batch: int | None) -> Callable[[Tensor], Tensor]:
+    """Run batches of any size, of float32 images, on what takes ``batch`` images, a runner's maybe of another type.
 
-    An incomplete batch is filled up with its last image; None: the file takes any number.
+    An incomplete batch is filled up with its last image; None: it takes any number.
     """
+    dtype = run.dtype if isinstance(run, Runner) else None
 
-    def run(images: Tensor) -> Tensor:
+    def run_all(images: Tensor) -> Tensor:
         found = []
-        for part in images.to(runner.dtype).split(batch or len(images)):
+        for part in (images if dtype is None else images.to(dtype)).split(batch or len(images)):
             missing = (batch or len(part)) - len(part)
             padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            found.append(runner(padded)[: len(part)].float())
+            found.append(run(padded)[: len(part)].float())
         return torch.cat(found)
 
-    return run
+    return run_all
 
 
 def _is_double(module: nn.Module) -> bool:

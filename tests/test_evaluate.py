@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.accuracy import evaluate, wilson_interval
-from qzoo.errors import DataError
+from qzoo.distributed import Group
+from qzoo.errors import DataError, DistributedError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -172,3 +173,32 @@ def test_a_reference_of_zeros_has_no_signal() -> None:
     batches = [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))]
     result = evaluate(lambda x: x + 1, batches, reference=lambda x: x, progress=False)
     assert result.sqnr_db == -np.inf
+
+
+def test_recorded_logits_stand_for_the_reference(case: tuple[Tensor, Tensor, Tensor, list[Batch]]) -> None:
+    """Equal to the reference itself, in batches of any size; its speed alone is not known."""
+    logits, reference, _, batches = case
+    found = evaluate(Table(logits), batches, reference=reference, progress=False)
+    expected = evaluate(Table(logits), batches, reference=Table(reference), progress=False)
+    for field in ("agreement", "sqnr_db", "top1", "loss"):
+        assert getattr(found, field) == getattr(expected, field)
+    assert found.reference.top1 == expected.reference.top1
+    one_by_one = [(images[i : i + 1], y[i : i + 1]) for images, y in batches for i in range(len(images))]
+    again = evaluate(Table(logits), one_by_one, reference=reference, progress=False)
+    assert (again.agreement, again.images) == (expected.agreement, 23)
+
+
+@pytest.mark.parametrize(("count", "given"), [(22, 23), (24, 23), (8, 10), (0, 10)])
+def test_recorded_logits_of_other_images_are_refused(
+    case: tuple[Tensor, Tensor, Tensor, list[Batch]], count: int, given: int
+) -> None:
+    logits, reference, _, batches = case
+    recorded = torch.cat([reference, reference])[:count]
+    with pytest.raises(DataError, match=rf"are of {count} images, and the loader gave {given}"):
+        evaluate(Table(logits), batches, reference=recorded, progress=False)
+
+
+def test_recorded_logits_are_not_dealt_out(case: tuple[Tensor, Tensor, Tensor, list[Batch]]) -> None:
+    logits, reference, _, batches = case
+    with pytest.raises(DistributedError, match="to 2 processes: pass the model"):
+        evaluate(Table(logits), batches, reference=reference, group=Group(0, 2), progress=False)

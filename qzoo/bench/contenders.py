@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from qzoo import runtimes as rt
 from qzoo.accuracy import Fidelity
 from qzoo.bench import peers
+from qzoo.bench.options import Options
 from qzoo.errors import DataError
 from qzoo.export import export_onnx, lint
 from qzoo.progress import track
 from qzoo.quantizers import switch_target
-
-if TYPE_CHECKING:
-    from qzoo.bench.run import Options
-
 
 WRITTEN_ANYWAY = ("tensorrt", "onnxruntime-tensorrt")
 """Runtimes that few machines have: a benchmark that asks for them goes on without, and checks their file."""
@@ -36,6 +33,7 @@ class Contender:
         path: an ONNX file, or for PyTorch a module as ``torch.save`` writes it.
         bytes: size of the model's file; None where it has no form of its own (the simulation).
         modules: Python modules that the classes of a PyTorch module come from.
+        batch: the only number of images that the file takes; None for any.
     """
 
     runtime: str
@@ -43,7 +41,8 @@ class Contender:
     source: str
     path: Path
     bytes: int | None
-    modules: list[str]
+    modules: tuple[str, ...] = ()
+    batch: int | None = None
 
     @property
     def title(self) -> str:
@@ -51,7 +50,7 @@ class Contender:
         return " ".join((self.runtime, self.precision, *([self.source] if self.source != "qzoo" else [])))
 
 
-def contenders(
+def write(
     quantized: nn.Module,
     reference: nn.Module,
     images: Tensor,
@@ -86,7 +85,7 @@ def contenders(
         for model, precision in ((reference, "float32"), (quantized, "int8")):
             path = folder / f"{runtime}_{precision}.onnx"
             export_onnx(model, path, target=chosen.target, example=image)
-            found.append(Contender(runtime, precision, "qzoo", path, path.stat().st_size, []))
+            found.append(Contender(runtime, precision, "qzoo", path, path.stat().st_size))
     others, said = _peers(found, reference, options, calibration, folder)
     return [*found, *others], [*notes, *said]
 
@@ -125,7 +124,7 @@ def _peers(
         if isinstance(result.model, nn.Module):
             made.append(_module(runtime, "int8", peer, result.model, result.bytes, folder))
         else:
-            made.append(Contender(runtime, "int8", peer, result.model, result.bytes, []))
+            made.append(Contender(runtime, "int8", peer, result.model, result.bytes))
     return made, notes
 
 
@@ -137,7 +136,7 @@ def _module(
     Raises:
         DataError: a class that another process can't import.
     """
-    modules = sorted({type(module).__module__ for module in model.modules()})
+    modules = tuple(sorted({type(module).__module__ for module in model.modules()}))
     if "__main__" in modules:
         raise DataError(
             "a class of the model is defined in the script itself; move it to a module of its own, so that the "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,13 @@ from torch import Tensor, nn
 from qzoo.accuracy import evaluating
 from qzoo.analysis.inspect import inspect
 from qzoo.analysis.sensitivity import sensitivity
-from qzoo.bench.contenders import Contender, profiled
-from qzoo.bench.process import Process
+from qzoo.bench.contenders import profiled
+from qzoo.bench.lane import Lane
+from qzoo.bench.options import Options
 from qzoo.progress import track
 from qzoo.ptq.collect import attached
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import require_quantizers, switch_target
-
-if TYPE_CHECKING:
-    from qzoo.bench.run import Options
 
 IMAGES = 16
 """Images behind sensitivity and histograms: enough to rank layers, and seconds, not minutes, for large networks."""
@@ -31,8 +30,7 @@ def model_details(
     name: str,
     quantized: nn.Module,
     images: Tensor,
-    contenders: list[Contender],
-    processes: list[Process],
+    lanes: Sequence[Lane],
     options: Options,
 ) -> dict[str, Any]:
     """JSON-ready: ``model``, ``sensitivity``, ``inspection``, ``histograms``, ``profiles``.
@@ -52,7 +50,7 @@ def model_details(
         "sensitivity": sensitivity(model, [few], images=IMAGES, progress=options.progress).to_dict(),
         "inspection": inspect(model, [few], images=IMAGES).to_dict()["quantizers"],
         "histograms": histograms(model, few),
-        "profiles": _profiles(contenders, processes, few[:1], options),
+        "profiles": _profiles(lanes, few[:1], options),
     }
 
 
@@ -93,14 +91,13 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _profiles(
-    contenders: list[Contender], processes: list[Process], image: Tensor, options: Options
-) -> list[dict[str, Any]]:
+def _profiles(lanes: Sequence[Lane], image: Tensor, options: Options) -> list[dict[str, Any]]:
     found = []
-    pairs = [(c, p) for c, p in zip(contenders, processes, strict=True) if profiled(c)]
-    for contender, process in track(pairs, "time every node", show=options.progress):
-        process.images(image.numpy())
-        nodes = process.profile(contender.runtime, contender.path, options.threads, _RUNS)
-        head = {"runtime": contender.runtime, "precision": contender.precision, "source": contender.source}
+    shown = [lane for lane in lanes if profiled(lane.contender)]
+    for lane in track(shown, "time every node", show=options.progress):
+        own = lane.contender
+        lane.process.images(image.numpy())
+        nodes = lane.process.profile(own.runtime, own.path, options.threads, _RUNS)
+        head = {"runtime": own.runtime, "precision": own.precision, "source": own.source}
         found.append({**head, "batch": 1, "nodes": nodes})
     return found

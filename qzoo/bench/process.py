@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, Any
 
@@ -50,7 +51,7 @@ class Process:
         self._requests, self._answers = _open(self._child.stdin), _open(self._child.stdout)
 
     def load(
-        self, runtime: str, source: str | os.PathLike[str], threads: int, modules: list[str]
+        self, runtime: str, source: str | os.PathLike[str], threads: int, modules: Sequence[str]
     ) -> tuple[float, int | None]:
         """Open the model. Returns seconds, and the memory of the process before (bytes, None if not known)."""
         answer = self._ask(

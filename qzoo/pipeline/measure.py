@@ -111,7 +111,7 @@ class Rows:
         """A quantized model against the reference."""
 
         def action() -> Any:
-            result = evaluate(model, self._load(), reference=self._replay(), progress=self._progress)
+            result = evaluate(model, self._load(), reference=self._recorded(), progress=self._progress)
             return encode(measurement(result, self._images, runtime, precision, target))
 
         name = f"evaluate {precision} in {runtime} for {target}"
@@ -123,21 +123,12 @@ class Rows:
         self._logits.append(logits)
         return logits
 
-    def _replay(self) -> Callable[[Tensor], Tensor]:
-        """The logits again, as many a call as there are images."""
+    def _recorded(self) -> Tensor:
         if not self._logits and self._steps.folder is not None:
             from safetensors.torch import load_file
 
             self._logits.append(load_file(self._steps.folder / _LOGITS)["logits"])
-        logits = torch.cat(self._logits)
-        place = 0
-
-        def replay(images: Tensor) -> Tensor:
-            nonlocal place
-            place += len(images)
-            return logits[place - len(images) : place]
-
-        return replay
+        return torch.cat(self._logits)
 
 
 class _Session:

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from qzoo.bench.layers import model_details
+from qzoo.bench.options import Options
 from qzoo.bench.report import write_report
 from qzoo.bench.results import Against, Report, Row
-from qzoo.bench.run import Options
 from qzoo.bench.timing import Timing
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
@@ -63,7 +63,7 @@ def folder(tmp_path_factory) -> Path:
     model = CifarResNet(1, in_channels=1, quantize=Scheme()).eval()
     images = torch.randn(8, 1, 12, 12)
     calibrate(model, [images], progress=False)
-    details = model_details("first-w8a8", model, images, [], [], Options(progress=False))
+    details = model_details("first-w8a8", model, images, [], Options(progress=False))
     details["profiles"] = [
         {"runtime": "onnxruntime", "precision": "int8", "source": "qzoo", "batch": 1, "nodes": NODES}
     ]

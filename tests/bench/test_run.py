@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo import runtimes
+from qzoo.bench import batches
+from qzoo.bench.options import Options
 from qzoo.bench.process import Process
 from qzoo.bench.report import print_table, write_report
 from qzoo.bench.results import Report, Row
-from qzoo.bench.run import Options, benchmark_models, folder_for
+from qzoo.bench.run import measure, new_report
+from qzoo.bench.subject import Checkpoint, Source
 from qzoo.data import load_data
 from qzoo.errors import ArgumentError, BenchmarkError, DataError, MissingDependencyError
 from qzoo.models.resnet_cifar import CifarResNet
@@ -54,7 +57,9 @@ def setting() -> tuple[nn.Module, nn.Module, Batches]:
 def report(setting) -> Report:
     compare = ("float", "quantize_static", "torchvision")
     options = Options((*NAMES, "tensorrt"), (1, 2), 1, 0.01, compare, details=True, progress=False)
-    return benchmark_models("small-w8a8", *setting, options, torch.randn(16, 1, 12, 12))
+    return new_report(
+        [measure(Checkpoint("small-w8a8", *setting, torch.randn(16, 1, 12, 12)), options)], options
+    )
 
 
 def test_one_row_for_each_runtime_and_precision(report: Report) -> None:
@@ -127,7 +132,7 @@ def test_report_says_what_the_figures_depend_on(report: Report) -> None:
 def test_refusals(setting) -> None:
     quantized, reference, _ = setting
     with pytest.raises(DataError, match="no images"):
-        benchmark_models("x", quantized, reference, [], Options(progress=False))
+        measure(Checkpoint("x", quantized, reference, []), Options(progress=False))
     with pytest.raises(ValueError, match="add it to the runtimes"):
         Options(("pytorch",), compare=("quantize_static",))
     with pytest.raises(ValueError, match="no peer 'tflite'"):
@@ -337,13 +342,13 @@ def test_onnx_files_that_can_not_be_measured_as_asked(files, setting) -> None:
 @pytest.fixture
 def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches of the setting don't fit."""
-    monkeypatch.setitem(benchmark_models.__globals__, "_CACHE_BYTES", 20_000)
+    monkeypatch.setattr(batches, "_CACHE_BYTES", 20_000)
 
 
 def pytorch_only(setting, loader) -> list[Row]:
     quantized, reference, _ = setting
     options = Options(("pytorch",), (1,), 1, 0.01, progress=False)
-    return list(benchmark_models("small-w8a8", quantized, reference, loader, options).rows)
+    return measure(Checkpoint("small-w8a8", quantized, reference, loader), options).rows
 
 
 class Listed:
@@ -455,7 +460,7 @@ def test_compiled_in_its_process(tmp_path) -> None:
 def test_models_of_several_label_sets_share_a_folder() -> None:
     """The folder is for those whose images are not embedded; alone, Fashion-MNIST may have a folder of its own."""
     both = {"fashion-mnist", "imagenet-1k"}
-    assert folder_for("imagenet-1k", both, "images") == Path("images")
-    assert folder_for("fashion-mnist", both, "images") is None
-    assert folder_for("fashion-mnist", {"fashion-mnist"}, "images") == Path("images")
-    assert folder_for("fashion-mnist", {"fashion-mnist"}, None) is None
+    assert Source("images", label_sets=both).folder("imagenet-1k") == Path("images")
+    assert Source("images", label_sets=both).folder("fashion-mnist") is None
+    assert Source("images", label_sets={"fashion-mnist"}).folder("fashion-mnist") == Path("images")
+    assert Source(None, label_sets={"fashion-mnist"}).folder("fashion-mnist") is None
