@@ -391,10 +391,10 @@ def _check(config: Config) -> None:
     for file, size in config.sizes.items():
         if size < 0:
             raise CheckpointError(f"config.json: sizes[{shown(file)}] must not be negative")
-    _check_training(config.training or {})
+    _check_training(config.training or {}, quantized=config.scheme is not None)
 
 
-def _check_training(training: Mapping[str, Any]) -> None:
+def _check_training(training: Mapping[str, Any], *, quantized: bool) -> None:
     """The options among what is recorded of a training, each with its own type and values."""
     hints = get_type_hints(TrainOptions)
     given = {key: decode(hints[key], training[key], f"training.{key}") for key in hints if key in training}
@@ -402,7 +402,9 @@ def _check_training(training: Mapping[str, Any]) -> None:
         TrainOptions(**given)
     except ValueError as error:
         raise CheckpointError(f"config.json: training: {error}") from error
-    if "method" in training and "target" not in training:  # as one flipped bit of the key leaves it
+    if (
+        quantized and "method" in training and "target" not in training
+    ):  # as one flipped bit of the key leaves it
         raise CheckpointError(
             "config.json: training.target is missing, the runtime that the model was tuned for"
         )

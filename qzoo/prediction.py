@@ -69,7 +69,7 @@ def predict(
         UnknownModelError: no such checkpoint; the message has near names.
         CheckpointError: a folder that is incomplete or altered, its ONNX file too.
         MissingDependencyError: the runtime is not installed.
-        ValueError: an unknown runtime, ``k`` below 1.
+        ValueError: an unknown runtime, ``k`` below 1, a model that is no name or folder.
 
     Example:
         >>> labels = qzoo.predict("photo.jpg", "resnet20.fmnist-w8a8", runtime="pytorch", k=2)
@@ -80,6 +80,11 @@ def predict(
     """
     if k < 1:
         raise ArgumentError(f"k must be at least 1, not {k}")
+    if not isinstance(model, str | os.PathLike):
+        raise ArgumentError(
+            f"predict takes the name or folder of a checkpoint, not {type(model).__name__}: keep a model of your own "
+            "with qzoo.save_pretrained(model, folder), and give the folder"
+        )
     runtimes.check(runtime)
     folder = _folder(os.fspath(model))
     ready = _ready(folder, hub.sha256_of(folder / "config.json"), runtime)

@@ -18,7 +18,7 @@ from qzoo import prediction, runtimes
 from qzoo.__main__ import main
 from qzoo.config import WEIGHTS, config_of, read_config
 from qzoo.data.fashion_mnist import LABELS, fashion_mnist
-from qzoo.errors import CheckpointError, DataError, UnknownModelError
+from qzoo.errors import ArgumentError, CheckpointError, DataError, UnknownModelError
 from qzoo.pipeline.onnx_files import export_files, with_files
 from qzoo.prediction import predict
 
@@ -114,6 +114,8 @@ def test_several_photos_are_labelled_one_by_one(
 
 
 def test_more_labels_than_classes(photo: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"not Identity: keep .* qzoo\.save_pretrained"):
+        predict(photo, torch.nn.Identity())  # type: ignore[call-overload]
     found = predict(photo, "resnet20", "pytorch", k=50)
     assert {label for label, _ in found} == set(LABELS)
     assert sum(p for _, p in found) == pytest.approx(1)
