@@ -25,7 +25,7 @@ from qzoo.data.sets import is_embedded
 from qzoo.deployment import any_batch, load
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
 from qzoo.export.described import Described, described, is_onnx
-from qzoo.pipeline.parts import measured_images
+from qzoo.pipeline.parts import images_of_file, measured_images
 from qzoo.zoo.floats import open_model, reference_of
 
 
@@ -159,7 +159,16 @@ class OnnxFile:
         loader: Batches
         if labelled:
             size = batch or batch_for(file.preprocessing)
-            loader = load_data(file.preprocessing, file.labels, data, subset=source.subset, batch_size=size)
+            images, said = images_of_file(file, name, data, source.subset)
+            notes += [f"{name}: {said}"] if said else []
+            loader = load_data(
+                file.preprocessing,
+                file.labels,
+                data,
+                split=images.split,
+                subset=images.subset,
+                batch_size=size,
+            )
         else:
             notes.append(
                 f"{name}: timed on noise, without images; --data names a folder to measure accuracy on"

@@ -63,6 +63,7 @@ def _run_file(args: argparse.Namespace) -> int:
     from qzoo.deployment import any_batch, load
     from qzoo.distributed import joined
     from qzoo.export.described import described, is_onnx
+    from qzoo.pipeline.parts import images_of_file
 
     if args.float_weights is not None and not is_onnx(args.float_weights):
         raise ArgumentError(f"--float {args.float_weights}: an ONNX file is compared with another ONNX file")
@@ -73,18 +74,21 @@ def _run_file(args: argparse.Namespace) -> int:
         if args.float_weights is not None:
             batch = described(args.float_weights).batch
             reference = any_batch(load(args.float_weights, "onnxruntime", threads), batch)
+        images, said = images_of_file(file, args.name, args.data, args.subset)
         loader = load_data(
             file.preprocessing,
             args.dataset or file.labels,
             args.data,
-            subset=args.subset,
+            split=images.split,
+            subset=images.subset,
             batch_size=args.batch_size or file.batch or batch_for(file.preprocessing),
             workers=args.workers,
         )
         run = any_batch(load(args.name, runtime, threads), file.batch)
         result = qzoo.evaluate(run, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
-        _print(args.name, runtime, result, f" ({file.assumed})" if file.assumed else "")
+        said = "; ".join(filter(None, (file.assumed, said)))
+        _print(args.name, runtime, result, f" ({said})" if said else "")
     return 0
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoo.data.sets import DATA_SETS
-from qzoo.errors import ExportError
+from qzoo.data.sets import DATA_SETS, Seen
+from qzoo.errors import ExportError, QzooError
+from qzoo.fields import decode
 from qzoo.preprocessing import Preprocessing
 from qzoo.runtimes.base import check_ends, existing, opening
 
@@ -38,6 +39,7 @@ class Described:
         batch: the only number of images that it takes; None where any will do.
         quantized: whether anything in it is.
         assumed: what the file does not say and was assumed, in words; "" where it says all.
+        seen: images of a folder that the model was trained or calibrated on.
     """
 
     preprocessing: Preprocessing
@@ -46,6 +48,7 @@ class Described:
     batch: int | None
     quantized: bool
     assumed: str
+    seen: tuple[Seen, ...] = ()
 
 
 def is_onnx(where: str | os.PathLike[str]) -> bool:
@@ -100,14 +103,14 @@ def _as_written(
         classes: Any = json.loads(facts.get("qzoo.classes", "[]"))
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("classes are no list of texts")
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        seen = decode(tuple[Seen, ...], json.loads(facts.get("qzoo.seen", "[]")), "qzoo.seen")
+    except (QzooError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ExportError(
             f"the metadata of {str(path)!r} are none that qzoo wrote ({error}); export it again"
         ) from error
     labels = facts.get("qzoo.labels", "")
-    return Described(
-        preprocessing, labels if labels in DATA_SETS else "folders", tuple(classes), batch, quantized, ""
-    )
+    labels = labels if labels in DATA_SETS else "folders"
+    return Described(preprocessing, labels, tuple(classes), batch, quantized, "", seen)
 
 
 def _shape(graph: GraphProto, name: str) -> list[int | None]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from torch import nn
 
 from qzoo.export.passes import constant
+from qzoo.fields import encode
 from qzoo.version import __version__
 
 _STORED = "_quantized"  # what store_integer_weights appends to the name of a weight
@@ -66,6 +67,7 @@ def describe(model: ir.Model, source: nn.Module, target: str) -> None:
             "labels": config.labels,
             "preprocessing": config.preprocessing.to_dict(),
             **({"classes": config.classes} if config.classes else {}),
+            **({"seen": encode(config.seen)} if config.seen else {}),
         }
     for key, value in facts.items():
         model.metadata_props[f"qzoo.{key}" if not key.startswith("qzoo") else key] = (

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from qzoo.config import Config
+from qzoo.config import Arguments, Config
 from qzoo.data import ImageFolder, image_files, parse_subset
 from qzoo.data.files import ImageFiles
 from qzoo.data.folders import split_folder
 from qzoo.data.sets import DATA_SETS, SAMPLES, Seen, data_set
 from qzoo.errors import DataError
+from qzoo.export.described import Described
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,24 @@ def measured_images(
         if count
     ]
     return chosen, "; ".join(said)
+
+
+def images_of_file(
+    file: Described, name: str, data: str | Path | None, subset: str | None
+) -> tuple[Images, str]:
+    """The images to measure an ONNX file on, as :func:`measured_images` of the model that it was exported from.
+
+    Args:
+        name: of the file, for errors.
+        subset: all images by default, where the file does not say what its model was made on.
+    """
+    if not file.seen or data is None:
+        return Images("", "test", subset or ":", 0), ""
+    sizes = Arguments(len(file.classes), file.preprocessing.input_size[0])
+    config = Config(
+        name, "", sizes, None, file.preprocessing, file.labels, classes=file.classes, seen=file.seen
+    )
+    return measured_images(config, data, subset)
 
 
 def all_images(config: Config, data: str | Path | None, split: str) -> Images:

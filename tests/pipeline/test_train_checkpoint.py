@@ -250,6 +250,11 @@ def test_on_noise_nothing_is_measured_on_what_it_was_trained_on(
     text = capsys.readouterr().out
     assert "8 images (32 images that it was made on are left out)" in text
     assert f"float      {trained.metrics[0].top1:.2f} %" in text
+    file = str(tmp_path / "model.onnx")
+    assert main(["export", str(out), file, "-q"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", file, *images, "-q"]) == 0
+    assert "8 images (32 images that it was made on are left out)" in capsys.readouterr().out
     report = benchmark(
         out,
         data=data,
