@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import qzoo
+from qzoo import registry
 
 MODULES = (
     "qzoo",
@@ -145,6 +146,7 @@ def test_example_runs(
     value = DOCUMENTED[name]
     text = docstring(value)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # an example registers a network
     if '"photo.jpg"' in text:
         Image.new("RGB", (40, 30), "teal").save("photo.jpg")
     if '"model.onnx"' in text:

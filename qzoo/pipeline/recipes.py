@@ -37,6 +37,7 @@ def _tuning(schedule: Mapping[str, Any]) -> dict[str, Any]:
         "momentum": 0.9,
         "warmup": 0.0,
         "method": "ste",
+        "target": DEFAULT_TARGET,
         **schedule,
     }
 

@@ -77,7 +77,7 @@ FULL = {
     "labels": "imagenet-1k",
     "float_source": FloatSource("hf:a/b/c", "1", "2" * 64, "mit"),
     "calibration": CalibrationRecord("mse", "some", "0:9", 9, 99.9, (Tried("mse", 1.0, 2.0),), recipe="best"),
-    "training": {"epochs": 1, "lr": 0.1, "method": "lsq"},
+    "training": {"epochs": 1, "lr": 0.1, "method": "lsq", "target": "onnxruntime"},
     "metrics": (
         ROW,
         dataclasses.replace(ROW, precision="w8a8", target="tensorrt", agreement=1.0, sqnr_db=2.0),
