@@ -69,10 +69,10 @@ def folder(tmp_path_factory) -> Path:
     ]
     against = (Against("quantize_static", "onnxruntime", 1, 1.07, 1.05, 1.1),)
     rows = (
-        row("first-w8a8", "pytorch", "float32", 9.0, sqnr_db=float("inf")),
+        row("first-w8a8", "pytorch", "float32", 9.0, sqnr_db=float("inf"), agreement=100.0),
         row("first-w8a8", "onnxruntime", "int8", 3.0, against=against),
         row("first-w8a8", "onnxruntime", "int8", 4.0, source="quantize_static"),
-        row("second </script><b>-w8a8", "openvino", "int8", 2.0),
+        row("second </script><b>-w8a8", "openvino", "int8", 2.0, sqnr_db=float("-inf")),
     )
     machine = {"processor": "Some CPU", "qzoo": "0.1.0", "torch": "2.14.1"}
     settings = {"threads": 1, "batches": [1, 8], "seconds": 2.0, "compare": []}
@@ -156,7 +156,8 @@ def test_table_equals_the_json(folder: Path, dom: str) -> None:
     assert len(shown) == len(rows)
     for cells, entry in zip(shown, rows, strict=True):
         assert cells[1] == f"{entry['top1']:.2f}"
-        assert cells[4] == ("exact" if entry["sqnr_db"] is None else f"{entry['sqnr_db']:.2f}")
+        without = "exact" if entry["agreement"] == 100 else "not finite"
+        assert cells[4] == (without if entry["sqnr_db"] is None else f"{entry['sqnr_db']:.2f}")
         assert float(cells[5]) == pytest.approx(entry["batches"][0]["wall_ms"], rel=0.01)
         assert cells[8] == "2.00 [1.90, 2.10]"
         assert float(cells[-3]) == pytest.approx(entry["peak_rss_bytes"] / 1e6, rel=0.01)
