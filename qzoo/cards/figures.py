@@ -48,7 +48,9 @@ def measured(config: Config) -> str:
         )
     if config.latency:
         text += f"\n\n{_latency(config)}"
-    return f"{text}\n\n{_size_text(config)}"
+    size = size_of_weights(config)
+    built = f"`{WEIGHTS}` ({config.form}): {size}." if size else "No weights have been built."
+    return f"{text}\n\n{built}"
 
 
 def _latency(config: Config) -> str:
@@ -82,12 +84,13 @@ def _speedup(row: Latency) -> str:
     return f"{row.speedup:.2f} ({row.speedup_interval[0]:.2f} to {row.speedup_interval[1]:.2f})"
 
 
-def _size_text(config: Config) -> str:
+def size_of_weights(config: Config) -> str:
+    """``"4.87 MB, 26.0 % of the float tensors"``; "" where no weights have been built."""
     size = config.sizes.get(WEIGHTS)
     if size is None:
-        return "No weights have been built."
+        return ""
     share = f", {100 * size / float_bytes(config):.1f} % of the float tensors" if config.scheme else ""
-    return f"`{WEIGHTS}` ({config.form}): {size / 1e6:.2f} MB{share}."
+    return f"{size / 1e6:.2f} MB{share}"
 
 
 def float_bytes(config: Config) -> int:

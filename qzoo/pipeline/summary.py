@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qzoo.cards.figures import float_bytes, runtime_name
+from qzoo.cards.figures import runtime_name, size_of_weights
 from qzoo.cards.markdown import number
-from qzoo.config import WEIGHTS, Config, Measurement, read_config
+from qzoo.config import Config, Measurement, read_config
 from qzoo.pipeline.recipes import recipe_of
 from qzoo.zoo import hub
 
@@ -31,7 +31,7 @@ def summary(folder: str | Path) -> str:
     config = read_config(folder)
     facts = {
         "images": _images(config),
-        "size": _size(config),
+        "size": size_of_weights(config),
         "recipe": _recipe(config),
         "tried": _tried(config),
         "use": _use(config, Path(folder)),
@@ -73,14 +73,6 @@ def _images(config: Config) -> str:
     row = config.metrics[0]
     unseen = ", none of which it was made on" if config.seen else ""
     return f"{row.images:,}: {row.data}, {row.subset}{unseen}"
-
-
-def _size(config: Config) -> str:
-    size = config.sizes.get(WEIGHTS)
-    if size is None:
-        return ""
-    share = f", {100 * size / float_bytes(config):.1f} % of the float tensors" if config.scheme else ""
-    return f"{size / 1e6:.2f} MB{share}"
 
 
 def _recipe(config: Config) -> str:

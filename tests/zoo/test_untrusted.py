@@ -91,7 +91,6 @@ def test_a_text_that_no_file_can_hold_is_refused(folder: Path) -> None:
         qzoo.load_pretrained(folder)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes and devices here")
 def test_a_tuned_checkpoint_without_its_target_is_refused() -> None:
     """One flipped bit of the key would have it loaded for the default one."""
     text = (hub.EMBEDDED / "resnet20.fmnist-w4a4_qat" / "config.json").read_text()
@@ -100,6 +99,7 @@ def test_a_tuned_checkpoint_without_its_target_is_refused() -> None:
         Config.from_json(text[:at] + '"taret"' + text[at + len('"target"') :])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes and devices here")
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
 def test_what_is_no_file_is_not_read(folder: Path, name: str, kind: str) -> None:
