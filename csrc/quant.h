@@ -48,6 +48,35 @@ QZOO_FN W pass_gradient(W grad, W x, float amax) {
   return std::fabs(x) <= static_cast<W>(amax) ? grad : W(0);
 }
 
+// A range of two ends, ready to use: zero is always a code. `low` and `high` count codes from it, `top` is the highest.
+QZOO_FN Level make_affine_level(float low, float high, float top) {
+  low = 0.0f < low ? 0.0f : low;
+  high = high < 0.0f ? 0.0f : high;
+  float span = high - low;
+  span = span < kTiny ? kTiny : span;
+  const float scale = span / top;
+  float zero = std::rint(-low / scale);
+  zero = zero < 0.0f ? 0.0f : zero;
+  zero = top < zero ? top : zero;
+  return {scale, -zero, top - zero};
+}
+
+// As ONNX has it: divide by the scale, multiply by it again. The comparisons are written so that NaN comes through.
+template <typename W>
+QZOO_FN W fake_quantize_affine(W x, float scale, float low, float high) {
+  W q = std::rint(x / static_cast<W>(scale));
+  q = static_cast<W>(high) < q ? static_cast<W>(high) : q;
+  q = static_cast<W>(low) > q ? static_cast<W>(low) : q;
+  return q * static_cast<W>(scale);
+}
+
+// Straight-through gradient between two ends, one at least of which is zero or beyond.
+template <typename W>
+QZOO_FN W pass_gradient(W grad, W x, float low, float high) {
+  const bool inside = x >= static_cast<W>(low) && x <= static_cast<W>(high);
+  return inside ? grad : W(0);
+}
+
 QZOO_FN uint32_t float_bits(float x) {
   uint32_t u;
   std::memcpy(&u, &x, sizeof u);

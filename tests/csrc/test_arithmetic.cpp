@@ -153,8 +153,25 @@ void test_walk() {
   CHECK(!memory_order(2, gap_sizes, spread_strides, order, &count));
 }
 
+void test_affine() {
+  const float nan = std::nanf(""), infinity = INFINITY;
+  const Level level = make_affine_level(-64.0f, 191.0f, 255.0f);
+  CHECK(level.scale == 1.0f && level.low == -64.0f && level.high == 191.0f);
+  const auto fake = [](float x, Level at) { return fake_quantize_affine(x, at.scale, at.low, at.high); };
+  CHECK(fake(0.5f, level) == 0.0f && fake(1.5f, level) == 2.0f);  // ties to even
+  CHECK(fake(-infinity, level) == -64.0f && fake(infinity, level) == 191.0f && std::isnan(fake(nan, level)));
+  CHECK(fake(-9.0f, make_affine_level(0.5f, 2.0f, 255.0f)) == 0.0f);  // zero belongs to every range
+  CHECK(fake(9.0f, make_affine_level(-2.0f, -1.0f, 255.0f)) == 0.0f);
+  for (float x : {1.0f, -1.0f, infinity}) CHECK(std::fabs(fake(x, make_affine_level(0.0f, 0.0f, 255.0f))) <= kTiny);
+  CHECK(std::isnan(fake(1.0f, make_affine_level(nan, 1.0f, 255.0f))));
+  CHECK(std::isnan(fake(1.0f, make_affine_level(-1.0f, nan, 255.0f))));
+  CHECK(pass_gradient(3.0f, -1.0f, -1.0f, 2.0f) == 3.0f && pass_gradient(3.0f, 2.0f, -1.0f, 2.0f) == 3.0f);
+  CHECK(pass_gradient(3.0f, -1.01f, -1.0f, 2.0f) == 0.0f && pass_gradient(3.0f, nan, -1.0f, 2.0f) == 0.0f);
+}
+
 int main() {
   test_integer();
+  test_affine();
   test_fp8<false>();
   test_fp8<true>();
   test_walk();

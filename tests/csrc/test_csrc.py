@@ -58,7 +58,8 @@ def test_cuda_source_compiles(tmp_path: Path, source: Path) -> None:
 
 def test_every_operator_has_a_kernel_on_both_devices() -> None:
     # histograms are searched on the CPU, wherever they lie; the gradient to a range is the reference's on a GPU
-    on_cpu = {"entropy_costs", "mse_search", "fake_quantize_learned_backward"}
+    learned = {"fake_quantize_learned_backward", "fake_quantize_affine_learned_backward"}
+    on_cpu = {"entropy_costs", "mse_search", *learned}
     for device, without in (("CPU", set()), ("CUDA", on_cpu)):
         suffix = "_cpu.cpp" if device == "CPU" else "_cuda.cu"
         text = "".join(path.read_text() for path in (ROOT / "csrc").glob(f"*{suffix}"))

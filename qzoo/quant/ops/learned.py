@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qzoo.quant.ops.affine import fake_quantize_affine, fake_quantize_affine_backward
 from qzoo.quant.ops.integer import check_broadcast, fake_quantize, fake_quantize_backward
+from qzoo.quant.ops.numbers import TINY
 from qzoo.quant.ops.schema import compute_dtype, declare, require_real
 
 
@@ -74,4 +76,57 @@ def fake_quantize_learned_backward(
         return _reference(grad, x, amax, num_bits, unsigned, narrow_range, rounding)
     check_broadcast(x, amax)
     passed, moved = _op(grad, x, amax, num_bits, unsigned, narrow_range, rounding)
+    return passed, moved
+
+
+def _affine_reference(
+    grad: Tensor, x: Tensor, limits: Tensor, num_bits: int, rounding: bool
+) -> tuple[Tensor, Tensor]:
+    passed = fake_quantize_affine_backward(grad, x, limits)
+    wide, g = x.to(compute_dtype(x)), grad.to(compute_dtype(x))
+    low, high = limits.to(torch.float32).unbind()
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    moved = torch.stack([(g * (wide < low)).sum(), (g * (wide > high)).sum()])
+    if rounding:
+        inside = (wide >= low) & (wide <= high)
+        error = (g * inside * (fake_quantize_affine(wide, limits, num_bits) - wide)).sum()
+        moved += torch.stack([-error, error]) / (high - low).clamp(min=TINY)
+    return passed, moved.to(torch.float32)
+
+
+_affine_op = declare(
+    "fake_quantize_affine_learned_backward",
+    "(Tensor grad, Tensor x, Tensor limits, int num_bits, bool rounding) -> (Tensor, Tensor)",
+    _affine_reference,
+    lambda grad, x, limits, *options: (
+        torch.empty_like(x),
+        torch.empty_like(limits, dtype=torch.float32),
+    ),
+)
+
+
+def fake_quantize_affine_learned_backward(
+    grad: Tensor, x: Tensor, limits: Tensor, num_bits: int = 8, rounding: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`fake_quantize_affine` to ``x`` and to its two ends.
+
+    Inside the range the derivative to the high end is (y - x) / (high - low), and to the low end the opposite, with
+    ``rounding``, 0 without; above the range it is 1 to the high end, below it 1 to the low end. That is LSQ+ (Bhalgat
+    et al. 2020, arXiv:2004.09576, equations 4 to 6) in terms of the ends, with low = beta and high = beta + s p.
+
+    Args:
+        grad: the gradient to y, in the shape of ``x``.
+        x: the input, floating point.
+        limits: the ends, ``[2]``.
+        num_bits: of the codes.
+        rounding: whether the rounding error inside counts.
+
+    Returns:
+        The gradient to ``x``, in its type and memory format, and the one to ``limits``, float32 ``[2]``.
+
+    Raises:
+        QuantizationError: ``x`` is no floating-point tensor.
+    """
+    require_real(x, "the input")
+    passed, moved = _affine_op(grad, x, limits, num_bits, rounding)
     return passed, moved
