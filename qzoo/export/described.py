@@ -13,19 +13,13 @@ from qzoo.errors import ExportError, QzooError
 from qzoo.fields import decode
 from qzoo.preprocessing import Preprocessing
 from qzoo.runtimes.base import check_ends, existing, opening
+from qzoo.runtimes.operators import INTEGER_LAYERS, PAIR
 
 if TYPE_CHECKING:
     from onnx import GraphProto
 
 _SIZE = 224  # of images, where neither the file nor its shapes say one
-_QUANTIZED = (
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-)
+_QUANTIZED = (*PAIR, *INTEGER_LAYERS)
 
 
 @dataclass(frozen=True)

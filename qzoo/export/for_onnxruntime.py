@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qzoo.export.lint.graph import CARRIED
 from qzoo.export.passes import constant, initializer, node_like, nodes_of, use_unsigned
+from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
 
 _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
-_FOLLOWS = ("Relu", "Clip", "MaxPool")  # fused with the operator before, or Q is moved across
+_FOLLOWS = (*CLAMPS, "MaxPool")  # fused with the operator before, or Q is moved across
 
 
 def use_unsigned_activations(model: ir.Model) -> None:
@@ -82,9 +82,9 @@ def keep_activations_before_float8(model: ir.Model) -> None:
     for q in nodes_of(model, "QuantizeLinear"):
         zero = q.inputs[2] if len(q.inputs) > 2 else None
         node = q.inputs[0].producer() if q.inputs[0] is not None else None
-        while node is not None and node.op_type in CARRIED and node.inputs[0] is not None:
+        while node is not None and node.op_type in CARRIED_IN_ORT and node.inputs[0] is not None:
             node = node.inputs[0].producer()
-        if node is None or node.op_type not in ("Relu", "Clip") or zero is None or zero.dtype not in _FLOAT8:
+        if node is None or node.op_type not in CLAMPS or zero is None or zero.dtype not in _FLOAT8:
             continue
         limits = [lowest] if node.op_type == "Relu" else node.inputs[1:]
         result: Any = node.inputs[0]

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qzoo.export.lint.graph import CLAMPS, MOVES, POOLS
 from qzoo.export.lint.openvino import gathers_rows
 from qzoo.export.passes import constant, initializer, node_like, nodes_of, use_unsigned
+from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, EXTREMA, MOVES, POOLS
 
 _BIAS = 1e-30
 """What a sum of float32 does not see, but a pass that drops zeros does."""
 
-_SCALED = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
-_CARRIED = (*MOVES, *CLAMPS, *POOLS, "Resize", "ReduceMax", "ReduceMin", "Concat")
+_SCALED = (*ARITHMETIC, "BatchNormalization")
+_CARRIED = (*MOVES, *CLAMPS, *POOLS, *EXTREMA, "Resize", "Concat")
 
 
 def pool_maxima(model: ir.Model) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CLAMPS, MOVES, POOLS, WEIGHTED, Graph
+from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
+from qzoo.runtimes.operators import CLAMPS, MOVES, POOLS, WEIGHTED
 
 _EPSILON = np.finfo(np.float32).eps
 

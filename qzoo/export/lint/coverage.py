@@ -9,24 +9,14 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CLAMPS, MOVES, WEIGHTED, Graph
+from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import ORT, TRT, Rule
 from qzoo.export.lint.rules import hits_of
 from qzoo.export.lint.shapes import product
+from qzoo.runtimes.operators import CLAMPS, INTEGER_LAYERS, MOVES, PAIR, WEIGHTED
 
-# Layers that are integers as they are written, with the places of their two operands.
-_INTEGER = {
-    "QLinearConv": (0, 3),
-    "QLinearMatMul": (0, 3),
-    "QGemm": (0, 3),
-    "MatMulIntegerToFloat": (0, 1),
-    "ConvInteger": (0, 1),
-    "MatMulInteger": (0, 1),
-    "DynamicQuantizeMatMul": (0, 1),
-}
 _WEIGHTS_ALONE = {"MatMulNBits": (0, 1)}
 _FEW = 0.5  # of the multiply-adds
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ def covered(
     graph: Graph, targets: Iterable[str], hits: Mapping[Rule, list[tuple[NodeProto, ...]]]
 ) -> list[Coverage]:
     """:func:`coverage` for each target, by what the rules have found."""
-    layers = [node for node in graph.nodes if node.op_type in (*WEIGHTED, *_INTEGER, *_WEIGHTS_ALONE)]
+    layers = [node for node in graph.nodes if node.op_type in (*WEIGHTED, *INTEGER_LAYERS, *_WEIGHTS_ALONE)]
     sizes = _multiply_adds(graph, layers)
     total = sum(size for size in sizes if size is not None)
     known = total > 0 and None not in sizes
@@ -91,7 +81,7 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str, stacklev
         name: what the warning calls the file.
     """
     graph = Graph(path)
-    if not any(graph.of(*_PAIR)):
+    if not any(graph.of(*PAIR)):
         return
     (found,) = covered(graph, (target,), hits_of(graph, target))
     if found.share is not None and found.share < _FEW:
@@ -103,7 +93,7 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str, stacklev
 
 
 def _is_quantized(graph: Graph, node: NodeProto, target: str) -> bool:
-    if node.op_type in _INTEGER:
+    if node.op_type in INTEGER_LAYERS:
         return target == ORT or (target != TRT and node.op_type.startswith("QLinear"))
     if node.op_type not in WEIGHTED or len(node.input) < 2:
         return False
@@ -140,7 +130,7 @@ def _in_float(graph: Graph, target: str, hits: Mapping[Rule, list[tuple[NodeProt
 def _layers_of(graph: Graph, nodes: tuple[NodeProto, ...]) -> list[NodeProto]:
     """The layers at one place; a stored operand that it names beside a layer may have other layers as readers."""
     named = any(node.op_type in WEIGHTED for node in nodes)
-    alone = [node for node in nodes if not (named and node.op_type in _PAIR and graph.is_weight(node))]
+    alone = [node for node in nodes if not (named and node.op_type in PAIR and graph.is_weight(node))]
     return [layer for node in alone for layer in _layers_at(graph, node)]
 
 
@@ -149,7 +139,7 @@ def _layers_at(graph: Graph, node: NodeProto) -> list[NodeProto]:
     if node.op_type in WEIGHTED:
         return [node]
     found = [graph.source(node.input[0], through=(*MOVES, *CLAMPS))] if node.input else []
-    if node.op_type in _PAIR:
+    if node.op_type in PAIR:
         found += graph.sinks(node, through=(*MOVES, *CLAMPS, "DequantizeLinear"))
     return [layer for layer in found if layer is not None and layer.op_type in WEIGHTED]
 
@@ -162,7 +152,7 @@ def _multiply_adds(graph: Graph, layers: list[NodeProto]) -> list[int | None]:
 
 
 def _of_layer(node: NodeProto, shapes: Mapping[str, list[int]]) -> int | None:
-    left, right = {**_INTEGER, **_WEIGHTS_ALONE}.get(node.op_type, (0, 1))
+    left, right = {**INTEGER_LAYERS, **_WEIGHTS_ALONE}.get(node.op_type, (0, 1))
     x, w, y = (shapes.get(name) for name in (node.input[left], node.input[right], node.output[0]))
     if node.op_type == "MatMulNBits":
         count = next((a.i for a in node.attribute if a.name == "N"), 0)

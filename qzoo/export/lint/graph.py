@@ -14,26 +14,9 @@ from onnx import NodeProto, TensorProto
 from qzoo.errors import GraphError, one_line
 from qzoo.export.lint.load import array_of, constants_of, nodes_within, read_model, type_name
 from qzoo.export.lint.shapes import shapes_of
+from qzoo.runtimes.operators import CLAMPS, KERNELS, MOVES, OPERATORS, PAIR, WEIGHTED
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-# Operators that move values without changing them: a runtime carries Q or DQ across them.
-MOVES = (
-    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"),
-    *("DepthToSpace", "SpaceToDepth", "Slice", "Gather", "Split", "Expand", "Pad"),
-)
-# Those that ONNX Runtime carries them across; it drops Identity and Dropout.
-CARRIED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout")
-CLAMPS = ("Relu", "Clip")
-POOLS = ("AveragePool", "GlobalAveragePool")
-# With all operands from DQ and one Q behind, ONNX Runtime has int8 kernels for these.
-# Operators of ONNX Runtime that quantize an activation anew in each run, and those that store integer weights alone.
-DYNAMIC = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
-WEIGHTS_ALONE = ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QMoE")
-KERNELS = ("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "Where", "Resize", *POOLS)
-
-
-_OF_STORED = ("QuantizeLinear", "DequantizeLinear", "Cast", *MOVES)
+_OF_STORED = (*PAIR, "Cast", *MOVES)
 # Over all questions asked of one graph: readers found, and numbers looked at.
 _MAX_SINKS = 5_000_000
 _MAX_NUMBERS = 300_000_000
@@ -256,9 +239,8 @@ class Graph:
 
     def _operands(self, node: NodeProto) -> list[str]:
         """The inputs that hold data, and not a condition, a size or an axis."""
-        if node.op_type == "Where":
-            return list(node.input[1:3])
-        return list(node.input if node.op_type in ("Add", "Mul", "Concat") else node.input[:1])
+        places = OPERATORS[node.op_type].operands
+        return list(node.input if places is None else (node.input[i] for i in places))
 
     def _fits_kernel(self, node: NodeProto, tensor: str) -> bool:
         """A stored operand of a kernel: uint8 with one scale, or for Where a number.

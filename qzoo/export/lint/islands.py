@@ -7,18 +7,28 @@ from collections.abc import Callable
 
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CLAMPS, KERNELS, MOVES, POOLS, WEIGHTED, Graph
+from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import ORT, OV, TRT, Hits, Rule
+from qzoo.runtimes.operators import (
+    CLAMPS,
+    EXTREMA,
+    FLOAT,
+    KERNELS,
+    MOVES,
+    NORMS,
+    PAIR,
+    POOLS,
+    WEIGHTED,
+    taken,
+)
 
-_PAIR = ("QuantizeLinear", "DequantizeLinear")
 _OWN_RULES = (*WEIGHTED, *CLAMPS, *POOLS, "Add", "BatchNormalization", "ReduceMean")
-_NORMS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization")
 # OpenVINO fuses elementwise operators with the layer before or the Q behind, but not these.
-_FLOAT_IN_OPENVINO = ("Softmax", "LogSoftmax", "LRN", "CumSum", "TopK", *_NORMS)
+_FLOAT_IN_OPENVINO = taken(OV, FLOAT)
 # They keep the type of a quantized input; Resize does in its mode "nearest".
-_OF_ANY_TYPE = ("ReduceMax", "ReduceMin", "GlobalMaxPool", "Resize")
+_OF_ANY_TYPE = (*EXTREMA, "Resize")
 # No documented quantized form, and no elementwise operator that is fused with a layer; never run.
-_FLOAT_IN_TENSORRT = ("Softmax", "LogSoftmax", *_NORMS)
+_FLOAT_IN_TENSORRT = ("Softmax", "LogSoftmax", *NORMS)
 
 
 def _island(graph: Graph) -> Hits:
@@ -46,8 +56,8 @@ def _is_float_in_openvino(graph: Graph, node: NodeProto) -> bool:
 
 def _is_attention(graph: Graph, node: NodeProto) -> bool:
     """Softmax between two matrix products of activations: OpenVINO and TensorRT compute all three as one operator."""
-    before = graph.source(node.input[0], through=(*MOVES, "Mul", "Div", "Add", *_PAIR))
-    behind = graph.sinks(node, through=(*MOVES, *_PAIR))
+    before = graph.source(node.input[0], through=(*MOVES, "Mul", "Div", "Add", *PAIR))
+    behind = graph.sinks(node, through=(*MOVES, *PAIR))
     products = [n for n in (before, *behind) if n is not None and n.op_type == "MatMul"]
     return "Softmax" in node.op_type and len(products) > 1 and not any(graph.has_weight(n) for n in products)
 
@@ -83,7 +93,7 @@ def _closed(graph: Graph, island: list[NodeProto]) -> Hits:
 
 def _is_between(graph: Graph, node: NodeProto) -> bool:
     """Neither a layer nor anything that other rules judge, and of activations."""
-    if node.op_type in (*_OWN_RULES, *MOVES, *_PAIR, "Shape", "Cast"):
+    if node.op_type in (*_OWN_RULES, *MOVES, *PAIR, "Shape", "Cast"):
         return False
     operands = [x for x in node.input if x and not graph.is_constant(x)]
     return any(graph.producer(x) is not None and not graph.is_stored(x) for x in operands)

@@ -5,21 +5,13 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import (
-    CLAMPS,
-    CONVOLUTIONS,
-    DYNAMIC,
-    MOVES,
-    WEIGHTED,
-    WEIGHTS_ALONE,
-    Graph,
-    attribute,
-)
+from qzoo.export.lint.graph import Graph, attribute
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
+from qzoo.runtimes.operators import CLAMPS, CONVOLUTIONS, DYNAMIC, MOVES, PAIR, WEIGHTED, WEIGHTS_ALONE
 
 _TOLERANCE = 1e-3
 _INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention")
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", *_INTEGER, *DYNAMIC, *WEIGHTS_ALONE)
+_QUANTIZED = (*PAIR, *_INTEGER, *DYNAMIC, *WEIGHTS_ALONE)
 
 
 def _not_quantized(graph: Graph) -> Hits:
@@ -52,7 +44,7 @@ def _integer_operators(graph: Graph) -> Hits:
 
 
 def _float_input(graph: Graph) -> Hits:
-    if any(graph.of("QuantizeLinear", "DequantizeLinear")):
+    if any(graph.of(*PAIR)):
         for node in graph.of(*WEIGHTED):
             floats = _float_operands(graph, node)
             if not all(graph.is_equal_concat(x) for x in floats):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CARRIED, CLAMPS, KERNELS, MOVES, WEIGHTED, Graph
+from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import ORT, Hits, Rule
+from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS, KERNELS, MOVES, WEIGHTED
 
-_REPEATED = tuple(kind for kind in CARRIED if kind not in ("Identity", "Dropout"))
-_STAY = tuple(kind for kind in MOVES if kind not in CARRIED)
+_REPEATED = tuple(kind for kind in CARRIED_IN_ORT if kind not in ("Identity", "Dropout"))
+_STAY = tuple(kind for kind in MOVES if kind not in CARRIED_IN_ORT)
 
 
 def _scale_changes(graph: Graph) -> Hits:
@@ -36,7 +37,7 @@ def _not_loaded(graph: Graph) -> Hits:
         ):
             continue
         for move in graph.readers(dq):
-            if move.op_type in _REPEATED and not any(map(_is_q, graph.sinks(move, through=CARRIED))):
+            if move.op_type in _REPEATED and not any(map(_is_q, graph.sinks(move, through=CARRIED_IN_ORT))):
                 yield (dq, move)
 
 
@@ -84,10 +85,10 @@ def _passes_relu(node: NodeProto, kind: str) -> bool:
 def _behind_dq(graph: Graph) -> Hits:
     """DQ, move, layer."""
     for move in graph.of(*_STAY):
-        dq = graph.source(move.input[0], through=CARRIED)
+        dq = graph.source(move.input[0], through=CARRIED_IN_ORT)
         if dq is None or dq.op_type != "DequantizeLinear" or graph.is_weight(dq):
             continue
-        for reader in graph.sinks(move, through=CARRIED):
+        for reader in graph.sinks(move, through=CARRIED_IN_ORT):
             if (
                 reader is None
                 or reader.op_type not in (*WEIGHTED, *KERNELS)

@@ -12,11 +12,12 @@ from math import prod
 import numpy as np
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CLAMPS, CONVOLUTIONS, MOVES, POOLS, WEIGHTED, Graph, attribute
+from qzoo.export.lint.graph import Graph, attribute
 from qzoo.export.lint.rule import OV, Hits, Rule
+from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, POOLS, WEIGHTED
 
 _LINEAR = ("MatMul", "Gemm")
-_SCALINGS = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
+_SCALINGS = (*ARITHMETIC, "BatchNormalization")
 # OpenVINO carries a DQ across these (and the scale of a layer that reads one).
 _CARRIED = (*MOVES, "Relu", "AveragePool", "Resize", "Concat", "Mul")
 _CARRIED_FROM_LAYER = ("QuantizeLinear", "Relu", "MaxPool", "ReduceMean", *POOLS)
@@ -25,7 +26,6 @@ _MOVED = (
     *("MaxPool", "AveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Relu", "Resize", "Expand"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split"),
 )
-_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 
 
 def _is_dynamic(graph: Graph) -> bool:
@@ -120,7 +120,7 @@ def _without_bias(graph: Graph) -> Hits:
         readers = graph.readers(conv)
         kinds = [reader.op_type for reader in readers] + [""] * bool(graph.outputs & set(conv.output))
         carried = [kind in _CARRIED_FROM_LAYER for kind in kinds]
-        if len(kinds) > 1 and ((any(carried) and not all(carried)) or set(kinds) & set(_ARITHMETIC)):
+        if len(kinds) > 1 and ((any(carried) and not all(carried)) or set(kinds) & set(ARITHMETIC)):
             yield (conv, *readers)
 
 
@@ -151,7 +151,7 @@ def _rounded_average(graph: Graph) -> Hits:
 
 
 def _maximum(graph: Graph) -> Hits:
-    for node in graph.of("ReduceMax", "ReduceMin", "GlobalMaxPool"):
+    for node in graph.of(*EXTREMA):
         if node.op_type != "ReduceMin" and graph.is_dequantized(node.input[0]):
             continue
         readers = graph.readers(node)

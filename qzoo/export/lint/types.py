@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from qzoo.export.lint.graph import CARRIED, CLAMPS, Graph
+from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
+from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
 
 _BYTE = ("int8", "uint8")
 # ONNX Runtime does not look at the lowest value of these, which is below zero, when it drops a ReLU before Q.
@@ -64,7 +65,7 @@ def _odd_activation(graph: Graph) -> Hits:
 
 def _dropped_relu(graph: Graph) -> Hits:
     for q in _activations(graph):
-        clamp = graph.source(q.input[0], through=CARRIED)
+        clamp = graph.source(q.input[0], through=CARRIED_IN_ORT)
         if clamp is not None and clamp.op_type in CLAMPS and graph.int_type(q) in _SIGNED_WITHOUT_LIMITS:
             yield (clamp, q)
 
