@@ -9,15 +9,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from qzoo.data.sets import DATA_SETS, Seen
-from qzoo.errors import CheckpointError, QzooError, shown
+from qzoo.errors import ArgumentError, CheckpointError, QzooError, shown
 from qzoo.fields import decode, encode, like, one_of, parse
 from qzoo.files import coming, sha256_of
-from qzoo.options import TrainOptions
+from qzoo.options import (
+    CORRECTIONS,
+    DATA_FREE,
+    PERCENTILE,
+    RANGES,
+    ROUNDINGS,
+    WITH_PERCENTILE,
+    Plan,
+    Recipe,
+    TrainOptions,
+)
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
 from qzoo.runtimes import RUNTIMES
@@ -100,15 +110,15 @@ class CalibrationRecord:
         half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.ptq.half.compact`).
     """
 
-    method: str = field(metadata=one_of("max", "percentile", "mse", "entropy", "auto", "batchnorm"))
+    method: str = field(metadata=one_of(*RANGES, "auto", DATA_FREE))
     data: str
     subset: str = field(metadata=_SUBSET)
     images: int
     percentile: float | None = None
     candidates: tuple[Tried, ...] = ()
-    rounding: str = field(default="nearest", metadata=one_of("nearest", "learned", "sequential"))
+    rounding: str = field(default="nearest", metadata=one_of(*ROUNDINGS))
     equalize: bool = field(default=False, metadata=OPTIONAL)
-    bias_correction: str = field(default="none", metadata=OPTIONAL | one_of("none", "analytic", "empirical"))
+    bias_correction: str = field(default="none", metadata=OPTIONAL | one_of(*CORRECTIONS))
     smooth: bool = field(default=False, metadata=OPTIONAL)
     recipe: str = field(default="", metadata=OPTIONAL | one_of("", "best"))
     held_back: int = field(default=0, metadata=OPTIONAL)
@@ -116,6 +126,21 @@ class CalibrationRecord:
     drop: float = field(default=0.0, metadata=OPTIONAL)
     alpha: float | None = field(default=None, metadata=OPTIONAL)
     target: str = field(default="onnxruntime", metadata=OPTIONAL | one_of(*TARGETS))
+
+    def applied(self) -> Recipe:
+        """The methods that were applied, with the one for the ranges that "auto" chose."""
+        return self._recipe(self.method, self.percentile)
+
+    def asked(self) -> Recipe:
+        """The methods that were asked for: they give the same ranges from the same images."""
+        chosen = self.candidates and not self.recipe
+        percentile = None if self.percentile == PERCENTILE else self.percentile
+        return self._recipe("auto" if chosen else self.method, percentile)
+
+    def _recipe(self, method: str, percentile: float | None) -> Recipe:
+        values = {f.name: getattr(self, f.name) for f in fields(Recipe)}
+        kept = percentile if method in WITH_PERCENTILE else None
+        return Recipe(**{**values, "method": method, "percentile": kept})
 
 
 @dataclass(frozen=True)
@@ -217,6 +242,26 @@ class Config:
         if "target" in (self.training or {}):
             return str(self.training["target"])  # type: ignore[index]
         return self.calibration.target if self.calibration is not None else DEFAULT_TARGET
+
+    @property
+    def plan(self) -> Plan:
+        """How a quantized checkpoint was calibrated: with this plan ``qzoo build`` makes it again."""
+        scheme, record = self.scheme or Scheme(), self.calibration
+        plan = Plan(
+            edge_bits=scheme.edge_bits,
+            layer_bits=scheme.layers,
+            evaluation_subset=self.metrics[0].subset or None if self.metrics else None,
+        )
+        if record is None:
+            return plan
+        return replace(
+            plan,
+            recipe=record.asked(),
+            best=bool(record.recipe),
+            calibration_subset=record.subset or None,
+            drop=record.drop,
+            target=record.target,
+        )
 
     @property
     def class_names(self) -> list[str]:
@@ -381,6 +426,11 @@ def _check(config: Config) -> None:
     for path, (passed, complaint) in tests.items():
         if not passed:
             raise CheckpointError(f"config.json: {path} {complaint}")
+    try:
+        if config.calibration is not None:
+            replace(config.plan, recipe=config.calibration.applied())
+    except ArgumentError as error:
+        raise CheckpointError(f"config.json: calibration: {error}") from error
     for file, digest in config.files.items():
         if not is_plain_path(file):
             raise CheckpointError(f"config.json: files has {shown(file)}, which is no path inside the folder")

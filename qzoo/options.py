@@ -1,25 +1,63 @@
-"""``TrainOptions``: everything that :func:`qzoo.train` can be told, as it is recorded in a checkpoint's config."""
+"""How a checkpoint is made, as values: a :class:`Plan` with its :class:`Recipe`, and :class:`TrainOptions`.
+
+A field says what its flag on the command line is: the commands declare it from here, and a card writes its command from
+here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypedDict
 
 from qzoo.errors import ArgumentError
+from qzoo.scheme import DEFAULT_TARGET, TARGETS, Scheme
 
 METHODS = ("ste", "lsq", "pact")
+RANGES = ("max", "percentile", "mse", "entropy")
+DATA_FREE = "batchnorm"
+ROUNDINGS = ("nearest", "learned", "sequential")
+CORRECTIONS = ("none", "analytic", "empirical")
+WITH_PERCENTILE = ("percentile", "auto")
+PERCENTILE = 99.99
 
 
-def _flag(default: Any, text: str, *, choices: tuple[str, ...] = (), always: bool = False) -> Any:
-    """A field that is a flag of ``qzoo train`` too, see :func:`flags_of`.
+def _flag(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    always: bool = False,
+    kind: type | None = None,
+    name: str = "",
+    metavar: str | None = None,
+) -> Any:
+    """A field that is a flag of a command too, see :func:`flags_of`.
 
     Args:
         text: for ``--help``.
         always: a card's command names it even where it has its default.
+        kind: of its value, where the default has another.
+        name: of the flag, where it is not the field's.
+        metavar: what ``--help`` calls its value.
     """
-    return field(default=default, metadata={"help": text, "choices": choices, "always": always})
+    metadata = {"help": text, "choices": choices, "always": always, "flag": name, "metavar": metavar}
+    return field(default=default, metadata={**metadata, "kind": kind or type(default)})
+
+
+def _check_kinds(options: Any, owner: str = "") -> None:
+    """Raise ArgumentError where a field holds no number, or none of its choices."""
+    numbers = {int: (Integral, "a whole number"), float: (Real, "a number")}
+    for f in fields(options):
+        value, choices = getattr(options, f.name), f.metadata["choices"]
+        if choices and value not in choices:
+            raise ArgumentError(f"{owner}{f.name} must be one of {', '.join(choices)}, not {value!r}")
+        kind, what = numbers.get(f.metadata["kind"], (object, ""))
+        if not isinstance(value, kind) and not (value is None and f.default is None):
+            raise ArgumentError(f"{owner}{f.name} must be {what}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -67,10 +105,7 @@ class TrainOptions:
     fp16: bool = _flag(False, "float16 autocast and a scaled loss, on a GPU")
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ArgumentError(
-                f"TrainOptions.method must be one of {', '.join(METHODS)}, not {self.method!r}"
-            )
+        _check_kinds(self, "TrainOptions.")
         for name in ("momentum", "warmup", "label_smoothing", "distill", "freeze_bn", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"TrainOptions.{name} must be 0 to 1, not {getattr(self, name)}")
@@ -95,26 +130,268 @@ class TrainOptions:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Combination of post-training methods, applied in the order of the attributes.
+
+    ``str()`` gives ``"equalize + mse + learned"``.
+
+    Attributes:
+        equalize: cross-layer equalization first, with a ReLU in place of every ReLU6 (:func:`qzoo.ptq.without_relu6`).
+        method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or "batchnorm", without images.
+        rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround`) or "sequential"
+            (:func:`qzoo.ptq.adaround_sequential`).
+        smooth: SmoothQuant first (:func:`qzoo.ptq.smooth`), for transformers.
+        bias_correction: "none", "analytic" or "empirical". Learned rounding corrects the biases already.
+        percentile: of the method "percentile", chosen or tried by "auto"; None is 99.99.
+        alpha: of SmoothQuant; None is 0.5.
+
+    Raises:
+        ValueError: an unknown value, one of a method that is not used, or images needed by one method and refused by
+            another.
+
+    Example:
+        >>> from qzoo.ptq import Recipe
+        >>> str(Recipe(equalize=True, method="mse", rounding="learned"))
+        'equalize + mse + learned'
+    """
+
+    equalize: bool = _flag(
+        False,
+        "cross-layer equalization before the ranges; a ReLU takes the place of every ReLU6 if the images allow it",
+    )
+    method: str = _flag(
+        "auto", "of the ranges; batchnorm needs no images", choices=(*RANGES, "auto", DATA_FREE)
+    )
+    rounding: str = _flag("nearest", "of weights", choices=ROUNDINGS)
+    bias_correction: str = _flag("none", "of what rounding to nearest shifts", choices=CORRECTIONS)
+    smooth: bool = _flag(False, "SmoothQuant before the ranges")
+    percentile: float | None = _flag(
+        None, "of the methods percentile and auto (default: 99.99)", kind=float, metavar="P"
+    )
+    alpha: float | None = _flag(None, "of SmoothQuant, 0 to 1 (default: 0.5)", kind=float)
+
+    def __post_init__(self) -> None:
+        _check_kinds(self)
+        self._check_numbers()
+        if self.rounding != "nearest" and self.bias_correction == "analytic":
+            raise ArgumentError(
+                f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
+            )
+        if self.data_free and (
+            self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
+        ):
+            raise ArgumentError(f"method {DATA_FREE!r} uses no images; {self} would need some")
+
+    def _check_numbers(self) -> None:
+        if self.percentile is not None:
+            if self.method not in WITH_PERCENTILE:
+                raise ArgumentError(
+                    f"a percentile is for method percentile or auto, not {self.method!r}; leave it out"
+                )
+            if not 0 < self.percentile <= 100:
+                raise ArgumentError(f"percentile must be above 0 and at most 100, not {self.percentile}")
+        if self.alpha is not None:
+            if not self.smooth:
+                raise ArgumentError("alpha is SmoothQuant's; give smooth, too, or leave it out")
+            if not 0 <= self.alpha <= 1:
+                raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
+
+    def changed(self, given: Mapping[str, Any]) -> Recipe:
+        """Copy the recipe with other values. A percentile or an alpha goes with the method that it belongs to."""
+        values = {**asdict(self), **given}
+        if values["method"] not in WITH_PERCENTILE:
+            values["percentile"] = given.get("percentile")
+        if not values["smooth"]:
+            values["alpha"] = given.get("alpha")
+        return Recipe(**values)
+
+    @property
+    def data_free(self) -> bool:
+        """Whether no image is needed."""
+        return self.method == DATA_FREE
+
+    def __str__(self) -> str:
+        parts = [
+            _with("smooth", self.alpha) if self.smooth else "",
+            "equalize" if self.equalize else "",
+            _with(self.method, self.percentile),
+            "" if self.rounding == "nearest" else self.rounding,
+            "" if self.bias_correction == "none" else f"{self.bias_correction} bias correction",
+        ]
+        return " + ".join(part for part in parts if part)
+
+
+def _with(method: str, number: float | None) -> str:
+    return method if number is None else f"{method} {number:g}"
+
+
+class BuildOptions(TypedDict, total=False):
+    """Changes to a :class:`Plan`: values of its fields and of its recipe's, by name, in the order of a command.
+
+    ``recipe="best"`` is ``Plan.best``. What is left out, or None, stays as it is: see :meth:`Plan.changed`.
+    """
+
+    calibration_subset: str | None
+    evaluation_subset: str | None
+    recipe: str | None
+    method: str | None
+    percentile: float | None
+    smooth: bool | None
+    alpha: float | None
+    equalize: bool | None
+    rounding: str | None
+    bias_correction: str | None
+    edge_bits: int | None
+    drop: float | None
+    layer_bits: tuple[tuple[str, int], ...] | None
+    target: str | None
+    float_weights: str | Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How ``qzoo build`` makes a checkpoint; ``config.json`` records it (:attr:`qzoo.config.Config.plan`).
+
+    Attributes:
+        recipe: post-training methods.
+        best: they are still to be found: the best of :data:`qzoo.ptq.RECIPES` on the calibration images is taken.
+            ``recipe`` is then what it came to before.
+        calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.pipeline.parts`.
+        edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`; 0 is the scheme's.
+        drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
+            :func:`qzoo.ptq.mix_precision`. 0 is without it.
+        layer_bits: bits of single layers, by name: ``(("fc", 4),)``; with ``drop`` what it came to before.
+        target: the runtime whose quantizers the methods see.
+        float_weights: a folder with float weights of your own; what the name's tag means if None.
+
+    Raises:
+        ValueError: mixed precision, and a recipe without images.
+
+    Example:
+        >>> from qzoo.options import Plan
+        >>> plan = Plan().changed({"method": "mse", "rounding": "learned", "edge_bits": 8})
+        >>> str(plan.recipe), plan.flags()
+        ('mse + learned', {'--method': ['mse'], '--rounding': ['learned'], '--edge-bits': [8]})
+    """
+
+    recipe: Recipe = Recipe()
+    best: bool = _flag(
+        False,
+        "try all recipes on the calibration images, part of them held back, and take the best",
+        choices=("best",),
+        kind=str,
+    )
+    calibration_subset: str | None = _flag(None, "images to calibrate on", kind=str, metavar="START:STOP")
+    evaluation_subset: str | None = _flag(None, "images to evaluate on", kind=str, metavar="START:STOP")
+    edge_bits: int = _flag(0, "bits of the first and the last layer (default: the scheme's)")
+    drop: float = _flag(
+        0.0,
+        "8 bits for the layers that need them, until at most DROP %% of held-back images change top-1",
+        name="--mixed-precision",
+        metavar="DROP",
+    )
+    layer_bits: tuple[tuple[str, int], ...] = _flag(
+        (), "bits of single layers, such as fc=4", metavar="LAYER=BITS"
+    )
+    target: str = _flag(DEFAULT_TARGET, "runtime whose quantizers the methods see", choices=tuple(TARGETS))
+    float_weights: str | Path | None = _flag(  # noqa: RUF009 - makes a field
+        None, "folder or name of your own float checkpoint", kind=str, name="--float"
+    )
+
+    def __post_init__(self) -> None:
+        if self.drop and not self.needs_images:
+            raise ArgumentError(
+                "mixed precision chooses layers on images; choose another method than batchnorm"
+            )
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the methods look at calibration images."""
+        return self.best or not self.recipe.data_free
+
+    def scheme(self, text: str) -> Scheme:
+        """The scheme of a name such as ``"w4a8"``, with the bits of layers and the target."""
+        layers = () if self.drop else self.layer_bits
+        return replace(Scheme.parse(text, self.target), edge_bits=self.edge_bits, layers=layers)
+
+    def changed(self, options: Mapping[str, Any]) -> Plan:
+        """Copy the plan with other values, see :class:`BuildOptions`.
+
+        Raises:
+            ValueError: an unknown name or value, or two that contradict each other.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        unknown = given.keys() - build_options().keys()
+        if unknown:
+            known = ", ".join(build_options())
+            raise ArgumentError(f"{min(unknown)!r} is no option of a build; known are {known}")
+        best = given.pop("recipe", None)
+        methods = {f.name: given.pop(f.name) for f in fields(Recipe) if f.name in given}
+        if best not in (None, "best"):
+            raise ArgumentError(f"recipe must be 'best', not {best!r}")
+        if best and methods:
+            raise ArgumentError(f"recipe='best' chooses {', '.join(methods)} itself; leave them out")
+        if given.get("layer_bits") and given.setdefault("drop", 0.0):
+            raise ArgumentError("drop chooses the bits of layers itself; leave layer_bits out")
+        recipe = self.recipe.changed(methods)
+        return replace(self, recipe=recipe, best=bool(best) or (self.best and not methods), **given)
+
+    def flags(self) -> dict[str, list[Any]]:
+        """The flags of ``qzoo build`` that give this plan, each with its values."""
+        told = {"recipe": "best"} if self.best else asdict(self.recipe)
+        told |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
+        if self.drop:
+            del told["layer_bits"]
+        return flags_of(build_options(), told)
+
+
+def _fields(*kinds: type) -> dict[str, Field[Any]]:
+    return {f.name: f for kind in kinds for f in fields(kind) if "help" in f.metadata}
+
+
+# ---- flags ----
+
+
+def build_options() -> dict[str, Field[Any]]:
+    """The fields behind :class:`BuildOptions`, in its order."""
+    known = _fields(Recipe, Plan)
+    return {name: known["best" if name == "recipe" else name] for name in BuildOptions.__annotations__}
+
+
+def train_options() -> dict[str, Field[Any]]:
+    """The fields of :class:`TrainOptions`: what a card always tells first, switches last."""
+    known = _fields(TrainOptions).items()
+    return dict(
+        sorted(known, key=lambda item: (item[1].metadata["kind"] is bool, not item[1].metadata["always"]))
+    )
+
+
 def flag(name: str) -> str:
     """``--weight-decay`` of ``weight_decay``."""
     return "--" + name.replace("_", "-")
 
 
-def flags_of(recorded: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Write the flags of ``qzoo train`` that give the recorded options: those with a value, and the switches.
+def flags_of(options: Mapping[str, Field[Any]], recorded: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Write the flags of a command that give the recorded options: those that differ from their defaults.
 
-    Example:
-        >>> flags_of({"epochs": 2, "lr": 0.010, "method": "lsq", "ema": 0.0, "bf16": True})
-        (['--epochs 2', '--lr 0.01', '--method lsq'], ['--bf16'])
+    Args:
+        options: fields by name, in the order of the command.
+
+    Returns:
+        Flags with their values; a switch has none.
     """
-    known = {f.name: f for f in fields(TrainOptions)}
-    always = [n for n, f in known.items() if f.metadata["always"] and n in recorded]
-    others = [
-        n for n, f in known.items() if not f.metadata["always"] and recorded.get(n, f.default) != f.default
-    ]
-    switches = [n for n in others if isinstance(known[n].default, bool)]
-    values = [n for n in [*always, *others] if n not in switches]
-    return [f"{flag(n)} {plain(recorded[n])}" for n in values], [flag(n) for n in switches]
+    return {
+        f.metadata["flag"] or flag(name): _values(f, recorded[name])
+        for name, f in options.items()
+        if name in recorded and (f.metadata["always"] or recorded[name] != f.default)
+    }
+
+
+def _values(option: Field[Any], value: Any) -> list[Any]:
+    if option.metadata["kind"] is tuple:
+        return [f"{name}={bits}" for name, bits in value]
+    return [] if option.metadata["kind"] is bool else [value]
 
 
 def plain(value: object) -> str:

@@ -15,8 +15,9 @@ import qzoo
 from qzoo.accuracy import Fidelity, decibel, evaluate, logits_of, sqnr
 from qzoo.errors import CalibrationError, DataError, NonFiniteError
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.options import RANGES
 from qzoo.ptq import Recipe, best_recipe
-from qzoo.ptq.ranges import METHODS, calibrate
+from qzoo.ptq.ranges import calibrate
 from qzoo.quant import quantize_
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import set_target
@@ -226,7 +227,7 @@ def test_auto_never_chooses_nan(images: Tensor) -> None:
     model.append(NanWhen(lambda: quantizer._if_quant and quantizer.amax == winner))
     found = calibrate(model, [images], method="auto", progress=False)
     rows = {c.method: c for c in found.candidates}
-    assert set(rows) == set(METHODS)
+    assert set(rows) == set(RANGES)
     assert (rows[best].sqnr_db, rows[best].agreement) == (-math.inf, 0)
     assert found.method != best
     assert math.isfinite(found.candidates[0].sqnr_db)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qzoo.cards.markdown import number, table, word
 from qzoo.config import CalibrationRecord, Config
 from qzoo.data.sets import DATA_SETS
-from qzoo.options import flag, flags_of, plain
-from qzoo.ptq.ranges import PERCENTILE
+from qzoo.options import flag, flags_of, plain, train_options
 from qzoo.scheme import Scheme
 
 # What trainings on data that need no --data record of it.
@@ -25,8 +26,7 @@ def recipe(config: Config) -> str:
         if config.calibration.candidates:
             parts.append(_candidates(config.calibration))
         if config.training is None:
-            command = f"qzoo build {config.name}{_build_flags(config, config.calibration)}"
-            parts.append(f"Built by `{command}`, qzoo {config.qzoo_version}.")
+            parts.append(f"Built by `{_build_command(config)}`, qzoo {config.qzoo_version}.")
     if config.training is not None:
         parts += _training(config, config.training)
     return "\n\n".join(parts) or "Not recorded."
@@ -127,15 +127,10 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         "batch_size",
         "threads",
     )
-    source = [
-        f"{flag(key)} {' '.join(map(word, str(told[key]).split(' ')))}"
-        for key in given
-        if told.get(key) is not None
-    ]
-    values, switches = flags_of(options)
+    flags = {flag(key): str(told[key]).split(" ") for key in given if told.get(key) is not None}
     processes = options.get("processes", 1)
     start = f"torchrun --nproc-per-node {word(processes)} -m qzoo train" if processes != 1 else "qzoo train"
-    return " ".join([start, name, *source, *values, *switches])
+    return _command(f"{start} {name}", {**flags, **flags_of(train_options(), options)})
 
 
 def _half(config: Config) -> str:
@@ -157,35 +152,18 @@ def _weight_rule(config: Config) -> str:
     return "its maximum"
 
 
-def _build_flags(config: Config, record: CalibrationRecord) -> str:
-    """What the command is told; each flag where it differs from the default."""
-    known = DATA_SETS.get(config.labels)
-    data = "" if known is not None and known.found else " --data DIR"
-    subset = f" --calibration-subset {record.subset}" if record.images else ""
-    if config.float_source is not None and config.float_source.source.startswith("folder:"):
-        data += f" --dataset {word(config.labels)} --float {word(config.float_source.source.removeprefix('folder:'))}"
-    layers = _layer_flags(config, record)
-    layers += "" if record.target == "onnxruntime" else f" --target {record.target}"
-    if record.recipe:
-        return f"{data}{subset} --recipe {record.recipe}{layers}"
-    flags = [
-        "" if record.candidates else f" --method {record.method}",
-        "" if record.percentile in (None, PERCENTILE) else f" --percentile {record.percentile:g}",
-        " --smooth" if record.smooth else "",
-        "" if record.alpha is None else f" --alpha {record.alpha:g}",
-        " --equalize" if record.equalize else "",
-        "" if record.rounding == "nearest" else f" --rounding {record.rounding}",
-        "" if record.bias_correction == "none" else f" --bias-correction {record.bias_correction}",
-        f" --edge-bits {config.scheme.edge_bits}" if config.scheme and config.scheme.edge_bits else "",
-    ]
-    return f"{data}{subset}{''.join(flags)}{layers}"
+def _build_command(config: Config) -> str:
+    """The command that makes the checkpoint again: what differs from the defaults."""
+    known, source = DATA_SETS.get(config.labels), config.float_source
+    flags: dict[str, list[object]] = {} if known is not None and known.found else {"--data": ["DIR"]}
+    if source is not None and source.source.startswith("folder:"):
+        flags |= {"--dataset": [config.labels], "--float": [source.source.removeprefix("folder:")]}
+    plan = replace(config.plan, evaluation_subset=None)
+    return _command(f"qzoo build {config.name}", {**flags, **plan.flags()})
 
 
-def _layer_flags(config: Config, record: CalibrationRecord) -> str:
-    if record.drop:
-        return f" --mixed-precision {record.drop:g}"
-    layers = config.scheme.layers if config.scheme is not None else ()
-    return f" --layer-bits {' '.join(f'{word(name)}={bits}' for name, bits in layers)}" if layers else ""
+def _command(start: str, flags: Mapping[str, Sequence[object]]) -> str:
+    return " ".join([start, *(part for name, values in flags.items() for part in (name, *map(word, values)))])
 
 
 def _steps(config: Config, record: CalibrationRecord) -> str:

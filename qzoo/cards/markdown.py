@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from qzoo.errors import one_line
+from qzoo.options import plain
 
 _Value = TypeVar("_Value")
 _SPECIAL = re.compile(r"[\\`*<>\[\]|!]")
@@ -31,8 +32,8 @@ def escaped(value: _Value) -> _Value:
 
 def word(value: object) -> str:
     """A text of a config as an argument of a printed command: three dots where a shell might read more in it."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if _WORD.fullmatch(text) else "..."
+    text = plain(value)
+    return text if isinstance(value, (int, float)) or _WORD.fullmatch(text) else "..."
 
 
 def number(value: float | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def own_folder(text: str) -> Path:
     return Path(text) if Path(text).is_dir() else stored().get(text, Path(text))
 
 
+def workers_argument(sub: argparse.ArgumentParser) -> None:
+    """``--workers``."""
+    sub.add_argument("--workers", type=_workers, default=0, help="processes that decode images (default: 0)")
+
+
+def _workers(text: str) -> int:
+    """A type of argument: so many processes as the machine can take."""
+    most, count = 4 * (os.cpu_count() or 1), from_zero(text)
+    if count > most:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {most}, four for each of this machine's cores, not {count}"
+        )
+    return count
+
+
 def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None:
     """``--device``, and ``--timeout`` of the processes that torchrun starts."""
     sub.add_argument(
@@ -98,46 +114,44 @@ def dataset_argument(sub: argparse.ArgumentParser, default: str = "what the weig
     sub.add_argument("--dataset", choices=list(DATA_SETS), default="", help=f"default: {default}")
 
 
-def layer_argument(sub: argparse.ArgumentParser) -> None:
-    """``--layer-bits``, read by :func:`layer_bits`."""
-    sub.add_argument(
-        "--layer-bits", nargs="+", metavar="LAYER=BITS", help="bits of single layers, such as fc=4"
-    )
-
-
-def layer_bits(texts: list[str] | None) -> tuple[tuple[str, int], ...] | None:
-    """``["fc=4"]`` as names and bits. Raises ValueError for another form."""
-    if texts is None:
-        return None
-    pairs = [text.rpartition("=") for text in texts]
-    wrong = [
-        text for text, (name, _, bits) in zip(texts, pairs, strict=True) if not name or not bits.isdigit()
-    ]
-    if wrong:
-        raise ArgumentError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {wrong[0]!r}")
-    return tuple((name, int(bits)) for name, _, bits in pairs)
-
-
-def option_arguments(sub: argparse.ArgumentParser, options: type, defaults: Mapping[str, str]) -> None:
-    """A flag for every field of a dataclass of options, read by :func:`given_options`.
+def option_arguments(
+    sub: argparse.ArgumentParser, options: Mapping[str, Field[Any]], defaults: Mapping[str, str] | None = None
+) -> None:
+    """A flag for every field of :func:`qzoo.options.train_options` and its like, read by :func:`given_options`.
 
     Args:
-        options: whose fields have ``help`` and ``choices`` in their metadata (:mod:`qzoo.options`).
         defaults: in words, where they are not the fields' own.
     """
-    for field in fields(options):
-        default = defaults.get(field.name, field.default)
-        if isinstance(field.default, bool):
-            sub.add_argument(flag(field.name), action="store_const", const=True, help=field.metadata["help"])
+    for name, option in options.items():
+        told = option.metadata
+        words, text = told["flag"] or flag(name), told["help"]
+        if told["kind"] is bool:
+            sub.add_argument(words, dest=name, action="store_const", const=True, help=text)
+        elif told["kind"] is tuple:
+            sub.add_argument(words, dest=name, nargs="+", metavar=told["metavar"], help=text)
         else:
-            sub.add_argument(
-                flag(field.name),
-                type=type(field.default),
-                choices=field.metadata["choices"] or None,
-                help=f"{field.metadata['help']} (default: {default})",
-            )
+            default = (defaults or {}).get(name, option.default)
+            if not (default is None or default is False or "(default" in text):
+                text = f"{text} (default: {default})"
+            choices, metavar = told["choices"] or None, told["metavar"]
+            sub.add_argument(words, dest=name, type=told["kind"], choices=choices, metavar=metavar, help=text)
 
 
-def given_options(args: argparse.Namespace, options: type) -> dict[str, Any]:
-    """The fields of a dataclass of options whose flags were given."""
-    return {f.name: value for f in fields(options) if (value := getattr(args, f.name)) is not None}
+def given_options(args: argparse.Namespace, options: Mapping[str, Field[Any]]) -> dict[str, Any]:
+    """The values of those flags of :func:`option_arguments` that were given.
+
+    Raises:
+        ValueError: bits of layers in another form than ``fc=4``.
+    """
+    given = {name: value for name in options if (value := getattr(args, name, None)) is not None}
+    pairs = {name: _layer_bits(given[name]) for name in given if options[name].metadata["kind"] is tuple}
+    return {**given, **pairs}
+
+
+def _layer_bits(texts: list[str]) -> tuple[tuple[str, int], ...]:
+    """``["fc=4"]`` as names and bits."""
+    pairs = [text.rpartition("=") for text in texts]
+    for text, (name, _, bits) in zip(texts, pairs, strict=True):
+        if not name or not bits.isdecimal():
+            raise ArgumentError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {text!r}")
+    return tuple((name, int(bits)) for name, _, bits in pairs)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import checkpoint_folder, dataset_argument, from_zero, layer_bits
-from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
+from qzoo.commands.arguments import (
+    checkpoint_folder,
+    dataset_argument,
+    given_options,
+    option_arguments,
+    workers_argument,
+)
 from qzoo.errors import ArgumentError
+from qzoo.options import BuildOptions, build_options
 from qzoo.scheme import TARGETS
-
-if TYPE_CHECKING:
-    from qzoo.pipeline.plan import BuildOptions
 
 
 def register(add: Add) -> None:
@@ -31,16 +32,14 @@ def register(add: Add) -> None:
     )
     dataset_argument(sub)
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
-    sub.add_argument("--workers", type=from_zero, default=0, help="processes that decode images (default: 0)")
+    workers_argument(sub)
     sub.add_argument(
         "--device",
         choices=["cpu", "cuda", "auto"],
         default="cpu",
         help="auto: a GPU where there is one (default: cpu)",
     )
-    sub.add_argument("--calibration-subset", metavar="START:STOP", help="images to calibrate on")
-    sub.add_argument("--evaluation-subset", metavar="START:STOP", help="images to evaluate on")
-    recipe_arguments(sub)
+    option_arguments(sub, build_options())
     sub.add_argument(
         "--onnx",
         nargs="+",
@@ -74,9 +73,9 @@ def _run(args: argparse.Namespace) -> int:
         raise ArgumentError("give a NAME or --all, one of them")
     if args.qat and not args.all:
         raise ArgumentError("--qat is for --all; a NAME in _qat is trained without it")
-    options = _options(args)
-    if args.all and options.given:
-        raise ArgumentError(f"--all builds recipes as they are; leave out {', '.join(options.given)}")
+    options = BuildOptions(**given_options(args, build_options()))  # type: ignore[typeddict-item]
+    if args.all and options:
+        raise ArgumentError(f"--all builds recipes as they are; leave out {', '.join(options)}")
     with joined(device=args.device) as group:
         if group.world > 1:
             raise ArgumentError("build is one process; torchrun is for calibrate, evaluate and train")
@@ -96,25 +95,9 @@ def _run(args: argparse.Namespace) -> int:
             if failed:
                 say(f"{len(failed)} failed: {', '.join(failed)}")
             return 1 if failed else 0
-        options = dataclasses.replace(options, float_weights=checkpoint_folder(args.float_weights))
+        options["float_weights"] = checkpoint_folder(args.float_weights)
         folder = build(args.name, options, job, report=None if args.quiet else say)
         if not args.quiet:
             say(summary(folder))
         say(folder)
     return 0
-
-
-def _options(args: argparse.Namespace) -> BuildOptions:
-    from qzoo.pipeline.plan import BuildOptions
-
-    return BuildOptions(
-        calibration_subset=args.calibration_subset,
-        evaluation_subset=args.evaluation_subset,
-        edge_bits=args.edge_bits,
-        recipe=args.recipe,
-        **given_methods(args),
-        target=args.target,
-        drop=args.mixed_precision,
-        float_weights=args.float_weights,
-        layer_bits=layer_bits(args.layer_bits),
-    )

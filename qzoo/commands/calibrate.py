@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import checkpoint_folder, dataset_argument, layer_bits, process_arguments
-from qzoo.commands.recipe_arguments import given_methods, recipe_arguments
-from qzoo.errors import ArgumentError
-from qzoo.scheme import DEFAULT_TARGET
+from qzoo.commands.arguments import (
+    checkpoint_folder,
+    dataset_argument,
+    given_options,
+    option_arguments,
+    process_arguments,
+)
+from qzoo.options import Plan, build_options
+
+_OPTIONS = {name: option for name, option in build_options().items() if not name.endswith("_subset")}
 
 
 def register(add: Add) -> None:
@@ -21,7 +28,7 @@ def register(add: Add) -> None:
     dataset_argument(sub)
     sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
-    recipe_arguments(sub)
+    option_arguments(sub, _OPTIONS)
     process_arguments(sub)
     sub.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
 
@@ -29,28 +36,14 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
     from qzoo.pipeline.calibrate import calibrate_checkpoint
+    from qzoo.pipeline.plan import Job
     from qzoo.pipeline.summary import summary
-    from qzoo.ptq import Recipe
 
-    given = given_methods(args)
-    if args.recipe and given:
-        raise ArgumentError(f"--recipe {args.recipe} chooses {', '.join(given)} itself; leave them out")
+    plan = Plan(calibration_subset=args.subset).changed(given_options(args, _OPTIONS))
+    job = Job(data=args.data, dataset=args.dataset, out=args.out, progress=not args.quiet)
     with joined(args.timeout, args.device) as group:
-        done = calibrate_checkpoint(
-            args.name,
-            out=args.out,
-            recipe=None if args.recipe else Recipe(**given),
-            data=args.data,
-            dataset=args.dataset,
-            subset=args.subset,
-            target=args.target or DEFAULT_TARGET,
-            float_weights=checkpoint_folder(args.float_weights),
-            drop=args.mixed_precision or 0.0,
-            edge_bits=args.edge_bits,
-            layer_bits=layer_bits(args.layer_bits),
-            progress=not args.quiet and group.first,
-            group=group,
-        )
+        plan = replace(plan, float_weights=checkpoint_folder(args.float_weights))
+        done = calibrate_checkpoint(args.name, plan, job, group=group)
     if not group.first:
         return 0
     if done.held_back:

@@ -10,9 +10,9 @@ from qzoo.commands.arguments import (
     checkpoint_folder,
     data_arguments,
     dataset_argument,
-    from_zero,
     positive,
     process_arguments,
+    workers_argument,
 )
 from qzoo.errors import ArgumentError, one_line
 from qzoo.scheme import TARGETS
@@ -39,7 +39,7 @@ def register(add: Add) -> None:
         type=positive,
         help="images a batch (default: 4 of 224 x 224 on a CPU, more of smaller ones)",
     )
-    sub.add_argument("--workers", type=from_zero, default=0, help="processes that decode images (default: 0)")
+    workers_argument(sub)
     process_arguments(sub)
     sub.add_argument(
         "--target",

@@ -12,14 +12,15 @@ from qzoo.commands.arguments import (
     dataset_argument,
     from_zero,
     given_options,
-    layer_argument,
-    layer_bits,
     option_arguments,
     positive,
     process_arguments,
+    workers_argument,
 )
 from qzoo.errors import ArgumentError
-from qzoo.options import TrainOptions
+from qzoo.options import TrainOptions, build_options, train_options
+
+_LAYERS = {"layer_bits": build_options()["layer_bits"]}
 
 
 def register(add: Add) -> None:
@@ -34,19 +35,19 @@ def register(add: Add) -> None:
     sub.add_argument("--data", type=Path, help="folder of the images (Fashion-MNIST: found or downloaded)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")
-    sub.add_argument("--workers", type=from_zero, default=0, help="processes that decode images (default: 0)")
+    workers_argument(sub)
     sub.add_argument("--float", dest="float_weights", help="_qat: folder or name of your float checkpoint")
     sub.add_argument(
         "--start",
         help="weights to start from, folder or name: float ones to fine-tune; _qat: quantized, bits may differ",
     )
-    layer_argument(sub)
+    option_arguments(sub, _LAYERS)
     sub.add_argument(
         "--batch-size", type=positive, default=128, help="of all processes together (default: 128)"
     )
     option_arguments(
         sub,
-        TrainOptions,
+        train_options(),
         {"epochs": "36, fine-tuning 10, tuning 4", "lr": "0.1, fine-tuning 0.01, tuning 0.001"},
     )
     sub.add_argument("--tensorboard", action="store_true", help="write events beside log.csv")
@@ -85,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     default = DEFAULTS if tuned else FINE_TUNING if args.start else TrainOptions(epochs=36)
-    options = replace(default, **given_options(args, TrainOptions))
+    options = replace(default, **given_options(args, train_options()))
     with joined(args.timeout, args.device) as group:
         if tuned:
             folder = tune_checkpoint(
@@ -94,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
                 job,
                 float_weights=checkpoint_folder(args.float_weights),
                 start=args.start,
-                layers=layer_bits(args.layer_bits) or (),
+                layers=given_options(args, _LAYERS).get("layer_bits", ()),
                 group=group,
             )
         else:

@@ -13,20 +13,23 @@ from torch import nn
 
 from qzoo.cards.card import write_card
 from qzoo.config import WEIGHTS, Measurement, config_of, read_config
-from qzoo.errors import UnknownModelError
+from qzoo.distributed import Group
+from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.fields import encode
 from qzoo.files import exclusive, is_inside, place, scratch_beside
-from qzoo.pipeline.calibrate import quantize_to
+from qzoo.options import TrainOptions, train_options
+from qzoo.pipeline.calibrate import calibrate_to, start_of
 from qzoo.pipeline.measure import can_run_onnx, measure, require_onnx
 from qzoo.pipeline.onnx_files import export_files, onnx_name, with_files
-from qzoo.pipeline.parts import for_data_set
-from qzoo.pipeline.plan import BuildJob, BuildOptions, Plan, make_plan
-from qzoo.pipeline.recipes import Made, how_made
+from qzoo.pipeline.parts import Images, calibration_images, evaluation_images, for_data_set
+from qzoo.pipeline.plan import BuildJob, BuildOptions, Plan, how_made, plan_of
 from qzoo.pipeline.steps import Steps
+from qzoo.pipeline.train_job import TrainJob
+from qzoo.pipeline.tune import tune_checkpoint
 from qzoo.registry import architecture, parse_name
 from qzoo.scheme import TARGETS
 from qzoo.zoo.checkpoint import load_pretrained
-from qzoo.zoo.floats import planned_config, quantized_from
+from qzoo.zoo.floats import planned_config
 
 CHECKPOINT = "checkpoint"
 _FILES = (f"{CHECKPOINT}/config.json", f"{CHECKPOINT}/{WEIGHTS}")
@@ -34,7 +37,7 @@ _FILES = (f"{CHECKPOINT}/config.json", f"{CHECKPOINT}/{WEIGHTS}")
 
 def build(
     name: str,
-    options: BuildOptions = BuildOptions(),  # noqa: B008 - immutable
+    options: BuildOptions | None = None,
     job: BuildJob = BuildJob(),  # noqa: B008 - immutable
     *,
     report: Callable[[str], None] | None = None,
@@ -42,13 +45,13 @@ def build(
     """Build the quantized checkpoint ``name``: float weights, calibration, ONNX, figures, card.
 
     The same call makes the same files. Interrupted and called again it goes on: a finished step whose inputs are
-    the same is not repeated. What the options don't say, the recipe of the name says
-    (:func:`qzoo.pipeline.recipes.how_made`): ``build(name)`` on a checkpoint makes it again. A
-    name in ``_qat`` is trained with its recipe's options.
+    the same is not repeated. What the options don't say, the plan of the name says
+    (:func:`qzoo.pipeline.plan.how_made`): ``build(name)`` on a checkpoint makes it again. A name in ``_qat`` is trained
+    with the options that are recorded.
 
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
-        options: what to do otherwise than the recipe says.
+        options: what to do otherwise than the plan of the name says, see :class:`qzoo.options.Plan`.
         job: images, device, and places of files.
         report: gets a line for each step.
 
@@ -70,19 +73,21 @@ def build(
         raise UnknownModelError(f"{name!r} is not quantized; give a scheme, such as {name}-w8a8")
     parsed = dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag)
     full = str(parsed)
-    config = for_data_set(planned_config(full, options.float_weights), job.dataset)
+    options = options or BuildOptions()
+    config = for_data_set(planned_config(full, options.get("float_weights")), job.dataset)
     for target in job.onnx:
         onnx_name(config, target)  # refuses an unknown one
     if job.onnx:
         require_onnx("a checkpoint with ONNX files")
     folder, state = job.folder(full), Path(job.runs) / full
-    made = how_made(full, folder)
     make: Callable[[Path, Steps], tuple[Measurement, ...] | None]
     if parsed.qat:
-        options.refuse(name)
-        make = partial(_tuned, full, made, options.float_weights, job)
+        make = partial(_tuned, full, *_training(full, folder, options), options.get("float_weights"), job)
     else:
-        make = partial(_calibrated, make_plan(parsed, config, made, options, job))
+        plan = plan_of(full, folder).changed(options)
+        images = calibration_images(config, job.data, plan.calibration_subset)
+        checks = evaluation_images(config, job.data, plan.evaluation_subset, images)
+        make = partial(_calibrated, full, plan, images, checks, job)
     state.mkdir(parents=True, exist_ok=True)
     with exclusive(state):
         metrics = make(state, Steps(state, report, job.again))
@@ -92,56 +97,40 @@ def build(
 # ---- steps ----
 
 
-def _calibrated(plan: Plan, state: Path, steps: Steps) -> tuple[Measurement, ...]:
+def _calibrated(
+    name: str, plan: Plan, images: Images, checks: Images, job: BuildJob, state: Path, steps: Steps
+) -> tuple[Measurement, ...]:
     """A checkpoint without training, in the steps' folder; returns its figures."""
-    job = plan.job
-    model, exact = quantized_from(plan.name, plan.float_weights, plan.scheme)
-    model.qzoo_config = for_data_set(config_of(model), job.dataset)  # type: ignore[assignment]
-    common = {
-        "float": encode(config_of(model).float_source),
-        "data": str(job.data or ""),
-        "device": job.device.type,
-    }
+    model, exact = start_of(name, plan, job)
+    start = config_of(model)
+    common = {"float": encode(start.float_source), "data": str(job.data or ""), "device": job.device.type}
     inputs = {
         **common,
-        "scheme": encode(plan.scheme),
-        "target": plan.scheme.target,
+        "scheme": encode(start.scheme),
+        "target": plan.target,
         "recipe": "best" if plan.best else encode(plan.recipe),
         "drop": plan.drop,
-        "images": encode(plan.images),
-        "labels": config_of(model).labels,
+        "images": encode(images),
+        "labels": start.labels,
     }
-    steps.run("calibrate", inputs, lambda: _calibrate(model, plan, state / CHECKPOINT), _FILES)
+
+    def calibrate() -> None:
+        calibrate_to(state / CHECKPOINT, model, plan, images, job, Group(device=job.device))
+
+    steps.run("calibrate", inputs, calibrate, _FILES)
     made = load_pretrained(state / CHECKPOINT)
     config = config_of(made)
     _export(made, job.onnx, steps, state)
     return measure(
         made,
         exact,
-        lambda: plan.load(config, plan.checks),
-        plan.checks,
+        lambda: checks.load(config, job.data, workers=job.workers),
+        checks,
         job.progress,
         onnx=state / onnx_name(config, "onnxruntime") if can_run_onnx() else None,
         steps=steps,
         inputs={**common, "weights": config.files[WEIGHTS]},
         device=job.device,
-    )
-
-
-def _calibrate(model: nn.Module, plan: Plan, folder: Path) -> None:
-    """Float weights to a checkpoint without figures."""
-    device = plan.job.device
-    needed = plan.best or bool(plan.drop) or not plan.recipe.data_free
-    loader = plan.load(config_of(model), plan.images) if needed else ()
-    quantize_to(
-        folder,
-        model.to(device),
-        [images.to(device) for images, _ in loader],
-        plan.images,
-        None if plan.best else plan.recipe,
-        data=plan.job.data,
-        drop=plan.drop,
-        progress=plan.job.progress,
     )
 
 
@@ -186,19 +175,44 @@ def _assemble(
     return out
 
 
+def _training(name: str, folder: Path, options: BuildOptions) -> tuple[TrainOptions, int]:
+    """Options and batch size that are recorded of a training.
+
+    Raises:
+        ValueError: options that are of a calibration.
+        CheckpointError: no training is recorded, or with values that make no sense.
+    """
+    wrong = [key for key, value in options.items() if value is not None and key != "float_weights"]
+    if wrong:
+        raise ArgumentError(
+            f"{name} is trained by its recipe, where {', '.join(wrong)} does not apply; "
+            f"`qzoo train {name}` takes the options of a training"
+        )
+    config, source = how_made(name, folder)
+    recorded = config.training if config is not None else None
+    if not recorded:
+        raise CheckpointError(f"{source} does not say how to train; `qzoo train NAME` takes options")
+    try:
+        known = {key: recorded[key] for key in train_options() if key in recorded}
+        return TrainOptions(**known), int(recorded.get("batch_size", TrainJob.batch_size))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: training: {error}") from error
+
+
 def _tuned(
-    name: str, made: Made, float_weights: str | Path | None, job: BuildJob, state: Path, steps: Steps
+    name: str,
+    options: TrainOptions,
+    batch_size: int,
+    float_weights: str | Path | None,
+    job: BuildJob,
+    state: Path,
+    steps: Steps,
 ) -> None:
     """A checkpoint whose weights are trained, in the steps' folder; the training keeps its own state, epoch by epoch,
     and measures."""
-    from qzoo.distributed import Group
-    from qzoo.pipeline.train_job import TrainJob
-    from qzoo.pipeline.tune import tune_checkpoint
-
-    options, batch_size = made.options()
     folder = state / CHECKPOINT
 
-    def action() -> None:
+    def tune() -> None:
         training = TrainJob(
             data=job.data,
             dataset=job.dataset,
@@ -218,5 +232,5 @@ def _tuned(
         "device": job.device.type,
         "float": None if float_weights is None else read_config(float_weights).files,
     }
-    steps.run("train and measure", inputs, action, _FILES)
+    steps.run("train and measure", inputs, tune, _FILES)
     _export(load_pretrained(folder), job.onnx, steps, state)

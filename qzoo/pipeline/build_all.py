@@ -10,7 +10,7 @@ from pathlib import Path
 from qzoo.config import WEIGHTS, read_config
 from qzoo.errors import QzooError
 from qzoo.pipeline.build import build
-from qzoo.pipeline.plan import BuildJob, BuildOptions
+from qzoo.pipeline.plan import BuildJob
 from qzoo.pipeline.recipes import recipes
 from qzoo.registry import parse_name
 from qzoo.zoo import hub
@@ -56,7 +56,7 @@ def build_all(
             continue
         try:
             report(f"{name}:")
-            report(str(build(name, BuildOptions(), dataclasses.replace(job, out=folder), report=report)))
+            report(str(build(name, None, dataclasses.replace(job, out=folder), report=report)))
         except (
             Exception
         ) as error:  # out of memory, a runtime's own error: none may keep the others from being built

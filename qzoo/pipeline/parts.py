@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qzoo.config import Arguments, Config
-from qzoo.data import ImageFolder, image_files, parse_subset
+from qzoo.data import ImageFolder, Loader, image_files, load_data, parse_subset
 from qzoo.data.files import ImageFiles
 from qzoo.data.folders import split_folder
 from qzoo.data.sets import DATA_SETS, SAMPLES, Seen, data_set
 from qzoo.errors import DataError
 from qzoo.export.described import Described
+
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,20 @@ class Images:
     split: str
     subset: str
     count: int
+
+    def load(
+        self, config: Config, data: str | Path | None, *, batch_size: int = BATCH, workers: int = 0
+    ) -> Loader:
+        """Load them as batches that are prepared for a model; see :func:`qzoo.data.load_data`."""
+        return load_data(
+            config.preprocessing,
+            config.labels,
+            data,
+            split=self.split,
+            subset=self.subset,
+            batch_size=batch_size,
+            workers=workers,
+        )
 
 
 NONE = Images("none", "", "", 0)

@@ -7,7 +7,6 @@ from pathlib import Path
 from qzoo.cards.figures import runtime_name, size_of_weights
 from qzoo.cards.markdown import number
 from qzoo.config import Config, Measurement, read_config
-from qzoo.pipeline.recipes import recipe_of
 from qzoo.zoo import hub
 
 _HEAD = ("", "top-1, %", "95 % interval", "drop, points", "agreement, %", "SQNR, dB")
@@ -82,7 +81,7 @@ def _recipe(config: Config) -> str:
     if record is not None:
         chosen = " (the best of those tried)" if record.recipe else ""
         images = f"{record.images} images" if record.images else "no images"
-        parts.append(f"{recipe_of(record)}{chosen}, on {images}")
+        parts.append(f"{record.applied()}{chosen}, on {images}")
     if config.scheme is not None and config.scheme.layers:
         parts.append("bits of layers " + ", ".join(f"{name} {bits}" for name, bits in config.scheme.layers))
     options = config.training

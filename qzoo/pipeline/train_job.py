@@ -12,51 +12,41 @@ from torch import nn
 
 from qzoo.cards.card import write_card
 from qzoo.config import WEIGHTS, Config, Measurement
-from qzoo.data import ImageFolder, Loader, load_data, load_training_data
+from qzoo.data import ImageFolder, Loader, load_training_data
 from qzoo.data.folders import split_folder
 from qzoo.data.sets import DATA_SETS, data_set
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError
 from qzoo.options import TrainOptions
 from qzoo.pipeline.parts import Images, evaluation_images, made_on, training_images
+from qzoo.pipeline.plan import Job
 from qzoo.training.loop import train
 from qzoo.training.state import Log, plot_log, require_tools
 from qzoo.zoo.checkpoint import save_pretrained
-from qzoo.zoo.store import checkpoint_folder
 
 
 @dataclass(frozen=True)
-class TrainJob:
+class TrainJob(Job):
     """Where a training's images come from, and where its files go.
 
+    ``data`` is a folder with ``train`` and ``val`` in it, or one that is cut in two; it is not needed for Fashion-MNIST
+    where its training set is found or can be downloaded. ``workers`` are those of each process that trains.
+
     Attributes:
-        data: folder of the images, see :func:`qzoo.data.load_data`; a folder with ``train`` and ``val`` in it, or one
-            that is cut in two. Not needed for Fashion-MNIST where its training set is found or can be downloaded.
-        dataset: one of :data:`qzoo.data.sets.DATA_SETS`; "" is what the name's tag or the float weights are for.
         subset: ``"start:stop"`` of the training images; by default all, or four fifths of a folder that is one split.
         evaluation_subset: of the images that top-1 is measured on; by default all, or the rest of the folder.
         batch_size: images a step, of all processes together.
-        workers: processes that decode images for each process that trains.
         save_every: steps after which the state is saved within an epoch; 0 saves after each epoch only.
-        runs: folder whose subfolder with the model's name holds the state to resume from and ``log.csv``.
-        out: checkpoint folder; in the user's store (:mod:`qzoo.zoo.store`) if None.
         tensorboard: write the log for TensorBoard, too, beside ``log.csv``.
         plot: draw the learning curve, ``log.png`` beside ``log.csv``.
-        progress: show progress bars.
     """
 
-    data: str | Path | None = None
-    dataset: str = ""
     subset: str | None = None
     evaluation_subset: str | None = None
     batch_size: int = 128
-    workers: int = 0
     save_every: int = 0
-    runs: str | Path = "runs"
-    out: str | Path | None = None
     tensorboard: bool = False
     plot: bool = False
-    progress: bool = True
 
     def __post_init__(self) -> None:
         if self.dataset and self.dataset not in DATA_SETS:
@@ -67,10 +57,6 @@ class TrainJob:
                 f"batch_size must be 1 or more, workers and save_every 0 or more, not {self.batch_size}, "
                 f"{self.workers} and {self.save_every}"
             )
-
-    def folder(self, name: str) -> Path:
-        """Where the checkpoint goes."""
-        return Path(self.out) if self.out is not None else checkpoint_folder(name)
 
 
 @dataclass(frozen=True)
@@ -114,15 +100,9 @@ def run_training(
             seed=options.seed,
             workers=job.workers,
         )
-        test = load_data(
-            config.preprocessing,
-            config.labels,
-            None if data_set(config.labels).embedded else job.data,
-            split=checks.split,
-            subset=checks.subset,
-            batch_size=data_set(config.labels).batch,
-            workers=job.workers,
-        )
+        known = data_set(config.labels)
+        place = None if known.embedded else job.data
+        test = checks.load(config, place, batch_size=known.batch, workers=job.workers)
     run = Path(job.runs) / config.name
     log = train(
         model,

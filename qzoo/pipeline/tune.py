@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qzoo.config import CalibrationRecord, Config, config_of
-from qzoo.data import load_data, parse_subset
+from qzoo.data import parse_subset
 from qzoo.data.sets import data_set
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, UnknownModelError
@@ -140,15 +140,8 @@ def _calibrate(model: nn.Module, config: Config, job: TrainJob, group: Group) ->
     first, stop = parse_subset(images.subset, 1 << 62)
     count = min(stop - first, known.tuning_calibration)
     chosen = Images(images.text, images.split, f"{first}:{first + count}", count)
-    loader = load_data(
-        config.preprocessing,
-        config.labels,
-        job.data,
-        split=chosen.split,
-        subset=chosen.subset,
-        batch_size=32 if known.in_folders else 256,
-        workers=job.workers,
-    )
+    size = 32 if known.in_folders else 256
+    loader = chosen.load(config, job.data, batch_size=size, workers=job.workers)
     found = calibrate(model, loader, method="mse", progress=job.progress and group.first, group=group)
     if config.scheme is not None and config.scheme.weight_bits < 8:
         calibrate_weights(model, "mse")

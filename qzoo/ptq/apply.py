@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,123 +19,22 @@ from torch import Tensor, nn
 from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
+from qzoo.options import PERCENTILE, Recipe
 from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
-from qzoo.ptq.collect import METHODS, images_of
-from qzoo.ptq.data_free import METHOD, calibrate_data_free
+from qzoo.ptq.collect import images_of
+from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import can_equalize, equalize, some
 from qzoo.ptq.held_back import SHARE, hold_back
-from qzoo.ptq.ranges import PERCENTILE, Calibration, Candidate, calibrate
+from qzoo.ptq.ranges import Calibration, Candidate, calibrate
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import ALPHA, smooth
 from qzoo.quantizers import quantizers_off
 
 logger = logging.getLogger(__name__)
-
-ROUNDINGS = ("nearest", "learned", "sequential")
-CORRECTIONS = ("none", "analytic", "empirical")
-WITH_PERCENTILE = ("percentile", "auto")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Combination of post-training methods, applied in the order of the attributes.
-
-    ``str()`` gives ``"equalize + mse + learned"``.
-
-    Attributes:
-        equalize: cross-layer equalization first, with a ReLU in place of every ReLU6 (:func:`qzoo.ptq.without_relu6`).
-        method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or "batchnorm", without images.
-        rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround`) or "sequential"
-            (:func:`qzoo.ptq.adaround_sequential`).
-        smooth: SmoothQuant first (:func:`qzoo.ptq.smooth`), for transformers.
-        bias_correction: "none", "analytic" or "empirical". Learned rounding corrects the biases already.
-        percentile: of the method "percentile", chosen or tried by "auto"; None is 99.99.
-        alpha: of SmoothQuant; None is 0.5.
-
-    Raises:
-        ValueError: an unknown value, one of a method that is not used, or images needed by one method and refused by
-            another.
-
-    Example:
-        >>> str(Recipe(equalize=True, method="mse", rounding="learned"))
-        'equalize + mse + learned'
-    """
-
-    equalize: bool = False
-    method: str = "auto"
-    rounding: str = "nearest"
-    bias_correction: str = "none"
-    smooth: bool = False
-    percentile: float | None = None
-    alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        known = {
-            "method": (*METHODS, "auto", METHOD),
-            "rounding": ROUNDINGS,
-            "bias_correction": CORRECTIONS,
-        }
-        for field, values in known.items():
-            if getattr(self, field) not in values:
-                raise ArgumentError(
-                    f"{field} must be one of {', '.join(values)}, not {getattr(self, field)!r}"
-                )
-        self._check_numbers()
-        if self.rounding != "nearest" and self.bias_correction == "analytic":
-            raise ArgumentError(
-                f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
-            )
-        if self.data_free and (
-            self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
-        ):
-            raise ArgumentError(f"method {METHOD!r} uses no images; {self} would need some")
-
-    def _check_numbers(self) -> None:
-        if self.percentile is not None:
-            if self.method not in WITH_PERCENTILE:
-                raise ArgumentError(
-                    f"a percentile is for method percentile or auto, not {self.method!r}; leave it out"
-                )
-            if not 0 < self.percentile <= 100:
-                raise ArgumentError(f"percentile must be above 0 and at most 100, not {self.percentile}")
-        if self.alpha is not None:
-            if not self.smooth:
-                raise ArgumentError("alpha is SmoothQuant's; give smooth, too, or leave it out")
-            if not 0 <= self.alpha <= 1:
-                raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
-
-    def changed(self, given: Mapping[str, Any]) -> Recipe:
-        """Copy the recipe with other values. A percentile or an alpha goes with the method that it belongs to."""
-        values = {**asdict(self), **given}
-        if values["method"] not in WITH_PERCENTILE:
-            values["percentile"] = given.get("percentile")
-        if not values["smooth"]:
-            values["alpha"] = given.get("alpha")
-        return Recipe(**values)
-
-    @property
-    def data_free(self) -> bool:
-        """Whether no image is needed."""
-        return self.method == METHOD
-
-    def __str__(self) -> str:
-        parts = [
-            _with("smooth", self.alpha) if self.smooth else "",
-            "equalize" if self.equalize else "",
-            _with(self.method, self.percentile),
-            "" if self.rounding == "nearest" else self.rounding,
-            "" if self.bias_correction == "none" else f"{self.bias_correction} bias correction",
-        ]
-        return " + ".join(part for part in parts if part)
-
-
-def _with(method: str, number: float | None) -> str:
-    return method if number is None else f"{method} {number:g}"
-
 
 RECIPES = (
     Recipe(method="max"),
@@ -213,7 +112,7 @@ def apply_recipe(
     if recipe.data_free:
         if preprocessing is None:
             raise ArgumentError(
-                f"method {METHOD!r} takes the range of the images from their preprocessing; pass it"
+                f"method {recipe.method!r} takes the range of the images from their preprocessing; pass it"
             )
         correct = recipe.bias_correction == "analytic"
         return calibrate_data_free(model, preprocessing, correct=correct, equalized=recipe.equalize)

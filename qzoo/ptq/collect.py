@@ -19,8 +19,6 @@ from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import device_of, name_quantizers, require_quantizers, switches_restored
 
-METHODS = ("max", "percentile", "mse", "entropy")
-
 
 class Statistics:
     """What one pass gathered: a calibrator a quantizer, shared by those that read the same tensors.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError
+from qzoo.options import DATA_FREE
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.collect import weight_ranges
 from qzoo.ptq.equalize import equalize, some
@@ -22,9 +23,6 @@ from qzoo.ptq.ranges import Calibration
 from qzoo.ptq.relu6 import without_relu6_unseen
 from qzoo.ptq.statistics import Channels, batchnorm_statistics
 from qzoo.quantizers import require_quantizers
-
-METHOD = "batchnorm"
-"""What a calibration record calls ranges that come from no image."""
 
 
 def calibrate_data_free(
@@ -78,7 +76,7 @@ def calibrate_data_free(
     if correct:
         for layer in layers_of(model, image):
             layer.shift(_mean_error(layer.module, layer.groups, known[layer.name]))
-    return Calibration(METHOD, 0)
+    return Calibration(DATA_FREE, 0)
 
 
 def of_images(preprocessing: Preprocessing, device: torch.device | None = None) -> Channels:

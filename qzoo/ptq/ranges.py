@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
+from qzoo.options import PERCENTILE, RANGES
 from qzoo.progress import track
-from qzoo.ptq.collect import METHODS, collect, images_of, weight_ranges
+from qzoo.ptq.collect import collect, images_of, weight_ranges
 from qzoo.quantizers import device_of, quantizers_off, require_quantizers
-
-PERCENTILE = 99.99
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,14 @@ def calibrate(
         16
     """
     group = group or Group()
-    if method not in (*METHODS, "auto"):
-        raise ArgumentError(f"method must be one of {', '.join(METHODS)} or auto, not {method!r}")
+    if method not in (*RANGES, "auto"):
+        raise ArgumentError(f"method must be one of {', '.join(RANGES)} or auto, not {method!r}")
     if not 0 < percentile <= 100:
         raise ArgumentError(f"percentile must be above 0 and at most 100, not {percentile}")
     quantizers = require_quantizers(model)
     weights = weight_ranges(model)
     statistics = collect(model, loader, histograms=method != "max", progress=progress, group=group)
-    methods = METHODS if method == "auto" else (method,)
+    methods = RANGES if method == "auto" else (method,)
     ranges = {m: {**statistics.ranges(m, percentile), **weights} for m in methods}
     candidates: tuple[Candidate, ...] = ()
     compared = 0

@@ -32,7 +32,7 @@ from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
 
 build_module = import_module("qzoo.pipeline.build")  # qzoo.build is the function
-plan_module = import_module("qzoo.pipeline.plan")
+parts_module = import_module("qzoo.pipeline.parts")
 NAME = "resnet20.fmnist-w8a8"
 SMALL = {"calibration_subset": "0:32", "evaluation_subset": "100:164", "progress": False}
 
@@ -50,7 +50,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def load(*args, split: str = "test", **kwargs):
         return load_data(*args, **kwargs)
 
-    monkeypatch.setattr(plan_module, "load_data", load)
+    monkeypatch.setattr(parts_module, "load_data", load)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "code_digest", lambda: "code")  # whatever is edited meanwhile
     return store
@@ -58,8 +58,8 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def build(name: str, report: Callable[[str], None] | None = None, **given: Any) -> Path:
     """``qzoo.build`` with the fields of its options and its job by name."""
-    names = {field.name for field in dataclasses.fields(BuildOptions)}
-    options = BuildOptions(**{key: value for key, value in given.items() if key in names})
+    names = BuildOptions.__annotations__
+    options = BuildOptions(**{key: value for key, value in given.items() if key in names})  # type: ignore[typeddict-item]
     job = BuildJob(**{key: value for key, value in given.items() if key not in names})
     return build_checkpoint(name, options, job, report=report)
 
@@ -201,7 +201,7 @@ def test_onnx_files_are_those_asked_for(small_world: Path) -> None:
 
 KILLED = """
 import os, pathlib, signal, sys
-from qzoo.pipeline import plan, steps
+from qzoo.pipeline import parts, steps
 from qzoo.zoo import hub
 from qzoo.pipeline.build import build
 from qzoo.pipeline.plan import BuildJob, BuildOptions
@@ -209,7 +209,7 @@ from qzoo.data import load_data
 
 hub.EMBEDDED = pathlib.Path(sys.argv[1])
 steps.code_digest = lambda: "code"
-plan.load_data = lambda *args, split="test", **rest: load_data(*args, **rest)
+parts.load_data = lambda *args, split="test", **rest: load_data(*args, **rest)
 lines = 0
 
 def report(line):
@@ -295,7 +295,7 @@ def test_a_trained_checkpoint_is_built_by_its_recipe(
         qzoo.save_pretrained(model, job.out, config=dataclasses.replace(model.qzoo_config, training=training))
 
     # The training itself has tests of its own.
-    monkeypatch.setattr(import_module("qzoo.pipeline.tune"), "tune_checkpoint", tune)
+    monkeypatch.setattr(build_module, "tune_checkpoint", tune)
     for _ in range(2):
         folder = build(name, out="tuned", workers=3, progress=False)
     assert asked == [(TrainOptions(epochs=2, lr=0.25, method="lsq"), 7, 3, "cpu")]

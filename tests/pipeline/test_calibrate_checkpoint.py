@@ -19,14 +19,14 @@ from qzoo.data import load_data
 from qzoo.errors import UnknownModelError
 from qzoo.pipeline import calibrate as command
 from qzoo.pipeline.parts import Images
-from qzoo.pipeline.recipes import how_made
+from qzoo.pipeline.plan import Job, Plan, plan_of
 from qzoo.ptq import Recipe
 from qzoo.ptq.ranges import Calibration
 from qzoo.quantizers import quantizers, quantizers_off
 from qzoo.zoo import hub
 from qzoo.zoo.create import new_config
 
-module = import_module("qzoo.pipeline.plan")
+parts = import_module("qzoo.pipeline.parts")
 NAME = "resnet20.fmnist-w8a8"
 
 
@@ -43,9 +43,8 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def load(*args, split: str = "test", **kwargs):
         return load_data(*args, **kwargs)
 
-    monkeypatch.setattr(module, "load_data", load)
+    monkeypatch.setattr(parts, "load_data", load)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "load_data", load)
     return store
 
 
@@ -110,11 +109,11 @@ def test_without_data(small_world: Path) -> None:
 def test_contradictions_and_other_names(small_world: Path, capsys: pytest.CaptureFixture) -> None:
     argv = ["calibrate", NAME, "--recipe", "best", "--method", "max", "--out", str(small_world / "x")]
     assert main(argv) == 2
-    assert "--recipe best chooses method itself" in capsys.readouterr().err
+    assert "recipe='best' chooses method itself" in capsys.readouterr().err
     with pytest.raises(ValueError, match="recipe='best' chooses rounding itself"):
         build(NAME, recipe="best", rounding="learned")
     with pytest.raises(UnknownModelError, match="give a scheme"):
-        command.calibrate_checkpoint("resnet20.fmnist", out=small_world / "x")
+        command.calibrate_checkpoint("resnet20.fmnist", job=Job(out=small_world / "x"))
     assert not (small_world / "x").exists()
 
 
@@ -155,7 +154,7 @@ def test_the_percentile_that_auto_tried_is_recorded(small_world: Path) -> None:
     assert made.percentile == 60
     assert f"method *{made.method}*," in card(read_config(out))
     assert " --percentile 60`" in card(read_config(out))
-    again = how_made(NAME, out).recipe
+    again = plan_of(NAME, out).recipe
     assert (again.method, again.percentile) == ("auto", 60)
 
 
@@ -165,7 +164,7 @@ def test_alpha_is_recorded_and_repeated(tmp_path: Path) -> None:
     config = dataclasses.replace(new_config("deit_tiny_patch16_224.fb_in1k-w8a8"), calibration=made)
     assert Config.from_json(config.to_json()) == config
     (tmp_path / "config.json").write_text(config.to_json())
-    assert how_made(config.name, tmp_path).recipe == recipe
+    assert plan_of(config.name, tmp_path).recipe == recipe
     assert "--method max --smooth --alpha 0.7`" in card(config)
     assert "SmoothQuant (alpha 0.7)" in card(config)
 
@@ -177,7 +176,7 @@ def test_a_relu_in_place_of_relu6_is_recorded_and_loaded(tmp_path: Path) -> None
         model.train()(image)  # settles the BatchNorms: hardly a value is above 6
     model.eval()
     done = command.quantize_to(
-        tmp_path, model, [image], Images("some", "val", "0:1", 1), recipe, progress=False
+        tmp_path, model, [image], Images("some", "val", "0:1", 1), Plan(recipe), progress=False
     )
     assert done.recipe == recipe
     config = read_config(tmp_path)

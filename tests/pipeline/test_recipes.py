@@ -13,8 +13,8 @@ import qzoo
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import CheckpointError, HubError
 from qzoo.pipeline.build_all import build_all, is_complete
-from qzoo.pipeline.plan import BuildJob, BuildOptions
-from qzoo.pipeline.recipes import how_made, recipes
+from qzoo.pipeline.plan import BuildJob, how_made, plan_of
+from qzoo.pipeline.recipes import recipes
 from qzoo.registry import architecture, list_architectures
 
 ROOT = Path(qzoo.__file__).parent.parent
@@ -40,8 +40,10 @@ def test_recipes_come_with_the_package_whatever_the_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for config in recipes():
-        assert how_made(config.name, tmp_path / config.name).training == config.training
-    assert how_made("deit_tiny_patch16_224.fb_in1k-w8a8", tmp_path / "x").recipe.smooth
+        found, _ = how_made(config.name, tmp_path / config.name)
+        assert found is not None
+        assert found.training == config.training
+    assert plan_of("deit_tiny_patch16_224.fb_in1k-w8a8", tmp_path / "x").recipe.smooth
 
 
 def stored(name: str, folder: Path) -> Path:
@@ -68,9 +70,9 @@ def test_build_all_goes_on_with_what_is_left(tmp_path: Path, monkeypatch: pytest
         (tmp_path / done.name / file).write_bytes((done / file).read_bytes())
     asked = []
 
-    def build(name: str, options: BuildOptions, job: BuildJob, *, report: object) -> Path:
+    def build(name: str, options: None, job: BuildJob, *, report: object) -> Path:
         assert job.out == tmp_path / name
-        assert (options.given, job.data, job.workers) == ([], "images", 2)
+        assert (options, job.data, job.workers) == (None, "images", 2)
         asked.append(name)
         if name.startswith("resnet18"):
             raise HubError("no network")

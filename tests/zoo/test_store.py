@@ -17,8 +17,7 @@ from qzoo.__main__ import main
 from qzoo.config import config_of, read_config
 from qzoo.errors import CheckpointError, HubError, UnknownModelError
 from qzoo.pipeline import steps
-from qzoo.pipeline.plan import BuildJob
-from qzoo.pipeline.recipes import how_made
+from qzoo.pipeline.plan import BuildJob, how_made
 from qzoo.pipeline.train_job import TrainJob
 from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import save_pretrained
@@ -176,8 +175,8 @@ def test_ones_own_network_is_trained_built_listed_and_measured_by_name_from_any_
     assert "same images" in measured  # the float model was found by name, too
     named = run("evaluate", "net_of_mine.pets-w8a8", "--data", str(data), "--float", "net_of_mine.pets")
     assert "same images" in named
-    recipe = how_made("net_of_mine.pets-w8a8", tmp_path / "elsewhere")
-    assert recipe.source == str(checkpoint_folder("net_of_mine.pets-w8a8") / "config.json")
+    _, source = how_made("net_of_mine.pets-w8a8", tmp_path / "elsewhere")
+    assert source == str(checkpoint_folder("net_of_mine.pets-w8a8") / "config.json")
     assert str(checkpoint_folder("net_of_mine.pets-w8a8")) in run("card", "net_of_mine.pets-w8a8")
     config = read_config(checkpoint_folder("net_of_mine.pets-w8a8"))
     assert (config.labels, config.arguments.num_classes) == ("folders", 2)
