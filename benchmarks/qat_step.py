@@ -34,14 +34,14 @@ def model(quantized: bool, images: Tensor) -> nn.Module:
     """ResNet-18 in training mode; every quantizer gets the maximum of the first batch as its range."""
     torch.manual_seed(0)
     net = resnet18(quantize=Scheme() if quantized else None).train()
-    quantizers = [m for m in net.modules() if isinstance(m, TensorQuantizer) and not m._disabled]
+    quantizers = [m for m in net.modules() if isinstance(m, TensorQuantizer) and not m.switches.disabled]
     for quantizer in quantizers:
         quantizer.disable_quant()
         quantizer.enable_calib()
     with torch.no_grad():
         net(images)
     for quantizer in quantizers:
-        method = ("max",) if isinstance(quantizer._calibrator, HistogramCalibrator) else ()
+        method = ("max",) if isinstance(quantizer.calibrator, HistogramCalibrator) else ()
         quantizer.load_calib_amax(*method)
         quantizer.disable_calib()
         quantizer.enable_quant()

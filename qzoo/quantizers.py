@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn.modules._utils import input_quantizer_of, weight_quantizer_of
 from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, Target, target_named
 
@@ -102,8 +103,7 @@ def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantiz
     return {
         f"{name}.weight" if name else "weight": (module.weight, quantizer)
         for name, module in model.named_modules()
-        if isinstance(quantizer := getattr(module, "_weight_quantizer", None), TensorQuantizer)
-        and isinstance(module.weight, Tensor)
+        if (quantizer := weight_quantizer_of(module)) is not None and isinstance(module.weight, Tensor)
     }
 
 
@@ -362,9 +362,8 @@ def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:
     """
     modules = dict(model.named_modules()) if scheme.layers else {}
     for name, bits in scheme.layers:
-        weight = getattr(modules.get(name), "_weight_quantizer", None)
-        inputs = getattr(modules.get(name), "_input_quantizer", None)
-        if not isinstance(weight, TensorQuantizer) or not isinstance(inputs, TensorQuantizer):
+        weight, inputs = weight_quantizer_of(modules.get(name)), input_quantizer_of(modules.get(name))
+        if weight is None or inputs is None:
             raise QuantizationError(
                 f"Scheme.layers names {name!r}, which is no quantized layer of {type(model).__name__}"
             )

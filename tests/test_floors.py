@@ -104,3 +104,53 @@ def test_no_imports_go_in_a_circle(graph: dict[str, set[str]]) -> None:
 def test_few_modules_lie_flat() -> None:
     flat = [path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")]
     assert len(flat) <= FLAT, sorted(flat)
+
+
+QUANT = PACKAGE / "quant"
+OWNERS = {"self", "cls", "super()"}  # what has private names of its own; torch's are not the core's to change
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Private names that a file defines: functions, classes, variables, attributes and properties."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Constant) and node.value in ("_amax", "_pre_quant_scale"):
+            names.add(str(node.value))
+    return {name for name in names if name.startswith("_") and not name.startswith("__") and len(name) > 1}
+
+
+def private_accesses(tree: ast.AST, private: set[str]) -> list[tuple[int, str]]:
+    """Lines where a file reaches for a private name of another object, also by ``getattr`` and ``import``."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in private:
+            owner = ast.unparse(node.value)
+            if owner not in OWNERS and not owner.startswith(("nn.", "torch.")):
+                found.append((node.lineno, f"{owner}.{node.attr}"))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            if isinstance(node.args[1], ast.Constant) and node.args[1].value in private:
+                found.append((node.lineno, ast.unparse(node)))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qzoo.quant"):
+            found.extend((node.lineno, alias.name) for alias in node.names if alias.name in private)
+    return found
+
+
+def test_only_the_core_reaches_for_its_private_names() -> None:
+    private: set[str] = set()
+    for path in QUANT.rglob("*.py"):
+        private |= private_names(ast.parse(path.read_text(encoding="utf-8")))
+    assert {"_amax", "_if_quant", "_calibrator", "_weight_quantizer"} <= private
+    rows = [
+        f"{path.relative_to(PACKAGE.parent)}:{line}: {text}"
+        for folder in (PACKAGE, PACKAGE / "models", PACKAGE.parent / "benchmarks")
+        for path in sorted(folder.rglob("*.py"))
+        if QUANT not in path.parents
+        for line, text in private_accesses(ast.parse(path.read_text(encoding="utf-8")), private)
+    ]
+    assert not rows, "\n".join(rows)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qzoo.errors import ExportError
 from qzoo.quant import block as blocks
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn.modules._utils import replace_weight_quantizer
 from qzoo.quant.utils.reduce_amax import normalize_axes
 
 
@@ -65,4 +66,4 @@ def store_blocks_(layer: Any, quantizer: TensorQuantizer) -> None:
     scale = torch.where(scale == 0, torch.ones_like(scale), scale).expand(shape).contiguous()
     values = blocks.split(quantizer(layer.weight), block)
     integers = (values / blocks.spread(scale, block, rank)).round().to(torch.int8).reshape(layer.weight.shape)
-    layer._weight_quantizer = StoredBlocks(integers, scale, axis, block[1])
+    replace_weight_quantizer(layer, StoredBlocks(integers, scale, axis, block[1]))

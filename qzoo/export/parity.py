@@ -19,6 +19,7 @@ from qzoo.export.prepare import check_ranges
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn.modules._utils import weight_quantizer_of
 from qzoo.quantizers import switch_target
 
 
@@ -43,7 +44,7 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
         if isinstance(module, TensorQuantizer) and module.amax is not None:
             module.amax = _power_of_two(module.amax, module.maxbound).cpu().numpy()
     for name, module in model.named_modules():
-        if isinstance(getattr(module, "_weight_quantizer", None), TensorQuantizer):
+        if weight_quantizer_of(module) is not None:
             _round_parameters(name, module)
     return model
 
@@ -56,7 +57,7 @@ def _power_of_two(amax: Tensor, bound: float) -> Tensor:
 
 
 def _round_parameters(name: str, layer: Any) -> None:
-    source, weights = layer._input_quantizer, layer._weight_quantizer
+    source, weights = layer.input_quantizer, layer.weight_quantizer
     if not (source.is_on and weights.is_on):
         raise ExportError(f"{name}: input and weight must both be quantized for an exact comparison")
     amax, bits = weights.amax, weights.num_bits

@@ -19,6 +19,7 @@ from qzoo.export.order import plain_module
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
+from qzoo.quant.nn.modules._utils import input_quantizer_of, replace_weight_quantizer, weight_quantizer_of
 from qzoo.quantizers import active_quantizers, switch_target
 
 _INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
@@ -65,8 +66,8 @@ def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
     _fold(ready, example[:1])
     uses = _Uses(ready, example[:1].float() if is_quantized(ready) else example[:1])
     for module in list(ready.modules()):
-        quantizer = getattr(module, "_weight_quantizer", None)
-        if isinstance(quantizer, TensorQuantizer) and quantizer in uses.ran:
+        quantizer = weight_quantizer_of(module)
+        if quantizer is not None and quantizer in uses.ran:
             _store_weight(module, quantizer, shared=uses.is_shared(module, quantizer))
     _clip_to_narrow_range(ready)
     return ready
@@ -80,7 +81,7 @@ def _store_weight(layer: Any, quantizer: TensorQuantizer, shared: bool) -> None:
     weight = _parameters(layer)[0]
     if shared:
         weight = weight.detach().clone()
-        layer._weight_quantizer = _OwnWeight(weight, quantizer)
+        replace_weight_quantizer(layer, _OwnWeight(weight, quantizer))
     if isinstance(quantizer.num_bits, int):
         _put_on_levels(layer, quantizer, quantizer.num_bits, weight)
     else:
@@ -117,9 +118,9 @@ class _Uses(TorchFunctionMode):
         self.ran: set[nn.Module] = set()
         self._readers: Counter[int] = Counter()
         self._inside = 0
-        layers: list[Any] = [m for m in model.modules() if _has_weight_quantizer(m)]
-        self._weights = {id(p) for m in layers for p in m.parameters(recurse=False)}
-        quantizers = {m._weight_quantizer: None for m in layers}
+        found = [(m, q) for m in model.modules() if (q := weight_quantizer_of(m)) is not None and q.is_on]
+        self._weights = {id(p) for m, _ in found for p in m.parameters(recurse=False)}
+        quantizers = {quantizer: None for _, quantizer in found}
         handles = [q.register_forward_pre_hook(self._enter) for q in quantizers]
         handles += [q.register_forward_hook(self._leave) for q in quantizers]
         try:
@@ -149,14 +150,9 @@ class _Uses(TorchFunctionMode):
         self._inside -= 1
 
 
-def _has_weight_quantizer(module: Any) -> bool:
-    quantizer = getattr(module, "_weight_quantizer", None)
-    return isinstance(quantizer, TensorQuantizer) and quantizer.is_on
-
-
 def _clip_to_narrow_range(ready: nn.Module) -> None:
     """Clip what an activation quantizer of narrow range is given: ONNX's integers have one level more below zero."""
-    weights = {id(getattr(module, "_weight_quantizer", None)) for module in ready.modules()}
+    weights = {id(weight_quantizer_of(module)) for module in ready.modules()}
     for quantizer in active_quantizers(ready).values():
         amax, bits = quantizer.amax, quantizer.num_bits
         narrow = quantizer.narrow_range and not quantizer.unsigned and bits in (8, 16)
@@ -264,8 +260,8 @@ def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Ten
     round it to multiples of input scale x weight scale. A channel of exactly zero weights takes the widest range.
     """
     dead = torch.where(amax <= ops.TINY, amax.max(), torch.zeros_like(amax))
-    source, bias = getattr(layer, "_input_quantizer", None), _parameters(layer)[1]
-    if bias is None or not isinstance(source, TensorQuantizer) or not source.is_on or source.amax is None:
+    source, bias = input_quantizer_of(layer), _parameters(layer)[1]
+    if bias is None or source is None or not source.is_on or source.amax is None:
         return dead
     if amax.dim() and amax.numel() != bias.numel():
         return dead

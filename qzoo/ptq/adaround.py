@@ -94,7 +94,7 @@ def adaround(
 
 @torch.no_grad()
 def _round_layer(layer: Layer, moments: Moments, passes: int, damping: float) -> Rounded:
-    quantizer, weight = layer.module._weight_quantizer, layer.module.weight
+    quantizer, weight = layer.module.weight_quantizer, layer.module.weight
     bound = 2 ** (layer.bits - 1) - 1
     h = regularized(moments, damping)
     groups, n = h.shape[:2]

@@ -80,7 +80,7 @@ def _analytic(
     moments, shifts = input_moments(model, layers, batches, covariance=False, progress=progress), {}
     for layer in layers:
         weight, n = layer.module.weight, moments[layer.name].total.shape[1]
-        used = layer.module._weight_quantizer(weight).reshape(layer.groups, -1, n)
+        used = layer.module.weight_quantizer(weight).reshape(layer.groups, -1, n)
         shift = moments[layer.name].error_of_mean(used, weight.reshape(layer.groups, -1, n)).flatten()
         layer.shift(shift)
         shifts[layer.name] = shift

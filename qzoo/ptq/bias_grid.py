@@ -49,7 +49,7 @@ def round_biases(model: nn.Module, example: Tensor, *, target: str = DEFAULT_TAR
 
 
 def _can_move(layer: Layer) -> bool:
-    inputs = layer.module._input_quantizer
+    inputs = layer.module.input_quantizer
     one_range = inputs.amax is not None and inputs.amax.numel() == 1 and isinstance(inputs.num_bits, int)
     return one_range and layer.one_range_a_row and _movable(layer) is not None
 
@@ -59,7 +59,7 @@ def _movable(layer: Layer) -> Tensor | None:
 
 
 def _move(layer: Layer) -> Tensor:
-    inputs, weights, norm = layer.module._input_quantizer, layer.module._weight_quantizer, layer.norm
+    inputs, weights, norm = layer.module.input_quantizer, layer.module.weight_quantizer, layer.norm
     movable, amax = _movable(layer), inputs.amax
     if movable is None or amax is None:
         raise CalibrationError(f"{layer.name!r} has no bias or no input range")

@@ -17,7 +17,13 @@ from qzoo.errors import CalibrationError, NonFiniteError
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.quantizers import device_of, name_quantizers, require_quantizers, switches_restored
+from qzoo.quantizers import (
+    device_of,
+    name_quantizers,
+    require_quantizers,
+    switches_restored,
+    weight_quantizers,
+)
 
 
 class Statistics:
@@ -36,7 +42,7 @@ class Statistics:
     @property
     def settled(self) -> bool:
         """Whether the bins of every histogram are fixed: each has seen a value above zero."""
-        return all(c._width > 0 for c in self._calibrators.values() if isinstance(c, HistogramCalibrator))
+        return all(c.has_bins for c in self._calibrators.values() if isinstance(c, HistogramCalibrator))
 
     def emptied(self) -> Statistics:
         """Histograms of the same bins, nothing in them, shared by the same quantizers."""
@@ -52,8 +58,8 @@ class Statistics:
     def to(self, device: torch.device) -> None:
         """Count on that device."""
         for calibrator in self._calibrators.values():
-            if isinstance(calibrator, HistogramCalibrator) and calibrator._raw is not None:
-                calibrator._store(calibrator._raw.to(device), calibrator._width, calibrator._limit)
+            if isinstance(calibrator, HistogramCalibrator):
+                calibrator.to(device)
 
     def merge(self, other: Statistics) -> None:
         """Take in what another process has counted."""
@@ -63,7 +69,7 @@ class Statistics:
             mine = self._calibrators.setdefault(name, theirs)
             if mine is not theirs and (id(mine), id(theirs)) not in done:
                 done.add((id(mine), id(theirs)))
-                mine._unsigned = mine._unsigned and theirs._unsigned
+                mine.unsigned = mine.unsigned and theirs.unsigned
                 mine.merge(theirs)
 
     def next_batch(self, images: int) -> None:
@@ -80,7 +86,7 @@ class Statistics:
         reference, version, theirs = self._recent.get(id(x), (lambda: None, -1, None))
         if reference() is x and version == x._version and _alike(theirs, quantizer):
             mine = self._calibrators.setdefault(name, theirs)
-            theirs._unsigned = theirs._unsigned and quantizer.unsigned
+            theirs.unsigned = theirs.unsigned and quantizer.unsigned
             if mine is theirs:
                 return
         if mine is None:
@@ -113,7 +119,7 @@ def _calibrator(quantizer: TensorQuantizer, histograms: bool) -> Any:
 
 
 def _alike(calibrator: Any, quantizer: TensorQuantizer) -> bool:
-    return bool(calibrator._num_bits == quantizer.num_bits and calibrator._axis == quantizer.axis)
+    return bool(calibrator.num_bits == quantizer.num_bits and calibrator.axis == quantizer.axis)
 
 
 class _Tap:
@@ -150,16 +156,14 @@ def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
         NonFiniteError: a weight with NaN or infinity.
     """
     ranges = {}
-    for name, module in model.named_modules():
-        quantizer, weight = getattr(module, "_weight_quantizer", None), getattr(module, "weight", None)
-        if not isinstance(quantizer, TensorQuantizer) or not isinstance(weight, Tensor):
-            continue
+    for key, (weight, quantizer) in weight_quantizers(model).items():
         scale = quantizer.pre_quant_scale
         with torch.no_grad():
             amax = quantizer.range_of(weight if scale is None else weight * scale)
         if not torch.isfinite(amax).all():
+            name = key.removesuffix("weight").rstrip(".")
             raise NonFiniteError(f"the weight of {name!r} holds NaN or infinity; load sound weights first")
-        ranges[f"{name}._weight_quantizer" if name else "_weight_quantizer"] = amax
+        ranges[f"{key.removesuffix('weight')}_weight_quantizer"] = amax
     return ranges
 
 

@@ -92,6 +92,6 @@ def of_images(preprocessing: Preprocessing, device: torch.device | None = None) 
 def _mean_error(module: nn.Module, groups: int, inputs: Channels) -> Tensor:
     """``(W_q - W) E[x]`` of each output channel, [out]."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    error = (module._weight_quantizer(weight) - weight).double()  # type: ignore[operator]
+    error = (module.weight_quantizer(weight) - weight).double()  # type: ignore[operator]
     rows = error.reshape(groups, -1, weight.shape[1], max(weight[0, 0].numel(), 1)).sum(3)
     return torch.einsum("grn,gn->gr", rows, inputs.mean.reshape(groups, -1)).flatten()

@@ -148,7 +148,7 @@ def _pairs(model: nn.Module, layers: list[Layer], example: Tensor) -> list[tuple
     """Layers a, b where b alone reads relu(norm(a))."""
     of_norm = {layer.norm: layer for layer in layers if layer.norm is not None}
     of_module: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
-    inner = {q for layer in layers for q in (layer.module._input_quantizer, layer.module._weight_quantizer)}
+    inner = {q for layer in layers for q in (layer.module.input_quantizer, layer.module.weight_quantizer)}
     between = (_BatchNorm, nn.ReLU)
     watched = [
         m

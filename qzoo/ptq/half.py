@@ -42,7 +42,7 @@ def compact(model: nn.Module, example: Tensor) -> int:
 
 
 def _round(layer: Layer) -> bool:
-    quantizer, norm = layer.module._weight_quantizer, layer.norm
+    quantizer, norm = layer.module.weight_quantizer, layer.norm
     affine = norm is None or (norm.affine and norm.running_var is not None)
     scaled = quantizer.pre_quant_scale is not None  # SmoothQuant: the range is of the scaled weight
     bits = quantizer.num_bits

@@ -35,7 +35,7 @@ class Layer:
     @property
     def amax(self) -> Tensor:
         """The weight's range, [out, 1, ...] or one for all."""
-        amax = self.module._weight_quantizer.amax
+        amax = self.module.weight_quantizer.amax
         if amax is None:
             raise CalibrationError(f"the weight of {self.name!r} has no range yet; call calibrate() first")
         return amax
@@ -47,7 +47,7 @@ class Layer:
         Raises:
             CalibrationError: its format is no integer.
         """
-        bits = self.module._weight_quantizer.num_bits
+        bits = self.module.weight_quantizer.num_bits
         if not isinstance(bits, int):
             raise CalibrationError(f"the weight of {self.name!r} has the format {bits}; expected integers")
         return bits

@@ -194,7 +194,7 @@ def _enough(found: Fidelity, agreement: float, sqnr_db: float) -> bool:
 
 
 def _input(layer: Layer) -> Any:
-    return layer.module._input_quantizer
+    return layer.module.input_quantizer
 
 
 def _lowest(layer: Layer, with_input: bool) -> int:
@@ -215,7 +215,7 @@ def _noise(
     noise = {}
     with quantizers_off(model):
         for layer in track(layers, "sensitivity", show=progress):
-            own = [layer.module._weight_quantizer, *([_input(layer)] if with_input else [])]
+            own = [layer.module.weight_quantizer, *([_input(layer)] if with_input else [])]
             for quantizer in own:
                 quantizer.enable_quant()
             noise[layer.name] = Fidelity.of(_logits(model, batches), expected).noise
@@ -226,7 +226,7 @@ def _noise(
 
 def _raise(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) -> None:
     for layer in layers:
-        weight, before = layer.module._weight_quantizer, _input(layer)
+        weight, before = layer.module.weight_quantizer, _input(layer)
         weight.num_bits = max(bits, layer.bits)
         if inputs is not None and layer.name in inputs and before.num_bits < bits:
             before.num_bits = bits
@@ -236,7 +236,7 @@ def _raise(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) 
 @contextmanager
 def _raised(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) -> Iterator[None]:
     """The layers' bits are raised within, and as before afterwards."""
-    quantizers = [q for layer in layers for q in (layer.module._weight_quantizer, _input(layer))]
+    quantizers = [q for layer in layers for q in (layer.module.weight_quantizer, _input(layer))]
     before = [(q, q.num_bits, None if q.amax is None else q.amax.clone()) for q in quantizers]
     try:
         _raise(layers, bits, inputs)

@@ -106,5 +106,5 @@ def input_moments(
 
 def _input_quantized(layer: Layer, x: Tensor) -> Tensor:
     """Patches as the layer sees them when its input quantizer is on; zeros of the padding stay zeros."""
-    quantizer = layer.module._input_quantizer
-    return x if quantizer.switches.disabled or quantizer.axis is not None else quantizer._quantize(x)
+    quantizer = layer.module.input_quantizer
+    return x if quantizer.switches.disabled or quantizer.axis is not None else quantizer.quantize(x)

@@ -157,7 +157,7 @@ class _Sampler:
 
     def moments(self, layer: Layer, x: Tensor, wanted: Tensor, folds: int) -> list[CrossMoments]:
         """Of the quantized inputs and the wanted outputs, for each fold of the images."""
-        quantizer, block = layer.module._input_quantizer, self.blocks.get(layer.name)
+        quantizer, block = layer.module.input_quantizer, self.blocks.get(layer.name)
         plain = not quantizer.is_on
         per_image = len(wanted) // len(x)
         parts, first = [], 0
@@ -180,7 +180,7 @@ class _Sampler:
 
 @torch.no_grad()
 def _round(layer: Layer, parts: list[CrossMoments], passes: int, damping: float) -> Rounded:
-    quantizer, weight = layer.module._weight_quantizer, layer.module.weight
+    quantizer, weight = layer.module.weight_quantizer, layer.module.weight
     bound = 2 ** (layer.bits - 1) - 1
     total = sum(parts[1:], start=parts[0])
     rows = weight.reshape(total.groups, -1, total.n)

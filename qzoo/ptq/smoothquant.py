@@ -90,7 +90,7 @@ def smooth(
 def _readers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
     """The quantized linear layers that read the output of each LayerNorm as it is, by its name."""
     names = {module: name for name, module in model.named_modules()}
-    inner = {m._input_quantizer for m in names if isinstance(m, QuantLinear)}
+    inner = {m.input_quantizer for m in names if isinstance(m, QuantLinear)}
     kinds = (nn.LayerNorm, QuantLinear, TensorQuantizer)
     made: dict[int, str] = {}
     readers: dict[str, list[str]] = {}

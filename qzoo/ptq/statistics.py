@@ -23,7 +23,7 @@ from qzoo.errors import CalibrationError
 from qzoo.ptq.collect import attached
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin
-from qzoo.quantizers import quantizers_off
+from qzoo.quantizers import quantizers_off, weight_quantizers
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def batchnorm_statistics(
 
         return hook
 
-    weights = {m._weight_quantizer for m in model.modules() if hasattr(m, "_weight_quantizer")}
+    weights = {quantizer for _, quantizer in weight_quantizers(model).values()}
     handles = []
     for name, module in model.named_modules():
         is_layer = isinstance(module, QuantInputMixin) and hasattr(module, "weight")

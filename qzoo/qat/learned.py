@@ -160,8 +160,8 @@ def freeze_ranges(model: nn.Module) -> list[str]:
     """
     names = []
     for name, quantizer in model.named_modules():
-        if isinstance(quantizer, TensorQuantizer) and "learner" in quantizer._modules:
-            learner, stored = quantizer._modules["learner"], quantizer._buffers.get("_amax")
+        if isinstance(quantizer, TensorQuantizer) and hasattr(quantizer, "learner"):
+            learner, stored = quantizer.learner, quantizer.amax
             if stored is None or not isinstance(learner, LearnedRange):
                 raise CalibrationError(
                     f"{name} has lost its range; call learn_ranges() on a calibrated model"

@@ -121,8 +121,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
         raise CheckpointError(f"{where}: {error}") from error
     for key, quantizer in ranges.items():
         if key in state:
-            quantizer._buffers.pop("_amax", None)
-            quantizer.register_buffer("_amax", state[key])
+            quantizer.reset_amax()  # loading creates the buffer, in the shape of what is loaded
     model.load_state_dict(state, strict=True, assign=True)
     left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if left:

@@ -23,6 +23,25 @@ class _Calibrator:
         self._axis = axis
         self._unsigned = unsigned
 
+    @property
+    def num_bits(self) -> Bits:
+        """Bits of the quantizer."""
+        return self._num_bits
+
+    @property
+    def axis(self) -> Axis | list[int]:
+        """The axes that keep a range of their own."""
+        return self._axis
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether the quantizer is unsigned."""
+        return self._unsigned
+
+    @unsigned.setter
+    def unsigned(self, value: bool) -> None:
+        self._unsigned = value
+
     def collect(self, x: torch.Tensor) -> None:
         """Take the statistics of one batch."""
         raise NotImplementedError

@@ -94,6 +94,16 @@ class HistogramCalibrator(_Calibrator):
         self._largest = 0.0
 
     @property
+    def has_bins(self) -> bool:
+        """Whether the width of the bins is fixed: a value above zero was seen."""
+        return self._width > 0
+
+    def to(self, device: torch.device) -> None:
+        """Move the counts to a device."""
+        if self._raw is not None:
+            self._store(self._raw.to(device), self._width, self._limit)
+
+    @property
     def _calib_hist(self) -> Any:
         """The counts, int64 [bins], a copy: a tensor, or a numpy array as asked for; None before data."""
         if self._raw is None:

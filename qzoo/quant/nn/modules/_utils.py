@@ -23,7 +23,14 @@ from qzoo.errors import ArgumentError
 from qzoo.quant.descriptor import QUANT_DESC_8BIT_PER_TENSOR, QuantDescriptor
 from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
 
-__all__ = ["QuantInputMixin", "QuantMixin", "pop_quant_desc_in_kwargs"]
+__all__ = [
+    "QuantInputMixin",
+    "QuantMixin",
+    "input_quantizer_of",
+    "pop_quant_desc_in_kwargs",
+    "replace_weight_quantizer",
+    "weight_quantizer_of",
+]
 
 
 class QuantInputMixin:
@@ -107,6 +114,23 @@ class QuantMixin(QuantInputMixin):
     def weight_quantizer(self) -> TensorQuantizer:
         """The quantizer of the weight."""
         return self._weight_quantizer
+
+
+def input_quantizer_of(module: object) -> TensorQuantizer | None:
+    """The quantizer of a module's input; None where it has none."""
+    found = getattr(module, "_input_quantizer", None)
+    return found if isinstance(found, TensorQuantizer) else None
+
+
+def weight_quantizer_of(module: object) -> TensorQuantizer | None:
+    """The quantizer of a module's weight; None where it has none."""
+    found = getattr(module, "_weight_quantizer", None)
+    return found if isinstance(found, TensorQuantizer) else None
+
+
+def replace_weight_quantizer(module: nn.Module, replacement: nn.Module) -> None:
+    """Let another module take the place of the quantizer of a module's weight."""
+    module._weight_quantizer = replacement
 
 
 def pop_quant_desc_in_kwargs(quant_cls: type, input_only: bool = False, **kwargs: Any) -> Any:

@@ -220,7 +220,7 @@ class TensorQuantizer(QuantizerState):
             self._collect(inputs)
         outputs = self.clip(inputs) if self._if_clip else inputs
         if self._if_quant:
-            outputs = self._quantize(outputs)
+            outputs = self.quantize(outputs)
         return outputs
 
     def _collect(self, inputs: torch.Tensor) -> None:
@@ -236,7 +236,8 @@ class TensorQuantizer(QuantizerState):
         except NonFiniteError as error:
             raise NonFiniteError(f"{self._place()}: {error}") from error
 
-    def _quantize(self, inputs: torch.Tensor) -> torch.Tensor:
+    def quantize(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Quantize a tensor with the range in use, whichever stages are switched on."""
         # torch.fx records with a stand-in for the tensor; it has no values to look at either.
         traced = is_traced() or not isinstance(inputs, torch.Tensor)
         if not isinstance(inputs, torch.Tensor):
