@@ -141,6 +141,7 @@ def init_weights(model: nn.Module) -> None:
         >>> init_weights(network)
     """
     for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
+        # Without memory (a checkpoint is being loaded) there is nothing to draw, and pretending to costs a fifth of it.
+        if isinstance(module, nn.modules.conv._ConvNd) and not module.weight.is_meta:
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))

@@ -104,10 +104,20 @@ class Family:
 
 
 @dataclass(frozen=True)
+class Pin:
+    """A checkpoint on the Hub: repository, commit, SHA-256 of its config.json (which holds all others)."""
+
+    repo: str
+    revision: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One architecture: ``build(num_classes=, in_channels=, quantize=)``, its float weights by tag, and its family.
 
     Attributes:
+        published: its checkpoints on the Hub, by name.
         tuning: epochs, learning rate and the like of a QAT on ImageNet (:class:`qzoo.options.TrainOptions`); None
             where no schedule is known.
     """
@@ -117,6 +127,7 @@ class ModelEntry:
     weights: Mapping[str, FloatWeights]
     family: Family = Family()
     tuning: Mapping[str, Any] | None = None
+    published: Mapping[str, Pin] = field(default_factory=dict)
 
     @property
     def default_tag(self) -> str | None:
@@ -164,6 +175,7 @@ def register_model(
     num_classes: int = 1000,
     in_channels: int = 3,
     tuning: Mapping[str, Any] | None = None,
+    published: Mapping[str, Pin] | None = None,
 ) -> Callable[[Callable], Callable]:
     """Make a builder function known to the zoo under its own name, as a decorator.
 
@@ -176,7 +188,7 @@ def register_model(
         weights: float weights by tag; the first is the default one.
         family: citation, and what its recipes start with.
         num_classes, in_channels: the defaults of a builder that takes ``**options``.
-        tuning: see :class:`ModelEntry`.
+        tuning, published: see :class:`ModelEntry`.
 
     Returns:
         The decorator; it returns the builder, which checks its options.
@@ -206,7 +218,9 @@ def register_model(
             warnings.warn(
                 f"the architecture {name!r} is registered anew; its old builder is gone", stacklevel=2
             )
-        _entries[name] = ModelEntry(name, build, MappingProxyType(dict(weights or {})), family, tuning)
+        _entries[name] = ModelEntry(
+            name, build, MappingProxyType(dict(weights or {})), family, tuning, dict(published or {})
+        )
         return build
 
     return register

@@ -11,14 +11,13 @@ from qzoo.errors import one_line
 
 def register(add: Add) -> None:
     """Declare the command."""
-    sub = add("publish", _run, "Upload a checkpoint to the Hub: weights, ONNX, card; one commit, pinned.")
+    sub = add("publish", _run, "Upload a checkpoint to the Hub: weights, ONNX, card; in one commit.")
     sub.add_argument("folder", metavar="FOLDER", help="of a checkpoint, or its name in the store")
     sub.add_argument(
         "--to", metavar="ORG/NAME", help="default: the checkpoint's name in $QZOO_HUB_ORG or qzoo"
     )
     sub.add_argument("--private", action="store_true")
     sub.add_argument("--revision", default="main", help="branch (default: main)")
-    sub.add_argument("--no-pin", action="store_true", help="don't write the commit to the package's own list")
     sub.add_argument("--dry-run", action="store_true", help="everything but the upload")
 
 
@@ -31,7 +30,6 @@ def _run(args: argparse.Namespace) -> int:
         private=args.private,
         revision=args.revision,
         dry_run=args.dry_run,
-        pin=not args.no_pin,
     )
     for path, size in done.files.items():
         say(f"{size:12,}  {one_line(path)}")

@@ -78,7 +78,8 @@ def check_values(inputs: torch.Tensor, amax: torch.Tensor, unsigned: bool) -> No
         ValueError: a negative entry in ``amax``.
         TypeError: a negative entry in ``inputs`` with ``unsigned``.
     """
-    require_tensor(inputs, "the input")
+    if not isinstance(inputs, torch.Tensor):
+        require_tensor(inputs, "the input")
     check_amax(amax)
     if unsigned:
         check_nonnegative(inputs)
@@ -86,7 +87,8 @@ def check_values(inputs: torch.Tensor, amax: torch.Tensor, unsigned: bool) -> No
 
 def check_amax(amax: torch.Tensor) -> None:
     """Raise ValueError for a negative range (unless there are no values, on the meta device)."""
-    require_tensor(amax, "amax")
+    if not isinstance(amax, torch.Tensor):
+        require_tensor(amax, "amax")
     if amax.is_meta:
         return
     lowest = amax if amax.dim() == 0 else amax.amin() if amax.numel() else None
@@ -331,7 +333,7 @@ def fake_tensor_quant(
     unsigned: bool = False,
     narrow_range: bool = True,
 ) -> torch.Tensor:
-    """Quantize and dequantize a tensor, with the gradient straight through: :class:`FakeTensorQuantFunction`.
+    """Quantize and dequantize a tensor, with the gradient of :class:`FakeTensorQuantFunction`: straight through.
 
     Args:
         inputs: any shape, floating point; never modified.
@@ -348,30 +350,13 @@ def fake_tensor_quant(
         >>> fake_tensor_quant(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
         tensor([0.5039, 1.0000])
     """
-    return FakeTensorQuantFunction.apply(inputs, amax, num_bits, unsigned, narrow_range)
+    if not is_traced():
+        check_values(inputs, amax, unsigned)
+    return ops.fake_quantize(inputs, amax, num_bits, unsigned, narrow_range)
 
 
-def legacy_fake_tensor_quant(
-    inputs: torch.Tensor,
-    amax: torch.Tensor,
-    num_bits: int = 8,
-    unsigned: bool = False,
-    narrow_range: bool = True,
-) -> torch.Tensor:
-    """Do the same as :func:`fake_tensor_quant`, under the name of the old pure Python implementation.
-
-    Args:
-        inputs: any shape, floating point; never modified.
-        amax, num_bits, unsigned, narrow_range: as of :func:`tensor_quant`.
-
-    Returns:
-        Values on the integer grid, in the dtype of ``inputs``.
-
-    Example:
-        >>> legacy_fake_tensor_quant(torch.tensor([0.5, 2.0]), torch.tensor(1.0))
-        tensor([0.5039, 1.0000])
-    """
-    return LegacyFakeTensorQuantFunction.apply(inputs, amax, num_bits, unsigned, narrow_range)
+legacy_fake_tensor_quant = fake_tensor_quant
+"""The same, under the name of the old toolkit's pure Python implementation."""
 
 
 def fake_affine_tensor_quant(

@@ -1,9 +1,7 @@
-"""``publish``: a checkpoint folder becomes a Hub repository, in one commit that is checked and pinned."""
+"""``publish``: a checkpoint folder becomes a Hub repository, in one commit that is checked."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from qzoo.cards.eval_results import write_eval_results
 from qzoo.config import WEIGHTS, Config, read_config
 from qzoo.errors import CheckpointError, HubError
 from qzoo.export.onnx import export_onnx
-from qzoo.files import exclusive, temporary_folder, write_text
+from qzoo.files import temporary_folder
 from qzoo.pipeline.onnx_files import onnx_name, with_files
 from qzoo.release.upload import tag_commit, upload
 from qzoo.zoo import hub
@@ -32,12 +30,15 @@ class Published:
         commit: of the upload; "" in a dry run.
         tag: the name that the commit was given.
         files: bytes of each file, by path.
+        sha256: of config.json. With repository and commit it is the :class:`~qzoo.registry.Pin` that a model's file
+            names (``register_model(published=...)``); "" in a dry run.
     """
 
     repo: str
     commit: str
     tag: str
     files: dict[str, int]
+    sha256: str = ""
 
 
 def publish(
@@ -47,7 +48,6 @@ def publish(
     private: bool = False,
     revision: str = "main",
     dry_run: bool = False,
-    pin: bool = True,
 ) -> Published:
     """Publish a checkpoint on the Hugging Face Hub, with its ONNX files and card; the folder itself stays as it is.
 
@@ -61,14 +61,13 @@ def publish(
         private: of a repository that is created.
         revision: branch to commit to.
         dry_run: do everything but talk to the Hub.
-        pin: write commit and SHA-256 to the package's ``hub_pins.json``.
 
     Returns:
-        The commit, the files with their sizes, and the pin.
+        The commit, the files with their sizes, and the SHA-256 of config.json.
 
     Raises:
         CheckpointError: the folder does not load.
-        HubError: it has no figures, the upload failed, or the pin can't be written.
+        HubError: it has no figures, the or the upload failed.
         ExportError, MissingDependencyError: the ONNX files can't be written.
 
     Example:
@@ -90,9 +89,7 @@ def publish(
         digest = hub.sha256_of(staged / "config.json")
         commit = _upload(staged, repo, config, private, revision, tag)
     load_pretrained(hub.download(repo, commit, name=config.name, sha256=digest))
-    if pin:
-        write_pin(config.name, hub.Pin(repo, commit, digest))
-    return Published(repo, commit, tag, files)
+    return Published(repo, commit, tag, files, digest)
 
 
 def _upload(staged: Path, repo: str, config: Config, private: bool, revision: str, tag: str) -> str:
@@ -133,19 +130,3 @@ def _stage(folder: Path, config: Config, staged: Path, repo: str) -> Path:
     write_card(staged, repo)
     write_eval_results(staged)
     return staged
-
-
-def write_pin(name: str, pin: hub.Pin) -> None:
-    """Record where a checkpoint is, in the package's own list."""
-    try:
-        with exclusive(hub.PINS.parent):  # whoever publishes at the same time adds to the same list
-            hub.pins.cache_clear()
-            pins = {**hub.pins(), name: pin}
-            text = json.dumps({key: dataclasses.asdict(pins[key]) for key in sorted(pins)}, indent=2) + "\n"
-            write_text(hub.PINS, text)
-    except OSError as error:
-        raise HubError(
-            f"{name} was published to {pin.repo} as commit {pin.revision}, but its pin can't be written to {hub.PINS} "
-            f"({error}); publish without a pin (--no-pin) where the package is not yours to change"
-        ) from error
-    hub.pins.cache_clear()

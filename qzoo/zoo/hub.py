@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import functools
-import json
 import os
 import re
 import socket
@@ -24,25 +22,15 @@ from pathlib import Path
 from qzoo.config import MAX_BYTES, WEIGHTS, read_config
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.files import sha256_of
-from qzoo.registry import architecture, list_architectures, natural_key, parse_name, suggest
+from qzoo.registry import Pin, architecture, list_architectures, natural_key, parse_name, suggest
 from qzoo.zoo.downloads import LARGEST, cached_file, check_token, download_into_cache, fits_its_name
 from qzoo.zoo.store import stored
 
 _LONGEST = 1024  # characters of a folder or a name
 EMBEDDED = Path(__file__).parents[1] / "model_cards"
-PINS = Path(__file__).parents[1] / "hub_pins.json"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _ADDRESS = re.compile(r"(?:hf-hub:|hf:|hf://|https://[\w.-]+/)([\w.-]+/[\w.-]+)/?", re.ASCII)
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Pin:
-    """A checkpoint on the Hub: repository, commit, SHA-256 of its config.json (which holds all others)."""
-
-    repo: str
-    revision: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -66,10 +54,10 @@ class Access:
 USUAL = Access()
 
 
-@functools.cache
 def pins() -> Mapping[str, Pin]:
-    """The zoo's own checkpoints on the Hub, by name."""
-    return {name: Pin(**pin) for name, pin in json.loads(PINS.read_text(encoding="utf-8")).items()}
+    """The checkpoints on the Hub that architectures name (``register_model(published=...)``), by name."""
+    entries = map(architecture, list_architectures())
+    return {name: pin for entry in entries for name, pin in entry.published.items()}
 
 
 def embedded() -> dict[str, Path]:
@@ -103,14 +91,15 @@ def named(name: str, access: Access = USUAL) -> Path:
         CheckpointError: the user's store has another checkpoint under that name.
         HubError: the download failed.
     """
-    folders = local_folders(name)
-    if not folders:
-        if name not in pins():
-            raise UnknownModelError(missing_checkpoint(name))
-        return download_pin(name, access)
-    if (found := read_config(folders[0]).name) != name:
-        raise CheckpointError(f"{folders[0]} holds {found}; a folder of the store has its checkpoint's name")
-    return folders[0]
+    if (own := stored().get(name)) is not None:
+        if (found := read_config(own).name) != name:
+            raise CheckpointError(f"{own} holds {found}; a folder of the store has its checkpoint's name")
+        return own
+    if (folder := embedded().get(name)) is not None:
+        return folder
+    if name not in pins():
+        raise UnknownModelError(missing_checkpoint(name))
+    return download_pin(name, access)
 
 
 def locate(where: str | Path, revision: str | None = None, access: Access = USUAL) -> Path:
@@ -132,7 +121,8 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
     if len(text) > _LONGEST:
         raise CheckpointError(f"{text[:40]!r}... is no folder and no name: it has {len(text)} characters")
     is_name = isinstance(where, str) and "/" not in text and os.sep not in text
-    if is_name and not os.path.isfile(path / "config.json") and text in checkpoints():
+    is_folder = os.path.isfile(path / "config.json")
+    if is_name and not is_folder and (local_folders(text) or text in pins()):
         if revision is not None:
             raise ArgumentError(
                 f"{text!r} is a checkpoint's name, which has no revisions; give a Hub repository to choose one"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import shutil
 from importlib import import_module
@@ -18,10 +17,10 @@ from hub_server import Hub
 from test_hub import NAME, checkpoint, server  # noqa: F401 - fixtures
 
 import qzoo
-from qzoo.__main__ import main
+from qzoo import registry
 from qzoo.config import WEIGHTS, Config, Measurement, read_config
 from qzoo.errors import CheckpointError, HubError, UnknownModelError
-from qzoo.release.publish import publish, write_pin
+from qzoo.release.publish import Published, publish
 from qzoo.release.verify import verify
 from qzoo.zoo import hub
 
@@ -40,16 +39,6 @@ def folder(checkpoint: Path, tmp_path: Path) -> Path:
     return qzoo.save_pretrained(model, tmp_path / "staged" / NAME, config=config)
 
 
-@pytest.fixture(autouse=True)
-def pins_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "hub_pins.json"
-    path.write_text("{}")
-    monkeypatch.setattr(hub, "PINS", path)
-    hub.pins.cache_clear()
-    yield path
-    hub.pins.cache_clear()
-
-
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting takes seconds; tests of the upload do without."""
@@ -57,10 +46,15 @@ def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish_module, "export_onnx", lambda m, path, target: path.write_text(target * 1000))
 
 
-def test_publish_uploads_once_tags_pins_and_the_name_loads(
-    server: Hub,
-    folder: Path,
-    pins_file: Path,
+def put_into_registry(done: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``register_model(published=...)`` of the architecture would say."""
+    entry = registry.architecture("resnet20")
+    pins = {NAME: registry.Pin(done.repo, done.commit, done.sha256)}
+    monkeypatch.setitem(registry._entries, "resnet20", dataclasses.replace(entry, published=pins))
+
+
+def test_publish_uploads_once_and_tags_and_the_name_loads_once_the_registry_has_it(
+    server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     done = publish(folder, REPO)
@@ -78,53 +72,20 @@ def test_publish_uploads_once_tags_pins_and_the_name_loads(
     assert b"model-index" in files["README.md"]
     assert f'qzoo.load_pretrained("{REPO}", target="onnxruntime")' in files["README.md"].decode()
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    pin = json.loads(pins_file.read_text())[NAME]
-    assert pin["revision"] == done.commit
+    assert done.sha256 == hashlib.sha256(files["config.json"]).hexdigest()
+    put_into_registry(done, monkeypatch)
     x = torch.randn(2, 1, 28, 28)
     assert torch.equal(qzoo.create_model(NAME, pretrained=True)(x), qzoo.load_pretrained(folder)(x))
     assert [(f.name, f.problem) for f in verify(progress=False)] == [(NAME, "")]
 
 
 @pytest.mark.usefixtures("quick_export")
-def test_a_package_that_can_t_be_written_to_hides_no_commit(
-    server: Hub,
-    folder: Path,
-    pins_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(import_module("qzoo.release.publish"), "write_text", write_nothing)
-    with pytest.raises(HubError, match=rf"published to {REPO} as commit \w{{40}}, but its pin .*--no-pin"):
-        publish(folder, REPO)
-    assert main(["publish", str(folder), "--to", REPO, "--no-pin"]) == 0
-    assert server.repos[REPO].refs["main"] in capsys.readouterr().out
-    assert pins_file.read_text() == "{}"
-
-
-def write_nothing(path: Path, text: str) -> None:
-    raise PermissionError(13, "Permission denied")
-
-
-def test_pins_of_others_who_publish_at_the_same_time_stay(pins_file: Path) -> None:
-    assert hub.pins() == {}  # read, and remembered
-    pins_file.write_text(json.dumps({"b": dataclasses.asdict(hub.Pin("lab/b", "2", "3"))}))
-    write_pin("a", hub.Pin("lab/a", "1", "2"))
-    assert list(json.loads(pins_file.read_text())) == ["a", "b"]
-
-
-@pytest.mark.usefixtures("quick_export")
-def test_a_dry_run_talks_to_nobody(
-    server: Hub,
-    folder: Path,
-    pins_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_dry_run_talks_to_nobody(server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QZOO_HUB_ORG", "somebody")
     planned = publish(folder, dry_run=True)
     assert (planned.repo, planned.commit) == (f"somebody/{NAME}", "")
     assert planned.files["onnx/model_int8.onnx"] == 11_000
     assert server.log == []
-    assert pins_file.read_text() == "{}"
 
 
 @pytest.mark.usefixtures("quick_export")
@@ -146,10 +107,10 @@ def test_what_is_sent_is_what_was_checked(
 
     expected = (folder / WEIGHTS).read_bytes()
     monkeypatch.setattr(module, "load_pretrained", load_pretrained)
-    published = publish(folder, REPO, pin=False)
+    published = publish(folder, REPO)
     assert server.repos[REPO].commits[published.commit][WEIGHTS] == expected
     with pytest.raises(CheckpointError, match="altered"):  # from now on they are another's
-        publish(folder, REPO, pin=False)
+        publish(folder, REPO)
 
 
 def test_checkpoints_without_figures_are_refused(server: Hub, checkpoint: Path) -> None:
@@ -163,14 +124,12 @@ def test_checkpoints_without_figures_are_refused(server: Hub, checkpoint: Path) 
 def test_a_broken_upload_goes_on_where_it_was(
     server: Hub,
     folder: Path,
-    pins_file: Path,
     place: str,
 ) -> None:
     server.fault(place, "500", times=50)
     with pytest.raises(HubError, match="was not published") as error:
         publish(folder, REPO)
     assert "Secret" not in str(error.value)
-    assert pins_file.read_text() == "{}"
     server.faults.clear()
     sent = len(server.requests("PUT"))
     done = publish(folder, REPO)
@@ -193,8 +152,9 @@ def test_publishing_again_moves_the_tag(server: Hub, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_export")
-def test_verify_finds_what_was_changed(server: Hub, folder: Path) -> None:
+def test_verify_finds_what_was_changed(server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = publish(folder, REPO)
+    put_into_registry(done, monkeypatch)
     repo = server.repos[REPO]
     files = repo.commits[done.commit]
     kept = dict(files)
@@ -229,7 +189,7 @@ def hub_cache() -> str:
 
 @pytest.mark.usefixtures("quick_export")
 def test_verify_measures_again(server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(folder, REPO)
+    put_into_registry(publish(folder, REPO), monkeypatch)
     x = torch.randn(20, 1, 28, 28)
     labels = qzoo.load_pretrained(folder)(x).argmax(1)
     labels[:2] = (labels[:2] + 1) % 10  # 90 %: inside 80 to 95
@@ -243,13 +203,13 @@ def test_verify_measures_again(server: Hub, folder: Path, monkeypatch: pytest.Mo
     assert "outside the recorded 80.00 to 95.00" in verify([NAME], load, progress=False)[0].problem
 
 
-def test_verify_runs_the_onnx_file_again(server: Hub, folder: Path) -> None:
+def test_verify_runs_the_onnx_file_again(server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     model = qzoo.load_pretrained(folder)
     rows = read_config(folder).metrics
     ran = dataclasses.replace(rows[1], runtime="onnxruntime", target="onnxruntime")
     config = dataclasses.replace(model.qzoo_config, metrics=(*rows, ran))
-    publish(qzoo.save_pretrained(model, folder, config=config), REPO)
+    put_into_registry(publish(qzoo.save_pretrained(model, folder, config=config), REPO), monkeypatch)
     x = torch.randn(20, 1, 28, 28)
     labels = model(x).argmax(1)
     labels[:2] = (labels[:2] + 1) % 10

@@ -17,7 +17,7 @@ from torch import Tensor
 from qzoo.errors import QuantizationError
 from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, transformed, trimmed
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY
-from qzoo.quant.ops.schema import declare, divide, is_plain, require_real, require_tensor
+from qzoo.quant.ops.schema import REAL, declare, divide, is_plain, require_real, require_tensor
 
 _STORAGE = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 _SIGNATURE = "(Tensor x, Tensor? amax, bool e5m2) -> Tensor"
@@ -129,9 +129,11 @@ def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") 
         require_tensor(x, "the input")
         traced: Tensor = _fp8_op(x, amax, e5m2)
         return traced
-    require_real(x, "the input")
+    if x.dtype not in REAL:
+        require_real(x, "the input")
     if amax is not None:
-        require_tensor(amax, "amax")
+        if not isinstance(amax, Tensor):
+            require_tensor(amax, "amax")
         check_broadcast(x, amax)
         amax = amax.detach()
     if transformed():

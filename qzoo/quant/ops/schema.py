@@ -35,7 +35,7 @@ def declare(
     return overload
 
 
-_REAL = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+REAL = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
 def require_tensor(x: Any, what: str) -> None:
@@ -58,7 +58,7 @@ def require_real(x: Any, what: str) -> None:
         QuantizationError: something else; the message says how to convert it.
     """
     require_tensor(x, what)
-    if x.dtype not in _REAL:
+    if x.dtype not in REAL:
         kinds = "float32, float64, float16 or bfloat16"
         raise QuantizationError(f"{what} must be {kinds}, not {x.dtype}; convert it with .float()")
 

@@ -239,9 +239,10 @@ class TensorQuantizer(QuantizerState):
     def quantize(self, inputs: torch.Tensor) -> torch.Tensor:
         """Quantize a tensor with the range in use, whichever stages are switched on."""
         # torch.fx records with a stand-in for the tensor; it has no values to look at either.
-        traced = is_traced() or not isinstance(inputs, torch.Tensor)
+        traced = is_traced()
         if not isinstance(inputs, torch.Tensor):
             require_tensor(inputs, f"the input of {self._place()}")
+            traced = True
         learner = self._modules.get("learner")
         if learner is not None:  # the range is being trained (qzoo.qat)
             return learner(inputs, self._num_bits, self._unsigned, self._narrow_range)
