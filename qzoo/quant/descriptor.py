@@ -45,11 +45,14 @@ class QuantDescriptor:
         narrow_range: leave out the lowest integer of the signed range.
         float_format: ``"e4m3"`` or ``"e5m2"`` chooses an 8-bit floating point format; ``"e4m3"`` is the same
             as ``num_bits=(4, 3)``. None derives it from ``num_bits``.
+        affine: a range of two ends, ``limits``, and a zero point, as ONNX QuantizeLinear has it; one range per tensor
+            of integers. The range in ``amax`` is kept beside it, for runtimes without zero points.
         block: ``(axis, size)``: one range for every ``size`` neighbours along that axis, on top of ``axis``.
             With a weight ``[O, I]``, ``axis=0, block=(1, 32)`` gives ``[O, I / 32]``.
 
     Raises:
-        TypeError: wrong types, ``learn_amax`` together with an axis, unknown keywords.
+        TypeError: wrong types, ``learn_amax`` together with an axis, ``affine`` together with what it excludes, unknown
+            keywords.
         ValueError: negative bits, an unknown ``calib_method`` or ``float_format``, a block size below 1.
 
     Example:
@@ -72,6 +75,7 @@ class QuantDescriptor:
         narrow_range: bool = False,
         float_format: str | None = None,
         block: tuple[int, int] | None = None,
+        affine: bool = False,
         **unused: object,
     ) -> None:
         if unused:
@@ -97,6 +101,28 @@ class QuantDescriptor:
         self._unsigned = unsigned
         self._narrow_range = narrow_range
         self._block = _checked_block(block)
+        self._affine = affine
+        if affine:
+            self._require_one_range_of_integers()
+
+    def _require_one_range_of_integers(self) -> None:
+        excluded = {
+            "float_format": self._float_format is not None,
+            "axis": self._axis is not None,
+            "block": self._block is not None,
+            "amax": self._amax is not None,
+            "learn_amax": self._learn_amax,
+            "scale_amax": self._scale_amax is not None,
+            "unsigned": self._unsigned,
+            "narrow_range": self._narrow_range,
+            "fake_quant=False": not self._fake_quant,
+        }
+        given = [name for name, is_given in excluded.items() if is_given]
+        if given:
+            raise TypeError(
+                f"affine is for one range per tensor of fake-quantized integers, whose two ends are set or calibrated; "
+                f"leave out {', '.join(given)}"
+            )
 
     @property
     def num_bits(self) -> Bits:
@@ -158,6 +184,11 @@ class QuantDescriptor:
         """True when the lowest signed integer is left out."""
         return self._narrow_range
 
+    @property
+    def affine(self) -> bool:
+        """True for a range of two ends and a zero point."""
+        return self._affine
+
     def dict(self) -> builtins.dict[str, Any]:
         """The fields as plain values; ``QuantDescriptor(**d)`` makes an equal descriptor.
 
@@ -175,6 +206,7 @@ class QuantDescriptor:
             ("unsigned", False),
             ("narrow_range", False),
             ("block", None),
+            ("affine", False),
         )
         found.update((key, getattr(self, key)) for key, default in fields if getattr(self, key) != default)
         if self._float_format is not None and self._num_bits != (4, 3):
@@ -231,6 +263,8 @@ class QuantDescriptor:
         ]
         if self._block is not None:
             parts.append(f"block={self._block}")
+        if self._affine:
+            parts.append("affine")
         if self._amax is not None:
             parts.append(f"amax={self._amax.tolist()}")
             parts.append("narrow_range" if self._narrow_range else "full_range")

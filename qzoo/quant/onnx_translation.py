@@ -7,8 +7,9 @@ Two ways lead here. Inside ``enable_onnx_export()`` the quantizers record the pa
 
     torch.onnx.export(program, custom_translation_table=custom_translation_table())
 
-The scale is ``amax / bound`` in float32 and 1 where the range is zero; the zero point is 0, int8 or uint8;
-``axis`` is written only for ranges per channel. Other types than float32 are cast before and after.
+The scale is ``amax / bound`` in float32 and 1 where the range is zero; the zero point is 0, int8 or uint8, or that of
+an affine range, uint8; ``axis`` is written only for ranges per channel. Other types than float32 are cast before and
+after.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 
 from qzoo.errors import ExportError
-from qzoo.quant.ops.numbers import FP8_LIMIT, bounds
+from qzoo.quant.ops.affine import affine_parameters
+from qzoo.quant.ops.numbers import FP8_LIMIT, TINY, bounds
 
 
 def scale_of(amax: torch.Tensor, high: float) -> torch.Tensor:
@@ -35,11 +37,23 @@ def int8_pair(x: torch.Tensor, amax: torch.Tensor, unsigned: bool, axis: int | N
     with _recording_paused():
         scale = scale_of(amax.reshape(()) if axis is None else amax.reshape(-1), bounds(8, unsigned)[1])
         zero = torch.zeros(scale.shape, dtype=dtype, device=scale.device)
+    return _record(x, scale, zero, axis)
+
+
+def affine_pair(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Record Q and DQ with a zero point, uint8, for a float32 ``x`` with one range of two ends."""
+    with _recording_paused():
+        scale, zero = affine_parameters(limits)
+        zero = zero.to(torch.uint8)
+    return _record(x, scale, zero, None)
+
+
+def _record(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, axis: int | None) -> torch.Tensor:
     if torch.jit.is_tracing():
         result: torch.Tensor = _Int8Pair.apply(x, scale, zero, axis)
         return result
     attrs: Any = {} if axis is None else {"axis": axis}
-    q = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero), attrs, dtype=dtype, shape=x.shape)
+    q = torch.onnx.ops.symbolic("QuantizeLinear", (x, scale, zero), attrs, dtype=zero.dtype, shape=x.shape)
     return torch.onnx.ops.symbolic("DequantizeLinear", (q, scale, zero), attrs, dtype=x.dtype, shape=x.shape)
 
 
@@ -114,6 +128,7 @@ def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """
     return {
         torch.ops.qzoo.fake_quantize.default: _translate_fake_quantize,
+        torch.ops.qzoo.fake_quantize_affine.default: _translate_fake_quantize_affine,
         torch.ops.qzoo.fake_quantize_fp8.default: _translate_fake_quantize_fp8,
     }
 
@@ -137,6 +152,30 @@ def _translate_fake_quantize(
         else:
             wide = op.Clip(wide, op.Squeeze(lowest), op.Squeeze(amax))
     return _pair(op, x, wide, amax, float(high), ir.DataType[kind])
+
+
+def _translate_fake_quantize_affine(x: Any, limits: Any, num_bits: int = 8) -> Any:
+    from onnxscript import ir, opset18
+
+    op: Any = opset18
+    top = 2**num_bits - 1
+    none = op.Constant(value_float=0.0)
+
+    def end(index: int) -> Any:
+        return op.Gather(limits, op.Constant(value_int=index), axis=0)
+
+    # The arithmetic of qzoo.quant.ops.affine, in its order; the optimizer folds it into constants.
+    low, high = op.Min(end(0), none), op.Max(end(1), none)
+    span = op.Max(op.Sub(high, low), op.Constant(value_float=TINY))
+    scale = op.Div(span, op.Constant(value_float=float(top)))
+    zero = op.Clip(op.Round(op.Div(op.Neg(low), scale)), none, op.Constant(value_float=float(top)))
+    wide = _widened(op, x)
+    if num_bits not in (8, 16):  # the type has codes beyond the format's
+        lowest, highest = op.Neg(zero), op.Sub(op.Constant(value_float=float(top)), zero)
+        wide = op.Clip(wide, op.Mul(lowest, scale), op.Mul(highest, scale))
+    point = op.Cast(zero, to=ir.DataType.UINT8 if num_bits <= 8 else ir.DataType.UINT16)
+    y = op.DequantizeLinear(op.QuantizeLinear(wide, scale, point), scale, point)
+    return op.Cast(y, to=x.dtype) if _is_narrow(x) else y
 
 
 def _translate_fake_quantize_fp8(x: Any, amax: Any = None, e5m2: bool = False) -> Any:

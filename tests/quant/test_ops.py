@@ -451,7 +451,7 @@ def opcheck_arguments() -> dict[str, list[tuple[Any, ...]]]:
     x = torch.randn(2, 3, 4, 5)
     last = x.contiguous(memory_format=torch.channels_last)
     amax, channels = torch.tensor(1.5), torch.rand(1, 3, 1, 1) + 0.5
-    grown = x.clone().requires_grad_()
+    ends, grown = torch.tensor([-0.4, 1.5]), x.clone().requires_grad_()
     q = torch.randint(-8, 8, (3, 4), dtype=torch.int8)
     counts = torch.randint(0, 50, (200,))
     centers = torch.arange(200.0) + 0.5
@@ -468,6 +468,10 @@ def opcheck_arguments() -> dict[str, list[tuple[Any, ...]]]:
             (x, last, amax, 2, False, True, True),
             (last, x[:, ::2].repeat(1, 2, 1, 1)[:, :3], amax, 8, True, False, False),
         ],
+        "fake_quantize_affine": [(grown, ends, 8), (last, ends, 4), (x[:, ::2], ends.double(), 8)],
+        "fake_quantize_affine_forward": [(x, ends, 8)],
+        "fake_quantize_affine_backward": [(grown, x, ends), (amax.expand(2, 3, 4, 5), last, ends)],
+        "fake_quantize_affine_learned_backward": [(x, last, ends, 2, True), (last, x, ends, 8, False)],
         "quantize": [(x, amax, 8, False, True), (last, channels, 16, True, False)],
         "dequantize": [(q, amax, 4, False, torch.float16)],
         "pack_int4": [(q,), (q[:, ::2].to(torch.uint8),)],

@@ -47,6 +47,7 @@ class HistogramCalibrator(_Calibrator):
         skip_zeros: leave exact zeros out.
         torch_hist: keep tensors, where the data is; False keeps numpy arrays.
         any_order: see above.
+        two_ended: count what lies below zero on its own as well, for :meth:`compute_limits`.
 
     Raises:
         NotImplementedError: an axis.
@@ -68,6 +69,7 @@ class HistogramCalibrator(_Calibrator):
         skip_zeros: bool = False,
         torch_hist: bool = True,
         any_order: bool = False,
+        two_ended: bool = False,
     ) -> None:
         super().__init__(num_bits, axis, unsigned)
         if axis is not None:
@@ -83,15 +85,19 @@ class HistogramCalibrator(_Calibrator):
         self._skip_zeros = skip_zeros
         self._torch_hist = torch_hist
         self._any_order = any_order
+        self._two_ended = two_ended
         self.reset()
 
     def reset(self) -> None:
         """Forget everything collected."""
-        self._raw: torch.Tensor | None = None  # the bins, and as one more what lies on the last edge
+        # [rows, bins + 1]: the bins, and as one more what lies on the last edge; first of all values, then, where both
+        # ends are wanted, of the negative ones alone.
+        self._raw: torch.Tensor | None = None
         self._calib_bin_edges: Any = None
         self._width = 0.0
         self._limit = 0.0
         self._largest = 0.0
+        self._lowest, self._highest = math.inf, -math.inf
 
     @property
     def has_bins(self) -> bool:
@@ -108,7 +114,7 @@ class HistogramCalibrator(_Calibrator):
         """The counts, int64 [bins], a copy: a tensor, or a numpy array as asked for; None before data."""
         if self._raw is None:
             return None
-        counts = _whole_bins(self._raw)
+        counts = _whole_bins(self._raw)[0]
         return counts if self._torch_hist else counts.numpy()
 
     @torch.no_grad()
@@ -130,14 +136,23 @@ class HistogramCalibrator(_Calibrator):
         raw = self._raw
         x = x.to(raw.device)
         largest, overflow = ops.histogram_(
-            raw, x, self._width, limit=self._limit, skip_zeros=self._skip_zeros
+            raw[0], x, self._width, limit=self._limit, skip_zeros=self._skip_zeros
         )
         self._require_finite(largest, x)
         self._largest = max(self._largest, largest)
         if overflow:
             before = self._limit
             raw = self._grow(raw, largest)
-            ops.histogram_(raw, x, self._width, limit=self._limit, above=before)
+            ops.histogram_(raw[0], x, self._width, limit=self._limit, above=before)
+        if self._two_ended:
+            self._count_negative(raw, x)
+
+    def _count_negative(self, raw: torch.Tensor, x: torch.Tensor) -> None:
+        low, high = (end.item() for end in x.aminmax())
+        self._lowest, self._highest = min(self._lowest, low), max(self._highest, high)
+        if low < 0:
+            negative = (x if x.dtype.is_floating_point else x.float()).neg().clamp_(min=0)
+            ops.histogram_(raw[1], negative, self._width, limit=self._limit, skip_zeros=True)
 
     def compute_amax(
         self,
@@ -169,7 +184,7 @@ class HistogramCalibrator(_Calibrator):
             raise TypeError("entropy counts equal integer steps and has none for floating point; use mse")
         if self._raw is None:
             return None
-        counts = _whole_bins(self._raw)
+        counts = _whole_bins(self._raw)[0]
         if method == "max" or self._width == 0.0:
             return torch.tensor(self._largest, dtype=torch.float32, device=counts.device)
         edges = torch.as_tensor(self._calib_bin_edges, device=counts.device)
@@ -187,6 +202,37 @@ class HistogramCalibrator(_Calibrator):
             ops.entropy_search(counts, bits, self._unsigned, stride=stride, start_bin=start_bin)
         ].clone()
 
+    def compute_limits(self, method: str, *, percentile: float = 99.99) -> torch.Tensor | None:
+        """Both ends of the range, float32 ``[2]``, or None before data (or without ``two_ended``).
+
+        Args:
+            method: ``"max"``: the lowest and the highest value; ``"percentile"``: the ends within which that share of
+                the values lies, with as much beyond each; ``"mse"`` and ``"entropy"``: see
+                :func:`qzoo.quant.ops.search_limits`.
+            percentile: as in :meth:`compute_amax`.
+
+        Raises:
+            TypeError: "Unknown calibration method".
+            ValueError: a percentile out of the range 0 to 100.
+        """
+        if method not in ("percentile", "mse", "entropy", "max"):
+            raise TypeError(f"Unknown calibration method {method!r}; use percentile, mse, entropy or max")
+        if method == "percentile" and not 0 <= percentile <= 100:
+            raise ArgumentError(f"percentile must be in the range 0 to 100, not {percentile}")
+        if self._raw is None or not self._two_ended:
+            return None
+        ends = torch.tensor([min(self._lowest, 0.0), max(self._highest, 0.0)], device=self._raw.device)
+        if method == "max" or self._width == 0.0:
+            return ends
+        counts, below = _whole_bins(self._raw)
+        signed = torch.cat([below.flip(0), counts - below])  # from the lowest to the highest
+        if method == "percentile":
+            found = percentile_ends(signed, percentile) * self._width
+        else:
+            found = ops.search_limits(signed, self._width, ends, int(self._num_bits), method)  # type: ignore[arg-type]
+        found = torch.stack([torch.maximum(found[0], ends[0]), torch.minimum(found[1], ends[1])])
+        return found if found.any() else ends  # a percentile of nearly all zeros would erase what is left
+
     @torch.no_grad()
     def merge(self, other: HistogramCalibrator) -> None:
         """Take in another calibrator's counts (another process's, say).
@@ -198,25 +244,29 @@ class HistogramCalibrator(_Calibrator):
             return
         if self._raw is None or (self._width == 0.0 and other._width > 0.0):
             raw = other._raw.clone() if self._raw is None else other._raw.to(self._raw.device, copy=True)
-            raw[0] += 0 if self._raw is None else self._raw[0]
+            raw[:, 0] += 0 if self._raw is None else self._raw[:, 0]
             self._store(raw, other._width, other._limit)
-            self._largest = max(self._largest, other._largest)
+            self._take_ends(other)
             return
         mine, theirs = self._raw, other._raw.to(self._raw.device)
-        self._largest = max(self._largest, other._largest)
+        self._take_ends(other)
         if other._width == 0.0:
-            mine[0] += theirs[0]
+            mine[:, 0] += theirs[:, 0]
             return
         width = max(self._width, other._width)
         limit = max(self._limit, other._limit)
         bins = max(math.ceil(limit / width), 1)
-        total = torch.zeros(bins + 1, dtype=torch.int64, device=mine.device)
+        total = torch.zeros(len(mine), bins + 1, dtype=torch.int64, device=mine.device)
         for counts, w in ((self._settled(mine), self._width), (self._settled(theirs), other._width)):
-            index = torch.arange(len(counts), device=mine.device)
+            index = torch.arange(counts.shape[1], device=mine.device)
             if w != width:
                 index = ((index + 0.5) * (w / width)).long()
-            total.scatter_add_(0, index.clamp_(max=bins), counts)
+            total.index_add_(1, index.clamp_(max=bins), counts)
         self._store(total, width, limit)
+
+    def _take_ends(self, other: HistogramCalibrator) -> None:
+        self._largest = max(self._largest, other._largest)
+        self._lowest, self._highest = min(self._lowest, other._lowest), max(self._highest, other._highest)
 
     def empty_like_this(self) -> HistogramCalibrator:
         """A calibrator with the same bins and nothing in them: what it counts merges exactly into this one."""
@@ -228,6 +278,7 @@ class HistogramCalibrator(_Calibrator):
             skip_zeros=self._skip_zeros,
             torch_hist=self._torch_hist,
             any_order=self._any_order,
+            two_ended=self._two_ended,
         )
         if self._raw is not None and self._width > 0.0:
             empty._store(torch.zeros_like(self._raw), self._width, self._limit)
@@ -237,17 +288,19 @@ class HistogramCalibrator(_Calibrator):
         """The first batch with a magnitude above zero fixes the width of the bins."""
         largest = ops.reduce_amax_op(x).item()
         self._require_finite(largest, x)
-        zeros = int(self._raw[0]) if self._raw is not None else 0
+        zeros = int(self._raw[0, 0]) if self._raw is not None else 0
         self._largest = max(self._largest, largest)
-        raw = torch.zeros(self._num_bins + 1, dtype=torch.int64, device=x.device)
+        raw = torch.zeros(1 + self._two_ended, self._num_bins + 1, dtype=torch.int64, device=x.device)
         if largest < SMALLEST_RANGE:
             if not (self._skip_zeros and largest == 0.0):
-                raw[0] = zeros + x.numel()
+                raw[0, 0] = zeros + x.numel()
                 self._store(raw, 0.0, 0.0)
             return
-        raw[0] = zeros
+        raw[0, 0] = zeros
         self._store(raw, largest / self._num_bins, largest)
-        ops.histogram_(raw, x, self._width, limit=largest, skip_zeros=self._skip_zeros)
+        ops.histogram_(raw[0], x, self._width, limit=largest, skip_zeros=self._skip_zeros)
+        if self._two_ended:
+            self._count_negative(raw, x)
 
     def _grow(self, raw: torch.Tensor, largest: float) -> torch.Tensor:
         """Append bins of the same width until ``largest`` is covered; merge neighbours if too many."""
@@ -258,16 +311,17 @@ class HistogramCalibrator(_Calibrator):
         while math.ceil(bins / factor) > ceiling:
             factor *= 2
         if factor > 1:
-            raw = torch.nn.functional.pad(raw, (0, -len(raw) % factor)).reshape(-1, factor).sum(1)
+            raw = torch.nn.functional.pad(raw, (0, -raw.shape[1] % factor))
+            raw = raw.reshape(len(raw), -1, factor).sum(2)
             width *= factor
             bins = math.ceil(largest / width)
-        bins = max(bins, len(raw) - 1)
-        raw = torch.nn.functional.pad(raw, (0, bins + 1 - len(raw)))
+        bins = max(bins, raw.shape[1] - 1)
+        raw = torch.nn.functional.pad(raw, (0, bins + 1 - raw.shape[1]))
         self._store(raw, width, max(width * bins, largest))
         return raw
 
     def _store(self, raw: torch.Tensor, width: float, limit: float) -> None:
-        edges = (torch.arange(len(raw), dtype=torch.float64, device="cpu") * width).to(torch.float32)
+        edges = (torch.arange(raw.shape[1], dtype=torch.float64, device="cpu") * width).to(torch.float32)
         edges[-1] = limit
         self._width, self._limit, self._raw = width, limit, raw
         self._calib_bin_edges = edges.to(raw.device) if self._torch_hist else edges.numpy()
@@ -278,7 +332,8 @@ class HistogramCalibrator(_Calibrator):
         if self._any_order:
             return raw
         raw = raw.clone()
-        raw[-2:] = torch.stack((raw[-2] + raw[-1], torch.zeros_like(raw[-1])))
+        raw[:, -2] += raw[:, -1]
+        raw[:, -1] = 0
         return raw
 
     @staticmethod
@@ -298,9 +353,9 @@ class HistogramCalibrator(_Calibrator):
 
 
 def _whole_bins(raw: torch.Tensor) -> torch.Tensor:
-    """The counts, with those of the last edge in the last bin."""
-    counts = raw[:-1].clone()
-    counts[-1] += raw[-1]
+    """The counts ``[rows, bins]``, with those of the last edge in the last bin."""
+    counts = raw[:, :-1].clone()
+    counts[:, -1] += raw[:, -1]
     return counts
 
 
@@ -310,3 +365,14 @@ def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:
     share = cumulative / cumulative[:, -1:].clamp(min=1)
     wanted = torch.full((len(counts), 1), percentile / 100, dtype=torch.float64, device=counts.device)
     return torch.searchsorted(share, wanted).squeeze(1).clamp_(max=counts.shape[1] - 1)
+
+
+def percentile_ends(signed: torch.Tensor, percentile: float) -> torch.Tensor:
+    """The ends, in bins from zero, ``[2]``, within which a share of ``signed`` lies: counts ``[2 bins]``, zero amidst.
+
+    Of either end the inner edge, as :func:`percentile_bin` has it.
+    """
+    bins, inner = len(signed) // 2, 100 - (100 - percentile) / 2
+    high = percentile_bin(signed[None], inner)[0] - bins
+    low = bins - percentile_bin(signed.flip(0)[None], inner)[0]
+    return torch.stack([low.clamp(max=0), high.clamp(min=0)]).float()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qzoo.errors import NonFiniteError
+from qzoo.errors import ArgumentError, NonFiniteError
 from qzoo.quant.calib.calibrator import _Calibrator
 from qzoo.quant.descriptor import Axis, Bits
 from qzoo.quant.ops.schema import require_tensor
@@ -23,6 +23,7 @@ class MaxCalibrator(_Calibrator):
         num_bits, axis, unsigned: see :class:`_Calibrator`. With ``axis=1`` and ``[N, C, H, W]`` the range is
             ``[1, C, 1, 1]``; without an axis (or where one channel is all there is) it is 0-d.
         track_amax: also keep every batch's own maximum, see :attr:`amaxs`.
+        two_ended: also keep the lowest and the highest value, see :meth:`compute_limits`; per tensor only.
 
     Example:
         >>> calibrator = MaxCalibrator(num_bits=8, axis=None, unsigned=False)
@@ -32,10 +33,19 @@ class MaxCalibrator(_Calibrator):
     """
 
     def __init__(
-        self, num_bits: Bits, axis: Axis | list[int], unsigned: bool, track_amax: bool = False
+        self,
+        num_bits: Bits,
+        axis: Axis | list[int],
+        unsigned: bool,
+        track_amax: bool = False,
+        two_ended: bool = False,
     ) -> None:
         super().__init__(num_bits, axis, unsigned)
+        if two_ended and axis is not None:
+            raise ArgumentError(f"two ends of a range are kept per tensor only, not with axis={axis}")
         self._track_amax = track_amax
+        self._two_ended = two_ended
+        self._ends: torch.Tensor | None = None  # [lowest, highest]
         self._amaxs: list[np.ndarray] = []
         self._calib_amax: torch.Tensor | None = None
 
@@ -61,21 +71,35 @@ class MaxCalibrator(_Calibrator):
         if self._track_amax:
             self._amaxs.append(np.array(local.cpu().numpy(), copy=True))
         self._fold(local)
+        if self._two_ended:
+            self._fold_ends(torch.stack(x.detach().aminmax()).float())
 
     def merge(self, other: MaxCalibrator) -> None:
         """Take in what another calibrator has seen, as if this one had."""
         if other._calib_amax is not None:
             self._fold(other._calib_amax.clone())
+        if other._ends is not None:
+            self._fold_ends(other._ends)
         self._amaxs.extend(other._amaxs)
 
     def reset(self) -> None:
         """Forget the maximum and the list of maxima."""
         self._calib_amax = None
+        self._ends = None
         self._amaxs = []
 
     def compute_amax(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
         """The running maximum, float32, or None before data. Arguments of other calibrators are ignored."""
         return self._calib_amax
+
+    def compute_limits(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        """The lowest and the highest value, float32 ``[2]``, or None before data (or without ``two_ended``)."""
+        return self._ends
+
+    def _fold_ends(self, local: torch.Tensor) -> None:
+        seen = local if self._ends is None else self._ends
+        local = local.to(seen.device)
+        self._ends = torch.stack([torch.minimum(seen[0], local[0]), torch.maximum(seen[1], local[1])])
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         if self._axis is None:

@@ -18,7 +18,7 @@ from qzoo.quant.ops.integer import (
 )
 from qzoo.quant.ops.learned import fake_quantize_affine_learned_backward, fake_quantize_learned_backward
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY, bounds
-from qzoo.quant.ops.search import entropy_search, mse_search
+from qzoo.quant.ops.search import entropy_search, mse_search, search_limits
 from qzoo.quant.ops.statistics import histogram_, histogram_rows, reduce_amax_op
 
 native.load()
@@ -47,5 +47,6 @@ __all__ = [
     "quantize",
     "quantize_int4",
     "reduce_amax_op",
+    "search_limits",
     "unpack_int4",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from qzoo.errors import QuantizationError
 from qzoo.quant.ops.float8 import fake_quantize_fp8
 from qzoo.quant.ops.integer import fake_quantize
+from qzoo.quant.ops.numbers import TINY
 from qzoo.quant.ops.schema import declare
 
 _FLOATS = {(4, 3): -1, (5, 2): -2}  # how the operator is told of floating-point formats
@@ -179,3 +180,147 @@ def _check(counts: Tensor, stride: int, start_bin: int, rank: int) -> None:
         raise QuantizationError(f"counts must be int64 [..., bins], not {counts.dtype} {tuple(counts.shape)}")
     if stride < 1 or start_bin < 1:
         raise QuantizationError(f"stride={stride} and start_bin={start_bin} must be at least 1")
+
+
+# ---- both ends ----
+
+_SIGNED_BINS = 4096
+_GRID = 24
+"""Candidates for each end in the first round of a search."""
+
+
+def search_limits(signed: Tensor, width: float, ends: Tensor, num_bits: int, method: str) -> Tensor:
+    """Both ends of the affine range that loses least, float32 `[2]`, where `signed` lies.
+
+    Candidates are shares of the two ends: first a grid of 24 for each. Around the best, squared errors are searched in
+    finer grids; relative entropies bin by bin, one end after the other. The costs are those of :func:`mse_search` and
+    :func:`entropy_search`, with the codes of :func:`qzoo.quant.ops.fake_quantize_affine`.
+
+    Args:
+        signed: int64 `[2 bins]`: counts from the lowest bin to the highest, zero in the middle.
+        width: of a bin.
+        ends: the lowest and the highest value, `[2]`, zero or beyond.
+        num_bits: of the codes.
+        method: `"mse"` or `"entropy"`.
+
+    Raises:
+        QuantizationError: `signed` has another shape or type.
+    """
+    if signed.dtype != torch.int64 or signed.dim() != 1 or len(signed) % 2 or not len(signed):
+        raise QuantizationError(f"counts must be int64 [2 bins], not {signed.dtype} {tuple(signed.shape)}")
+    counts, factor = _merged(_searched(signed))
+    search = _squares if method == "mse" else _divergence
+    found: Tensor = search(counts, width * factor, ends.detach().cpu().double(), num_bits)
+    return found.float().to(signed.device)
+
+
+def _shares(low: Tensor, high: Tensor, ends: Tensor) -> Tensor:
+    """All pairs of shares of the ends, the widest first, `[pairs, 2]`."""
+    pairs = torch.cartesian_prod(low if ends[0] < 0 else low[:1], high if ends[1] > 0 else high[:1])
+    return pairs * ends
+
+
+def _squares(counts: Tensor, width: float, ends: Tensor, num_bits: int) -> Tensor:
+    cost = _Squares(counts, width, num_bits)
+    low = high = torch.arange(_GRID, 0, -1, dtype=torch.float64) / _GRID
+    step = 1 / _GRID
+    for _ in range(3):
+        pairs = _shares(low, high, ends)
+        best = pairs[cost(pairs).argmin()]
+        step /= 4
+        near = torch.arange(4, -5, -1, dtype=torch.float64) * step
+        low, high = ((share + near).clamp(step, 1.0) for share in torch.where(ends == 0, 1.0, best / ends))
+    return best
+
+
+def _divergence(counts: Tensor, width: float, ends: Tensor, num_bits: int) -> Tensor:
+    cost, bins = _Divergence(counts, num_bits), len(counts)
+    grid = torch.arange(_GRID, 0, -1, dtype=torch.float64) / _GRID
+    outer = torch.stack([(ends[0] / width).floor(), (ends[1] / width).ceil()]).long() + bins // 2
+    outer = outer.clamp(0, bins)
+    windows = (_shares(grid, grid, ends) / width).round().long() + bins // 2
+    best = _least(cost, windows.clamp(0, bins))
+    for _ in range(2):
+        high = torch.arange(int(outer[1]), bins // 2 - 1, -1)
+        best = _least(cost, torch.stack([best[0].expand(len(high)), high], 1))
+        low = torch.arange(int(outer[0]), bins // 2 + 1)
+        best = _least(cost, torch.stack([low, best[1].expand(len(low))], 1))
+    return (best - bins // 2) * width
+
+
+def _least(cost: _Divergence, windows: Tensor) -> Tensor:
+    """The first, widest window whose cost is the least, up to rounding."""
+    costs = cost(windows)
+    return windows[int((costs <= costs.min() + _TIE).nonzero()[0])]
+
+
+def _merged(signed: Tensor) -> tuple[Tensor, int]:
+    """Bins few enough for a search: neighbours merged, and how many."""
+    factor = -(-len(signed) // _SIGNED_BINS)
+    lower, upper = signed[: len(signed) // 2], signed[len(signed) // 2 :]
+    missing = -len(lower) % factor
+    both = torch.cat(
+        [torch.nn.functional.pad(lower, (missing, 0)), torch.nn.functional.pad(upper, (0, missing))]
+    )
+    return both.reshape(-1, factor).sum(1), factor
+
+
+class _Squares:
+    """Squared error of the bins' centres, for rows of candidates."""
+
+    def __init__(self, counts: Tensor, width: float, num_bits: int) -> None:
+        held = counts > 0
+        centers = (torch.arange(len(counts), dtype=torch.float64) + 0.5 - len(counts) // 2) * width
+        self.centers, self.weights = centers[held].float(), counts[held].float() / counts.sum()
+        self.top = 2.0**num_bits - 1
+
+    def __call__(self, limits: Tensor) -> Tensor:
+        parts = limits.float().split(max(1, 2**20 // max(len(self.centers), 1)))
+        return torch.cat([self._costs(part) for part in parts])
+
+    def _costs(self, limits: Tensor) -> Tensor:
+        low, high = limits[:, :1], limits[:, 1:]
+        scale = (high - low).clamp(min=TINY) / self.top
+        zero = (-low / scale).round().clamp(0, self.top)
+        y = (self.centers / scale).round_().clamp_(-zero, self.top - zero).mul_(scale)
+        return y.sub_(self.centers).square_() @ self.weights
+
+
+class _Divergence:
+    """Relative entropy of the counts and of their quantized form, as in :func:`entropy_search`, for rows of candidates.
+
+    The window between two ends is cut into as many groups as there are codes; what lies beyond goes to its outermost
+    bins. A window with fewer bins than codes costs infinitely much.
+    """
+
+    def __init__(self, counts: Tensor, num_bits: int) -> None:
+        middle = len(counts) // 2
+        counts = counts.clone()
+        if middle > 1:
+            counts[middle] = counts[middle + 1]  # a spike of zeros says nothing about the range
+        self.counts, self.groups = counts, 2**num_bits
+        zero = torch.zeros(1, dtype=torch.int64)
+        self.mass = torch.cat([zero, counts.cumsum(0)])
+        self.filled = torch.cat([zero, (counts > 0).cumsum(0)])
+        self.plogp = torch.cat([zero.double(), _xlogx(counts.double()).cumsum(0)])
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        return torch.cat([self._costs(*part.unbind(1)) for part in windows.split(2**21 // self.groups)])
+
+    def _costs(self, a: Tensor, b: Tensor) -> Tensor:
+        size, total = b - a, self.mass[-1].double()
+        cuts = a[:, None] + (torch.arange(self.groups + 1) * size[:, None] + self.groups - 1) // self.groups
+        mass, filled = self.mass[cuts].diff(dim=1).double(), self.filled[cuts].diff(dim=1).double()
+        level = torch.where(filled > 0, mass / filled, 1.0).log()
+        first, last = (self.counts[at.clamp(0, len(self.counts) - 1)].double() for at in (a, b - 1))
+        below, above = self.mass[a].double(), total - self.mass[b]
+        p_terms = self.plogp[b] - self.plogp[a] - _xlogx(first) - _xlogx(last)
+        p_terms += _xlogx(first + below) + _xlogx(last + above)
+        last_level = level.gather(1, ((size - 1) * self.groups // size.clamp(min=1))[:, None].clamp(min=0))[
+            :, 0
+        ]
+        q_terms = (mass * level).sum(1) + below * level[:, 0] + above * last_level
+        inside = (self.mass[b] - self.mass[a]).double()
+        cost = (p_terms - q_terms) / total - total.log() + inside.log()
+        impossible = ((first == 0) & (below > 0)) | ((last == 0) & (above > 0)) | (inside == 0)
+        return torch.where(impossible | (size < self.groups), torch.inf, cost)

@@ -47,9 +47,11 @@ def _writes_onnx() -> bool:
 
 def check_calibrated(q: TensorQuantizer) -> None:
     """Raise UncalibratedExportError without a range: it would be the example input's, for ever."""
-    if q._buffers.get("_amax") is None and not q._learn_amax:
+    stored = q._buffers.get("_limits" if q._affine else "_amax")
+    if stored is None and not q._learn_amax:
+        missing = "limits" if q._affine else "amax"
         raise UncalibratedExportError(
-            f"Quantizer has not been calibrated: {q._place()} has no amax, and ONNX needs a constant; "
+            f"Quantizer has not been calibrated: {q._place()} has no {missing}, and ONNX needs a constant; "
             "calibrate the model or disable the quantizer before the export"
         )
 
@@ -112,6 +114,22 @@ def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Te
             f"{q._place()} has a range of shape {tuple(amax.shape)}; ONNX has one axis per pair"
         )
     return _narrowed(onnx.int8_pair(wide, amax, q._unsigned, axes[0] if axes else None), inputs)
+
+
+def quantize_dequantize_affine(
+    q: TensorQuantizer, inputs: torch.Tensor, limits: torch.Tensor
+) -> torch.Tensor:
+    """The Q/DQ pair with a zero point, uint8, as nodes of the graph being recorded.
+
+    Raises:
+        NotExportableError: another number of bits than 8.
+    """
+    from qzoo.quant import onnx_translation as onnx
+
+    if q._num_bits != 8:
+        raise NotExportableError(f"Only INT8 ONNX export is supported; {q._place()} has {q._num_bits} bits")
+    wide = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
+    return _narrowed(onnx.affine_pair(wide, limits), inputs)
 
 
 def _narrowed(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,12 @@ def describe(q: TensorQuantizer) -> str:
         return "disabled"
     parts = [f"{'unsigned ' if q._unsigned else ''}{q._num_bits}bit"]
     parts += ["narrow"] if q._narrow_range else []
+    parts += ["affine"] if q._affine else []
     parts += ["fake"] if q._fake_quant else []
     parts.append(f"axis={q._axis}" if q._axis is not None else "per-tensor")
     parts += [f"block={q._block}"] if q._block is not None else []
     parts.append(f"amax={_range(q)}")
+    parts += [f"limits={_ends(q)}"] if q.two_ended else []
     parts += [f"*{q._scale_amax}"] if q._scale_amax is not None else []
     parts += ["pre_quant_scale"] if q.pre_quant_scale is not None else []
     parts += ["learned"] if q._learn_amax else []
@@ -38,3 +40,10 @@ def _range(q: TensorQuantizer) -> str:
     if amax.numel() == 1:
         return f"{amax.item():.4f}"
     return f"[{amax.min().item():.4f}, {amax.max().item():.4f}]({amax.numel()})"
+
+
+def _ends(q: TensorQuantizer) -> str:
+    limits = q.limits
+    if limits is None:
+        return "dynamic"
+    return "meta(2)" if limits.is_meta else "[{:.4f}, {:.4f}]".format(*limits.tolist())

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from qzoo.errors import ArgumentError
 from qzoo.quant.descriptor import FLOAT_FORMATS, Axis, Bits
 from qzoo.quant.nn.modules.clip import Clip
+from qzoo.quant.ops.affine import affine_parameters
 from qzoo.quant.ops.numbers import FP8_LIMIT, bounds
 
 logger = logging.getLogger(__name__)
 
-_RANGE_BUFFERS = ("_amax", "_pre_quant_scale")
+_RANGE_BUFFERS = ("_amax", "_limits", "_pre_quant_scale")
 
 
 class Switches(NamedTuple):
@@ -31,6 +33,13 @@ class Switches(NamedTuple):
     def quantizes(self) -> bool:
         """Whether values are rounded."""
         return self.quant and not self.disabled
+
+
+class Range(NamedTuple):
+    """What a quantizer knows of its range: the largest magnitude and, where it is two-ended, both ends ``[2]``."""
+
+    amax: torch.Tensor
+    limits: torch.Tensor | None = None
 
 
 class QuantizerState(nn.Module):
@@ -50,6 +59,8 @@ class QuantizerState(nn.Module):
     _block: tuple[int, int] | None
     _unsigned: bool
     _narrow_range: bool
+    _affine: bool
+    two_ended: bool
     _fake_quant: bool
     _learn_amax: bool
     _scale: Any
@@ -90,6 +101,19 @@ class QuantizerState(nn.Module):
         self._narrow_range = value
 
     @property
+    def affine(self) -> bool:
+        """Whether it quantizes between its ``limits``, with a zero point; else symmetrically, with ``amax``."""
+        return self._affine
+
+    @affine.setter
+    def affine(self, value: bool) -> None:
+        if value and not self.two_ended:
+            raise ArgumentError(
+                f"{self._place()} has a range of one number; make it with QuantDescriptor(affine=True)"
+            )
+        self._affine = value
+
+    @property
     def axis(self) -> Axis:
         """The axes that keep a range of their own."""
         return self._axis
@@ -117,6 +141,30 @@ class QuantizerState(nn.Module):
         self._set_buffer("_amax", value, "amax")
 
     @property
+    def limits(self) -> torch.Tensor | None:
+        """Both ends of the range, ``[low, high]`` in float32, or None. What is assigned to it is copied."""
+        return self._buffers.get("_limits")
+
+    @limits.setter
+    def limits(self, value: Any) -> None:
+        if value is None:
+            logger.error("Setting limits of %s to None does nothing; use reset_amax()", self._place())
+            return
+        if not self.two_ended:
+            raise ArgumentError(
+                f"{self._place()} has a range of one number; make it with QuantDescriptor(affine=True)"
+            )
+        ends = torch.as_tensor(value)
+        if ends.shape != (2,):
+            raise ArgumentError(f"the limits of {self._place()} must be [low, high], not {value!r}")
+        self._set_buffer("_limits", value, "limits")
+
+    @property
+    def range(self) -> Range | None:
+        """The whole range, for :meth:`set_range`, or None."""
+        return None if self.amax is None else Range(self.amax, self.limits)
+
+    @property
     def pre_quant_scale(self) -> torch.Tensor | None:
         """A factor on the input, applied before everything else (when disabled too), or None."""
         return self._buffers.get("_pre_quant_scale")
@@ -138,17 +186,30 @@ class QuantizerState(nn.Module):
     @property
     def maxbound(self) -> float:
         """The largest integer, or 448.0 (E4M3), 57344.0 (E5M2)."""
+        if self._affine:
+            return bounds(self._num_bits, True)[1]  # type: ignore[arg-type]
         if isinstance(self._num_bits, tuple):
             return FP8_LIMIT[FLOAT_FORMATS[self._num_bits]]
         return bounds(self._num_bits, self._unsigned)[1]
 
     @property
     def step_size(self) -> torch.Tensor | None:
-        """``amax / maxbound``, None (and a logged error) without a range."""
-        if self.amax is None:
+        """``amax / maxbound``, or the scale between the limits; None (and a logged error) without a range."""
+        limits = self.limits
+        if self._affine and limits is not None:
+            return affine_parameters(limits, self._num_bits)[0]  # type: ignore[arg-type]
+        if self.amax is None or self._affine:
             logger.error("step_size is undefined under dynamic amax mode! (%s)", self._place())
             return None
         return self.amax / self.maxbound
+
+    @property
+    def zero_point(self) -> int:
+        """The code of zero: 0 where the range is symmetric. Waits for the device."""
+        limits = self.limits
+        if not self._affine or limits is None:
+            return 0
+        return int(affine_parameters(limits, self._num_bits)[1])  # type: ignore[arg-type]
 
     @property
     def switches(self) -> Switches:
@@ -180,11 +241,18 @@ class QuantizerState(nn.Module):
 
     # Ranges
 
-    def set_range(self, amax: torch.Tensor) -> None:
-        """Take a copy of ``amax`` as the range, whatever shape the one before had; learned bounds start there."""
+    def set_range(self, amax: torch.Tensor, limits: torch.Tensor | None = None) -> None:
+        """Take a copy of ``amax`` as the range, whatever shape the one before had; learned bounds start there.
+
+        So too of ``limits``, both ends of a two-ended range; without, the ends before are forgotten.
+        """
         if self.amax is not None and self.amax.shape != amax.shape:
             self.reset_amax()
         self._set_buffer("_amax", amax, None)
+        if self.two_ended and limits is not None:
+            self._set_buffer("_limits", limits, None)
+        else:
+            self._buffers.pop("_limits", None)
         if self._learn_amax:
             self.init_learn_amax()
 
@@ -211,10 +279,14 @@ class QuantizerState(nn.Module):
         if self.amax is not None and self.amax.shape != found.shape:
             self.reset_amax()
         self._set_buffer("_amax", found, None)
+        if self.two_ended:
+            ends = self._calibrator.compute_limits(*args, **kwargs)
+            self._set_buffer("_limits", found.expand(2) if ends is None else ends, None)
 
     def reset_amax(self) -> None:
         """Forget the range; the quantizer is dynamic again (or without a range, with ``dynamic=False``)."""
         self._buffers.pop("_amax", None)
+        self._buffers.pop("_limits", None)
         self._checked = None
 
     def init_learn_amax(self) -> None:

@@ -29,13 +29,15 @@ class TensorQuantizer(QuantizerState):
     """Quantizer of a tensor: any shape in, the same shape, dtype and memory format out.
 
     Stages, in this order: multiply by ``pre_quant_scale``; stop when disabled; collect statistics (calib);
-    clip; quantize. State is at most ``_amax``, ``_pre_quant_scale`` and the two bounds of ``clip``; a
+    clip; quantize. State is at most ``_amax``, ``_limits``, ``_pre_quant_scale`` and the two bounds of ``clip``; a
     quantizer without a range has no buffers, so that state dicts of uncalibrated models equal those of float
     models.
 
     Attributes beyond the contract, plain values that no state dict holds:
         role: what the quantizer is for in its model, such as ``"residual"``; the zoo's targets switch by it.
         nonnegative: its input is never below zero.
+        two_ended: it was made with ``affine=True``: it collects both ends of its range, ``limits``, beside ``amax``.
+            Which of them counts, the switch ``affine`` says.
         dynamic: without a range, True takes each tensor's own; False raises MissingRangeError.
         name: its place in the model, for error messages.
 
@@ -87,6 +89,7 @@ class TensorQuantizer(QuantizerState):
         self._learn_amax = quant_desc.learn_amax
         self._unsigned = quant_desc.unsigned
         self._narrow_range = quant_desc.narrow_range
+        self.two_ended = self._affine = quant_desc.affine
         self._scale: Any = None if not quant_desc.fake_quant else 1.0
         self._disabled = disabled
         self._if_quant = if_quant
@@ -102,7 +105,9 @@ class TensorQuantizer(QuantizerState):
         if if_clip:
             self.enable_clip()
         kind = calib.MaxCalibrator if quant_desc.calib_method == "max" else calib.HistogramCalibrator
-        self._calibrator: Any = kind(self._num_bits, self._calib_axis(), self._unsigned)
+        self._calibrator: Any = kind(
+            self._num_bits, self._calib_axis(), self._unsigned, two_ended=self.two_ended
+        )
 
     def _calib_axis(self) -> Axis:
         # Naming the axis of the blocks makes the histogram calibrator refuse, as it does for channels.
@@ -250,6 +255,8 @@ class TensorQuantizer(QuantizerState):
             export.check_calibrated(self)
             if torch.jit.is_tracing() and not (self._enable_onnx_export or self.use_fb_fake_quant):
                 export.refuse_tracing(self)
+        if self._affine:
+            return self._quantize_affine(inputs, traced)
         if self._learn_amax:
             inputs = self.clip(inputs)
             amax = torch.max(-self.clip.clip_value_min, self.clip.clip_value_max).detach()
@@ -263,6 +270,40 @@ class TensorQuantizer(QuantizerState):
             return self._rounded(inputs, amax, traced)
         grouped, ranges = blocks.split(inputs, self._block), blocks.spread(amax, self._block, inputs.dim())
         return self._rounded(grouped, ranges, traced).reshape(inputs.shape)
+
+    def _quantize_affine(self, inputs: torch.Tensor, traced: bool) -> torch.Tensor:
+        limits, bits = self._limits_for(inputs), self._num_bits
+        if not traced:
+            if not inputs.dtype.is_floating_point:
+                require_real(inputs, f"the input of {self._place()}")
+            self._check_limits(limits)
+        elif (self._enable_onnx_export or self.use_fb_fake_quant) and export.in_onnx_export():
+            return export.quantize_dequantize_affine(self, inputs, limits)
+        return ops.fake_quantize_affine(inputs, limits, bits)  # type: ignore[arg-type]
+
+    def _limits_for(self, inputs: torch.Tensor) -> torch.Tensor:
+        limits = self._buffers.get("_limits")
+        if limits is not None:
+            if isinstance(inputs, torch.Tensor) and limits.device != inputs.device and not is_traced():
+                limits = self._buffers["_limits"] = limits.to(inputs.device)
+            return limits
+        if self.dynamic and self._buffers.get("_amax") is None:
+            return torch.stack(inputs.detach().aminmax()).float()
+        raise MissingRangeError(
+            f"{self._place()} has no ends of its range (limits), which an affine quantizer needs: calibrate the model, "
+            "load a checkpoint that has them, or set affine = False to use amax"
+        )
+
+    def _check_limits(self, limits: torch.Tensor) -> None:
+        mark = (id(limits), 0 if limits.is_inference() else limits._version)
+        if mark == self._checked or limits.is_meta:
+            return
+        low, high = limits.tolist()
+        if low > high:
+            raise ArgumentError(
+                f"the limits of {self._place()} are the wrong way round: [{low:.6g}, {high:.6g}]"
+            )
+        self._checked = mark
 
     def _rounded(self, inputs: torch.Tensor, amax: torch.Tensor, traced: bool) -> torch.Tensor:
         bits = self._num_bits
