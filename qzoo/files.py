@@ -32,8 +32,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         with temporary.open("xb") as file:
             file.write(content)
         os.replace(temporary, path)
+    except OSError as error:  # of the file that was asked for, not of the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def sha256_of(path: Path) -> str:

@@ -6,11 +6,11 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -85,12 +85,18 @@ def predict(
             f"predict takes the name or folder of a checkpoint, not {type(model).__name__}: keep a model of your own "
             "with qzoo.save_pretrained(model, folder), and give the folder"
         )
+    alone = isinstance(image, str | os.PathLike) or not isinstance(image, Iterable)
+    photos: list[Any] = [image] if alone else list(image)  # type: ignore[arg-type]
+    for photo in photos:
+        if not isinstance(photo, str | os.PathLike):
+            raise ArgumentError(
+                f"predict takes the path of a photo, or several paths, not {type(photo).__name__}"
+            )
     runtimes.check(runtime)
     folder = _folder(os.fspath(model))
     ready = _ready(folder, hub.sha256_of(folder / "config.json"), runtime)
-    if isinstance(image, str | os.PathLike):
-        return _label(image, ready, k)
-    return [_label(photo, ready, k) for photo in image]
+    labels = [_label(photo, ready, k) for photo in photos]
+    return labels[0] if alone else labels
 
 
 @dataclass(frozen=True)

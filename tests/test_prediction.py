@@ -197,3 +197,9 @@ def test_refusals(photo: Path, tmp_path: Path) -> None:
         predict(photo, "resnet20", k=0)
     with pytest.raises(DataError, match=r"none\.jpg can't be read"):
         predict(tmp_path / "none.jpg", "resnet20", "pytorch")
+
+
+@pytest.mark.parametrize("image", [3, [3], np.zeros((8, 8, 3)), None], ids=["int", "list", "array", "none"])
+def test_what_is_no_path_is_said(image: object) -> None:
+    with pytest.raises(ValueError, match=r"predict takes the path of a photo, or several paths, not \w+"):
+        qzoo.predict(image, NAME, runtime="pytorch")  # type: ignore[call-overload]

@@ -111,8 +111,8 @@ def _peers(
 ) -> tuple[list[Contender], list[str]]:
     made: list[Contender] = []
     notes: list[str] = []
-    asked = [peer for peer in options.compare if peer in peers.RUNS_IN]
-    for peer in track(asked, "quantize with peers", show=options.progress and bool(asked)):
+    show = options.progress and bool(options.compare)
+    for peer in track(options.compare, "quantize with peers", show=show):
         problem = peers.unavailable(peer, reference)
         if problem:
             notes.append(problem)

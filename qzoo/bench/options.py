@@ -19,7 +19,7 @@ class Options:
         batches: batch sizes of the latencies; the largest one gives the throughput.
         threads: threads a timed call may use. Accuracy is measured with all.
         seconds: about how long each model is timed in each runtime at each batch size.
-        compare: names of :data:`qzoo.bench.peers.PEERS`.
+        compare: names of :data:`qzoo.bench.peers.RUNS_IN`.
         details: measure what the page shows of single layers too: sensitivity, histograms, time of every node.
         progress: show progress bars.
         limit: seconds that loading a model, or one call, may last (``torch.compile`` compiles in its calls).

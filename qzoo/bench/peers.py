@@ -2,7 +2,6 @@
 
 | peer | made by | runs in |
 |---|---|---|
-| ``float`` | none: the float model, which is always measured | every runtime |
 | ``quantize_static`` | ``onnxruntime.quantization`` | ``onnxruntime`` |
 | ``nncf`` | ``nncf.quantize`` | ``openvino`` |
 | ``torchvision`` | ``torchvision.models.quantization`` and ``torch.ao`` | ``pytorch`` |
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 from qzoo.errors import ArgumentError, BenchmarkError, DataError, MissingDependencyError
 
 RUNS_IN = {"quantize_static": "onnxruntime", "nncf": "openvino", "torchvision": "pytorch"}
-PEERS = ("float", *RUNS_IN)
 _NEEDS = {
     "quantize_static": ("onnxruntime", "pip install 'qzoo[onnx]'"),
     "nncf": ("nncf", "pip install nncf"),
@@ -37,7 +35,7 @@ class Peer:
     """A peer's model of one network.
 
     Attributes:
-        name: one of :data:`PEERS`.
+        name: one of :data:`RUNS_IN`.
         model: a file, or a module for PyTorch.
         bytes: its size on disk, None for a module.
     """
@@ -55,13 +53,13 @@ def check(peers: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
         MissingDependencyError: one that is not installed; the message has the line that installs it.
     """
     for peer in peers:
-        if peer not in PEERS:
-            raise ArgumentError(f"no peer {peer!r}; expected some of {', '.join(PEERS)}")
+        if peer not in RUNS_IN:
+            raise ArgumentError(f"no peer {peer!r}; expected some of {', '.join(RUNS_IN)}")
         package, install = _NEEDS.get(peer, ("", ""))
         if package and find_spec(package) is None:
             raise MissingDependencyError(f"the peer {peer!r} is not installed: {install}")
-        runtime = RUNS_IN.get(peer)
-        if runtime is not None and runtime not in runtimes:
+        runtime = RUNS_IN[peer]
+        if runtime not in runtimes:
             raise ArgumentError(
                 f"the peer {peer!r} runs in {runtime}; add it to the runtimes {', '.join(runtimes)}"
             )

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from qzoo import runtimes as rt
-from qzoo.bench import peers
 from qzoo.bench.batches import Batches, repeatable
 from qzoo.bench.environment import describe
 from qzoo.bench.lane import running, time_in_turns
@@ -82,7 +81,7 @@ def benchmark(
         default = [name for name in default if rt.runtime_named(name).runs_files]
     chosen = tuple(default) if runtimes is None else _several(runtimes)
     options = Options(chosen, tuple(batches), threads, seconds, compare, details, progress, limit)
-    calibrating = calibration_images if any(peer in peers.RUNS_IN for peer in compare) else 0
+    calibrating = calibration_images if compare else 0
     source = Source(data, float_weights, subset, calibrating)
     found = subjects(asked, options, source)
     return new_report([measure(subject, options) for subject in found], options)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo import runtimes as rt
-from qzoo.bench import contenders, peers
+from qzoo.bench import contenders
 from qzoo.bench.batches import Batches
 from qzoo.bench.contenders import Contender
 from qzoo.bench.lane import Lane
@@ -145,7 +145,7 @@ class OnnxFile:
             raise ArgumentError(
                 f"{float_weights} is no ONNX file; the file {name} is compared with another file"
             )
-        if any(peer in peers.RUNS_IN for peer in options.compare):
+        if options.compare:
             raise ArgumentError(
                 f"peers are made from a checkpoint's float weights; leave {name} or compare out"
             )

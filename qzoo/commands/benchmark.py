@@ -37,7 +37,7 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--seconds", type=float, default=2.0, help="of timing, a model, runtime and batch (default: 2)"
     )
-    peers = "float, quantize_static, nncf, torchvision"
+    peers = "quantize_static, nncf, torchvision"
     sub.add_argument("--compare", nargs="+", default=[], metavar="PEER", help=f"other tools' models: {peers}")
     sub.add_argument(
         "--calibration-images",

@@ -95,7 +95,7 @@ def _run_file(args: argparse.Namespace) -> int:
 def _run_checkpoint(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
-    from qzoo.data import batch_for, load_data
+    from qzoo.data import batch_for
     from qzoo.distributed import joined
     from qzoo.pipeline.parts import for_data_set, measured_images
     from qzoo.quantizers import set_target
@@ -111,15 +111,8 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
                 reference = reference_of(config, checkpoint_folder(args.float_weights)).to(group.device)
             images, said = measured_images(config, args.data, args.subset)
             default = 64 if group.device.type == "cuda" else batch_for(config.preprocessing)
-            loader = load_data(
-                config.preprocessing,
-                config.labels,
-                args.data,
-                split=images.split,
-                subset=images.subset,
-                batch_size=args.batch_size or default,
-                workers=args.workers,
-            )
+            size = args.batch_size or default
+            loader = images.load(config, args.data, batch_size=size, workers=args.workers)
         result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
         _print(args.name, target, result, f" ({said})" if said else "")

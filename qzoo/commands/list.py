@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
-from qzoo.errors import QzooError, one_line
+from qzoo.errors import ArgumentError, QzooError, one_line, shown
 
 if TYPE_CHECKING:
     from qzoo.config import Config, Measurement
@@ -31,6 +31,9 @@ def _run(args: argparse.Namespace) -> int:
     import qzoo
 
     names = qzoo.list_models(args.pattern, pretrained=args.pretrained)
+    if not names:
+        what = "no name with weights" if args.pretrained else "no architecture"
+        raise ArgumentError(f"{what} matches {shown(args.pattern)}; without a pattern all are listed")
     if args.pretrained:
         head: tuple[str, ...] = ("name", "parameters", "float top-1", "top-1", "size", "where")
         rows = [_weights_or_why_not(name) for name in names]
@@ -106,7 +109,6 @@ def _top1(row: Measurement | None) -> str:
 
 def _parameters(arch: str, config: Config | None = None) -> tuple[str, str]:
     """Number of parameters, and the size that they have in float32."""
-    from qzoo.errors import ArgumentError
     from qzoo.zoo.checkpoint import empty_model
     from qzoo.zoo.create import new_config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import data_arguments, positive
-from qzoo.errors import one_line
+from qzoo.errors import ArgumentError, one_line
 from qzoo.scheme import TARGETS
 
 
@@ -25,26 +25,20 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
-    from qzoo.data import load_data
+    from qzoo.files import write_text
     from qzoo.pipeline.parts import measured_images
     from qzoo.zoo.floats import open_model
 
+    if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
+        raise ArgumentError(f"--out {args.out}: give a file in a folder that is there")
     model = open_model(args.name, args.target)
     config = config_of(model)
     images, _ = measured_images(config, args.data, args.subset)
-    loader = load_data(
-        config.preprocessing,
-        config.labels,
-        args.data,
-        split=images.split,
-        subset=images.subset,
-        batch_size=32,
-    )
+    loader = images.load(config, args.data)
     found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
     target = args.target or config.target
     say(f"{one_line(args.name)}, target {target}, {found}")
     if args.out is not None:
-        args.out.write_text(
-            json.dumps({"model": args.name, "target": target, **found.to_dict()}, indent=2) + "\n"
-        )
+        values = {"model": args.name, "target": target, **found.to_dict()}
+        write_text(args.out, json.dumps(values, indent=2) + "\n")
     return 0

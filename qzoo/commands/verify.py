@@ -21,12 +21,14 @@ PAGE = Path("docs/zoo.md")
 def register(add: Add) -> None:
     """Declare the command."""
     sub = add("verify", _run, "Check that checkpoints are there, whole, and what their cards say.")
-    sub.add_argument("names", nargs="*", metavar="NAME", help="of checkpoints, or their folders")
     sub.add_argument(
-        "--all", action="store_true", help="every checkpoint that the package knows (the default)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="of checkpoints, or their folders (default: every checkpoint that the package knows)",
     )
     sub.add_argument(
-        "--page", type=Path, help="the zoo's page (default with --all: docs/zoo.md, if it is here)"
+        "--page", type=Path, help="the zoo's page (default without names: docs/zoo.md, if it is here)"
     )
     sub.add_argument(
         "--data",
@@ -48,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
         return _images(config, row, args.data)
 
     load: Load | None = images if args.measure or args.data is not None else None
-    everything = args.all or not (args.names or args.page)
+    everything = not (args.names or args.page)
     findings = verify(None if everything else args.names, load, progress=not args.quiet)
     nothing = load is not None and not any(f.measured or f.problem for f in findings)
     page = args.page or (PAGE if everything and PAGE.is_file() else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from qzoo.config import Config, read_config
-from qzoo.errors import CheckpointError
+from qzoo.errors import ArgumentError, CheckpointError
 from qzoo.options import BuildOptions as BuildOptions
 from qzoo.options import Plan as Plan
 from qzoo.pipeline.recipes import recipes
@@ -37,6 +37,10 @@ class Job:
     runs: str | Path = "runs"
     out: str | Path | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.out is not None and Path(self.out).exists() and not Path(self.out).is_dir():
+            raise ArgumentError(f"out must be a folder, and {self.out} is a file")
 
     def folder(self, name: str) -> Path:
         """Where the checkpoint goes."""

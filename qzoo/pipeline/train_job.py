@@ -49,6 +49,7 @@ class TrainJob(Job):
     plot: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dataset and self.dataset not in DATA_SETS:
             raise ArgumentError(f"dataset must be one of {', '.join(DATA_SETS)}, not {self.dataset!r}")
         require_tools(tensorboard=self.tensorboard, plot=self.plot)

@@ -26,7 +26,7 @@ def zoo_page(configs: Sequence[Config]) -> str:
         f"{_HEAD}\n\n# The zoo",
         "A name is `arch.tag-scheme`: an architecture, its float weights, how they are quantized. "
         '`qzoo.create_model("NAME", pretrained=True)` gives a checkpoint, `arch.tag` its float weights. '
-        "`qzoo verify --all` checks every checkpoint, and that this page says what their configs say.",
+        "`qzoo verify` checks every checkpoint, and that this page says what their configs say.",
         f"## Checkpoints\n\n{_checkpoints([c for c in configs if c.scheme is not None])}",
         f"## Trained here in float\n\n{_floats([c for c in configs if c.scheme is None])}",
         f"## Recipes, not built yet\n\n{_recipes({c.name for c in configs})}",

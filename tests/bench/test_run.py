@@ -55,7 +55,7 @@ def setting() -> tuple[nn.Module, nn.Module, Batches]:
 
 @pytest.fixture(scope="module")
 def report(setting) -> Report:
-    compare = ("float", "quantize_static", "torchvision")
+    compare = ("quantize_static", "torchvision")
     options = Options((*NAMES, "tensorrt"), (1, 2), 1, 0.01, compare, details=True, progress=False)
     return new_report(
         [measure(Checkpoint("small-w8a8", *setting, torch.randn(16, 1, 12, 12)), options)], options
@@ -124,7 +124,7 @@ def test_clock(report: Report) -> None:
 def test_report_says_what_the_figures_depend_on(report: Report) -> None:
     values = report.to_dict()
     assert values["settings"]["batches"] == [1, 2]
-    assert values["settings"]["compare"] == ["float", "quantize_static", "torchvision"]
+    assert values["settings"]["compare"] == ["quantize_static", "torchvision"]
     assert {"torch", "processor", "qzoo"} <= set(values["machine"])
     assert values["date"].endswith("+00:00")
 

@@ -199,6 +199,47 @@ def test_a_refused_argument_is_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err.startswith("qzoo: no runtime 'tflite'; expected some of")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "nosuch*"], "no architecture matches 'nosuch*'; without a pattern all are listed"),
+        (["list", "nosuch*", "--pretrained"], "no name with weights matches 'nosuch*'; without"),
+        (
+            ["sensitivity", "no.such-w8a8", "--out", "nodir/x.json"],
+            "--out nodir/x.json: give a file in a folder",
+        ),
+        (["card", "--page", "nodir/x.md"], "No such file or directory: 'nodir/x.md'"),
+        (["calibrate", "resnet20.fmnist-w8a8", "--out", "file"], "out must be a folder, and file is a file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_can_not_be_done_is_said_before_anything_is(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_more_processes_than_the_machine_can_take_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    most = 4 * (os.cpu_count() or 1)
+    with pytest.raises(SystemExit):
+        main(["evaluate", "resnet20.fmnist-w8a8", "--workers", str(most + 1)])
+    assert (
+        f"must be at most {most}, four for each of this machine's cores, not {most + 1}"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_mistake_keeps_its_traceback(tmp_path: Path) -> None:
     """A ValueError that torch raises says nothing to a user without the place where it was raised."""
     (tmp_path / "broken.py").write_text(

@@ -190,11 +190,11 @@ def pets_and_clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "pets", "clothes"),
     [
-        (["--all"], 0, "embedded", "embedded"),
-        (["--all", "--measure"], 0, "not at hand: pets (8 images)", "1 figures measured"),
-        (["--all", "--data", "pets"], 0, "1 figures measured", "1 figures measured"),
-        (["--all", "--data", "others"], 0, "not at hand: pets (8 images)", "1 figures measured"),
-        (["--all", "--data", "nowhere"], 0, "not at hand: pets (8 images)", "1 figures measured"),
+        ([], 0, "embedded", "embedded"),
+        (["--measure"], 0, "not at hand: pets (8 images)", "1 figures measured"),
+        (["--data", "pets"], 0, "1 figures measured", "1 figures measured"),
+        (["--data", "others"], 0, "not at hand: pets (8 images)", "1 figures measured"),
+        (["--data", "nowhere"], 0, "not at hand: pets (8 images)", "1 figures measured"),
         (["pets", "--measure"], 1, "not at hand: pets (8 images)", ""),
     ],
 )
