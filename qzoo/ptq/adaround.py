@@ -24,6 +24,7 @@ from qzoo.progress import track
 from qzoo.ptq.collect import images_of
 from qzoo.ptq.layers import Layer, layers_of, rows_only
 from qzoo.ptq.moments import Moments, input_moments
+from qzoo.ptq.regression import CrossMoments
 from qzoo.quant import ops
 
 SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
@@ -57,7 +58,6 @@ def adaround(
     progress: bool = True,
 ) -> list[Rounded]:
     """Round the weights of every quantized layer so that the layer's output stays close (AdaRound), in place.
-    data.
 
     The weights are fixed points of their quantizers afterwards (they pack without loss), so the float model
     is gone: keep another one to compare with. Ranges are chosen anew for each output channel; ranges of
@@ -107,21 +107,21 @@ def _round_layer(layer: Layer, moments: Moments, passes: int, damping: float) ->
     if layer.amax.numel() == len(weight):
         amax = _best_range(rows, per_row(quantizer.range_of(weight)), bound, h)
         quantizer.set_range(amax.reshape(layer.amax.shape))
-    step, old_step = _step(per_row(layer.amax), bound), _step(before, bound)
+    step, old_step = step_of(per_row(layer.amax), bound), step_of(before, bound)
     integers = solve(rows / step, bound, h, passes)
     levels = integers.reshape(weight.shape).to(ops.integer_dtype(layer.bits))
     chosen = ops.dequantize(levels, layer.amax, layer.bits).reshape(rows.shape)
     layer.shift(moments.error_of_mean(chosen, rows).flatten())
 
     covariance = moments.covariance().to(h)
-    power = max(_cost(rows, covariance).sum().item(), 1e-30)
+    power = max(cost_of(rows, covariance).sum().item(), 1e-30)
     nearest = (rows / old_step).round().clamp(-bound, bound) * old_step
-    gain = [_cost(used - rows, covariance).sum().item() / power for used in (nearest, chosen)]
+    gain = [cost_of(used - rows, covariance).sum().item() / power for used in (nearest, chosen)]
     weight.copy_(chosen.reshape(weight.shape))
     return Rounded(layer.name, *gain)
 
 
-def regularized(moments: Moments, damping: float) -> Tensor:
+def regularized(moments: Moments | CrossMoments, damping: float) -> Tensor:
     """The covariance [groups, n, n], float32, shrunk towards its diagonal where samples are few, and damped.
 
     With fewer samples than weights, rounding could else fit the samples exactly and harm all other images.
@@ -179,17 +179,18 @@ def _best_range(rows: Tensor, largest: Tensor, bound: int, h: Tensor) -> Tensor:
     """The range [groups, rows, 1] of each output channel that costs least with nearest rounding."""
     best, amax = torch.full_like(largest, torch.inf), largest.clone()
     for share in SHRINK:
-        step = _step(share * largest, bound)
-        cost = _cost((rows / step).round().clamp(-bound, bound) * step - rows, h).unsqueeze(2)
+        step = step_of(share * largest, bound)
+        cost = cost_of((rows / step).round().clamp(-bound, bound) * step - rows, h).unsqueeze(2)
         amax = torch.where(cost < best, share * largest, amax)
         best = torch.minimum(cost, best)
     return amax
 
 
-def _step(amax: Tensor, bound: int) -> Tensor:
+def step_of(amax: Tensor, bound: int) -> Tensor:
+    """The step of integers up to ``bound``; 1 where the range is too small to divide by."""
     return torch.where(amax > ops.TINY, amax / bound, torch.ones_like(amax))
 
 
-def _cost(d: Tensor, h: Tensor) -> Tensor:
+def cost_of(d: Tensor, h: Tensor) -> Tensor:
     """``d H d`` of each row of [groups, rows, n]."""
     return (torch.matmul(d, h) * d).sum(2)

@@ -33,7 +33,7 @@ from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.statistics import Channels
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers_off
-from qzoo.zoo.relu6 import replace_relu6
+from qzoo.zoo.checkpoint import replace_relu6
 
 _TOLERANCE = 1e-3  # of the largest output, on the first batch
 

@@ -92,15 +92,6 @@ class CrossMoments:
         return torch.einsum("grn,gn->gr", weight.double(), self.x / self.count) - self.y / self.count
 
 
-def shrunk_covariance(moments: CrossMoments, damping: float) -> Tensor:
-    """The matrix as :func:`qzoo.ptq.adaround.regularized` makes it: float32, positive definite."""
-    h = moments.covariance()
-    share = moments.n / (moments.n + moments.count)
-    diagonal = h.diagonal(dim1=1, dim2=2).clamp(min=0)
-    level = damping * diagonal.mean(1, keepdim=True)
-    return ((1 - share) * h + torch.diag_embed(share * diagonal + level)).float()
-
-
 def wanted_weights(weight: Tensor, parts: list[CrossMoments]) -> Tensor:
     """The weights that ridge regression towards ``weight`` finds, [groups, rows, n], float32.
 

@@ -22,7 +22,7 @@ from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import images_of
 from qzoo.ptq.statistics import clipped_normal
 from qzoo.quantizers import quantizers_off
-from qzoo.zoo.relu6 import replace_relu6
+from qzoo.zoo.checkpoint import replace_relu6
 
 LEAST_DB = 20.0
 """SQNR that must be kept when ReLU6 become ReLU: 8-bit quantization leaves about 25 dB."""

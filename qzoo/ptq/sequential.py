@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError
 from qzoo.progress import track
-from qzoo.ptq.adaround import SHRINK, Rounded, solve
+from qzoo.ptq.adaround import SHRINK, Rounded, cost_of, regularized, solve, step_of
 from qzoo.ptq.blocks import Block, tails_of
 from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, drawn, layers_of, rows_only
-from qzoo.ptq.regression import CrossMoments, shrunk_covariance, wanted_weights
+from qzoo.ptq.regression import CrossMoments, wanted_weights
 from qzoo.quant import ops
 from qzoo.quantizers import quantizers_off
 
@@ -186,14 +186,14 @@ def _round(layer: Layer, parts: list[CrossMoments], passes: int, damping: float)
     rows = weight.reshape(total.groups, -1, total.n)
     before = quantizer(weight).reshape(rows.shape)
     target = wanted_weights(rows, parts)
-    h = shrunk_covariance(total, damping)
+    h = regularized(total, damping)
 
     if layer.amax.numel() == len(weight):
         largest = quantizer.range_of(target.reshape(weight.shape)).reshape(rows.shape[0], -1, 1)
         amax = _best_ranges(target, largest, bound, h)
         quantizer.set_range(amax.reshape(layer.amax.shape))
     amax = layer.amax.reshape(-1, 1).expand(len(weight), 1).reshape(rows.shape[0], -1, 1)
-    integers = solve(target / _step(amax, bound), bound, h, passes)
+    integers = solve(target / step_of(amax, bound), bound, h, passes)
     levels = integers.reshape(weight.shape).to(ops.integer_dtype(layer.bits))
     chosen = ops.dequantize(levels, layer.amax, layer.bits).reshape(rows.shape)
 
@@ -210,12 +210,8 @@ def _best_ranges(target: Tensor, largest: Tensor, bound: int, h: Tensor) -> Tens
     groups, rows, _ = target.shape
     amax = torch.stack([share * largest for share in SHRINK], 1).reshape(groups, -1, 1)
     scaled = target.repeat(1, len(SHRINK), 1)
-    step = _step(amax, bound)
+    step = step_of(amax, bound)
     d = solve(scaled / step, bound, h, passes=2) * step - scaled
-    cost = (torch.matmul(d, h) * d).sum(2).reshape(groups, len(SHRINK), rows)
+    cost = cost_of(d, h).reshape(groups, len(SHRINK), rows)
     best = cost.argmin(1, keepdim=True)
     return amax.reshape(groups, len(SHRINK), rows).gather(1, best).transpose(1, 2)
-
-
-def _step(amax: Tensor, bound: int) -> Tensor:
-    return torch.where(amax > ops.TINY, amax / bound, torch.ones_like(amax))

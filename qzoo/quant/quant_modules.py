@@ -33,25 +33,14 @@ class Entry(NamedTuple):
     replace_mod: Any
 
 
+LAYERS = (
+    *("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear"),
+    *("AvgPool1d", "AvgPool2d", "AvgPool3d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d"),
+)
+"""Classes of ``torch.nn`` that have a quantized form under the name with ``Quant`` before it."""
+
 _DEFAULT_QUANT_MAP = [
-    Entry(torch.nn, name, getattr(quant_nn, f"Quant{name}"))
-    for name in (
-        "Conv1d",
-        "Conv2d",
-        "Conv3d",
-        "ConvTranspose1d",
-        "ConvTranspose2d",
-        "ConvTranspose3d",
-        "Linear",
-        "LSTM",
-        "LSTMCell",
-        "AvgPool1d",
-        "AvgPool2d",
-        "AvgPool3d",
-        "AdaptiveAvgPool1d",
-        "AdaptiveAvgPool2d",
-        "AdaptiveAvgPool3d",
-    )
+    Entry(torch.nn, name, getattr(quant_nn, f"Quant{name}")) for name in (*LAYERS, "LSTM", "LSTMCell")
 ]
 
 # What stood at (namespace, name) before anybody replaced it; only the first is ever remembered.

@@ -20,6 +20,7 @@ from qzoo.quant.nn.modules._utils import QuantInputMixin, QuantMixin
 from qzoo.quant.nn.modules.quant_attention import QuantMultiheadAttention
 from qzoo.quant.nn.modules.quant_rnn import QuantGRU, QuantRNN
 from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
+from qzoo.quant.quant_modules import LAYERS
 
 __all__ = ["DEFAULT_MAPPING", "quantize_"]
 
@@ -34,24 +35,7 @@ _RECURRENT: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 DEFAULT_MAPPING: dict[type[nn.Module], type[nn.Module]] = {
-    **{
-        getattr(float_nn, name): getattr(quant_nn, f"Quant{name}")
-        for name in (
-            "Conv1d",
-            "Conv2d",
-            "Conv3d",
-            "ConvTranspose1d",
-            "ConvTranspose2d",
-            "ConvTranspose3d",
-            "Linear",
-            "AvgPool1d",
-            "AvgPool2d",
-            "AvgPool3d",
-            "AdaptiveAvgPool1d",
-            "AdaptiveAvgPool2d",
-            "AdaptiveAvgPool3d",
-        )
-    },
+    **{getattr(float_nn, name): getattr(quant_nn, f"Quant{name}") for name in LAYERS},
     **_RECURRENT,
     float_nn.MultiheadAttention: QuantMultiheadAttention,
 }

@@ -25,7 +25,6 @@ from qzoo.registry import architecture
 from qzoo.scheme import TARGETS, Scheme, with_target
 from qzoo.version import __version__
 from qzoo.zoo import hub, packing
-from qzoo.zoo.relu6 import replace_relu6
 from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, expected_tensors, range_fits
 
 
@@ -132,6 +131,26 @@ def build(config: Config, scheme: Scheme | None) -> nn.Module:
     name_quantizers(model)
     model.qzoo_config = config  # type: ignore[assignment]
     return model
+
+
+def replace_relu6(model: nn.Module) -> int:
+    """Put a ReLU in place of every ReLU6, which scaling channels needs; the model's config, if any, records it.
+
+    Returns:
+        The number of ReLU6 that there were.
+    """
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if isinstance(child, nn.ReLU6)
+    ]
+    for parent, name, child in places:
+        parent._modules[name] = nn.ReLU(child.inplace)
+    config = getattr(model, "qzoo_config", None)
+    if places and isinstance(config, Config):
+        model.qzoo_config = dataclasses.replace(config, plain_relu=True)  # type: ignore[assignment]
+    return len(places)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

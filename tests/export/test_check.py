@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exact import make_exact_
 from onnx import numpy_helper
 from torch import nn
 
@@ -17,7 +18,6 @@ import qzoo.export
 from qzoo.__main__ import main
 from qzoo.errors import DataError, ExportError
 from qzoo.export import Check, check, export_onnx
-from qzoo.export.parity import make_exact_
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exact import make_exact_
 from onnx import TensorProto, numpy_helper
 from qdq_graphs import optimized_ops
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
 from qzoo.export import check, export_onnx, lint
-from qzoo.export.parity import make_exact_
 from qzoo.quant import nn as qnn
 from qzoo.quant.onnx_translation import custom_translation_table
 from qzoo.quant.tensor_quant import QuantDescriptor

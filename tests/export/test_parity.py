@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from exact import make_exact_
 
 from qzoo.export import export_onnx, lint
-from qzoo.export.parity import make_exact_
 from qzoo.quant.nn import QuantConv2d, TensorQuantizer
 from qzoo.registry import list_architectures
 from qzoo.runtimes.ort import OnnxRuntimeRunner

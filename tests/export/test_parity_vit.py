@@ -13,10 +13,10 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from exact import make_exact_
 from torch import Tensor, nn
 
 from qzoo.export import check, export_onnx
-from qzoo.export.parity import make_exact_
 from qzoo.models.vit import VisionTransformer
 from qzoo.registry import architecture, list_architectures
 from qzoo.runtimes.ort import OnnxRuntimeRunner

@@ -25,20 +25,7 @@ from tests.fuzz.cases import Case, Wrong
 
 NAMES = ("resnet20.fmnist", "resnet20.fmnist-w8a8", "resnet20.fmnist-w4a4_qat", "resnet32.fmnist-w2a2_qat")
 _DTYPES = (
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "F8_E4M3",
-    "I64",
-    "I32",
-    "I16",
-    "I8",
-    "U8",
-    "BOOL",
-    "U64",
-    "F4",
-    "C64",
+    *["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "I8", "U8", "BOOL", "U64", "F4", "C64"],
     "",
 )
 _VALUES: tuple[Any, ...] = (

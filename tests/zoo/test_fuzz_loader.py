@@ -193,20 +193,7 @@ def weights_case(folder: Path, original: bytes, data) -> None:
 
 
 DTYPES = [
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "F8_E4M3",
-    "I64",
-    "I32",
-    "I16",
-    "I8",
-    "U8",
-    "BOOL",
-    "U64",
-    "F4",
-    "C64",
+    *["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "I8", "U8", "BOOL", "U64", "F4", "C64"],
     "",
 ]
 

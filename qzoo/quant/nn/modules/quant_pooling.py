@@ -100,7 +100,26 @@ class QuantAvgPool1d(pooling.AvgPool1d, QuantInputMixin):
         return super().forward(self._input_quantizer(input))
 
 
-class QuantAvgPool2d(pooling.AvgPool2d, QuantInputMixin):
+class _QuantAvgPool(pooling._AvgPoolNd, QuantInputMixin):
+    def __init__(
+        self,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
+        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        self.init_quantizer(descriptor)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(self._input_quantizer(input))
+
+
+class QuantAvgPool2d(_QuantAvgPool, pooling.AvgPool2d):
     """Quantized 2-d average pooling: ``nn.AvgPool2d`` of a quantized input.
 
     Args:
@@ -112,25 +131,8 @@ class QuantAvgPool2d(pooling.AvgPool2d, QuantInputMixin):
         torch.Size([1, 3, 4, 4])
     """
 
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
-        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        self.init_quantizer(descriptor)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(self._input_quantizer(input))
-
-
-class QuantAvgPool3d(pooling.AvgPool3d, QuantInputMixin):
+class QuantAvgPool3d(_QuantAvgPool, pooling.AvgPool3d):
     """Quantized 3-d average pooling: ``nn.AvgPool3d`` of a quantized input.
 
     Args:
@@ -141,23 +143,6 @@ class QuantAvgPool3d(pooling.AvgPool3d, QuantInputMixin):
         >>> QuantAvgPool3d(2)(torch.randn(1, 3, 8, 8, 8)).shape
         torch.Size([1, 3, 4, 4, 4])
     """
-
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
-        super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-        self.init_quantizer(descriptor)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(self._input_quantizer(input))
 
 
 class _QuantAdaptiveAvgPool(pooling._AdaptiveAvgPoolNd, QuantInputMixin):
