@@ -162,40 +162,51 @@ def check(
         >>> found.agreement, found.exact
         (100.0, False)
     """
-    if images is not None and not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor [B, C, H, W], not {type(images).__name__}")
-    if images is not None and (images.dim() == 0 or images.numel() == 0):
-        raise DataError(
-            f"images of shape {list(images.shape)}: nothing to check with; give at least one image"
-        )
+    _refuse(images)
     target = target_named(target or written_for(path) or DEFAULT_TARGET).name
     runtime = runtime or _runtime_of(target)
     run = _runner(path, runtime, target)
     graph = Graph(path)
     x = _noise(graph) if images is None else images.detach().cpu()
+    given = x.to(_input_type(graph))
     simulation = copy_for(model, target)
-    found, expected = run(x.to(_input_type(graph))), _simulate(simulation, x)
+    found, expected = run(given), _simulate(simulation, x)
     if found.shape != expected.shape:
         raise ExportError(
             f"{path}: logits of shape {tuple(found.shape)}, the model's {tuple(expected.shape)}"
         )
-    a, b = found.double(), expected.double()
-    fidelity = Fidelity.of(a, b)
-    result = Check(
-        target,
-        runtime,
-        len(x),
-        agreement=fidelity.agreement,
-        sqnr_db=fidelity.sqnr_db,
-        max_difference=(a - b).abs().max().item(),
-    )
+    result = _compare(found.double(), expected.double(), target, runtime)
     if result.exact:
         return result
     layers = compare_layers(path, simulation, x, runtime)
-    as_written = None
-    if runtime == "openvino":
-        as_written = Fidelity.of(_as_written(path, x.to(_input_type(graph))).double(), b).sqnr_db
-    return replace(result, layers=layers, as_written_db=as_written)
+    if runtime != "openvino":
+        return replace(result, layers=layers)
+    as_written = Fidelity.of(_as_written(path, given).double(), expected.double())
+    return replace(result, layers=layers, as_written_db=as_written.sqnr_db)
+
+
+def _refuse(images: object) -> None:
+    """Raise TypeError or DataError for what are no images."""
+    if images is None:
+        return
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [B, C, H, W], not {type(images).__name__}")
+    if images.dim() == 0 or images.numel() == 0:
+        raise DataError(
+            f"images of shape {list(images.shape)}: nothing to check with; give at least one image"
+        )
+
+
+def _compare(found: Tensor, expected: Tensor, target: str, runtime: str) -> Check:
+    fidelity = Fidelity.of(found, expected)
+    return Check(
+        target,
+        runtime,
+        len(found),
+        agreement=fidelity.agreement,
+        sqnr_db=fidelity.sqnr_db,
+        max_difference=(found - expected).abs().max().item(),
+    )
 
 
 def _as_written(path: str | os.PathLike[str], images: Tensor) -> Tensor:
@@ -215,31 +226,46 @@ def compare_layers(
         runtime: ``"onnxruntime"`` or ``"openvino"``; for others () is returned.
     """
     graph = Graph(path)
-    modules = dict(simulation.named_modules())
-    nodes: dict[str, tuple[str, str, float, int]] = {}
-    for node in graph.of("QuantizeLinear"):
-        name, scale, zero = node.name.rpartition("/")[0], graph.scale(node), graph.zero_point(node)
-        if scale is None or zero is None or not isinstance(modules.get(name), TensorQuantizer):
-            continue
-        if scale.size != 1:
-            continue
-        if not graph.is_weight(node) and graph.int_type(node) in _INTEGERS:
-            readers = graph.readers(node)
-            last = readers[0] if [r.op_type for r in readers] == ["Clip"] else node  # to fewer than 8 bits
-            nodes[name] = last.output[0], graph.int_type(node), float(scale), int(zero)
-    if runtime not in ("onnxruntime", "openvino") or not nodes:
+    recorded = _recorded(graph, simulation)
+    if runtime not in ("onnxruntime", "openvino") or not recorded:
         return ()
     with temporary_folder() as folder:
-        copy = _with_outputs(path, [entry[:2] for entry in nodes.values()], folder)
+        copy = _with_outputs(path, [(q.output, q.kind) for q in recorded], folder)
         integers = _run_all(copy, images.to(_input_type(graph)).numpy(), runtime)
-    values = _record(simulation, list(nodes), images)
-    rows = []
-    for (name, (_, _, step, offset)), q in zip(nodes.items(), integers, strict=True):
-        if (
-            q.shape == values[name].shape
-        ):  # else quantized before the max pooling in the file, behind it in the module
-            rows.append(_difference(name, q.astype(np.int64) - offset, values[name], step))
-    return tuple(rows)
+    values = _record(simulation, [q.name for q in recorded], images)
+    return tuple(
+        _difference(q.name, found.astype(np.int64) - q.zero_point, values[q.name], q.step)
+        for q, found in zip(recorded, integers, strict=True)
+        # Else it is quantized before the max pooling in the file, behind it in the module.
+        if found.shape == values[q.name].shape
+    )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A quantizer of activations in a file, by its module path: the tensor of its integers, and how to read them."""
+
+    name: str
+    output: str
+    kind: str
+    step: float
+    zero_point: int
+
+
+def _recorded(graph: Graph, simulation: nn.Module) -> list[_Recorded]:
+    """The quantizers of activations with one scale that file and simulation have in common."""
+    modules = dict(simulation.named_modules())
+    found = {}
+    for node in graph.of("QuantizeLinear"):
+        name, scale, zero = node.name.rpartition("/")[0], graph.scale(node), graph.zero_point(node)
+        kind = graph.int_type(node)
+        if scale is None or zero is None or scale.size != 1 or kind not in _INTEGERS:
+            continue
+        if isinstance(modules.get(name), TensorQuantizer) and not graph.is_weight(node):
+            readers = graph.readers(node)
+            last = readers[0] if [r.op_type for r in readers] == ["Clip"] else node  # to fewer than 8 bits
+            found[name] = _Recorded(name, last.output[0], kind, float(scale), int(zero))
+    return list(found.values())
 
 
 def _difference(name: str, q: np.ndarray, value: Tensor, scale: float) -> LayerDifference:

@@ -73,6 +73,20 @@ def joined(d: Sketch) -> str:
     return concat(d, d.op("Exp", "image"), "image")
 
 
+def dim(d: Sketch) -> str:
+    """The batch, as a vector of one number."""
+    return d.op("Gather", d.op("Shape", "image"), d.ints(0), axis=0)
+
+
+def sizes(d: Sketch, *parts: str, kind: str = "Reshape") -> list[str]:
+    """A pooled int8 convolution, and another operator whose sizes a Concat joins."""
+    other = d.op("Exp", "image") if kind == "Reshape" else d.const(np.ones((1, 1, 8), F32))
+    return [
+        d.layer(pooled(d, d.pair("image", INT8))),
+        d.op(kind, other, d.op("Concat", *parts, axis=0)),
+    ]
+
+
 def concat(d: Sketch, *tensors: str) -> str:
     return d.op("Concat", *tensors, axis=1)
 
@@ -188,6 +202,22 @@ FORMS: dict[str, dict[str, Form]] = {
         "fixed": Form(lambda d: [d.layer(pooled(d, d.pair("image", INT8))), joined(d)], True, 2),
         "uint8": Form(lambda d: [d.layer(pooled(d, d.pair("image", U128))), joined(d)], False),
         "no Concat": Form(lambda d: d.layer(pooled(d, d.pair("image", INT8))), False),
+        "the shape of a Flatten, fixed": Form(
+            lambda d: [
+                d.layer(pooled(d, d.pair("image", INT8))),
+                d.op("Flatten", d.op("Exp", "image"), axis=2),
+            ],
+            False,
+            2,
+        ),
+        "sizes of a Reshape": Form(lambda d: sizes(d, dim(d), d.ints(-1)), False),
+        "computed sizes of a Reshape": Form(
+            lambda d: sizes(d, d.op("Mul", dim(d), d.ints(2)), d.ints(4), d.ints(-1)), True
+        ),
+        "computed sizes, fixed": Form(
+            lambda d: sizes(d, d.op("Mul", dim(d), d.ints(2)), d.ints(4), d.ints(-1)), False, 2
+        ),
+        "sizes of an Expand": Form(lambda d: sizes(d, dim(d), d.ints(1), d.ints(1), kind="Expand"), True),
         "Flatten of axis 1": Form(
             lambda d: d.op("Flatten", d.layer(pooled(d, d.pair("image", INT8))), axis=1), False
         ),

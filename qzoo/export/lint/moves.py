@@ -32,12 +32,14 @@ def _not_loaded(graph: Graph) -> Hits:
             graph.int_type(dq) != "int8"
             or graph.is_weight(dq)
             or scale is None
-            or scale.ndim
+            or scale.size != 1
             or len(dq.input) < 3
         ):
             continue
         for move in graph.readers(dq):
-            if move.op_type in _REPEATED and not any(map(_is_q, graph.sinks(move, through=CARRIED_IN_ORT))):
+            if move.op_type not in _REPEATED or len(graph.readers(move)) > 1:
+                continue
+            if not any(map(_is_q, graph.sinks(move, through=CARRIED_IN_ORT))):
                 yield (dq, move)
 
 

@@ -26,6 +26,9 @@ _MOVED = (
     *("MaxPool", "AveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Relu", "Resize", "Expand"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split"),
 )
+# From a Shape to the sizes that a Concat joins: read only, or computed with.
+_READS_SIZE = ("Gather", "Slice", "Squeeze", "Unsqueeze", "Cast", "Identity")
+_COMPUTES_SIZE = (*ARITHMETIC, "Concat", "Reshape")
 
 
 def _is_dynamic(graph: Graph) -> bool:
@@ -94,8 +97,7 @@ def _feeds_convolution(graph: Graph, q: NodeProto) -> bool:
 
 
 def _int8_moved(graph: Graph) -> Hits:
-    inner = [node for node in graph.of("Flatten") if attribute(node, "axis", 1) not in (0, 1)]
-    if not [*graph.of("Concat"), *inner]:
+    if not _has_concat(graph):
         return
     for dq in graph.of("DequantizeLinear"):
         if graph.is_weight(dq) or graph.int_type(dq) != "int8":
@@ -103,6 +105,28 @@ def _int8_moved(graph: Graph) -> Hits:
         for move in graph.readers(dq):
             layers = graph.sinks(move, through=_MOVED) if move.op_type in _MOVED else []
             yield from ((dq, move, conv) for conv in layers if conv is not None and _is_dense(graph, conv))
+
+
+def _has_concat(graph: Graph) -> bool:
+    """Whether OpenVINO has a Concat in its graph: one of the file's, or of the shape of a Flatten."""
+    inner = (attribute(node, "axis", 1) not in (0, 1) for node in graph.of("Flatten"))
+    joins = (not _is_dissolved(graph, concat) for concat in graph.of("Concat"))
+    return any(joins) or (not graph.has_fixed_inputs and any(inner))
+
+
+def _is_dissolved(graph: Graph, concat: NodeProto) -> bool:
+    """Whether it joins sizes, which OpenVINO computes at load: fixed ones, or for a Reshape as they were read."""
+    parts = [x for x in concat.input if not graph.is_constant(x)]
+    if not all(_is_size(graph, x, (*_READS_SIZE, *_COMPUTES_SIZE)) for x in parts):
+        return False
+    readers = [*graph.readers(concat), *([None] if graph.outputs & set(concat.output) else [])]
+    reshapes = all(r is not None and r.op_type == "Reshape" and r.input[1] in concat.output for r in readers)
+    return graph.has_fixed_inputs or (reshapes and all(_is_size(graph, x, _READS_SIZE) for x in parts))
+
+
+def _is_size(graph: Graph, tensor: str, through: tuple[str, ...]) -> bool:
+    maker = graph.source(tensor, through=through)
+    return maker is not None and maker.op_type in ("Shape", "Size")
 
 
 def _is_dense(graph: Graph, node: NodeProto) -> bool:
@@ -272,8 +296,9 @@ RULES = (
     Rule(
         "moved-int8",
         (OV,),
-        "int8 goes through a MaxPool, Reshape or the like into a convolution, in a graph that has a Concat (anywhere; "
-        "Flatten of axis 2 counts): OpenVINO reads the bytes as uint8, and every negative value is wrong.",
+        "int8 goes through a MaxPool, Reshape or the like into a convolution, in a graph that has a Concat anywhere "
+        "(of sizes too, where OpenVINO computes them in each run; Flatten of axis 2 makes one): OpenVINO reads "
+        "the bytes as uint8, and every negative value is wrong.",
         "Use uint8 with zero point 128: the same levels.",
         _int8_moved,
     ),
