@@ -389,7 +389,7 @@ def _evaluation(parts: list[list[_Sums]], **fidelity: Any) -> Evaluation:
     )
 
 
-class Recorded:
+class RecordedLogits:
     """Logits of an earlier pass over the same images, given out batch by batch in place of the model.
 
     Args:
@@ -397,7 +397,7 @@ class Recorded:
 
     Example:
         >>> logits = torch.cat([model(images).detach() for images, _ in loader])
-        >>> qzoo.evaluate(Recorded(logits), loader, progress=False).top1
+        >>> qzoo.evaluate(RecordedLogits(logits), loader, progress=False).top1
         93.75
     """
 
@@ -457,7 +457,7 @@ def evaluate(
             raise DistributedError(
                 f"recorded logits can't be dealt out to {group.world} processes: pass the model as reference"
             )
-        reference = Recorded(reference)
+        reference = RecordedLogits(reference)
     mine: list[_Batch] = []
     with ExitStack() as stack:
         for module in (model, reference):
@@ -467,7 +467,7 @@ def evaluate(
         total = group.share(loader)
         for _, batch in track(group.deal(loader), "evaluate", total, progress and group.first):
             mine.append(_batch(model, reference, *_labelled(batch)))
-    if isinstance(reference, Recorded):
+    if isinstance(reference, RecordedLogits):
         reference.finish()
     parts = group.gather(mine)
     batches = [batch for part in parts for batch in part]

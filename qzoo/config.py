@@ -77,7 +77,7 @@ class FloatSource:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """What a method or a recipe reached on the images that candidates were compared on: dB, and percent."""
 
     method: str
@@ -115,7 +115,7 @@ class CalibrationRecord:
     subset: str = field(metadata=_SUBSET)
     images: int
     percentile: float | None = None
-    candidates: tuple[Tried, ...] = ()
+    candidates: tuple[Trial, ...] = ()
     rounding: str = field(default="nearest", metadata=one_of(*ROUNDINGS))
     equalize: bool = field(default=False, metadata=OPTIONAL)
     bias_correction: str = field(default="none", metadata=OPTIONAL | one_of(*CORRECTIONS))

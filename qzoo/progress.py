@@ -1,4 +1,4 @@
-"""One progress bar for everything that lasts. Written to standard error; a plain line at the end off a terminal."""
+"""Show one progress bar for everything that takes time, on standard error; off a terminal, a plain line at the end."""
 
 from __future__ import annotations
 

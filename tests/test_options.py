@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qzoo.commands.arguments import given_options, option_arguments
-from qzoo.config import CalibrationRecord, Config, Tried
+from qzoo.config import CalibrationRecord, Config, Trial
 from qzoo.errors import ArgumentError, CheckpointError
 from qzoo.options import Plan, Recipe, TrainOptions, build_options, flags_of, train_options
 from qzoo.scheme import Scheme
@@ -51,9 +51,9 @@ def record(**changes: Any) -> CalibrationRecord:
     ("changes", "recipe", "best"),
     [
         ({}, Recipe(method="mse"), False),
-        ({"candidates": (Tried("mse", 1.0, 2.0),), "percentile": 99.99}, Recipe(), False),
-        ({"candidates": (Tried("mse", 1.0, 2.0),), "percentile": 60.0}, Recipe(percentile=60.0), False),
-        ({"candidates": (Tried("mse", 1.0, 2.0),), "recipe": "best"}, Recipe(method="mse"), True),
+        ({"candidates": (Trial("mse", 1.0, 2.0),), "percentile": 99.99}, Recipe(), False),
+        ({"candidates": (Trial("mse", 1.0, 2.0),), "percentile": 60.0}, Recipe(percentile=60.0), False),
+        ({"candidates": (Trial("mse", 1.0, 2.0),), "recipe": "best"}, Recipe(method="mse"), True),
         ({"smooth": True, "alpha": 0.2}, Recipe(method="mse", smooth=True, alpha=0.2), False),
     ],
 )

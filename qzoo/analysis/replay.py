@@ -1,4 +1,4 @@
-"""Runs a model again from a point within: what finished before that point is taken from memory, not computed.
+"""Run a model again from a point inside it: what finished before that point is taken from memory, not computed.
 
 For studies that change one layer at a time. Calls of submodules are told apart by their place in the tree of calls,
 so a module that is called several times (a shared ReLU) is no problem; only the outermost finished calls are kept.

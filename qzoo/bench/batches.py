@@ -1,4 +1,4 @@
-"""Labelled images that every model is measured on: the same in each pass, decoded once where they fit into memory."""
+"""Load the labelled images that models are measured on: the same in each pass, decoded once if they fit into memory."""
 
 from __future__ import annotations
 

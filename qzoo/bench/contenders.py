@@ -1,4 +1,4 @@
-"""What a benchmark measures of one network: float, int8 and peers in each runtime, each as a file to open."""
+"""Write the contenders of one network: float, int8 and peers in each runtime, each as a file to open."""
 
 from __future__ import annotations
 
@@ -86,24 +86,24 @@ def write(
             path = folder / f"{runtime}_{precision}.onnx"
             export_onnx(model, path, target=chosen.target, example=image)
             found.append(Contender(runtime, precision, "qzoo", path, path.stat().st_size))
-    others, said = _peers(found, reference, options, calibration, folder)
-    return [*found, *others], [*notes, *said]
+    others, remarks = _peers(found, reference, options, calibration, folder)
+    return [*found, *others], [*notes, *remarks]
 
 
 def _written_only(runtime: str, problem: str, quantized: nn.Module, images: Tensor, folder: Path) -> str:
     """What can be said of a file whose runtime is not here: its lint, and what it computes in ONNX Runtime."""
     path = export_onnx(quantized, folder / f"{runtime}.onnx", target="tensorrt", example=images[:1])
     findings = lint(path, "tensorrt")
-    said = f"{runtime} was not run ({problem}). Its file was written; "
-    said += f"TensorRT's rules of explicit quantization: {len(findings) or 'no'} finding(s)"
+    note = f"{runtime} was not run ({problem}). Its file was written; "
+    note += f"TensorRT's rules of explicit quantization: {len(findings) or 'no'} finding(s)"
     if rt.runtime_named("onnxruntime").missing():
-        return f"{said}; not run anywhere, as ONNX Runtime is not installed"
+        return f"{note}; not run anywhere, as ONNX Runtime is not installed"
     simulation = copy.deepcopy(quantized).cpu().eval()
     switch_target(simulation, "tensorrt")
     with torch.no_grad():
         found = Fidelity.of(rt.load(path, "onnxruntime")(images), simulation(images))
     agreement = f"{found.agreement:.2f} % top-1 agreement and {found.sqnr_db:.1f} dB with its simulation"
-    return f"{said}; in ONNX Runtime {agreement}"
+    return f"{note}; in ONNX Runtime {agreement}"
 
 
 def _peers(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qzoo import runtimes as rt
-from qzoo.accuracy import Evaluation, Recorded, evaluate
+from qzoo.accuracy import Evaluation, RecordedLogits, evaluate
 from qzoo.bench import timing
 from qzoo.bench.batches import Batches
 from qzoo.bench.contenders import Contender
@@ -58,7 +58,7 @@ class Lane:
         """Measure accuracy with all threads, and fidelity to the float model's logits, if any."""
         runtime, size = self.contender.runtime, self.contender.batch
         if reference is not None and (runtime, self.contender.precision) == ("pytorch", "float32"):
-            return evaluate(Recorded(reference), batches, reference=reference, progress=False)
+            return evaluate(RecordedLogits(reference), batches, reference=reference, progress=False)
         if (
             runtime == "torch.compile"
         ):  # which compiles anew for other threads, and for other sizes than the timed

@@ -1,4 +1,4 @@
-"""Latencies from a benchmark's report into the config of the checkpoint that was timed; its card shows them."""
+"""Record a benchmark's latencies in the config of the checkpoint that was timed, for its card."""
 
 from __future__ import annotations
 

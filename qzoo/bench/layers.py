@@ -1,4 +1,4 @@
-"""What a benchmark's page shows of single layers: sensitivity, ranges, histograms, and the time of every node."""
+"""Study the single layers for a benchmark's page: sensitivity, ranges, histograms, and the time of every node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other tools' int8 models of the same float weights, made with their best documented settings: what to compare with.
+"""Quantize the same float weights with other tools, at their best documented settings, to compare with.
 
 | peer | made by | runs in |
 |---|---|---|

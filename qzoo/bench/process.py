@@ -112,14 +112,14 @@ class Process:
     def _last_words(self, do: str) -> str:
         """Why the process has ended."""
         status = self._child.wait()
-        said = self._log.read_text(errors="replace")
-        _, expired, places = said.rpartition("Timeout (")  # what faulthandler writes at the limit
+        log = self._log.read_text(errors="replace")
+        _, expired, places = log.rpartition("Timeout (")  # what faulthandler writes at the limit
         # Any status: its watchdog reads the stack of a thread that runs on, and may crash (SIGSEGV) while it writes.
         if expired:
             innermost = " < ".join(line.strip() for line in places.splitlines() if line.startswith("  File"))
             where = innermost[:600] or "a place it could not name"
             return f"no answer to {do!r} within {self.limit:g} s; it was at {where}"
-        words = " ".join(said.split()[-60:])
+        words = " ".join(log.split()[-60:])
         return f"its process ended with status {status}; it said: {words or 'nothing'}"
 
     def close(self) -> None:

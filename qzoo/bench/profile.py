@@ -1,4 +1,4 @@
-"""Where a runtime spends its time: the nodes of the graph as the runtime runs them, each with time and precision."""
+"""Profile a model in its runtime: the nodes of the graph as the runtime runs them, each with time and precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long calls take, so that the comparison holds on a machine that is not quiet.
+"""Time calls in turns, so that the comparison holds on a machine that is not quiet.
 
 All candidates take turns, A B C A B C, so that a slow minute hits all alike; ratios compare calls of the same round.
 In its turn a candidate is called until some 20 ms have passed: single calls of a small network differ too much. CPU

@@ -1,4 +1,4 @@
-"""Image files with labels, in an order that can be cut into parts: what all folders of images share."""
+"""List image files with their labels, in an order that can be cut into parts; all folders of images share this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of ImageNet images: ``ROOT/WNID/*.JPEG``, all 1,000 classes or some of them.
+"""Read folders of ImageNet images: ``ROOT/WNID/*.JPEG``, all 1,000 classes or some of them.
 
 The class of an image is the place of its folder's WordNet id in the list of all 1,000 synsets, so that a
 folder with half of the classes still has the right labels (``torchvision.datasets.ImageFolder`` numbers the

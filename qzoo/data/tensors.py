@@ -1,4 +1,4 @@
-"""Batches out of a data set that fits in memory, augmented on whole batches: no workers, no per-image Python.
+"""Draw batches from a data set that fits in memory, augmented as whole batches: no workers, no Python for each image.
 
 Epoch ``e`` of seed ``s`` always has the same batches, so that a training resumed at an epoch's start goes
 on as if it had not been stopped.

@@ -1,4 +1,4 @@
-"""timm's training transforms, with a model's preprocessing: what ImageNet weights were, and can be, trained with.
+"""Build timm's training transforms around a model's preprocessing, as ImageNet weights are trained with them.
 
 The evaluation transform is :meth:`qzoo.preprocessing.Preprocessing.transform`, which equals timm's bit for bit.
 """

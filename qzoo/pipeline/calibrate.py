@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qzoo.config import CalibrationRecord, Tried, config_of
+from qzoo.config import CalibrationRecord, Trial, config_of
 from qzoo.distributed import Group
 from qzoo.errors import UnknownModelError
 from qzoo.pipeline.measure import finite
@@ -154,7 +154,7 @@ def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | 
         data=images.text if found.images else "none",
         subset=images.subset if found.images else "",
         images=found.images,
-        candidates=tuple(Tried(c.method, finite(c.sqnr_db), c.agreement) for c in tried),
+        candidates=tuple(Trial(c.method, finite(c.sqnr_db), c.agreement) for c in tried),
         recipe="best" if choice else "",
         held_back=choice.held_back if choice else 0,
     )

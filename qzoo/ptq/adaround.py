@@ -32,7 +32,7 @@ SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 
 
 @dataclass(frozen=True)
-class Rounded:
+class RoundingGain:
     """What rounding one layer gained.
 
     Attributes:
@@ -56,7 +56,7 @@ def adaround(
     damping: float = 0.01,
     seed: int = 0,
     progress: bool = True,
-) -> list[Rounded]:
+) -> list[RoundingGain]:
     """Round the weights of every quantized layer so that the layer's output stays close (AdaRound), in place.
 
     The weights are fixed points of their quantizers afterwards (they pack without loss), so the float model
@@ -93,7 +93,7 @@ def adaround(
 
 
 @torch.no_grad()
-def _round_layer(layer: Layer, moments: Moments, passes: int, damping: float) -> Rounded:
+def _round_layer(layer: Layer, moments: Moments, passes: int, damping: float) -> RoundingGain:
     quantizer, weight = layer.module.weight_quantizer, layer.module.weight
     bound = 2 ** (layer.bits - 1) - 1
     h = regularized(moments, damping)
@@ -118,7 +118,7 @@ def _round_layer(layer: Layer, moments: Moments, passes: int, damping: float) ->
     nearest = (rows / old_step).round().clamp(-bound, bound) * old_step
     gain = [cost_of(used - rows, covariance).sum().item() / power for used in (nearest, chosen)]
     weight.copy_(chosen.reshape(weight.shape))
-    return Rounded(layer.name, *gain)
+    return RoundingGain(layer.name, *gain)
 
 
 def regularized(moments: Moments | CrossMoments, damping: float) -> Tensor:

@@ -24,10 +24,9 @@ from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
 from qzoo.ptq.bias_correction import correct_bias
-from qzoo.ptq.collect import images_of
+from qzoo.ptq.collect import SHARE, hold_back, images_of
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import can_equalize, equalize, some
-from qzoo.ptq.held_back import SHARE, hold_back
 from qzoo.ptq.ranges import Calibration, Candidate, calibrate
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential

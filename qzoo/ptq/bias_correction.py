@@ -1,4 +1,4 @@
-"""Bias correction: takes the mean of the quantization error out of every channel.
+"""Bias correction: take the mean of the quantization error out of every channel.
 
 Paper: "Data-Free Quantization Through Weight Equalization and Bias Correction" (Nagel et al., 2019,
 arXiv:1906.04721), sections 3.2 and 4.2. Rounded weights and activations shift the mean of each output

@@ -1,4 +1,4 @@
-"""Blocks with a skip: which layer is the last before the add, and what the skip brings in that layer's units."""
+"""Find the blocks with a skip: the last layer before the add, and the skip in that layer's units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which modules ran, in which order, on which tensors: one forward pass, watched."""
+"""Watch one forward pass: which modules ran, in which order, on which tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pass over data that gathers the statistics of every quantizer of a model, whichever are switched on."""
+"""Gather the statistics of every quantizer of a model in one pass over data, whichever of them are switched on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qzoo.accuracy import evaluating, run
 from qzoo.distributed import Group
-from qzoo.errors import CalibrationError, NonFiniteError
+from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
 from qzoo.quant.nn import TensorQuantizer
@@ -24,6 +24,9 @@ from qzoo.quantizers import (
     switches_restored,
     weight_quantizers,
 )
+
+SHARE = 0.25
+"""Share of the calibration images that a choice is judged by."""
 
 
 class Statistics:
@@ -66,11 +69,11 @@ class Statistics:
         self.images += other.images
         done: set[tuple[int, int]] = set()
         for name, theirs in other._calibrators.items():
-            mine = self._calibrators.setdefault(name, theirs)
-            if mine is not theirs and (id(mine), id(theirs)) not in done:
-                done.add((id(mine), id(theirs)))
-                mine.unsigned = mine.unsigned and theirs.unsigned
-                mine.merge(theirs)
+            own = self._calibrators.setdefault(name, theirs)
+            if own is not theirs and (id(own), id(theirs)) not in done:
+                done.add((id(own), id(theirs)))
+                own.unsigned = own.unsigned and theirs.unsigned
+                own.merge(theirs)
 
     def next_batch(self, images: int) -> None:
         """Note that a batch went through; the tensors of different batches are never the same."""
@@ -82,17 +85,17 @@ class Statistics:
 
         A block's input and its skip, say, thereby share one calibrator and end with one range.
         """
-        mine = self._calibrators.get(name)
-        reference, version, theirs = self._recent.get(id(x), (lambda: None, -1, None))
-        if reference() is x and version == x._version and _alike(theirs, quantizer):
-            mine = self._calibrators.setdefault(name, theirs)
-            theirs.unsigned = theirs.unsigned and quantizer.unsigned
-            if mine is theirs:
+        own = self._calibrators.get(name)
+        reference, version, shared = self._recent.get(id(x), (lambda: None, -1, None))
+        if reference() is x and version == x._version and _alike(shared, quantizer):
+            own = self._calibrators.setdefault(name, shared)
+            shared.unsigned = shared.unsigned and quantizer.unsigned
+            if own is shared:
                 return
-        if mine is None:
-            mine = self._calibrators[name] = _calibrator(quantizer, self._histograms)
-        mine.collect(x)
-        self._recent[id(x)] = (weakref.ref(x), x._version, mine)
+        if own is None:
+            own = self._calibrators[name] = _calibrator(quantizer, self._histograms)
+        own.collect(x)
+        self._recent[id(x)] = (weakref.ref(x), x._version, own)
 
     def ranges(self, method: str, percentile: float) -> dict[str, Tensor]:
         """The range of each quantizer that saw data, by name; per channel it is always the maximum."""
@@ -179,6 +182,24 @@ def images_of(batch: Any) -> Tensor:
             f"the loader gave a {type(images).__name__}; expected batches of images, or (images, labels), as tensors"
         )
     return images
+
+
+def hold_back(loader: Iterable[Any], share: float = SHARE) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Batches to work with, and batches to judge by: the last images, at least one.
+
+    Raises:
+        CalibrationError: fewer than two images.
+        ValueError: a share outside 0 to 1.
+    """
+    if not 0 < share < 1:
+        raise ArgumentError(f"the share to hold back must be between 0 and 1, not {share}")
+    batches = [images_of(batch) for batch in loader]
+    images = torch.cat(batches) if batches else torch.zeros(0)
+    if len(images) < 2:
+        raise CalibrationError("part of the images is held back to judge by; pass at least two images")
+    count = max(1, round(len(images) * share))
+    size = len(batches[0])
+    return images[:-count].split(size), images[-count:].split(size)
 
 
 @torch.no_grad()

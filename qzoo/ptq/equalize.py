@@ -39,7 +39,7 @@ _TOLERANCE = 1e-3  # of the largest output, on the first batch
 
 
 @dataclass(frozen=True)
-class Equalized:
+class Equalization:
     """The factors [channels] that went from the layer ``reader`` into the BatchNorm of ``layer``."""
 
     layer: str
@@ -74,7 +74,7 @@ def equalize(
     *,
     statistics: Mapping[str, Channels] | None = None,
     progress: bool = True,
-) -> list[Equalized]:
+) -> list[Equalization]:
     """Equalize the channels of every pair of quantized layers with BatchNorm and ReLU between, in place.
 
     Call it on float weights, before ``calibrate``: ranges change. The float function stays the same. Pairs with
@@ -121,8 +121,8 @@ def equalize(
     return done
 
 
-def some(pairs: list[Equalized]) -> list[Equalized]:
-    """The pairs, for who has asked for equalization by name.
+def some(pairs: list[Equalization]) -> list[Equalization]:
+    """Refuse a model without pairs, where equalization was asked for by name; returns the pairs.
 
     Raises:
         CalibrationError: there are none.
@@ -197,7 +197,7 @@ def _measure(
     return found
 
 
-def _equalize(a: Layer, b: Layer, channels: _Channels) -> Equalized:
+def _equalize(a: Layer, b: Layer, channels: _Channels) -> Equalization:
     weight = b.module.weight
     top = channels.largest.max()
     # A channel that was never active gives no hint of its range, and stays.
@@ -210,7 +210,7 @@ def _equalize(a: Layer, b: Layer, channels: _Channels) -> Equalized:
     norm.bias *= factors
     shape = [-1] + [1] * (weight.dim() - 1) if b.groups > 1 else [1, -1] + [1] * (weight.dim() - 2)
     weight /= factors.reshape(shape)
-    return Equalized(a.name, b.name, factors)
+    return Equalization(a.name, b.name, factors)
 
 
 def _balance(weight: Tensor, top: Tensor, channels: _Channels) -> Tensor:

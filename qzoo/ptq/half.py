@@ -1,4 +1,4 @@
-"""Values that take half the room in a packed checkpoint: BatchNorm and the ranges of weights as float16.
+"""Round BatchNorm and the ranges of weights to float16, which takes half the room in a packed checkpoint.
 
 Beside its integer weights a small model keeps five numbers a channel: BatchNorm's four and the weight's range. In
 EfficientNet-Lite0 they are 2.5 % of the float model. A packed file stores them in float16 where that changes

@@ -21,8 +21,7 @@ from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.config import config_of
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
-from qzoo.ptq.collect import images_of
-from qzoo.ptq.held_back import SHARE, hold_back
+from qzoo.ptq.collect import SHARE, hold_back, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.ranges import calibrate
 from qzoo.quantizers import quantizers_off, set_layer_bits

@@ -1,4 +1,4 @@
-"""Means and covariances of what the weights of each layer are multiplied with."""
+"""Measure the means and covariances of each layer's inputs, as its weights are multiplied with them."""
 
 from __future__ import annotations
 

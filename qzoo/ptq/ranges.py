@@ -1,4 +1,4 @@
-"""``qzoo.calibrate``: gives every quantizer of a model its range, from one pass over a few images.
+"""``qzoo.calibrate``: find the range of every quantizer of a model in one pass over a few images.
 
 Paper: "Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation" (Wu et al., 2020,
 arXiv:2004.09602) compares per-channel maxima of weights, and maximum, percentile and entropy of activations. The

@@ -1,4 +1,4 @@
-"""Weights that give the wanted outputs from the inputs there are: ridge regression on accumulated moments."""
+"""Fit weights to the wanted outputs by ridge regression on accumulated moments."""
 
 from __future__ import annotations
 

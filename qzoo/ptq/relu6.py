@@ -1,4 +1,4 @@
-"""Whether a network stays nearly the same with a ReLU in place of every ReLU6, which equalization needs.
+"""Replace every ReLU6 by a ReLU, which equalization needs, where the network stays nearly the same.
 
 relu6(s x) is not s relu6(x), so channels before a ReLU6 can't be scaled. Nagel et al. (2019, arXiv:1906.04721) put a
 plain ReLU in its place in MobileNetV2, which loses next to nothing by it. EfficientNet-Lite0 does not bear that: 57.8 %

@@ -1,4 +1,4 @@
-"""Learned rounding, layer after layer: each layer also makes up for what the layers before it did wrong.
+"""Learned rounding, layer after layer: each layer also corrects the errors of the layers before it.
 
 Papers: "Up or Down? Adaptive Rounding for Post-Training Quantization" (Nagel et al., 2020, arXiv:2004.10568),
 section 3.3, asymmetric reconstruction: the layer's inputs are those of the quantized prefix, its wanted outputs
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError
 from qzoo.progress import track
-from qzoo.ptq.adaround import SHRINK, Rounded, cost_of, regularized, solve, step_of
+from qzoo.ptq.adaround import SHRINK, RoundingGain, cost_of, regularized, solve, step_of
 from qzoo.ptq.blocks import Block, tails_of
 from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, drawn, layers_of, rows_only
@@ -46,7 +46,7 @@ def adaround_sequential(
     folds: int = 4,
     seed: int = 0,
     progress: bool = True,
-) -> list[Rounded]:
+) -> list[RoundingGain]:
     """Round the weights of the quantized layers one after the other, each on the quantized layers before it, in place.
 
     For the target that is switched on. The float model is gone afterwards, as with ``adaround``. All images run
@@ -179,7 +179,7 @@ class _Sampler:
 
 
 @torch.no_grad()
-def _round(layer: Layer, parts: list[CrossMoments], passes: int, damping: float) -> Rounded:
+def _round(layer: Layer, parts: list[CrossMoments], passes: int, damping: float) -> RoundingGain:
     quantizer, weight = layer.module.weight_quantizer, layer.module.weight
     bound = 2 ** (layer.bits - 1) - 1
     total = sum(parts[1:], start=parts[0])
@@ -202,7 +202,7 @@ def _round(layer: Layer, parts: list[CrossMoments], passes: int, damping: float)
     power = max(total.power().sum().item(), 1e-30)
     gain = [total.error(used).sum().item() / power for used in (before, chosen)]
     weight.copy_(chosen.reshape(weight.shape))
-    return Rounded(layer.name, *gain)
+    return RoundingGain(layer.name, *gain)
 
 
 def _best_ranges(target: Tensor, largest: Tensor, bound: int, h: Tensor) -> Tensor:

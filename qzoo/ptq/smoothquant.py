@@ -29,8 +29,8 @@ _TOLERANCE = 1e-3  # of the largest output, on the first batch
 
 
 @dataclass(frozen=True)
-class Smoothed:
-    """The factors [channels] by which a LayerNorm's output was divided, and who reads it."""
+class Smoothing:
+    """The factors [channels] by which a LayerNorm's output was divided, and the layers that read it."""
 
     norm: str
     readers: tuple[str, ...]
@@ -40,7 +40,7 @@ class Smoothed:
 @torch.no_grad()
 def smooth(
     model: nn.Module, loader: Iterable[Any], *, alpha: float = ALPHA, progress: bool = True
-) -> list[Smoothed]:
+) -> list[Smoothing]:
     """Smooth the activations between LayerNorms and the linear layers that read them (SmoothQuant), in place.
 
     Call it on float weights, before ``calibrate``: ranges change, the float function does not.
@@ -124,7 +124,7 @@ def _largest(model: nn.Module, names: list[str], batches: list[Tensor], progress
     return found
 
 
-def _smooth(model: nn.Module, name: str, readers: list[str], largest: Tensor, alpha: float) -> Smoothed:
+def _smooth(model: nn.Module, name: str, readers: list[str], largest: Tensor, alpha: float) -> Smoothing:
     norm: Any = model.get_submodule(name)
     weights: list[Any] = [model.get_submodule(reader).weight for reader in readers]
     column = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
@@ -136,4 +136,4 @@ def _smooth(model: nn.Module, name: str, readers: list[str], largest: Tensor, al
         norm.bias /= factors
     for weight in weights:
         weight *= factors
-    return Smoothed(name, tuple(readers), factors)
+    return Smoothing(name, tuple(readers), factors)

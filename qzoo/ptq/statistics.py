@@ -1,4 +1,4 @@
-"""What a network's BatchNorms say about its activations, without a single image.
+"""Derive the statistics of activations from a network's BatchNorms, without a single image.
 
 Paper: "Data-Free Quantization Through Weight Equalization and Bias Correction" (Nagel et al., 2019,
 arXiv:1906.04721), section 4.2 and appendix C: behind a BatchNorm channel c has the mean beta_c and the standard

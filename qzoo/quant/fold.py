@@ -1,4 +1,4 @@
-"""Folding of BatchNorm into the layer before it, without changing a single quantized weight; and of weight
+"""Fold BatchNorm into the layer before it, without changing a single quantized weight; fold weight
 standardization into the weight.
 
 In inference BatchNorm multiplies each channel by ``g = gamma / sqrt(var + eps)`` and adds a constant. With symmetric

@@ -1,4 +1,4 @@
-"""Replacing classes of ``torch.nn`` by quantized ones while a model is built, and the ONNX export switch.
+"""Replace classes of ``torch.nn`` by quantized ones while a model is built, and the ONNX export switch.
 
 ::
 

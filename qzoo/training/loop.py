@@ -1,4 +1,4 @@
-"""``qzoo.train``: trains a module in place, float or quantized (QAT is the same loop on a calibrated model).
+"""``qzoo.train``: train a module in place, float or quantized (QAT is the same loop on a calibrated model).
 
 Every epoch ends with an atomic checkpoint in ``out`` (and, with ``save_every``, so do parts of it), batches depend
 only on seed and epoch, and torch's generator starts anew from seed, epoch and batch after each checkpoint. So a run

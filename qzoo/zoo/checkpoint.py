@@ -235,11 +235,11 @@ def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) 
             "replaced only by one that is quantized in the same way"
         )
     for name, quantizer in found.items():
-        mine, theirs = _settings(quantizer), _settings(built[name])
-        for what, value in mine.items():
-            if value != theirs[what]:
+        own, scheme = _settings(quantizer), _settings(built[name])
+        for what, value in own.items():
+            if value != scheme[what]:
                 text = f"has {value} {what}" if what == "bits" else f"has {what} {value}"
-                raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {theirs[what]}")
+                raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {scheme[what]}")
     odd: dict[str, list[str]] = {
         target.name: [
             n for n, q in found.items() if q.role and q.switches.disabled == (q.role in target.roles)

@@ -1,4 +1,4 @@
-"""Files from strangers' servers: bounded, checked before they have a name, never sent a token but by the Hub itself.
+"""Download files from untrusted servers: bounded, checked before they get a name; the token goes to the Hub alone.
 
 The client library, huggingface_hub, believes the Hub that it talks to: it makes a file's name of an ETag and a
 folder's name of a commit, writes whatever arrives, and sends the token wherever ``X-Xet-Refresh-Route`` points. So it

@@ -1,4 +1,4 @@
-"""Float weights of the user's own: a checkpoint folder that is quantized, tuned, and compared with."""
+"""Use float weights of the user's own: a checkpoint folder to quantize, to tune and to compare with."""
 
 from __future__ import annotations
 

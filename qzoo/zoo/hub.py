@@ -1,5 +1,4 @@
-"""Where checkpoints are found: in the user's store, in the package, at a pin on the Hugging Face Hub, or in any Hub
-repository.
+"""Find checkpoints: in the user's store, in the package, at a pin on the Hugging Face Hub, or in any Hub repository.
 
 Downloads go through ``huggingface_hub``, so its cache and its variables (``HF_HOME``, ``HF_ENDPOINT``,
 ``HF_TOKEN``, ``HF_HUB_OFFLINE``) are honoured. A file whose SHA-256 differs from the expected one is taken

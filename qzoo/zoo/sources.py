@@ -1,4 +1,4 @@
-"""Float weights from where their publishers keep them: sources in turn, each with its SHA-256 checked."""
+"""Fetch float weights from their publishers: one source after the other, each with its SHA-256 checked."""
 
 from __future__ import annotations
 

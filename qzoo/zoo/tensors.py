@@ -1,4 +1,4 @@
-"""Tensors into models: strict, complete, without a copy."""
+"""Assign tensors to models: strictly, completely, without a copy."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from qzoo.config import (
     FloatSource,
     Latency,
     Measurement,
-    Tried,
+    Trial,
     config_of,
     read_config,
 )
@@ -77,7 +77,7 @@ def example(**changes) -> Config:
                 "0:128",
                 128,
                 None,
-                (Tried("mse", 20.5, 98.4),),
+                (Trial("mse", 20.5, 98.4),),
             ),
             "sizes": {"model.safetensors": 5_076_184},
             "files": {"model.safetensors": "cd" * 32},

@@ -31,7 +31,7 @@ from qzoo.config import (
     FloatSource,
     Latency,
     Measurement,
-    Tried,
+    Trial,
     read_config,
 )
 from qzoo.errors import CheckpointError
@@ -73,7 +73,7 @@ TIMED = Latency("onnxruntime", "w8a8", None, 1, 1, 2.0, 3.0, 4.0, "CPU", "1", "2
 FULL = {
     "labels": "imagenet-1k",
     "float_source": FloatSource("hf:a/b/c", "1", "2" * 64, "mit"),
-    "calibration": CalibrationRecord("mse", "some", "0:9", 9, 99.9, (Tried("mse", 1.0, 2.0),), recipe="best"),
+    "calibration": CalibrationRecord("mse", "some", "0:9", 9, 99.9, (Trial("mse", 1.0, 2.0),), recipe="best"),
     "training": {"epochs": 1, "lr": 0.1, "method": "lsq", "target": "onnxruntime"},
     "metrics": (
         ROW,
@@ -267,7 +267,7 @@ FREE = {
     "Config.qzoo_version",
     "FloatSource.revision",
     "FloatSource.license",
-    "Tried.method",
+    "Trial.method",
     "CalibrationRecord.data",
     "Measurement.data",
     "Latency.machine",

@@ -1,4 +1,4 @@
-"""Choosing parameters by name, and quantizing weights in place."""
+"""Choose parameters by name, and quantize weights in place."""
 
 from __future__ import annotations
 
