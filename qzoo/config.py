@@ -249,6 +249,7 @@ class Config:
         scheme, record = self.scheme or Scheme(), self.calibration
         plan = Plan(
             edge_bits=scheme.edge_bits,
+            affine=scheme.affine,
             layer_bits=scheme.layers,
             evaluation_subset=self.metrics[0].subset or None if self.metrics else None,
         )

@@ -243,6 +243,7 @@ class BuildOptions(TypedDict, total=False):
     rounding: str | None
     bias_correction: str | None
     edge_bits: int | None
+    affine: bool | None
     drop: float | None
     layer_bits: tuple[tuple[str, int], ...] | None
     target: str | None
@@ -259,6 +260,7 @@ class Plan:
             ``recipe`` is then what it came to before.
         calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.pipeline.parts`.
         edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`; 0 is the scheme's.
+        affine: activations with a zero point where the target has them, see :class:`qzoo.scheme.Scheme`.
         drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
             :func:`qzoo.ptq.mix_precision`. 0 is without it.
         layer_bits: bits of single layers, by name: ``(("fc", 4),)``; with ``drop`` what it came to before.
@@ -285,6 +287,7 @@ class Plan:
     calibration_subset: str | None = _flag(None, "images to calibrate on", kind=str, metavar="START:STOP")
     evaluation_subset: str | None = _flag(None, "images to evaluate on", kind=str, metavar="START:STOP")
     edge_bits: int = _flag(0, "bits of the first and the last layer (default: the scheme's)")
+    affine: bool = _flag(False, "activations with a zero point, where the runtime has them")
     drop: float = _flag(
         0.0,
         "8 bits for the layers that need them, until at most DROP %% of held-back images change top-1",
@@ -313,7 +316,8 @@ class Plan:
     def scheme(self, text: str) -> Scheme:
         """The scheme of a name such as ``"w4a8"``, with the bits of layers and the target."""
         layers = () if self.drop else self.layer_bits
-        return replace(Scheme.parse(text, self.target), edge_bits=self.edge_bits, layers=layers)
+        parsed = Scheme.parse(text, self.target)
+        return replace(parsed, edge_bits=self.edge_bits, affine=self.affine, layers=layers)
 
     def changed(self, options: Mapping[str, Any]) -> Plan:
         """Copy the plan with other values, see :class:`BuildOptions`.

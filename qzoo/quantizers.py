@@ -176,7 +176,8 @@ def adopt(
 ) -> TensorQuantizer:
     """Adopt a quantizer into a scheme: give it a role, and switch it as the scheme's target wants.
 
-    From then on it refuses to run without a calibrated range.
+    From then on it refuses to run without a calibrated range. Of an affine scheme, activations that may be negative
+    get a range of two ends.
 
     Args:
         scheme: bits and target.
@@ -195,6 +196,8 @@ def adopt(
     if role not in ROLES:
         raise ArgumentError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
     quantizer.role, quantizer.nonnegative, quantizer.dynamic = role, nonnegative, False
+    one_range = quantizer.axis is None and quantizer.block is None and isinstance(quantizer.num_bits, int)
+    quantizer.two_ended = scheme.affine and role != "weight" and not nonnegative and one_range
     _switch(quantizer, TARGETS[scheme.target])
     return quantizer
 
@@ -298,6 +301,7 @@ def _switch(quantizer: TensorQuantizer, target: Target) -> None:
         quantizer.disable()
     if quantizer.role != "weight":
         quantizer.unsigned = quantizer.nonnegative and target.unsigned
+        quantizer.affine = quantizer.two_ended and target.affine
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class Target:
         roles: quantizers with another role are off.
         unsigned: non-negative activations are uint8 with zero point 0 (ONNX Runtime drops a ReLU only then);
             False keeps them int8, as TensorRT demands.
+        affine: activations may have a zero point; of a scheme with ``affine`` the other activations then do. TensorRT
+            demands zero points of 0.
 
     Example:
         >>> from qzoo.scheme import TARGETS
@@ -51,14 +53,15 @@ class Target:
     name: str
     roles: frozenset[str]
     unsigned: bool
+    affine: bool
 
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("tensorrt", frozenset({"input", "weight", "residual"}), unsigned=False),
-        Target("onnxruntime", frozenset(ROLES), unsigned=True),
-        Target("openvino", frozenset(ROLES) - {"branch"}, unsigned=True),
+        Target("tensorrt", frozenset({"input", "weight", "residual"}), unsigned=False, affine=False),
+        Target("onnxruntime", frozenset(ROLES), unsigned=True, affine=True),
+        Target("openvino", frozenset(ROLES) - {"branch"}, unsigned=True, affine=True),
     )
 }
 
@@ -68,7 +71,7 @@ class Scheme:
     """Bits of weights and activations, and the target whose placement is simulated.
 
     Weights have one symmetric narrow range (-127..127 at 8 bits) per output channel, so that BatchNorm folds
-    exactly; activations one range per tensor. ``str(Scheme(8, 8)) == "w8a8"``.
+    exactly; activations one range per tensor, symmetric around zero if not ``affine``. ``str(Scheme(8, 8)) == "w8a8"``.
 
     Attributes:
         weight_format: "int", or "e4m3" or "e5m2": 8-bit floats, ``"w8e4m3a8"``.
@@ -78,6 +81,9 @@ class Scheme:
             logits); 0 is 8 where activations have fewer than 8, else the bits of the other layers.
         layers: mixed precision: ``(name, bits)`` of single layers, such as ``("layer1.0.conv1", 8)``. Their weights
             have these bits, their inputs at least as many (:func:`qzoo.quantizers.set_layer_bits`).
+        affine: activations that may be negative have a range of two ends and a zero point, at targets that have
+            zero points; the symmetric range is kept beside it for the others. For networks with SiLU, hard-swish or
+            GELU, of whose outputs few are below zero.
 
     Example:
         >>> qzoo.Scheme.parse("w4a8").weight_bits
@@ -93,6 +99,7 @@ class Scheme:
     group: int = field(default=0, metadata=OPTIONAL)
     edge_bits: int = field(default=0, metadata=OPTIONAL)
     layers: tuple[tuple[str, int], ...] = field(default=(), metadata=OPTIONAL)
+    affine: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):

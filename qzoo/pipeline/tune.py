@@ -26,7 +26,7 @@ from qzoo.registry import architecture, parse_name
 from qzoo.scheme import Scheme
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
 from qzoo.zoo.floats import fresh, quantized_from, reference_of
-from qzoo.zoo.tensors import assign_state
+from qzoo.zoo.tensors import assign_state, is_range
 
 TARGET = "onnxruntime"  # non-negative activations are unsigned: at 4 bits, 15 levels instead of 7
 DEFAULTS = TrainOptions(epochs=4, lr=0.001)
@@ -124,7 +124,7 @@ def _start(
         return _named(model, named), teacher, began
     config = dataclasses.replace(fresh(config, name), scheme=scheme)
     other = empty_model(config, scheme)
-    weights = ((key, value) for key, value in model.state_dict().items() if not key.endswith("._amax"))
+    weights = ((key, value) for key, value in model.state_dict().items() if not is_range(key))
     assign_state(other, weights, str(start))
     return other, teacher, began
 

@@ -16,7 +16,7 @@ from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
-from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn import Range, TensorQuantizer
 from qzoo.quantizers import (
     device_of,
     name_quantizers,
@@ -97,9 +97,9 @@ class Statistics:
         own.collect(x)
         self._recent[id(x)] = (weakref.ref(x), x._version, own)
 
-    def ranges(self, method: str, percentile: float) -> dict[str, Tensor]:
+    def ranges(self, method: str, percentile: float) -> dict[str, Range]:
         """The range of each quantizer that saw data, by name; per channel it is always the maximum."""
-        computed: dict[int, Tensor] = {}
+        computed: dict[int, Range] = {}
         for calibrator in self._calibrators.values():
             if id(calibrator) in computed:
                 continue
@@ -111,18 +111,25 @@ class Statistics:
                 # A percentile of nearly all zeros is zero and would erase what is left.
                 amax = largest if amax is not None and amax.item() == 0 else amax
             if amax is not None:
-                computed[id(calibrator)] = amax
+                computed[id(calibrator)] = Range(
+                    amax, calibrator.compute_limits(method, percentile=percentile)
+                )
         return {name: computed[id(c)] for name, c in self._calibrators.items() if id(c) in computed}
 
 
 def _calibrator(quantizer: TensorQuantizer, histograms: bool) -> Any:
     if histograms and quantizer.axis is None and quantizer.block is None:
-        return HistogramCalibrator(quantizer.num_bits, None, quantizer.unsigned, any_order=True)
-    return MaxCalibrator(quantizer.num_bits, quantizer.axis, quantizer.unsigned)
+        return HistogramCalibrator(
+            quantizer.num_bits, None, quantizer.unsigned, any_order=True, two_ended=quantizer.two_ended
+        )
+    return MaxCalibrator(
+        quantizer.num_bits, quantizer.axis, quantizer.unsigned, two_ended=quantizer.two_ended
+    )
 
 
 def _alike(calibrator: Any, quantizer: TensorQuantizer) -> bool:
-    return bool(calibrator.num_bits == quantizer.num_bits and calibrator.axis == quantizer.axis)
+    mine = (quantizer.num_bits, quantizer.axis, quantizer.two_ended)
+    return bool((calibrator.num_bits, calibrator.axis, calibrator.two_ended) == mine)
 
 
 class _Tap:

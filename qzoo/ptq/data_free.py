@@ -70,8 +70,10 @@ def calibrate_data_free(
         some(equalize(model, [image], statistics=known, progress=False))
         known = batchnorm_statistics(model, inputs, image, sigmas)
     weights = weight_ranges(model)
-    ranges = {name: known[name].amax() for name in quantizers if name in known}
-    for name, amax in {**ranges, **weights}.items():
+    for name, channels in known.items():
+        if name in quantizers:
+            quantizers[name].set_range(channels.amax(), channels.limits())
+    for name, amax in weights.items():
         quantizers[name].set_range(amax)
     if correct:
         for layer in layers_of(model, image):

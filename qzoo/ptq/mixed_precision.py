@@ -24,6 +24,7 @@ from qzoo.progress import track
 from qzoo.ptq.collect import SHARE, hold_back, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.ranges import calibrate
+from qzoo.quant.nn import Range
 from qzoo.quantizers import quantizers_off, set_layer_bits
 
 
@@ -63,7 +64,7 @@ def raise_bits(
     bits: int = 8,
     agreement: float = 99.0,
     sqnr_db: float = 0.0,
-    inputs: Mapping[str, Tensor] | None = None,
+    inputs: Mapping[str, Range] | None = None,
     progress: bool = True,
 ) -> Raised:
     """Raise the bits of the most sensitive layers, in place, until both targets are met.
@@ -173,8 +174,8 @@ def mix_precision(
     every = replace(config.scheme, layers=tuple((name, bits) for name in names))
     for candidate in (low, set_layer_bits(high, every)):
         calibrate(candidate, fit, method="mse", progress=progress)
-    ranges = {layer.name: _input(layer).amax for layer in layers_of(high, fit[0][:1])}
-    inputs = {name: amax for name, amax in ranges.items() if amax is not None}
+    ranges = {layer.name: _input(layer).range for layer in layers_of(high, fit[0][:1])}
+    inputs = {name: found for name, found in ranges.items() if found is not None}
     found = raise_bits(low, check, bits=bits, agreement=100 - drop, inputs=inputs, progress=progress)
     if not found.met:
         raise CalibrationError(
@@ -223,28 +224,34 @@ def _noise(
     return noise
 
 
-def _raise(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) -> None:
+def _raise(layers: list[Layer], bits: int, inputs: Mapping[str, Range] | None) -> None:
     for layer in layers:
         weight, before = layer.module.weight_quantizer, _input(layer)
         weight.num_bits = max(bits, layer.bits)
         if inputs is not None and layer.name in inputs and before.num_bits < bits:
             before.num_bits = bits
-            before.set_range(inputs[layer.name])
+            before.set_range(*inputs[layer.name])
 
 
 @contextmanager
-def _raised(layers: list[Layer], bits: int, inputs: Mapping[str, Tensor] | None) -> Iterator[None]:
+def _raised(layers: list[Layer], bits: int, inputs: Mapping[str, Range] | None) -> Iterator[None]:
     """The layers' bits are raised within, and as before afterwards."""
     quantizers = [q for layer in layers for q in (layer.module.weight_quantizer, _input(layer))]
-    before = [(q, q.num_bits, None if q.amax is None else q.amax.clone()) for q in quantizers]
+    before = [(q, q.num_bits, _copy(q.range)) for q in quantizers]
     try:
         _raise(layers, bits, inputs)
         yield
     finally:
-        for quantizer, own, amax in before:
+        for quantizer, own, known in before:
             quantizer.num_bits = own
-            if amax is not None:
-                quantizer.set_range(amax)
+            if known is not None:
+                quantizer.set_range(*known)
+
+
+def _copy(known: Range | None) -> Range | None:
+    if known is None:
+        return None
+    return Range(known.amax.clone(), None if known.limits is None else known.limits.clone())
 
 
 def _logits(model: nn.Module, batches: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
@@ -20,6 +20,7 @@ from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
 from qzoo.options import PERCENTILE, RANGES
 from qzoo.progress import track
 from qzoo.ptq.collect import collect, images_of, weight_ranges
+from qzoo.quant.nn import Range
 from qzoo.quantizers import device_of, quantizers_off, require_quantizers
 
 
@@ -82,7 +83,7 @@ def calibrate(
     progress: bool = True,
     group: Group | None = None,
 ) -> Calibration:
-    """Calibrate a model: set the range (amax) of every quantizer, in place.
+    """Calibrate a model: set the range (amax, and both ends of an affine one) of every quantizer, in place.
 
     One pass of the float model serves all methods. Weights have the exact maximum of each channel whatever
     the method; the method is for activations. Quantizers of every role get a range whatever the target, so
@@ -127,19 +128,20 @@ def calibrate(
     weights = weight_ranges(model)
     statistics = collect(model, loader, histograms=method != "max", progress=progress, group=group)
     methods = RANGES if method == "auto" else (method,)
-    ranges = {m: {**statistics.ranges(m, percentile), **weights} for m in methods}
+    of_weights = {name: Range(amax) for name, amax in weights.items()}
+    ranges = {m: {**statistics.ranges(m, percentile), **of_weights} for m in methods}
     candidates: tuple[Candidate, ...] = ()
     compared = 0
     if method == "auto":
-        before = {name: quantizer.amax for name, quantizer in quantizers.items()}
+        before = {name: quantizer.range for name, quantizer in quantizers.items()}
         try:
             compared, candidates = _compare(
                 model, ranges, loader if select_loader is None else select_loader, progress, group
             )
         except BaseException:
-            _apply(model, {name: amax for name, amax in before.items() if amax is not None})
-            for name, amax in before.items():
-                if amax is None:
+            _apply(model, {name: known for name, known in before.items() if known is not None})
+            for name, known in before.items():
+                if known is None:
                     quantizers[name].reset_amax()
             raise
         method = candidates[0].method
@@ -148,16 +150,16 @@ def calibrate(
     return Calibration(method, statistics.images, used, compared, candidates)
 
 
-def _apply(model: nn.Module, ranges: dict[str, Tensor]) -> None:
+def _apply(model: nn.Module, ranges: dict[str, Range]) -> None:
     quantizers = require_quantizers(model)
-    for name, amax in ranges.items():
-        quantizers[name].set_range(amax)
+    for name, found in ranges.items():
+        quantizers[name].set_range(*found)
 
 
 @torch.no_grad()
 def _compare(
     model: nn.Module,
-    ranges: dict[str, dict[str, Tensor]],
+    ranges: dict[str, dict[str, Range]],
     loader: Iterable[Any],
     progress: bool,
     group: Group,
@@ -172,8 +174,8 @@ def _compare(
             with quantizers_off(model):
                 expected = output_of(model, x)
             found = {}
-            for name, amax in ranges.items():
-                _apply(model, amax)
+            for name, chosen in ranges.items():
+                _apply(model, chosen)
                 found[name] = Fidelity.of(output_of(model, x), expected)
             mine.append(found)
     batches = [batch for part in group.gather(mine) for batch in part]

@@ -44,6 +44,10 @@ class Channels:
         """The range of the tensor, 0-d float32."""
         return torch.maximum(self.low.abs(), self.high.abs()).max().float()
 
+    def limits(self) -> Tensor:
+        """Both ends of the tensor's range, float32 ``[2]``; zero is within."""
+        return torch.stack([self.low.min().clamp(max=0), self.high.max().clamp(min=0)]).float()
+
     def clipped(self, low: float, high: float) -> Channels:
         """After ``clamp(low, high)`` of a normal distribution."""
         mean, variance = clipped_normal(self.mean, self.variance.sqrt(), low, high)

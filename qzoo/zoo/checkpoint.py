@@ -25,7 +25,7 @@ from qzoo.registry import architecture
 from qzoo.scheme import TARGETS, Scheme, with_target
 from qzoo.version import __version__
 from qzoo.zoo import hub, packing
-from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, expected_tensors, range_fits
+from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, expected_tensors, is_range, range_fits
 
 
 def save_pretrained(
@@ -213,8 +213,8 @@ def _unpacked(
 
 def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
     """Refuse what would not load again: tensors that the config's architecture has not, or of other shapes."""
-    found = {key: list(value.shape) for key, value in model.state_dict().items() if "_amax" not in key}
-    wanted = {key: list(value.shape) for key, value in built.state_dict().items() if "_amax" not in key}
+    found = {key: list(value.shape) for key, value in model.state_dict().items() if not is_range(key)}
+    wanted = {key: list(value.shape) for key, value in built.state_dict().items() if not is_range(key)}
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise CheckpointError(
@@ -260,6 +260,7 @@ def _settings(quantizer: TensorQuantizer) -> dict[str, object]:
         "axis": quantizer.axis,
         "blocks": quantizer.block,
         "narrow_range": quantizer.narrow_range,
+        "two_ended": quantizer.two_ended,
         "role": quantizer.role or "none",
     }
 

@@ -16,7 +16,7 @@ _SHOWN = 8
 
 
 def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
-    """Every quantizer that a target may switch on has a finite, non-negative range.
+    """Every quantizer that a target may switch on has a finite, non-negative range; a two-ended one both ends.
 
     Args:
         enabled_only: demand one only of the quantizers that are on.
@@ -31,6 +31,7 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
         raise CheckpointError(
             f"no range (amax) in {listed(missing)}; run qzoo.calibrate(model, loader) first"
         )
+    _check_limits({name: found[name] for name in wanted if found[name].two_ended})
     ranges = {name: q.amax for name, q in found.items() if q.amax is not None}
     if not ranges:
         return
@@ -39,6 +40,30 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
     if not bool((torch.isfinite(flat) & (flat >= 0)).all()):
         bad = [name for name, a in ranges.items() if not bool((torch.isfinite(a) & (a >= 0)).all())]
         raise CheckpointError(f"the range (amax) of {listed(bad)} is negative, infinite or NaN")
+
+
+def _check_limits(two_ended: Mapping[str, TensorQuantizer]) -> None:
+    missing = [name for name, q in two_ended.items() if q.limits is None]
+    if missing:
+        raise CheckpointError(
+            f"no ends of the range (limits) in {listed(missing)}, which an affine scheme needs; run "
+            "qzoo.calibrate(model, loader) first"
+        )
+    bad = [name for name, q in two_ended.items() if not _in_order(q.limits)]
+    if bad:
+        raise CheckpointError(
+            f"the ends of the range (limits) of {listed(bad)} are out of order, infinite or NaN"
+        )
+
+
+def _in_order(limits: Tensor | None) -> bool:
+    low, high = [0.0, 0.0] if limits is None else limits.tolist()
+    return math.isfinite(low) and math.isfinite(high) and low <= high
+
+
+def is_range(key: str) -> bool:
+    """Whether a key of a state dict is the range of a quantizer, which exists only once it is known."""
+    return key.rpartition(".")[2] in ("_amax", "_limits")
 
 
 def check_plain(state: Mapping[str, Tensor], where: str) -> None:
@@ -62,7 +87,7 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
     """
     bad = []
     for key, tensor in state.items():
-        if not tensor.is_floating_point() or not tensor.numel() or key.endswith("_amax"):
+        if not tensor.is_floating_point() or not tensor.numel() or is_range(key):
             continue
         low, high = (float(end) for end in torch.aminmax(tensor.detach().float()))  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)) or (key.endswith("running_var") and low < 0):
@@ -133,6 +158,8 @@ def expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch
     found = {key: (tuple(value.shape), value.dtype) for key, value in model.state_dict().items()}
     named = {q: f"{name}._amax" for name, q in quantizers(model).items()}
     found.update(dict.fromkeys(named.values(), ((), torch.float32)))
+    two_ended = [f"{name}._limits" for name, q in quantizers(model).items() if q.two_ended]
+    found.update(dict.fromkeys(two_ended, ((2,), torch.float32)))
     for weight, quantizer in weight_quantizers(model).values():
         found[named[quantizer]] = (_range_shape(weight, quantizer), torch.float32)
     return found

@@ -16,12 +16,16 @@ class _Calibrator:
         num_bits: bits of the quantizer, an int or ``(4, 3)``.
         axis: the axes that keep a range of their own.
         unsigned: whether the quantizer is unsigned.
+        two_ended: whether it keeps both ends of the range, see ``compute_limits``.
     """
 
-    def __init__(self, num_bits: Bits, axis: Axis | list[int], unsigned: bool) -> None:
+    def __init__(
+        self, num_bits: Bits, axis: Axis | list[int], unsigned: bool, two_ended: bool = False
+    ) -> None:
         self._num_bits = num_bits
         self._axis = axis
         self._unsigned = unsigned
+        self._two_ended = two_ended
 
     @property
     def num_bits(self) -> Bits:
@@ -41,6 +45,11 @@ class _Calibrator:
     @unsigned.setter
     def unsigned(self, value: bool) -> None:
         self._unsigned = value
+
+    @property
+    def two_ended(self) -> bool:
+        """Whether it keeps both ends of the range."""
+        return self._two_ended
 
     def collect(self, x: torch.Tensor) -> None:
         """Take the statistics of one batch."""

@@ -71,7 +71,7 @@ class HistogramCalibrator(_Calibrator):
         any_order: bool = False,
         two_ended: bool = False,
     ) -> None:
-        super().__init__(num_bits, axis, unsigned)
+        super().__init__(num_bits, axis, unsigned, two_ended)
         if axis is not None:
             raise NotImplementedError(
                 f"Calibrator histogram collection only supports per tensor scaling, not axis={axis}; "
@@ -85,7 +85,6 @@ class HistogramCalibrator(_Calibrator):
         self._skip_zeros = skip_zeros
         self._torch_hist = torch_hist
         self._any_order = any_order
-        self._two_ended = two_ended
         self.reset()
 
     def reset(self) -> None:

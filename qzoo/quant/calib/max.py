@@ -40,11 +40,10 @@ class MaxCalibrator(_Calibrator):
         track_amax: bool = False,
         two_ended: bool = False,
     ) -> None:
-        super().__init__(num_bits, axis, unsigned)
+        super().__init__(num_bits, axis, unsigned, two_ended)
         if two_ended and axis is not None:
             raise ArgumentError(f"two ends of a range are kept per tensor only, not with axis={axis}")
         self._track_amax = track_amax
-        self._two_ended = two_ended
         self._ends: torch.Tensor | None = None  # [lowest, highest]
         self._amaxs: list[np.ndarray] = []
         self._calib_amax: torch.Tensor | None = None

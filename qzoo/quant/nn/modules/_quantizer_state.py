@@ -36,7 +36,19 @@ class Switches(NamedTuple):
 
 
 class Range(NamedTuple):
-    """What a quantizer knows of its range: the largest magnitude and, where it is two-ended, both ends ``[2]``."""
+    """Range of a quantizer: the largest magnitude and, where it is two-ended, both ends.
+
+    Attributes:
+        amax: float32, 0-d or broadcastable to what is quantized.
+        limits: ``[low, high]`` in float32, or None.
+
+    Example:
+        >>> from qzoo.quant import QuantDescriptor
+        >>> quantizer = TensorQuantizer(QuantDescriptor(affine=True))
+        >>> quantizer.set_range(*Range(torch.tensor(3.0), torch.tensor([-0.3, 3.0])))
+        >>> quantizer.zero_point
+        23
+    """
 
     amax: torch.Tensor
     limits: torch.Tensor | None = None
@@ -60,7 +72,7 @@ class QuantizerState(nn.Module):
     _unsigned: bool
     _narrow_range: bool
     _affine: bool
-    two_ended: bool
+    _two_ended: bool
     _fake_quant: bool
     _learn_amax: bool
     _scale: Any
@@ -99,6 +111,22 @@ class QuantizerState(nn.Module):
     @narrow_range.setter
     def narrow_range(self, value: bool) -> None:
         self._narrow_range = value
+
+    @property
+    def two_ended(self) -> bool:
+        """Whether it keeps both ends of its range, ``limits``, beside ``amax``; ``affine`` says which count."""
+        return self._two_ended
+
+    @two_ended.setter
+    def two_ended(self, value: bool) -> None:
+        if value != self._two_ended:
+            self._two_ended = value
+            self._affine = self._affine and value
+            self._buffers.pop("_limits", None)
+            self._calibrator = self._new_calibrator()
+
+    def _new_calibrator(self) -> Any:
+        raise NotImplementedError
 
     @property
     def affine(self) -> bool:
@@ -343,6 +371,8 @@ class QuantizerState(nn.Module):
     ) -> None:
         for key in _RANGE_BUFFERS:
             saved = state_dict.get(prefix + key)
+            if key == "_limits" and not self._two_ended:
+                continue  # a range of one number has no use for them: an unexpected key
             if saved is None:
                 if key in self._buffers:
                     logger.error("%s%s is in the module but not in the state_dict", prefix, key)

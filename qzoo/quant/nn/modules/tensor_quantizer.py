@@ -14,13 +14,13 @@ from qzoo.quant import calib, ops
 from qzoo.quant.descriptor import FLOAT_FORMATS, Axis, Bits, QuantDescriptor
 from qzoo.quant.nn.modules import _quantizer_export as export
 from qzoo.quant.nn.modules._quantizer_repr import describe
-from qzoo.quant.nn.modules._quantizer_state import QuantizerState
+from qzoo.quant.nn.modules._quantizer_state import QuantizerState, Range
 from qzoo.quant.nn.modules.clip import Clip
 from qzoo.quant.ops.schema import require_real, require_tensor
 from qzoo.quant.tensor_quant import check_amax, check_nonnegative, is_traced, tensor_quant
 from qzoo.quant.utils.reduce_amax import normalize_axes, reduce_amax
 
-__all__ = ["TensorQuantizer"]
+__all__ = ["Range", "TensorQuantizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,6 @@ class TensorQuantizer(QuantizerState):
     Attributes beyond the contract, plain values that no state dict holds:
         role: what the quantizer is for in its model, such as ``"residual"``; the zoo's targets switch by it.
         nonnegative: its input is never below zero.
-        two_ended: it was made with ``affine=True``: it collects both ends of its range, ``limits``, beside ``amax``.
-            Which of them counts, the switch ``affine`` says.
         dynamic: without a range, True takes each tensor's own; False raises MissingRangeError.
         name: its place in the model, for error messages.
 
@@ -89,7 +87,7 @@ class TensorQuantizer(QuantizerState):
         self._learn_amax = quant_desc.learn_amax
         self._unsigned = quant_desc.unsigned
         self._narrow_range = quant_desc.narrow_range
-        self.two_ended = self._affine = quant_desc.affine
+        self._two_ended = self._affine = quant_desc.affine
         self._scale: Any = None if not quant_desc.fake_quant else 1.0
         self._disabled = disabled
         self._if_quant = if_quant
@@ -104,10 +102,12 @@ class TensorQuantizer(QuantizerState):
             self.enable_clip()
         if if_clip:
             self.enable_clip()
-        kind = calib.MaxCalibrator if quant_desc.calib_method == "max" else calib.HistogramCalibrator
-        self._calibrator: Any = kind(
-            self._num_bits, self._calib_axis(), self._unsigned, two_ended=self.two_ended
-        )
+        self._calib_method = quant_desc.calib_method
+        self._calibrator: Any = self._new_calibrator()
+
+    def _new_calibrator(self) -> Any:
+        kind = calib.MaxCalibrator if self._calib_method == "max" else calib.HistogramCalibrator
+        return kind(self._num_bits, self._calib_axis(), self._unsigned, two_ended=self._two_ended)
 
     def _calib_axis(self) -> Axis:
         # Naming the axis of the blocks makes the histogram calibrator refuse, as it does for channels.
