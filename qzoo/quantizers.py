@@ -103,7 +103,8 @@ def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantiz
     return {
         f"{name}.weight" if name else "weight": (module.weight, quantizer)
         for name, module in model.named_modules()
-        if (quantizer := weight_quantizer_of(module)) is not None and isinstance(module.weight, Tensor)
+        if (quantizer := weight_quantizer_of(module)) is not None
+        and isinstance(getattr(module, "weight", None), Tensor)
     }
 
 
