@@ -161,14 +161,7 @@ class OnnxFile:
             size = batch or batch_for(file.preprocessing)
             images, said = images_of_file(file, name, data, source.subset)
             notes += [f"{name}: {said}"] if said else []
-            loader = load_data(
-                file.preprocessing,
-                file.labels,
-                data,
-                split=images.split,
-                subset=images.subset,
-                batch_size=size,
-            )
+            loader = images.load(file, data, batch_size=size)
         else:
             notes.append(
                 f"{name}: timed on noise, without images; --data names a folder to measure accuracy on"

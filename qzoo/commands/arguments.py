@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import Field
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,12 @@ def data_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--subset", metavar="START:STOP", help="part of the images, in a fixed shuffled order")
 
 
+def reference_argument(sub: argparse.ArgumentParser) -> None:
+    """``--float`` of what is measured against a float model."""
+    text = "the float model to compare with: its folder or name, of an ONNX file another one"
+    sub.add_argument("--float", dest="float_weights", help=text)
+
+
 def dataset_argument(sub: argparse.ArgumentParser, default: str = "what the weights are for") -> None:
     """``--dataset``."""
     sub.add_argument("--dataset", choices=list(DATA_SETS), default="", help=f"default: {default}")
@@ -146,6 +152,12 @@ def given_options(args: argparse.Namespace, options: Mapping[str, Field[Any]]) -
     given = {name: value for name in options if (value := getattr(args, name, None)) is not None}
     pairs = {name: _layer_bits(given[name]) for name in given if options[name].metadata["kind"] is tuple}
     return {**given, **pairs}
+
+
+def given_fields(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The values of a job that a command has arguments for; what its fields are called, they are called."""
+    known = [f.name for f in fields(kind) if hasattr(args, f.name)]
+    return {**{name: getattr(args, name) for name in known}, "progress": not args.quiet}
 
 
 def _layer_bits(texts: list[str]) -> tuple[tuple[str, int], ...]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import checkpoint_folder, data_arguments, positive
+from qzoo.commands.arguments import checkpoint_folder, data_arguments, positive, reference_argument
 
 
 def register(add: Add) -> None:
@@ -22,11 +22,7 @@ def register(add: Add) -> None:
         "--threads is the number that a timed call may use (default: 1); accuracy is measured with all."
     )
     data_arguments(sub)
-    sub.add_argument(
-        "--float",
-        dest="float_weights",
-        help="the float model to compare with: its folder or name, of an ONNX file another one",
-    )
+    reference_argument(sub)
     sub.add_argument(
         "--runtimes",
         nargs="+",

@@ -9,6 +9,7 @@ from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
     checkpoint_folder,
     dataset_argument,
+    given_fields,
     given_options,
     option_arguments,
     workers_argument,
@@ -79,17 +80,8 @@ def _run(args: argparse.Namespace) -> int:
     with joined(device=args.device) as group:
         if group.world > 1:
             raise ArgumentError("build is one process; torchrun is for calibrate, evaluate and train")
-        job = BuildJob(
-            data=args.data,
-            dataset=args.dataset,
-            workers=args.workers,
-            device=group.device,
-            onnx=() if args.no_onnx else tuple(args.onnx),
-            out=args.out,
-            runs=args.runs,
-            again=args.again,
-            progress=not args.quiet,
-        )
+        onnx = () if args.no_onnx else tuple(args.onnx)
+        job = BuildJob(**{**given_fields(args, BuildJob), "device": group.device, "onnx": onnx})
         if args.all:
             failed = build_all(job, qat=args.qat)
             if failed:

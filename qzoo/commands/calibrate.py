@@ -10,6 +10,7 @@ from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
     checkpoint_folder,
     dataset_argument,
+    given_fields,
     given_options,
     option_arguments,
     process_arguments,
@@ -40,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.pipeline.summary import summary
 
     plan = Plan(calibration_subset=args.subset).changed(given_options(args, _OPTIONS))
-    job = Job(data=args.data, dataset=args.dataset, out=args.out, progress=not args.quiet)
+    job = Job(**given_fields(args, Job))
     with joined(args.timeout, args.device) as group:
         plan = replace(plan, float_weights=checkpoint_folder(args.float_weights))
         done = calibrate_checkpoint(args.name, plan, job, group=group)

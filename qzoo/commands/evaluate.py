@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
@@ -12,6 +13,7 @@ from qzoo.commands.arguments import (
     dataset_argument,
     positive,
     process_arguments,
+    reference_argument,
     workers_argument,
 )
 from qzoo.errors import ArgumentError, one_line
@@ -29,11 +31,7 @@ def register(add: Add) -> None:
     )
     dataset_argument(sub)
     data_arguments(sub)
-    sub.add_argument(
-        "--float",
-        dest="float_weights",
-        help="the float model to compare with: its folder or name, of an ONNX file another one",
-    )
+    reference_argument(sub)
     sub.add_argument(
         "--batch-size",
         type=positive,
@@ -59,7 +57,7 @@ def _run_file(args: argparse.Namespace) -> int:
     import torch
 
     import qzoo
-    from qzoo.data import batch_for, load_data
+    from qzoo.data import batch_for
     from qzoo.deployment import any_batch, load
     from qzoo.distributed import joined
     from qzoo.export.described import described, is_onnx
@@ -75,15 +73,9 @@ def _run_file(args: argparse.Namespace) -> int:
             batch = described(args.float_weights).batch
             reference = any_batch(load(args.float_weights, "onnxruntime", threads), batch)
         images, said = images_of_file(file, args.name, args.data, args.subset)
-        loader = load_data(
-            file.preprocessing,
-            args.dataset or file.labels,
-            args.data,
-            split=images.split,
-            subset=images.subset,
-            batch_size=args.batch_size or file.batch or batch_for(file.preprocessing),
-            workers=args.workers,
-        )
+        named = replace(file, labels=args.dataset or file.labels)
+        size = args.batch_size or file.batch or batch_for(file.preprocessing)
+        loader = images.load(named, args.data, batch_size=size, workers=args.workers)
         run = any_batch(load(args.name, runtime, threads), file.batch)
         result = qzoo.evaluate(run, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:

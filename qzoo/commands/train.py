@@ -11,6 +11,7 @@ from qzoo.commands.arguments import (
     checkpoint_folder,
     dataset_argument,
     from_zero,
+    given_fields,
     given_options,
     option_arguments,
     positive,
@@ -71,20 +72,7 @@ def _run(args: argparse.Namespace) -> int:
     tuned = parse_name(args.name).qat
     if not tuned and (args.float_weights or args.layer_bits):
         raise ArgumentError("--float and --layer-bits are for tuning: give a name in _qat")
-    job = TrainJob(
-        data=args.data,
-        dataset=args.dataset,
-        subset=args.subset,
-        evaluation_subset=args.evaluation_subset,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        save_every=args.save_every,
-        runs=args.runs,
-        out=args.out,
-        tensorboard=args.tensorboard,
-        plot=args.plot,
-        progress=not args.quiet,
-    )
+    job = TrainJob(**given_fields(args, TrainJob))
     default = DEFAULTS if tuned else FINE_TUNING if args.start else TrainOptions(epochs=36)
     options = replace(default, **given_options(args, train_options()))
     with joined(args.timeout, args.device) as group:

@@ -40,12 +40,12 @@ class Images:
     count: int
 
     def load(
-        self, config: Config, data: str | Path | None, *, batch_size: int = BATCH, workers: int = 0
+        self, model: Config | Described, data: str | Path | None, *, batch_size: int = BATCH, workers: int = 0
     ) -> Loader:
         """Load them as batches that are prepared for a model; see :func:`qzoo.data.load_data`."""
         return load_data(
-            config.preprocessing,
-            config.labels,
+            model.preprocessing,
+            model.labels,
             data,
             split=self.split,
             subset=self.subset,

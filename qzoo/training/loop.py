@@ -105,6 +105,29 @@ def train(
     """
     options, group = options or TrainOptions(), group or Group()
     require_tools(tensorboard=tensorboard)
+    epochs = _epochs(loader, options, teacher, group, save_every)
+    folder = None if out is None else Path(out)
+    with _held(folder, group):
+        torch.manual_seed(options.seed)
+        model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options.method != "ste":
+            learn_ranges(model, options.method)
+        training = _Run(model, options, None if teacher is None else teacher.eval().to(group.device), group)
+        training.resume(None if folder is None else folder / "state.pt", len(epochs), dict(origin or {}))
+        if training.log:  # a run may have been killed between its state and its log
+            _write_logs(folder, training.log, tensorboard, group)
+        for epoch in range(len(training.log), options.epochs):
+            training.log.append(training.row(epochs, epoch, eval_loader, progress, save_every))
+            training.save(0)
+            _write_logs(folder, training.log, tensorboard, group)
+    training.finish()
+    return training.log
+
+
+def _epochs(
+    loader: Iterable[Any], options: TrainOptions, teacher: nn.Module | None, group: Group, save_every: int
+) -> Epochs:
+    """The batches, where they and the options fit each other; what is refused is refused here."""
     if options.distill and teacher is None:
         raise ArgumentError(f"distill={options.distill} needs teacher=, the float model")
     if options.fp16 and group.device.type != "cuda":
@@ -119,30 +142,7 @@ def train(
             f"save_every={save_every} needs a loader with set_epoch(epoch, start), as qzoo.data.load_training_data "
             f"gives; of a {type(loader).__name__} the state is saved after each epoch: leave save_every out"
         )
-    folder = None if out is None else Path(out)
-    with _held(folder, group):
-        torch.manual_seed(options.seed)
-        model.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if options.method != "ste":
-            learn_ranges(model, options.method)
-        run = _Run(model, options, teacher.eval().to(group.device) if teacher is not None else None, group)
-        run.resume(None if folder is None else folder / "state.pt", len(epochs), dict(origin or {}))
-        if run.log:  # a run may have been killed between its state and its log
-            _write_logs(folder, run.log, tensorboard, group)
-        for epoch in range(len(run.log), options.epochs):
-            row: dict[str, float] = {"epoch": epoch, "loss": run.epoch(epochs, epoch, progress, save_every)}
-            row["lr"] = run.lr
-            if eval_loader is not None:
-                row["top1"] = evaluate(run.result(), eval_loader, progress=False, group=group).top1
-            row["seconds"] = round(run.seconds(), 1)
-            run.log.append(row)
-            run.save(0)
-            _write_logs(folder, run.log, tensorboard, group)
-    if run.average is not None:
-        model.load_state_dict(run.average.module.state_dict())
-    freeze_ranges(model)
-    model.eval()
-    return run.log
+    return epochs
 
 
 @contextmanager
@@ -187,6 +187,29 @@ class _Run:
         self.origin: dict[str, str] = {}
         self.log: list[dict[str, float]] = []
         self._began, self._before = time.perf_counter(), 0.0
+
+    def row(
+        self,
+        loader: Epochs,
+        epoch: int,
+        eval_loader: Iterable[tuple[Tensor, Tensor]] | None,
+        progress: bool,
+        save_every: int,
+    ) -> dict[str, float]:
+        """One epoch, as a line of the log."""
+        row: dict[str, float] = {"epoch": epoch, "loss": self.epoch(loader, epoch, progress, save_every)}
+        row["lr"] = self.lr
+        if eval_loader is not None:
+            row["top1"] = evaluate(self.result(), eval_loader, progress=False, group=self.group).top1
+        row["seconds"] = round(self.seconds(), 1)
+        return row
+
+    def finish(self) -> None:
+        """Leave the result in the model, ready to be used: the average, where there is one."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        freeze_ranges(self.model)
+        self.model.eval()
 
     def result(self) -> nn.Module:
         """The model to evaluate."""
