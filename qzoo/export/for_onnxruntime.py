@@ -13,7 +13,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qzoo.export.passes import constant, initializer, node_like, nodes_of, use_unsigned
+from qzoo.export.graph import (
+    constant,
+    copy_of,
+    initializer,
+    input_of,
+    integer,
+    maker,
+    node_like,
+    nodes_of,
+    readers,
+    runs_in_int8,
+    zero_point,
+)
+from qzoo.export.passes import use_unsigned
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
 
 _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
@@ -36,11 +49,10 @@ def clip_integers(model: ir.Model) -> None:
     only, and would compute one with a Clip between in floating point.
     """
     for q in nodes_of(model, "QuantizeLinear"):
-        source = q.inputs[0]
-        clip = source.producer() if source is not None else None
+        clip = maker(q.inputs[0])
         if clip is None or clip.op_type != "Clip" or len(clip.inputs) < 3 or q.outputs[0].is_graph_output():
             continue
-        scale, zero = constant(q.inputs[1]), constant(q.inputs[2])
+        scale, zero = constant(q.inputs[1]), zero_point(q)
         low, high = constant(clip.inputs[1]), constant(clip.inputs[2])
         if (
             scale is None
@@ -63,11 +75,11 @@ def clip_integers(model: ir.Model) -> None:
             initializer(model, f"{name}_{end}", np.array(level))
             for end, level in zip(("low", "high"), ends, strict=True)
         ]
-        readers = list(q.outputs[0].uses())
-        new = node_like("Clip", [q.outputs[0], *limits], like=q, outputs=1)
+        uses = list(q.outputs[0].uses())
+        new = node_like("Clip", [q.outputs[0], *limits], like=q)
         new.outputs[0].type = q.outputs[0].type
         model.graph.insert_after(q, new)
-        for reader, index in readers:
+        for reader, index in uses:
             reader.replace_input_with(index, new.outputs[0])
         q.replace_input_with(0, clip.inputs[0])
 
@@ -80,10 +92,9 @@ def keep_activations_before_float8(model: ir.Model) -> None:
     """
     lowest = initializer(model, "lowest_of_relu", np.array(0, np.float32))
     for q in nodes_of(model, "QuantizeLinear"):
-        zero = q.inputs[2] if len(q.inputs) > 2 else None
-        node = q.inputs[0].producer() if q.inputs[0] is not None else None
-        while node is not None and node.op_type in CARRIED_IN_ORT and node.inputs[0] is not None:
-            node = node.inputs[0].producer()
+        zero, node = input_of(q, 2), maker(q.inputs[0])
+        while node is not None and node.op_type in CARRIED_IN_ORT:
+            node = maker(node.inputs[0])
         if node is None or node.op_type not in CLAMPS or zero is None or zero.dtype not in _FLOAT8:
             continue
         limits = [lowest] if node.op_type == "Relu" else node.inputs[1:]
@@ -91,10 +102,9 @@ def keep_activations_before_float8(model: ir.Model) -> None:
         for op_type, limit in zip(("Max", "Min"), limits, strict=False):
             if limit is None:
                 continue
-            new = node_like(op_type, [result, limit], like=node, outputs=1)
+            new = node_like(op_type, [result, limit], like=node, result=node.outputs[0])
             model.graph.insert_before(node, new)
             result = new.outputs[0]
-            result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
         for reader, index in list(node.outputs[0].uses()):
             reader.replace_input_with(index, result)
 
@@ -106,32 +116,33 @@ def pad_image_channels(model: ir.Model) -> None:
     it copies every window of the image first, which costs more than the padding.
     """
     for conv in nodes_of(model, "Conv"):
-        dq, weight_dq = (value.producer() if value is not None else None for value in conv.inputs[:2])
-        q = dq.inputs[0].producer() if dq is not None and dq.inputs[0] is not None else None
+        dq, weight_dq = map(maker, conv.inputs[:2])
+        q = maker(dq.inputs[0]) if dq is not None else None
         if dq is None or weight_dq is None or q is None or q.op_type != "QuantizeLinear":
             continue
         source, stored = q.outputs[0], weight_dq.inputs[0]
-        weight, zero = constant(stored), constant(q.inputs[2])
+        weight, zero = constant(stored), zero_point(q)
         alone = len(source.uses()) == len(dq.outputs[0].uses()) == 1 and not source.is_graph_output()
         if not alone or stored is None or weight is None or weight.dtype != np.int8 or zero is None:
             continue
         missing = 4 - weight.shape[1]
-        if missing <= 0 or weight.shape[2:] == (1, 1) or len(weight.shape) != 4 or _groups(conv) > 1:
+        if (
+            missing <= 0
+            or weight.shape[2:] == (1, 1)
+            or len(weight.shape) != 4
+            or integer(conv, "group", 1) > 1
+        ):
             continue
         name, stored.name = str(stored.name), f"{stored.name}_narrow"
         wide = np.pad(weight, [(0, 0), (0, missing), (0, 0), (0, 0)])
         weight_dq.replace_input_with(0, initializer(model, name, wide))
         amounts = initializer(model, f"{name}_padding", np.array([0, 0, 0, 0, 0, missing, 0, 0], np.int64))
         level = initializer(model, f"{name}_zero", zero.reshape(()))
-        pad = node_like("Pad", [source, amounts, level], like=q, outputs=1)
+        pad = node_like("Pad", [source, amounts, level], like=q)
         pad.outputs[0].type = source.type
         model.graph.insert_before(dq, pad)
         dq.replace_input_with(0, pad.outputs[0])
         dq.outputs[0].shape = None
-
-
-def _groups(conv: ir.Node) -> int:
-    return conv.attributes["group"].as_int() if "group" in conv.attributes else 1
 
 
 def copy_for_each_quantizer(model: ir.Model) -> None:
@@ -140,10 +151,10 @@ def copy_for_each_quantizer(model: ir.Model) -> None:
     ONNX Runtime merges operators that are written alike, so the copy differs: an Add has its operands exchanged, a
     Conv says the dilations of 1 that are the default.
     """
-    for first in [*nodes_of(model, "Conv"), *nodes_of(model, "Add")]:
+    for first in nodes_of(model, "Conv", "Add"):
         chain = _chain(first)
-        quantizers = [use.node for use in chain[-1].outputs[0].uses()]
-        if [node.op_type for node in quantizers] != ["QuantizeLinear"] * 2 or not _is_int8(first):
+        quantizers = readers(chain[-1].outputs[0])
+        if [node.op_type for node in quantizers] != ["QuantizeLinear"] * 2 or not runs_in_int8(first):
             continue
         copies: list[ir.Node] = []
         for node in chain:
@@ -158,28 +169,23 @@ def _chain(first: ir.Node) -> list[ir.Node]:
     chain = [first]
     while True:
         out = chain[-1].outputs[0]
-        readers = [use.node for use in out.uses()]
-        if out.is_graph_output() or len(readers) != 1 or readers[0].op_type not in _FOLLOWS:
+        found = readers(out)
+        if out.is_graph_output() or len(found) != 1 or found[0].op_type not in _FOLLOWS:
             return chain
-        chain.append(readers[0])
-
-
-def _is_int8(node: ir.Node) -> bool:
-    makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
-    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+        chain.append(found[0])
 
 
 def _copy(node: ir.Node, source: ir.Value | None) -> ir.Node:
     """The same operator on ``source``; without one on the node's own inputs, and written differently."""
-    inputs, attributes = list(node.inputs), dict(node.attributes)
-    if source is not None:
-        inputs[0] = source
-    elif node.op_type == "Add":
-        inputs.reverse()
-    elif "dilations" not in attributes and inputs[1] is not None and inputs[1].shape is not None:
-        ones = [1] * (len(inputs[1].shape) - 2)
-        attributes["dilations"] = ir.AttrInt64s("dilations", ones)
-    copy = ir.Node("", node.op_type, inputs, list(attributes.values()), num_outputs=1)
-    copy.metadata_props.update(node.metadata_props)
-    copy.outputs[0].type, copy.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    copy = copy_of(node, node.inputs if source is None else [source, *node.inputs[1:]])
+    weight = input_of(node, 1)
+    if source is None and node.op_type == "Add":
+        return copy_of(node, node.inputs[::-1])
+    if (
+        source is None
+        and "dilations" not in node.attributes
+        and weight is not None
+        and weight.shape is not None
+    ):
+        copy.attributes["dilations"] = ir.AttrInt64s("dilations", [1] * (len(weight.shape) - 2))
     return copy

@@ -8,14 +8,28 @@ tensor by what reads it. In a few forms, found by comparing with ONNX Runtime on
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
+from qzoo.export.graph import (
+    constant,
+    copy_of,
+    initializer,
+    input_of,
+    integer,
+    integers,
+    is_dequantized,
+    maker,
+    node_like,
+    nodes_of,
+    readers,
+    replace_by,
+    runs_in_int8,
+    zero_point,
+)
 from qzoo.export.lint.openvino import gathers_rows
-from qzoo.export.passes import constant, initializer, node_like, nodes_of, use_unsigned
-from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, EXTREMA, MOVES, POOLS
+from qzoo.export.passes import use_unsigned
+from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, POOLS
 
 _BIAS = 1e-30
 """What a sum of float32 does not see, but a pass that drops zeros does."""
@@ -29,33 +43,23 @@ def pool_maxima(model: ir.Model) -> None:
 
     OpenVINO fuses ReduceMax with the Q behind, and then computes it wrongly.
     """
-    for node in [*nodes_of(model, "ReduceMax"), *nodes_of(model, "GlobalMaxPool")]:
+    for node in nodes_of(model, "ReduceMax", "GlobalMaxPool"):
         x, out = node.inputs[0], node.outputs[0]
         if x is None or x.shape is None or len(x.shape) != 4:
             continue
         sizes = [size for size in list(x.shape)[2:] if isinstance(size, int)]
         if len(sizes) < 2 or (node.op_type == "ReduceMax" and _reduced_axes(node) != [2, 3]):
             continue
-        pool = node_like("MaxPool", [x], like=node, outputs=1)
-        pool.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
-        pool.outputs[0].type, pool.outputs[0].shape = out.type, ir.Shape([x.shape[0], x.shape[1], 1, 1])
-        new = [pool]
-        if node.op_type == "ReduceMax" and not _integer(node, "keepdims", 1):
-            flat = node_like("Flatten", [pool.outputs[0]], like=node, outputs=1, axis=1)
-            flat.outputs[0].type, flat.outputs[0].shape = out.type, out.shape
-            new.append(flat)
-        model.graph.insert_before(node, new)
-        out.replace_all_uses_with(new[-1].outputs[0], replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
+        pool = node_like("MaxPool", [x], like=node, result=out, kernel_shape=sizes)
+        pool.outputs[0].shape = ir.Shape([x.shape[0], x.shape[1], 1, 1])
+        flat = node_like("Flatten", [pool.outputs[0]], like=node, result=out, axis=1)
+        keeps = node.op_type == "GlobalMaxPool" or integer(node, "keepdims", 1)
+        replace_by(model, node, [pool] if keeps else [pool, flat])
 
 
 def _reduced_axes(node: ir.Node) -> list[int]:
-    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = constant(input_of(node, 1))
     return [] if axes is None else sorted(int(axis) % 4 for axis in axes)
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 def quantize_before_moves(model: ir.Model) -> None:
@@ -66,11 +70,10 @@ def quantize_before_moves(model: ir.Model) -> None:
     """
     for move in reversed([node for node in model.graph if node.op_type in ("MaxPool", "Reshape", "Flatten")]):
         out = move.outputs[0]
-        readers = [use.node for use in out.uses()]
-        if len(move.outputs) > 1 or out.is_graph_output() or len(readers) != 1:
+        if len(move.outputs) > 1 or out.is_graph_output() or len(out.uses()) != 1:
             continue
-        q = readers[0]
-        pairs = [use.node for use in q.outputs[0].uses()]
+        (q,) = readers(out)
+        pairs = readers(q.outputs[0])
         if q.op_type != "QuantizeLinear" or {node.op_type for node in pairs} != {"DequantizeLinear"}:
             continue
         if any(node.outputs[0].is_graph_output() for node in pairs):
@@ -96,17 +99,12 @@ def use_unsigned_where_misread(model: ir.Model) -> None:
     for concat in nodes_of(model, "Concat"):
         found |= dict.fromkeys((*_quantizers_before(concat), *_quantizers_behind(concat)))
     for conv in nodes_of(model, "Conv"):
-        maker = conv.inputs[0].producer() if conv.inputs[0] is not None else None
-        if maker is None or maker.op_type not in _CARRIED or _integer(conv, "group", 1) != 1:
+        source = maker(conv.inputs[0])
+        if source is None or source.op_type not in _CARRIED or integer(conv, "group", 1) != 1:
             continue
-        if _is_dequantized(conv.inputs[1]):
+        if is_dequantized(conv.inputs[1]):
             found |= dict.fromkeys(_quantizers_before(conv))
     use_unsigned(model, found)
-
-
-def _is_dequantized(value: ir.Value | None) -> bool:
-    maker = value.producer() if value is not None else None
-    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _quantizers_before(node: ir.Node) -> list[ir.Node]:
@@ -114,15 +112,14 @@ def _quantizers_before(node: ir.Node) -> list[ir.Node]:
     found: list[ir.Node] = []
     seen, waiting = {node}, [node]
     while waiting:
-        makers = [value.producer() for value in waiting.pop().inputs if value is not None]
-        for maker in makers:
-            if maker is None or maker in seen:
+        for source in map(maker, waiting.pop().inputs):
+            if source is None or source in seen:
                 continue
-            seen.add(maker)
-            if maker.op_type == "QuantizeLinear":
-                found.append(maker)
-            elif maker.op_type in ("DequantizeLinear", *_CARRIED, *_SCALED):
-                waiting.append(maker)
+            seen.add(source)
+            if source.op_type == "QuantizeLinear":
+                found.append(source)
+            elif source.op_type in ("DequantizeLinear", *_CARRIED, *_SCALED):
+                waiting.append(source)
     return found
 
 
@@ -131,8 +128,7 @@ def _quantizers_behind(concat: ir.Node) -> list[ir.Node]:
     found: list[ir.Node] = []
     seen, waiting = {concat}, [concat]
     while waiting:
-        readers = [use.node for value in waiting.pop().outputs for use in value.uses()]
-        for reader in readers:
+        for reader in [node for value in waiting.pop().outputs for node in readers(value)]:
             if reader in seen:
                 continue
             seen.add(reader)
@@ -155,27 +151,23 @@ def average_signed_by_convolution(model: ir.Model) -> None:
     """
     for pool in nodes_of(model, "AveragePool"):
         x = pool.inputs[0]
-        maker = x.producer() if x is not None else None
-        if x is None or x.shape is None or maker is None or maker.op_type != "DequantizeLinear":
+        dq = maker(x)
+        if x is None or x.shape is None or dq is None or dq.op_type != "DequantizeLinear":
             continue
-        zero, channels = constant(maker.inputs[2]), x.shape[1]
+        zero, channels = zero_point(dq), x.shape[1]
         if zero is None or not _is_signed(zero) or not isinstance(channels, int) or not _counts_padding(pool):
             continue
-        kernel = list(pool.attributes["kernel_shape"].as_ints())
+        kernel = integers(pool, "kernel_shape")
         name = f"{pool.outputs[0].name}_ones"
         ones = initializer(model, f"{name}_quantized", np.ones((channels, 1, *kernel), np.int8))
         scale = initializer(model, f"{name}_scale", np.array(1 / np.prod(kernel), np.float32))
         point = initializer(model, f"{name}_zero_point", np.array(0, np.int8))
-        weight = node_like("DequantizeLinear", [ones, scale, point], like=pool, outputs=1)
-        conv = node_like("Conv", [x, weight.outputs[0]], like=pool, outputs=1, group=channels)
+        weight = node_like("DequantizeLinear", [ones, scale, point], like=pool)
+        conv = node_like("Conv", [x, weight.outputs[0]], like=pool, result=pool.outputs[0], group=channels)
         for attribute in ("strides", "dilations", "pads"):
             if attribute in pool.attributes:
                 conv.attributes[attribute] = pool.attributes[attribute]
-        out = pool.outputs[0]
-        conv.outputs[0].type, conv.outputs[0].shape = out.type, out.shape
-        model.graph.insert_before(pool, [weight, conv])
-        out.replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
-        model.graph.remove(pool, safe=True)
+        replace_by(model, pool, [weight, conv])
 
 
 def _is_signed(zero: np.ndarray) -> bool:
@@ -184,9 +176,8 @@ def _is_signed(zero: np.ndarray) -> bool:
 
 def _counts_padding(pool: ir.Node) -> bool:
     """Whether there is padding, which counts in the average as zeros; and none beyond it, which does not."""
-    pads = list(pool.attributes["pads"].as_ints()) if "pads" in pool.attributes else []
-    counts, beyond = _integer(pool, "count_include_pad", 0), _integer(pool, "ceil_mode", 0)
-    return counts == 1 and beyond == 0 and any(pads)
+    counts, beyond = integer(pool, "count_include_pad", 0), integer(pool, "ceil_mode", 0)
+    return counts == 1 and beyond == 0 and any(integers(pool, "pads"))
 
 
 def give_shared_convolutions_a_bias(model: ir.Model) -> None:
@@ -195,46 +186,27 @@ def give_shared_convolutions_a_bias(model: ir.Model) -> None:
     With a dynamic batch OpenVINO gives only one of the readers the sums in their scale, the others the integers
     themselves. With a bias it does not, if not all of it is zero.
     """
-    for conv in [*nodes_of(model, "Conv"), *nodes_of(model, "ConvTranspose")]:
-        out = conv.outputs[0]
-        if len(out.uses()) + out.is_graph_output() < 2 or not _is_int8(conv):
+    for conv in nodes_of(model, *CONVOLUTIONS):
+        out, given = conv.outputs[0], input_of(conv, 2)
+        if len(out.uses()) + out.is_graph_output() < 2 or not runs_in_int8(conv):
             continue
-        bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
-        channels = _output_channels(conv)
-        if channels is None or (len(conv.inputs) > 2 and (bias is None or bias.any())):
+        bias, channels = constant(given), _output_channels(conv)
+        if channels is None or (given is not None and (bias is None or bias.any())):
             continue
         value = initializer(model, f"{out.name}_bias", np.full(channels, _BIAS, np.float32))
-        if len(conv.inputs) > 2:
-            conv.replace_input_with(2, value)
-        else:
-            _append_input(model, conv, value)
-
-
-def _is_int8(layer: ir.Node) -> bool:
-    return all(_is_dequantized(value) for value in layer.inputs[:2])
+        biased = copy_of(conv, [*conv.inputs[:2], value])
+        biased.outputs[0].name = out.name
+        replace_by(model, conv, [biased])
 
 
 def _output_channels(conv: ir.Node) -> int | None:
-    weight = conv.inputs[1]
-    maker = weight.producer() if weight is not None else None
-    stored = maker.inputs[0] if maker is not None else None
+    dq = maker(conv.inputs[1])
+    stored = dq.inputs[0] if dq is not None else None
     if stored is None or stored.shape is None:
         return None
-    groups = _integer(conv, "group", 1)
+    groups = integer(conv, "group", 1)
     size = stored.shape[1] if conv.op_type == "ConvTranspose" else stored.shape[0]
     return size * (groups if conv.op_type == "ConvTranspose" else 1) if isinstance(size, int) else None
-
-
-def _append_input(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    """Replace the node by one with an input more."""
-    inputs: list[Any] = [*node.inputs[:2], value]
-    new = ir.Node("", node.op_type, inputs, list(node.attributes.values()), num_outputs=1)
-    new.metadata_props.update(node.metadata_props)
-    out = node.outputs[0]
-    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = out.name, out.type, out.shape
-    model.graph.insert_before(node, new)
-    out.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
 
 
 def keep_rows_apart(model: ir.Model) -> None:
@@ -251,7 +223,7 @@ def keep_rows_apart(model: ir.Model) -> None:
         if not isinstance(width, int) or not gathers_rows(width, sizes) or isinstance(x.shape[0], int):
             continue
         axis = initializer(model, f"{reshape.outputs[0].name}_axis", np.array([0], np.int64))
-        unsqueeze = node_like("Unsqueeze", [x, axis], like=reshape, outputs=1)
+        unsqueeze = node_like("Unsqueeze", [x, axis], like=reshape)
         unsqueeze.outputs[0].type, unsqueeze.outputs[0].shape = x.type, ir.Shape([1, *x.shape])
         model.graph.insert_before(reshape, unsqueeze)
         reshape.replace_input_with(0, unsqueeze.outputs[0])

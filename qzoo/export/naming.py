@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from qzoo.export.passes import constant
+from qzoo.export.graph import constant
 from qzoo.fields import encode
 from qzoo.version import __version__
 

@@ -5,7 +5,7 @@ All work in place on an ``onnx_ir`` model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
@@ -13,8 +13,25 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qzoo.errors import ExportError
+from qzoo.export.graph import (
+    constant,
+    initializer,
+    input_of,
+    integer,
+    integers,
+    maker,
+    node_like,
+    nodes_of,
+    readers,
+    replace,
+    replace_by,
+    text,
+    zero_point,
+)
+from qzoo.runtimes.operators import CONVOLUTIONS, PAIR
 
 # What QuantizeLinear saturates at. A narrow range is a matter of the weights, which are on their levels already.
 _LIMITS = {
@@ -25,13 +42,6 @@ _LIMITS = {
     "float8_e4m3fn": (-448, 448),
     "float8_e5m2": (-57344, 57344),
 }
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The value as an array when it is an initializer or a constant, else None."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    return value.const_value.numpy()
 
 
 def store_integer_weights(model: ir.Model) -> None:
@@ -46,12 +56,11 @@ def store_integer_weights(model: ir.Model) -> None:
             continue
         shape = [1] * weight.ndim
         if scale.size > 1:
-            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-            shape[axis] = -1
+            shape[integer(node, "axis", 1)] = -1
         low, high = _LIMITS[zero.dtype.name]
         q = np.clip(weight / scale.reshape(shape), low, high)
         q = (np.rint(q) if zero.dtype.kind in "iu" else q).astype(zero.dtype)
-        _replace(model, node, initializer(model, f"{source.name}_quantized", q))
+        replace(model, node, initializer(model, f"{source.name}_quantized", q))
 
 
 def store_4_bits(model: ir.Model) -> None:
@@ -68,7 +77,7 @@ def store_4_bits(model: ir.Model) -> None:
         found = True
         name, source.name = str(source.name), f"{source.name}_8"
         node.replace_input_with(0, initializer(model, name, q.astype(ml_dtypes.int4)))
-        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        zero = zero_point(node)
         if zero is not None:
             zeros = initializer(model, f"{name}_zero_point", zero.astype(ml_dtypes.int4))
             node.replace_input_with(2, zeros)
@@ -79,22 +88,16 @@ def store_4_bits(model: ir.Model) -> None:
 def use_global_pooling(model: ir.Model) -> None:
     """ReduceMean over height and width becomes GlobalAveragePool, which has an int8 kernel in ONNX Runtime."""
     for node in nodes_of(model, "ReduceMean"):
-        x, axes = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        x, axes = node.inputs[0], constant(input_of(node, 1))
         if x is None or x.shape is None or len(x.shape) != 4 or axes is None:
             continue
         if sorted(int(a) % 4 for a in axes) != [2, 3]:
             continue
-        keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
         out = node.outputs[0]
-        pool = node_like("GlobalAveragePool", [x], like=node, outputs=1)
-        pool.outputs[0].type, pool.outputs[0].shape = out.type, ir.Shape([x.shape[0], x.shape[1], 1, 1])
-        new = [pool]
-        if not keep:
-            flat = node_like("Flatten", [pool.outputs[0]], like=node, outputs=1, axis=1)
-            flat.outputs[0].type, flat.outputs[0].shape = out.type, out.shape
-            new.append(flat)
-        model.graph.insert_before(node, new)
-        _replace(model, node, new[-1].outputs[0])
+        pool = node_like("GlobalAveragePool", [x], like=node, result=out)
+        pool.outputs[0].shape = ir.Shape([x.shape[0], x.shape[1], 1, 1])
+        flat = node_like("Flatten", [pool.outputs[0]], like=node, result=out, axis=1)
+        replace_by(model, node, [pool] if integer(node, "keepdims", 1) else [pool, flat])
 
 
 def merge_padding(model: ir.Model) -> None:
@@ -105,23 +108,20 @@ def merge_padding(model: ir.Model) -> None:
     """
     for conv in nodes_of(model, "Conv"):
         path, pad = _find_pad(conv)
-        if (
-            pad is None
-            or conv.attributes.get("auto_pad", ir.AttrString("", "NOTSET")).as_string() != "NOTSET"
-        ):
+        if pad is None or text(conv, "auto_pad", "NOTSET") != "NOTSET":
             continue
         amounts, source = _zero_padding(pad), pad.inputs[0]
         if amounts is None or source is None:
             continue
         rank = len(amounts) // 2
         start, end = amounts[2:rank], amounts[rank + 2 :]
-        old = list(conv.attributes["pads"].as_ints()) if "pads" in conv.attributes else [0] * (2 * (rank - 2))
+        old = integers(conv, "pads") or [0] * (2 * (rank - 2))
         pads = [a + b for a, b in zip(old, [*start, *end], strict=True)]
         conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
         for node in path:
             for value in node.outputs:
                 value.shape = source.shape
-        _replace(model, pad, source)
+        replace(model, pad, source)
 
 
 def _find_pad(conv: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
@@ -134,7 +134,7 @@ def _find_pad(conv: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
             return [], None
         if node.op_type == "Pad":
             return path, node
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type not in PAIR:
             return [], None
         path.append(node)
         value = node.inputs[0]
@@ -143,12 +143,11 @@ def _find_pad(conv: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
 
 def _zero_padding(pad: ir.Node) -> list[int] | None:
     """Amounts of a Pad that appends zeros to the spatial dimensions only, else None."""
-    mode = pad.attributes["mode"].as_string() if "mode" in pad.attributes else "constant"
     amounts = constant(pad.inputs[1])
-    fill = constant(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else np.zeros(())
-    if mode != "constant" or amounts is None or fill is None or fill.any():
+    fill = np.zeros(()) if input_of(pad, 2) is None else constant(pad.inputs[2])
+    if text(pad, "mode", "constant") != "constant" or amounts is None or fill is None or fill.any():
         return None
-    if len(pad.inputs) > 3 and pad.inputs[3] is not None:
+    if input_of(pad, 3) is not None:
         return None
     values = [int(a) for a in amounts]
     rank = len(values) // 2
@@ -163,7 +162,7 @@ def merge_pairs(model: ir.Model) -> None:
     A block's input that also feeds the projection and the skip is quantized by three quantizers of equal range; one
     Q/DQ pair keeps the tensor int8 for all readers.
     """
-    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+    for op_type in PAIR:
         seen: dict[Any, ir.Node] = {}
         for node in nodes_of(model, op_type):
             key = _pair_key(node)
@@ -171,14 +170,14 @@ def merge_pairs(model: ir.Model) -> None:
                 continue
             first = seen.setdefault(key, node)
             if first is not node and not node.outputs[0].is_graph_output():
-                _replace(model, node, first.outputs[0])
+                replace(model, node, first.outputs[0])
 
 
 def _pair_key(node: ir.Node) -> tuple[Any, ...] | None:
-    scale, zero = constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    scale, zero = constant(node.inputs[1]), zero_point(node)
     if scale is None or zero is None:
         return None
-    axis = node.attributes["axis"].as_int() if scale.size > 1 and "axis" in node.attributes else None
+    axis = integer(node, "axis", 1) if scale.size > 1 else None
     return id(node.inputs[0]), scale.tobytes(), scale.shape, zero.tobytes(), str(zero.dtype), axis
 
 
@@ -190,7 +189,7 @@ def use_unsigned(model: ir.Model, quantizers: Iterable[ir.Node]) -> None:
     """
     shifted = initializer(model, "zero_point_128", np.array(128, np.uint8))
     for node in quantizers:
-        zero, q = constant(node.inputs[2]), node.outputs[0]
+        zero, q = zero_point(node), node.outputs[0]
         if (
             zero is None
             or zero.dtype != np.int8
@@ -199,10 +198,10 @@ def use_unsigned(model: ir.Model, quantizers: Iterable[ir.Node]) -> None:
             or constant(node.inputs[0]) is not None
         ):
             continue
-        readers = [use.node for use in q.uses()]
-        if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in readers):
+        pairs = readers(q)
+        if q.is_graph_output() or any(reader.op_type != "DequantizeLinear" for reader in pairs):
             continue
-        for pair_node in [node, *readers]:
+        for pair_node in [node, *pairs]:
             pair_node.replace_input_with(2, shifted)
         q.type = ir.TensorType(ir.DataType.UINT8)
 
@@ -233,8 +232,8 @@ def share_zero_points(model: ir.Model) -> None:
     ``model.reshape``, runs in float both layers that share one.
     """
     shared: dict[tuple[str, tuple[int, ...], str], ir.Value] = {}
-    for node in (*nodes_of(model, "QuantizeLinear"), *nodes_of(model, "DequantizeLinear")):
-        zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    for node in nodes_of(model, *PAIR):
+        zero = zero_point(node)
         if zero is None or zero.any():
             continue
         key = (zero.dtype.name, zero.shape, _layer_of_weight(node))
@@ -246,14 +245,14 @@ def share_zero_points(model: ir.Model) -> None:
 
 def _layer_of_weight(node: ir.Node) -> str:
     """What reads a stored weight, behind transpositions: ``"conv"``, ``"linear"``; "" for activations."""
-    maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    stored = maker.inputs[0] if maker is not None and maker.op_type == "QuantizeLinear" else node.inputs[0]
+    q = maker(node.inputs[0])
+    stored = q.inputs[0] if q is not None and q.op_type == "QuantizeLinear" else node.inputs[0]
     if constant(stored) is None:
         return ""
-    readers = [use.node for use in node.outputs[0].uses()]
-    while len(readers) == 1 and readers[0].op_type in ("Transpose", "Reshape", "DequantizeLinear"):
-        readers = [use.node for use in readers[0].outputs[0].uses()]
-    return "conv" if any(reader.op_type in ("Conv", "ConvTranspose") for reader in readers) else "linear"
+    found = readers(node.outputs[0])
+    while len(found) == 1 and found[0].op_type in ("Transpose", "Reshape", "DequantizeLinear"):
+        found = readers(found[0].outputs[0])
+    return "conv" if any(reader.op_type in CONVOLUTIONS for reader in found) else "linear"
 
 
 def drop_defaults(model: ir.Model) -> None:
@@ -271,41 +270,6 @@ def drop_defaults(model: ir.Model) -> None:
                 del node.attributes[name]
 
 
-def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """Add a constant to the model."""
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    model.graph.register_initializer(value)
-    return value
-
-
 def drop_unused(model: ir.Model) -> None:
     """Remove nodes and initializers that nothing reads."""
-    for node in reversed(list(model.graph)):
-        if all(not value.uses() and not value.is_graph_output() for value in node.outputs):
-            model.graph.remove(node, safe=True)
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]
-
-
-def nodes_of(model: ir.Model, op_type: str) -> Iterator[ir.Node]:
-    """The nodes of a type as they are now; the caller may change the graph."""
-    yield from [node for node in model.graph if node.op_type == op_type and node.domain == ""]
-
-
-def node_like(
-    op_type: str, inputs: list[ir.Value], *, like: ir.Node, outputs: int, **attributes: int
-) -> ir.Node:
-    """A new node with the module path of another."""
-    node = ir.Node(
-        "", op_type, inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()], num_outputs=outputs
-    )
-    node.metadata_props.update(like.metadata_props)
-    return node
-
-
-def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    """Let everything that reads the node's output read ``value``; remove the node."""
-    node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
+    RemoveUnusedNodesPass()(model)

@@ -1,0 +1,119 @@
+"""Read and change a graph, an ``onnx_ir`` model: values, constants, attributes, the nodes around a value.
+
+What every rewrite is made of. The generic passes are ``onnx_ir``'s own (``onnx_ir.passes.common``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+# Reading
+
+
+def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
+    """The nodes of these types as they are now, type by type; the caller may change the graph."""
+    for op_type in op_types:
+        yield from [node for node in model.graph if node.op_type == op_type and node.domain == ""]
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The value as an array when it is an initializer or a constant, else None."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def maker(value: ir.Value | None) -> ir.Node | None:
+    """The node that makes the value; None for inputs, constants and a missing value."""
+    return None if value is None else value.producer()
+
+
+def readers(value: ir.Value) -> list[ir.Node]:
+    """The nodes that read the value, one that reads it twice two times."""
+    return [use.node for use in value.uses()]
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """The input at a place; None where it is left out."""
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def zero_point(node: ir.Node) -> np.ndarray | None:
+    """The stored zero point of a Q or DQ; None where it is left out or computed."""
+    return constant(input_of(node, 2))
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def integers(node: ir.Node, name: str) -> list[int]:
+    """An attribute of several integers; [] where it is left out."""
+    return list(node.attributes[name].as_ints()) if name in node.attributes else []
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    """An attribute that is a word."""
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a DequantizeLinear makes the value."""
+    node = maker(value)
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def runs_in_int8(node: ir.Node) -> bool:
+    """Whether the first two operands come from DequantizeLinear."""
+    return all(map(is_dequantized, node.inputs[:2]))
+
+
+# Changing
+
+
+def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """Add a constant to the model."""
+    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    model.graph.register_initializer(value)
+    return value
+
+
+def node_like(
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    like: ir.Node,
+    result: ir.Value | None = None,
+    **attributes: int | Sequence[int],
+) -> ir.Node:
+    """A new node with the module path of another, and with the type and shape of ``result`` for its output."""
+    given = [ir.AttrInt64(k, v) if isinstance(v, int) else ir.AttrInt64s(k, v) for k, v in attributes.items()]
+    node = ir.Node("", op_type, inputs, given, num_outputs=1)
+    node.metadata_props.update(like.metadata_props)
+    if result is not None:
+        node.outputs[0].type, node.outputs[0].shape = result.type, result.shape
+    return node
+
+
+def copy_of(node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+    """The same operator with the same attributes on other inputs."""
+    copy = node_like(node.op_type, inputs, like=node, result=node.outputs[0])
+    copy.attributes.update(node.attributes)
+    return copy
+
+
+def replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
+    """Let everything that reads the node's output read ``value``; remove the node."""
+    node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+
+
+def replace_by(model: ir.Model, node: ir.Node, new: Sequence[ir.Node]) -> None:
+    """Put nodes in the place of one; the output of the last stands for its output."""
+    model.graph.insert_before(node, new)
+    replace(model, node, new[-1].outputs[0])
