@@ -27,6 +27,7 @@ class QuantizerInfo:
         format: such as ``"int8"``, ``"uint8"``, ``"int4"``, ``"fp8 (4, 3)"``.
         ranges: number of ranges: 1 per tensor, else one a channel or block.
         amax_low, amax_high: the smallest and the largest range; None without one.
+        limits: both ends of the range where it has a zero point, else None.
         largest: the largest magnitude seen.
         saturated: share of values beyond their range.
         dead: share of the integer levels that no value takes (of any channel).
@@ -39,6 +40,7 @@ class QuantizerInfo:
     ranges: int
     amax_low: float | None
     amax_high: float | None
+    limits: tuple[float, float] | None = None
     largest: float | None = None
     saturated: float | None = None
     dead: float | None = None
@@ -97,6 +99,9 @@ class _Counts:
         self.largest = max(self.largest, x.abs().max().item())
         if quantizer.amax is None or quantizer.block is not None:
             return
+        if quantizer.affine:
+            self._add_codes(x)
+            return
         amax = quantizer.range_for(x)
         # The range itself is within it, also where a weight was computed back from its integer.
         self.beyond += int((x.abs() > amax * (1 + 2.0**-20)).sum())
@@ -105,6 +110,19 @@ class _Counts:
             low = ops.bounds(bits, quantizer.unsigned, quantizer.narrow_range)[0]
             integers = ops.quantize(x, amax, bits, quantizer.unsigned, quantizer.narrow_range)
             self.levels |= torch.bincount(integers.flatten().long() - low, minlength=2**bits).cpu() > 0
+
+    def _add_codes(self, x: Tensor) -> None:
+        """Count between both ends of a range, whose codes start at the low one."""
+        limits, bits = self.quantizer.limits, self.quantizer.num_bits
+        if limits is None or not isinstance(bits, int):
+            return
+        low, high = limits.to(x.device)
+        reach = 1 + 2.0**-20
+        self.beyond += int(((x > high * reach) | (x < low * reach)).sum())
+        if self.levels is not None:
+            scale, zero = ops.affine_parameters(limits.to(x.device), bits)
+            codes = ((x.float() / scale).round() + zero).clamp(0, 2**bits - 1)
+            self.levels |= torch.bincount(codes.flatten().long(), minlength=2**bits).cpu() > 0
 
     def shares(self) -> dict[str, float | None]:
         quantizer = self.quantizer
@@ -115,7 +133,9 @@ class _Counts:
             found["saturated"] = 100 * self.beyond / self.values
             if self.levels is not None:
                 low, high = ops.bounds(
-                    len(self.levels).bit_length() - 1, quantizer.unsigned, quantizer.narrow_range
+                    len(self.levels).bit_length() - 1,
+                    quantizer.unsigned or quantizer.affine,
+                    quantizer.narrow_range,
                 )
                 count = high - low + 1
                 found["dead"] = 100 * (1 - int(self.levels.sum()) / count)
@@ -188,7 +208,8 @@ def _count_activations(
 
 def _info(name: str, quantizer: TensorQuantizer, counts: _Counts) -> QuantizerInfo:
     amax, bits = quantizer.amax, quantizer.num_bits
-    sign = "u" if quantizer.unsigned else ""
+    sign = "u" if quantizer.unsigned or quantizer.affine else ""
+    limits = quantizer.limits if quantizer.affine else None
     return QuantizerInfo(
         name=name,
         role=quantizer.role,
@@ -197,6 +218,7 @@ def _info(name: str, quantizer: TensorQuantizer, counts: _Counts) -> QuantizerIn
         ranges=0 if amax is None else amax.numel(),
         amax_low=None if amax is None else amax.min().item(),
         amax_high=None if amax is None else amax.max().item(),
+        limits=None if limits is None else (limits[0].item(), limits[1].item()),
         **counts.shares(),
     )
 
@@ -214,7 +236,9 @@ def _lines(tree: dict[str, Any], indent: str) -> Iterable[tuple[str, QuantizerIn
 
 
 def _cells(info: QuantizerInfo) -> str:
-    if info.amax_low is None or info.amax_high is None:
+    if info.limits is not None:
+        span = f"{info.limits[0]:.4g} to {info.limits[1]:.4g}"
+    elif info.amax_low is None or info.amax_high is None:
         span = "none"
     elif info.ranges == 1:
         span = f"{info.amax_high:.4g}"

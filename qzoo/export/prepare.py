@@ -199,8 +199,13 @@ def check_ranges(model: nn.Module) -> None:
         "have no range (amax); calibrate the model first, or load a calibrated checkpoint": [
             n for n, q in active.items() if q.amax is None and not q.learns_amax
         ],
+        "have a zero point, but not both ends of the range (limits); calibrate the model with this scheme first": [
+            n for n, q in active.items() if q.affine and q.limits is None
+        ],
         "have a range that is not finite; calibrate again": [
-            n for n, q in active.items() if q.amax is not None and not q.amax.isfinite().all()
+            n
+            for n, q in active.items()
+            if any(r is not None and not r.isfinite().all() for r in (q.amax, q.limits))
         ],
         "are still calibrating; call disable_calib() first": [
             n for n, q in quantizers.items() if q.switches.calib
@@ -265,6 +270,7 @@ def _smallest_range(layer: Any, quantizer: TensorQuantizer, amax: Tensor) -> Ten
         return dead
     if amax.dim() and amax.numel() != bias.numel():
         return dead
-    step = source.amax.max().clamp(min=ops.TINY) / source.maxbound
+    between = source.step_size if source.affine else None
+    step = source.amax.max().clamp(min=ops.TINY) / source.maxbound if between is None else between
     least = bias.abs() * quantizer.maxbound / (step * _INT32_ROOM)
     return torch.maximum(dead, least.reshape(amax.shape) if amax.dim() else least.max())

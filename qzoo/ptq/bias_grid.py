@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError
 from qzoo.ptq.layers import Layer, layers_of
+from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import switch_target
 from qzoo.scheme import DEFAULT_TARGET
 
@@ -58,16 +59,17 @@ def _movable(layer: Layer) -> Tensor | None:
     return layer.module.bias if layer.norm is None else layer.norm.bias
 
 
+def _scale(inputs: TensorQuantizer, amax: Tensor) -> Tensor:
+    between = inputs.step_size if inputs.affine else None
+    return amax.double() / inputs.maxbound if between is None else between.double()
+
+
 def _move(layer: Layer) -> Tensor:
     inputs, weights, norm = layer.module.input_quantizer, layer.module.weight_quantizer, layer.norm
     movable, amax = _movable(layer), inputs.amax
     if movable is None or amax is None:
         raise CalibrationError(f"{layer.name!r} has no bias or no input range")
-    unit = (
-        layer.amax.double().flatten().expand(len(movable))
-        / weights.maxbound
-        * (amax.double() / inputs.maxbound)
-    )
+    unit = layer.amax.double().flatten().expand(len(movable)) / weights.maxbound * _scale(inputs, amax)
     bias = torch.zeros_like(unit) if layer.module.bias is None else layer.module.bias.double()
     if norm is not None and norm.running_mean is not None and norm.running_var is not None:
         gain = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()

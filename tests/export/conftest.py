@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,14 +54,17 @@ def calibrated() -> Callable[[nn.Module, Tensor], nn.Module]:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """``build(name, size, in_channels=3, scheme="w8a8")`` -> calibrated model in eval mode, images [8, C, size, size].
+    """``build(name, size, in_channels=3, scheme="w8a8", affine=False)`` -> calibrated model, images [8, C, size, size].
 
     The name ``"resnet8"`` is the smallest of the CIFAR family, which the zoo does not list.
     """
 
-    def make(name: str, size: int, in_channels: int = 3, scheme: str = "w8a8") -> tuple[nn.Module, Tensor]:
+    def make(
+        name: str, size: int, in_channels: int = 3, scheme: str = "w8a8", affine: bool = False
+    ) -> tuple[nn.Module, Tensor]:
         torch.manual_seed(0)
-        options = {"num_classes": 20, "in_channels": in_channels, "quantize": Scheme.parse(scheme)}
+        quantize = replace(Scheme.parse(scheme), affine=affine)
+        options = {"num_classes": 20, "in_channels": in_channels, "quantize": quantize}
         model = CifarResNet(1, **options) if name == "resnet8" else architecture(name).build(**options)
         images = torch.randn(8, in_channels, size, size)
         return calibrate_randomly(model, images), images

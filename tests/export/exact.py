@@ -42,11 +42,28 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     fold_batchnorm_(model, example)
     for module in model.modules():
         if isinstance(module, TensorQuantizer) and module.amax is not None:
+            if module.affine:
+                _round_limits(module, even=target == "openvino")
+                continue
             module.amax = _power_of_two(module.amax, module.maxbound).cpu().numpy()
     for name, module in model.named_modules():
         if weight_quantizer_of(module) is not None:
             _round_parameters(name, module)
     return model
+
+
+def _round_limits(quantizer: TensorQuantizer, even: bool) -> None:
+    """Both ends where the scale is the power of two at or below the range's own, with the same zero point.
+
+    Args:
+        even: with the even zero point at or below. OpenVINO rounds quotient and zero point together, ONNX the quotient
+            alone: what lies halfway between two codes goes the other way where the zero point is odd.
+    """
+    step, zero = quantizer.step_size, quantizer.zero_point
+    zero -= zero % 2 if even else 0
+    assert step is not None
+    step = step.double().log2().floor().exp2()
+    quantizer.limits = [-zero * step.item(), (quantizer.maxbound - zero) * step.item()]
 
 
 def _power_of_two(amax: Tensor, bound: float) -> Tensor:

@@ -114,8 +114,8 @@ class Tokens(nn.Module):
         return self.head((x + y.reshape_as(x)).mean(1))
 
 
-def quantized(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model quantized by :func:`quantize_`, with the ranges of the images."""
+def quantized(model: nn.Module, images: Tensor, affine: bool = False) -> nn.Module:
+    """The model quantized by :func:`quantize_`, with the ranges of the images; ``affine``: with zero points."""
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.running_mean.normal_(0, 0.2)
@@ -123,6 +123,8 @@ def quantized(model: nn.Module, images: Tensor) -> nn.Module:
     quantize_(model.eval())
     layers = [m for m in model.modules() if isinstance(m, TensorQuantizer)]
     for q in layers:
+        if affine and q.axis is None:
+            q.two_ended = q.affine = True
         q.disable_quant()
         q.enable_calib()
     with torch.no_grad():
@@ -145,20 +147,22 @@ def assert_right(model: nn.Module, images: Tensor, path: Path, limit: float = RO
     assert sqnr(expected, OpenVinoRunner(path)(images)) > limit
 
 
+@pytest.mark.parametrize("affine", [False, True], ids=["symmetric", "affine"])
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_convolutions(tmp_path: Path, name: str) -> None:
+def test_convolutions(tmp_path: Path, name: str, affine: bool) -> None:
     torch.manual_seed(0)
     how, bias = CONVOLUTIONAL[name]
     images = torch.randn(8, 3, 8, 8)
-    assert_right(quantized(Network(how, bias), images), images, tmp_path / "m.onnx")
+    assert_right(quantized(Network(how, bias), images, affine), images, tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("width", [32, 36])
-def test_as_many_tokens_as_channels(tmp_path: Path, width: int, norm: bool) -> None:
+@pytest.mark.parametrize("affine", [False, True], ids=["symmetric", "affine"])
+def test_as_many_tokens_as_channels(tmp_path: Path, width: int, norm: bool, affine: bool) -> None:
     torch.manual_seed(0)
     images = torch.randn(8, width, 6, 6)
-    assert_right(quantized(Tokens(width, norm), images), images, tmp_path / "m.onnx", limit=50)
+    assert_right(quantized(Tokens(width, norm), images, affine), images, tmp_path / "m.onnx", limit=50)
 
 
 def test_a_fixed_batch_is_right_too(tmp_path: Path) -> None:
