@@ -65,9 +65,9 @@ class Attention(nn.Module):
         self.heads, self.scale = heads, (dim // heads) ** -0.5
         self.qkv = linear(dim, 3 * dim, quantize=quantize)
         self.proj = linear(dim, dim, quantize=quantize)
-        self.query_quantizer = activation_quantizer(quantize, "input")
-        self.key_quantizer = activation_quantizer(quantize, "input")
-        self.value_quantizer = activation_quantizer(quantize, "input")
+        self.query_quantizer = activation_quantizer(quantize, "input", symmetric=True)
+        self.key_quantizer = activation_quantizer(quantize, "input", symmetric=True)
+        self.value_quantizer = activation_quantizer(quantize, "input", symmetric=True)
         self.softmax_quantizer = activation_quantizer(quantize, "input", nonnegative=True)
 
     def forward(self, x: Tensor) -> Tensor:

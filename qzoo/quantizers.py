@@ -146,13 +146,16 @@ def device_of(model: nn.Module) -> torch.device:
 # ---- making them ----
 
 
-def activation_quantizer(scheme: Scheme | None, role: str, nonnegative: bool = False) -> nn.Module:
+def activation_quantizer(
+    scheme: Scheme | None, role: str, nonnegative: bool = False, symmetric: bool = False
+) -> nn.Module:
     """Make the quantizer of an activation, such as a block's ``residual_quantizer``.
 
     Args:
         scheme: None makes no quantizer: an ``nn.Identity``, so that ``forward`` is the same with and without.
         role: one of :data:`qzoo.scheme.ROLES`.
         nonnegative: the tensor is never below zero (it follows a ReLU, say).
+        symmetric: it has no zero point in an affine scheme either: an operand of a product of two activations.
 
     Returns:
         The quantizer, or an ``nn.Identity``.
@@ -169,7 +172,9 @@ def activation_quantizer(scheme: Scheme | None, role: str, nonnegative: bool = F
     if scheme is None:
         return nn.Identity()
     bits = scheme if role == "input" else scheme.edge
-    return adopt(scheme, TensorQuantizer(activation_descriptor(bits)), role, nonnegative)
+    quantizer = TensorQuantizer(activation_descriptor(bits))
+    quantizer.symmetric = symmetric
+    return adopt(scheme, quantizer, role, nonnegative)
 
 
 def adopt(
@@ -178,7 +183,7 @@ def adopt(
     """Adopt a quantizer into a scheme: give it a role, and switch it as the scheme's target wants.
 
     From then on it refuses to run without a calibrated range. Of an affine scheme, activations that may be negative
-    get a range of two ends.
+    get a range of two ends, if the quantizer is not ``symmetric``.
 
     Args:
         scheme: bits and target.
@@ -198,7 +203,8 @@ def adopt(
         raise ArgumentError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
     quantizer.role, quantizer.nonnegative, quantizer.dynamic = role, nonnegative, False
     one_range = quantizer.axis is None and quantizer.block is None and isinstance(quantizer.num_bits, int)
-    quantizer.two_ended = scheme.affine and role != "weight" and not nonnegative and one_range
+    leans = role != "weight" and not nonnegative and not quantizer.symmetric
+    quantizer.two_ended = scheme.affine and leans and one_range
     _switch(quantizer, TARGETS[scheme.target])
     return quantizer
 

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from qzoo.errors import ExportError
 from qzoo.export import export_onnx, lint
 from qzoo.export.check import sqnr
-from qzoo.quantizers import quantizers
+from qzoo.models.vit import VisionTransformer
+from qzoo.quant.nn import QuantConv2d, QuantConvTranspose2d
+from qzoo.quantizers import adopt, quantizers
 from qzoo.runtimes.ort import OnnxRuntimeRunner
+from qzoo.scheme import Scheme
 
 LEVELS = ("none", "basic", "extended", "all")
 
@@ -66,6 +69,25 @@ def test_openvino_is_exact_and_all_int8(build, tmp_path: Path) -> None:
     for given in (path, export_onnx(model, tmp_path / "8.onnx", example=images, target="openvino", batch=8)):
         assert torch.equal(ov.OpenVinoRunner(given)(images), expected)
     assert precisions(path) == {("Convolution", "u8"): 9, ("FullyConnected", "u8"): 1}
+
+
+def test_every_layer_of_a_transformer_runs_in_int8(calibrated, tmp_path: Path) -> None:
+    """Operands of products of activations keep zero point 0, with which OpenVINO multiplies them in int8."""
+    torch.manual_seed(0)
+    model = VisionTransformer(64, 2, depth=1, num_classes=64, quantize=Scheme(affine=True))
+    images = torch.randn(2, 3, 224, 224)
+    calibrated(model, images)
+    path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images)
+    assert [str(finding) for finding in lint(path, "openvino")] == []
+    for shape in (None, [1, 3, 224, 224]):
+        assert precisions(path, shape) == {("Convolution", "u8"): 1, ("FullyConnected", "u8"): 5}
+
+
+def test_the_input_of_a_transposed_convolution_keeps_zero_point_0() -> None:
+    """With another OpenVINO runs it in float."""
+    layer = QuantConvTranspose2d(8, 8, 2, 2)
+    assert not adopt(Scheme(affine=True), layer.input_quantizer, "input").two_ended
+    assert adopt(Scheme(affine=True), QuantConv2d(8, 8, 2).input_quantizer, "input").two_ended
 
 
 def test_tensorrt_gets_the_symmetric_range(build, tmp_path: Path) -> None:

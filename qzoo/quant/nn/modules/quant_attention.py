@@ -90,9 +90,13 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
         self._input_quantizer.role, self._weight_quantizer.role = "input", "weight"
         self._key_quantizer: TensorQuantizer = quantizer_with_role(input_desc, "input")
         self._value_quantizer: TensorQuantizer = quantizer_with_role(input_desc, "input")
-        self._query_heads_quantizer: TensorQuantizer = quantizer_with_role(input_desc, "input")
-        self._key_heads_quantizer: TensorQuantizer = quantizer_with_role(input_desc, "input")
-        self._value_heads_quantizer: TensorQuantizer = quantizer_with_role(input_desc, "input")
+        self._query_heads_quantizer: TensorQuantizer = quantizer_with_role(
+            input_desc, "input", symmetric=True
+        )
+        self._key_heads_quantizer: TensorQuantizer = quantizer_with_role(input_desc, "input", symmetric=True)
+        self._value_heads_quantizer: TensorQuantizer = quantizer_with_role(
+            input_desc, "input", symmetric=True
+        )
         self._softmax_quantizer: TensorQuantizer = quantizer_with_role(input_desc, "input", nonnegative=True)
         self._reset_parameters()
 

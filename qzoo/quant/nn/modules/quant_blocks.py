@@ -19,10 +19,12 @@ from qzoo.quant.nn.modules.tensor_quantizer import TensorQuantizer
 __all__ = ["QuantAdd", "QuantConcat", "QuantMatMul"]
 
 
-def quantizer_with_role(descriptor: QuantDescriptor, role: str, nonnegative: bool = False) -> TensorQuantizer:
+def quantizer_with_role(
+    descriptor: QuantDescriptor, role: str, nonnegative: bool = False, symmetric: bool = False
+) -> TensorQuantizer:
     """A quantizer that says what it is for."""
     quantizer = TensorQuantizer(descriptor)
-    quantizer.role, quantizer.nonnegative = role, nonnegative
+    quantizer.role, quantizer.nonnegative, quantizer.symmetric = role, nonnegative, symmetric
     return quantizer
 
 
@@ -64,8 +66,8 @@ class QuantMatMul(nn.Module, QuantInputMixin):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
-        self._input_quantizer = quantizer_with_role(descriptor, "input")
-        self._other_quantizer = quantizer_with_role(descriptor, "input")
+        self._input_quantizer = quantizer_with_role(descriptor, "input", symmetric=True)
+        self._other_quantizer = quantizer_with_role(descriptor, "input", symmetric=True)
 
     def forward(self, input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return torch.matmul(self._input_quantizer(input), self._other_quantizer(other))

@@ -185,6 +185,7 @@ class _QuantConvTransposeNd(conv._ConvTransposeNd, QuantMixin):
             dtype,
         )
         self.init_quantizer(*descriptors)
+        self._input_quantizer.symmetric = True
 
     def forward(self, input: torch.Tensor, output_size: Any = None) -> torch.Tensor:
         """``[N, in, ...]`` to ``[N, out, ...]``; ``output_size`` picks one of the sizes the stride allows."""

@@ -36,6 +36,8 @@ class TensorQuantizer(QuantizerState):
     Attributes beyond the contract, plain values that no state dict holds:
         role: what the quantizer is for in its model, such as ``"residual"``; the zoo's targets switch by it.
         nonnegative: its input is never below zero.
+        symmetric: no scheme gives it a zero point: OpenVINO has no int8 kernel with one for what reads it (a product of
+            two activations, a transposed convolution).
         dynamic: without a range, True takes each tensor's own; False raises MissingRangeError.
         name: its place in the model, for error messages.
 
@@ -73,6 +75,7 @@ class TensorQuantizer(QuantizerState):
         super().__init__()
         self.role = ""
         self.nonnegative = False
+        self.symmetric = False
         self.dynamic = True
         self.name = ""
         self._num_bits: Bits = quant_desc.num_bits
