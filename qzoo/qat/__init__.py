@@ -5,6 +5,13 @@
 """
 
 from qzoo.qat.distill import distillation_loss
-from qzoo.qat.learned import LearnedRange, freeze_ranges, learn_ranges, learned_parameters
+from qzoo.qat.learned import LearnedLimits, LearnedRange, freeze_ranges, learn_ranges, learned_parameters
 
-__all__ = ["LearnedRange", "distillation_loss", "freeze_ranges", "learn_ranges", "learned_parameters"]
+__all__ = [
+    "LearnedLimits",
+    "LearnedRange",
+    "distillation_loss",
+    "freeze_ranges",
+    "learn_ranges",
+    "learned_parameters",
+]

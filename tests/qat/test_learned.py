@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
-from qzoo.qat import LearnedRange, freeze_ranges, learn_ranges, learned_parameters
+from qzoo.qat import LearnedLimits, LearnedRange, freeze_ranges, learn_ranges, learned_parameters
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 from qzoo.scheme import Scheme
 
@@ -139,3 +139,71 @@ def test_a_learner_is_part_of_the_state(tmp_path: object) -> None:
     quantizer.amax = 1.0
     quantizer.learner = LearnedRange(torch.tensor(2.0), "lsq", 127)
     assert "learner.value" in quantizer.state_dict()
+
+
+def lsq_plus_by_the_book(
+    x: Tensor, s: float, beta: float, grad: Tensor, top: int
+) -> tuple[Tensor, float, float]:
+    """Bhalgat et al., equations 4 to 6, in float64: gradients of x, of the step and of the offset."""
+    v = (x.double() - beta) / s
+    below, above = v < 0, v > top
+    inside = ~(below | above)
+    # With the offset on the grid round(v) - v is what the rounding adds.
+    of_step = torch.where(inside, v.round() - v, torch.where(above, float(top), 0.0))
+    of_offset = torch.where(inside, 0.0, 1.0)
+    return grad * inside, float((grad * of_step).sum()), float((grad * of_offset).sum())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_lsq_plus_gradients(bits: int) -> None:
+    torch.manual_seed(0)
+    x, grad, top = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6), 2**bits - 1
+    step = 0.75 / 2 ** (bits - 2)
+    low = -step * (top // 4)  # on the grid, where the paper's offset and the rounded zero point are one
+    learner = LearnedLimits(torch.tensor([low, low + top * step]), "lsq", top)
+    x.requires_grad_()
+    learner(x, bits, False, False).backward(grad)
+    of_x, of_step, of_offset = lsq_plus_by_the_book(x.detach(), step, low, grad.double(), top)
+    torch.testing.assert_close(x.grad.double(), of_x)  # type: ignore[union-attr]
+    scale = (4 * 5 * 6 * top) ** -0.5 * top
+    of_low, of_high = learner.value.grad / scale  # type: ignore[operator]
+    # low = beta, high = beta + s p: by the chain rule
+    assert of_high.item() == pytest.approx(of_step / top, rel=1e-4, abs=1e-4)
+    assert (of_low + of_high).item() == pytest.approx(of_offset, rel=1e-4, abs=1e-4)
+
+
+def test_pact_moves_an_end_by_what_is_clipped_there() -> None:
+    x, learner = (
+        torch.tensor([-3.0, -0.1, 0.2, 5.0, 6.0]),
+        LearnedLimits(torch.tensor([-1.0, 2.0]), "pact", 255),
+    )
+    learner(x, 8, False, False).sum().backward()
+    assert learner.value.grad.tolist() == [1.0, 2.0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_two_ended_ranges_start_where_they_were_and_come_back(target: str) -> None:
+    torch.manual_seed(0)
+    model = CifarResNet(1, in_channels=1, quantize=Scheme(affine=True, target=target)).eval()
+    images = torch.randn(8, 1, 28, 28) + 0.5
+    calibrate(model, [images], progress=False)
+    before = model(images)
+    with_ends = [q for q in model.modules() if isinstance(q, TensorQuantizer) and q.affine]
+    assert bool(with_ends) == (target == "onnxruntime")
+    names = learn_ranges(model, "lsq")
+    assert sum(isinstance(m, LearnedLimits) for m in model.modules()) == len(with_ends)
+    assert len(learned_parameters(model)) == len(names)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=before.abs().max().item() / 20)
+    optimizer = torch.optim.SGD(learned_parameters(model), lr=1e-2)
+    model(images).square().sum().backward()
+    optimizer.step()
+    after = model(images)
+    assert not torch.equal(after, before)
+    assert freeze_ranges(model) == names
+    assert torch.equal(model(images), after)
+    for quantizer in (m for m in model.modules() if isinstance(m, TensorQuantizer) and m.two_ended):
+        assert quantizer.limits is not None
+        low, high = quantizer.limits.tolist()
+        assert low <= 0 <= high
+        if quantizer.affine:
+            assert quantizer.amax.item() == max(-low, high)  # type: ignore[union-attr]
