@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qzoo.export.onnx import export_onnx
     from qzoo.hub_mixin import HubMixin
     from qzoo.pipeline.build import build
+    from qzoo.placement.model import quantize
     from qzoo.prediction import predict
     from qzoo.ptq.ranges import calibrate
     from qzoo.quantizers import set_target
@@ -43,6 +44,7 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "save_pretrained",
+    "quantize",
     "load_calibrated",
     "calibrate",
     "evaluate",
@@ -69,6 +71,7 @@ _MODULE_OF = {
     "list_models": "qzoo.zoo.create",
     "load_pretrained": "qzoo.zoo.checkpoint",
     "save_pretrained": "qzoo.zoo.checkpoint",
+    "quantize": "qzoo.placement.model",
     "load_calibrated": "qzoo.zoo.legacy",
     "calibrate": "qzoo.ptq.ranges",
     "evaluate": "qzoo.accuracy",

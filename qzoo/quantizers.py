@@ -225,12 +225,13 @@ def activation_descriptor(scheme: Scheme) -> QuantDescriptor:
     return QuantDescriptor(scheme.activation_bits, calib_method="histogram")
 
 
-def weight_descriptor(scheme: Scheme, inputs: int = 0) -> QuantDescriptor:
-    """Describe the quantizer of a weight: a range per output channel (axis 0), narrow.
+def weight_descriptor(scheme: Scheme, inputs: int = 0, axis: int = 0) -> QuantDescriptor:
+    """Describe the quantizer of a weight: a range per output channel, narrow.
 
     Args:
         scheme: the bits.
         inputs: the weight's size along axis 1; where it divides into the scheme's groups, each has a range of its own.
+        axis: that of the output channels; 1 for transposed convolutions.
 
     Returns:
         The descriptor, for the quantized layers' ``quant_desc_weight``.
@@ -239,10 +240,13 @@ def weight_descriptor(scheme: Scheme, inputs: int = 0) -> QuantDescriptor:
         >>> weight_descriptor(qzoo.Scheme(weight_bits=4)).axis
         0
     """
-    block = (1, scheme.group) if scheme.group and inputs and inputs % scheme.group == 0 else None
+    grouped = scheme.group and axis == 0 and inputs and inputs % scheme.group == 0
+    block = (1, scheme.group) if grouped else None
     if scheme.weight_format != "int":
-        return QuantDescriptor(8, axis=0, narrow_range=True, block=block, float_format=scheme.weight_format)
-    return QuantDescriptor(scheme.weight_bits, axis=0, narrow_range=True, block=block)
+        return QuantDescriptor(
+            8, axis=axis, narrow_range=True, block=block, float_format=scheme.weight_format
+        )
+    return QuantDescriptor(scheme.weight_bits, axis=axis, narrow_range=True, block=block)
 
 
 # ---- switching them ----

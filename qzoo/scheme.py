@@ -11,6 +11,7 @@ whatever the target, so one checkpoint serves all runtimes.
 | ``residual`` | the skip input of an add | all targets |
 | ``branch`` | the other input of an add | ONNX Runtime; TensorRT and OpenVINO fuse convolution and add |
 | ``pool`` | the input of an average pooling | CPU runtimes |
+| ``activation`` | what is read in float, behind an int8 kernel | ONNX Runtime, whose kernels need a Q right behind |
 | ``output`` | the classifier's output | CPU runtimes |
 """
 
@@ -27,7 +28,7 @@ DEFAULT_TARGET = "onnxruntime"
 
 # Of a dataclass field: config.json leaves it out where it has its default.
 OPTIONAL = {"optional": True}
-ROLES = ("input", "weight", "residual", "branch", "pool", "output")
+ROLES = ("input", "weight", "residual", "branch", "pool", "output", "activation")
 # As str(Scheme) writes it: no leading zeros, no digits of other scripts, so that a scheme has one name.
 SCHEME_PATTERN = r"w([1-9][0-9]{0,4})(e4m3|e5m2)?(?:g([1-9][0-9]{0,4}))?a([1-9][0-9]{0,4})"
 _SCHEME = re.compile(SCHEME_PATTERN)
@@ -61,7 +62,7 @@ TARGETS = {
     for target in (
         Target("tensorrt", frozenset({"input", "weight", "residual"}), unsigned=False, affine=False),
         Target("onnxruntime", frozenset(ROLES), unsigned=True, affine=True),
-        Target("openvino", frozenset(ROLES) - {"branch"}, unsigned=True, affine=True),
+        Target("openvino", frozenset(ROLES) - {"branch", "activation"}, unsigned=True, affine=True),
     )
 }
 

@@ -16,7 +16,7 @@ FLOORS = (
     "errors options preprocessing progress scheme version",
     "data distributed fields files hub_mixin quant registry runtimes",
     "accuracy config qat quantizers",
-    "analysis cards export models ptq training zoo",
+    "analysis cards export models placement ptq training zoo",
     "bench deployment pipeline prediction release",
     "__init__ commands",
     "__main__",

@@ -13,7 +13,7 @@ from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.quantizers import activation_descriptor, activation_quantizer, set_target, weight_descriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, with_target
 
-ALL = {"input", "weight", "residual", "branch", "pool", "output"}
+ALL = {"input", "weight", "residual", "branch", "pool", "output", "activation"}
 
 
 def test_text_and_scheme_are_one() -> None:
@@ -83,7 +83,7 @@ def test_roles_and_targets_as_documented() -> None:
     assert {name: (set(t.roles), t.unsigned) for name, t in TARGETS.items()} == {
         "tensorrt": ({"input", "weight", "residual"}, False),
         "onnxruntime": (ALL, True),
-        "openvino": (ALL - {"branch"}, True),
+        "openvino": (ALL - {"branch", "activation"}, True),
     }
 
 

@@ -30,7 +30,7 @@ SHARE = 0.25
 
 
 class Statistics:
-    """What one pass gathered: a calibrator a quantizer, shared by those that read the same tensors.
+    """What one pass gathered: a calibrator a quantizer, shared by those that read the same tensors or are of a group.
 
     Attributes:
         images: number of images seen.
@@ -40,6 +40,7 @@ class Statistics:
         self.images = 0
         self._histograms = histograms
         self._calibrators: dict[str, Any] = {}
+        self._groups: dict[tuple[str, Any], Any] = {}
         self._recent: dict[int, tuple[Any, int, Any]] = {}
 
     @property
@@ -85,7 +86,7 @@ class Statistics:
 
         A block's input and its skip, say, thereby share one calibrator and end with one range.
         """
-        own = self._calibrators.get(name)
+        own = self._calibrators.get(name) or self._of_group(name, quantizer)
         reference, version, shared = self._recent.get(id(x), (lambda: None, -1, None))
         if reference() is x and version == x._version and _alike(shared, quantizer):
             own = self._calibrators.setdefault(name, shared)
@@ -94,8 +95,18 @@ class Statistics:
                 return
         if own is None:
             own = self._calibrators[name] = _calibrator(quantizer, self._histograms)
+        if quantizer.group:
+            self._groups.setdefault((quantizer.group, quantizer.num_bits), own)
         own.collect(x)
         self._recent[id(x)] = (weakref.ref(x), x._version, own)
+
+    def _of_group(self, name: str, quantizer: TensorQuantizer) -> Any:
+        """The calibrator of the quantizer's group, which is its own from now on; None where there is none yet."""
+        found = self._groups.get((quantizer.group, quantizer.num_bits)) if quantizer.group else None
+        if found is not None:
+            self._calibrators[name] = found
+            found.unsigned = found.unsigned and quantizer.unsigned
+        return found
 
     def ranges(self, method: str, percentile: float) -> dict[str, Range]:
         """The range of each quantizer that saw data, by name; per channel it is always the maximum."""

@@ -100,7 +100,7 @@ def quantize_(
                 left += [f"{name} ({type(child).__name__})"] if known else []
                 continue
             if child not in done:
-                done[child] = _converted(child, quantized, quant_desc_input, quant_desc_weight)
+                done[child] = quantized_layer(child, quantized, quant_desc_input, quant_desc_weight)
             parent._modules[child_name] = done[child]
             names.append(name)
     for name, module in model.named_modules():
@@ -154,12 +154,43 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _converted(
+_WEIGHTED = (float_nn.conv._ConvNd, float_nn.Linear, float_nn.MultiheadAttention)
+
+
+def replacement_of(layer: nn.Module) -> type[nn.Module] | None:
+    """The quantized class of a convolution, linear layer or attention; None where there is none.
+
+    A subclass that computes what its base does, so that only its name or its initialization is its own, has the base's.
+    """
+    known = {**DEFAULT_MAPPING, **_timm_mapping()}
+    for kind in type(layer).__mro__:
+        found = known.get(kind)
+        if found is None or not issubclass(kind, _WEIGHTED):
+            continue
+        same = all(
+            getattr(type(layer), method, None) is getattr(kind, method, None)
+            for method in ("forward", "_conv_forward")
+        )
+        return found if same else None
+    return None
+
+
+def quantized_layer(
     layer: nn.Module,
     quantized: type[nn.Module],
-    input_desc: QuantDescriptor | None,
-    weight_desc: QuantDescriptor | None,
-) -> nn.Module:
+    input_desc: QuantDescriptor | None = None,
+    weight_desc: QuantDescriptor | None = None,
+) -> Any:
+    """Make the quantized form of a layer, with the layer's own parameters, buffers and hooks.
+
+    Args:
+        layer: stays as it is.
+        quantized: its class, built on ``QuantMixin`` or ``QuantInputMixin``.
+        input_desc, weight_desc: instead of the defaults of the class.
+
+    Raises:
+        ValueError: another class, or an option of the layer that the quantized form doesn't have.
+    """
     if not issubclass(quantized, QuantInputMixin):
         raise ArgumentError(f"{quantized.__name__} isn't built on QuantMixin or QuantInputMixin")
     descriptors = [input_desc or quantized.default_quant_desc_input]

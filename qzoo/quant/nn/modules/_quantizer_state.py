@@ -62,6 +62,7 @@ class QuantizerState(nn.Module):
 
     clip: Clip
     role: str
+    group: str
     name: str
     owner = (
         ""  # what it belongs to, where its name is not known, such as "the input quantizer of a QuantConv2d"

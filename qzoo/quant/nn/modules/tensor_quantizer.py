@@ -38,6 +38,7 @@ class TensorQuantizer(QuantizerState):
         nonnegative: its input is never below zero.
         symmetric: no scheme gives it a zero point: OpenVINO has no int8 kernel with one for what reads it (a product of
             two activations, a transposed convolution).
+        group: quantizers of one group are calibrated together and have one range; "" is none.
         dynamic: without a range, True takes each tensor's own; False raises MissingRangeError.
         name: its place in the model, for error messages.
 
@@ -76,6 +77,7 @@ class TensorQuantizer(QuantizerState):
         self.role = ""
         self.nonnegative = False
         self.symmetric = False
+        self.group = ""
         self.dynamic = True
         self.name = ""
         self._num_bits: Bits = quant_desc.num_bits

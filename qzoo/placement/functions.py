@@ -1,0 +1,178 @@
+"""The functions of torch that a forward pass is made of, and the ONNX operator that each is written as.
+
+What a runtime does with an operator is in :mod:`qzoo.runtimes.operators`; this table only leads there. A function
+that is not in it is unknown: nothing is placed around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qzoo.runtimes.operators import OPERATORS, Operator
+
+_UNKNOWN = Operator("", "other", "float", "float", "float")
+_FLOAT = Operator("", "other", "float", "fused", "fused")  # known, and without an integer kernel
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function, in all its spellings (``x + y``, ``torch.add``, ``Tensor.add_``).
+
+    Attributes:
+        name: as sites and reports call it.
+        operator: the ONNX operator that torch's exporter makes of it.
+    """
+
+    name: str
+    operator: Operator
+
+    @property
+    def known(self) -> bool:
+        """Whether it is in the table."""
+        return self.operator is not _UNKNOWN
+
+
+# Operator, then the function's name and its other spellings. An operator that the other table has no row for is "".
+_ROWS: tuple[tuple[str, str], ...] = (
+    ("Conv", "conv1d"),
+    ("Conv", "conv2d"),
+    ("Conv", "conv3d"),
+    ("ConvTranspose", "conv_transpose1d"),
+    ("ConvTranspose", "conv_transpose2d"),
+    ("ConvTranspose", "conv_transpose3d"),
+    ("Gemm", "linear"),
+    ("MatMul", "matmul __matmul__ bmm mm"),
+    ("MatMul", "scaled_dot_product_attention"),
+    ("Add", "add __add__ __radd__ __iadd__ add_"),
+    ("Mul", "mul __mul__ __rmul__ __imul__ mul_ multiply"),
+    ("Sub", "sub __sub__ __rsub__ rsub __isub__ sub_ subtract"),
+    ("Div", "div __truediv__ __rtruediv__ __itruediv__ div_ true_divide"),
+    ("Concat", "cat concat concatenate"),
+    ("Concat", "stack"),
+    ("MaxPool", "max_pool1d max_pool2d max_pool3d"),
+    ("GlobalMaxPool", "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"),
+    ("ReduceMax", "amax"),
+    ("ReduceMin", "amin"),
+    ("AveragePool", "avg_pool1d avg_pool2d avg_pool3d"),
+    ("GlobalAveragePool", "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"),
+    ("ReduceMean", "mean"),
+    ("Relu", "relu relu_"),
+    ("Clip", "relu6 hardtanh hardtanh_ clamp clamp_ clip clamp_min clamp_min_ clamp_max"),
+    ("Sigmoid", "sigmoid sigmoid_"),
+    ("Sigmoid", "silu"),
+    ("LeakyRelu", "leaky_relu leaky_relu_"),
+    ("HardSwish", "hardswish"),
+    ("HardSigmoid", "hardsigmoid"),
+    ("Softmax", "softmax"),
+    ("LogSoftmax", "log_softmax"),
+    ("Gelu", "gelu"),
+    ("Tanh", "tanh tanh_"),
+    ("Mish", "mish"),
+    ("Softplus", "softplus"),
+    ("Elu", "elu elu_"),
+    ("PRelu", "prelu"),
+    ("Exp", "exp exp_"),
+    ("Sqrt", "sqrt sqrt_"),
+    ("Abs", "abs abs_"),
+    ("Neg", "neg __neg__"),
+    ("", "selu celu logsigmoid square pow __pow__ rsqrt norm normalize glu"),
+    ("BatchNormalization", "batch_norm"),
+    ("LayerNormalization", "layer_norm rms_norm"),
+    ("GroupNormalization", "group_norm"),
+    ("InstanceNormalization", "instance_norm"),
+    ("LRN", "local_response_norm"),
+    ("Resize", "interpolate upsample"),
+    ("Pad", "pad"),
+    ("DepthToSpace", "pixel_shuffle"),
+    ("Reshape", "reshape reshape_as view view_as flatten unflatten channel_shuffle native_channel_shuffle"),
+    ("Transpose", "permute transpose transpose_ movedim swapaxes swapdims t T mT"),
+    ("Squeeze", "squeeze squeeze_"),
+    ("Unsqueeze", "unsqueeze unsqueeze_"),
+    ("Slice", "__getitem__ narrow select"),
+    ("Split", "chunk split tensor_split split_with_sizes unbind roll flip index_select"),
+    ("Expand", "expand expand_as broadcast_to"),
+    ("Tile", "repeat tile repeat_interleave"),
+    (
+        "Identity",
+        "contiguous clone detach to float type_as requires_grad_ dropout dropout_ dropout2d dropout3d data",
+    ),
+)
+_PLACES: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn, torch.special)
+# Comparisons and the like give no values that could be quantized; those who read them read no activation.
+NO_VALUES = frozenset(
+    "size dim shape dtype device numel item __len__ __eq__ __ne__ eq ne gt lt ge le".split(" ")  # noqa: SIM905
+)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a function, that of the attribute for a getter such as ``Tensor.T``."""
+    name = getattr(function, "__name__", "")
+    return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
+
+
+def _table() -> tuple[dict[Any, Function], dict[str, Function]]:
+    by_function: dict[Any, Function] = {}
+    by_name: dict[str, Function] = {}
+    for operator, names in _ROWS:
+        spellings = names.split()
+        row = Function(spellings[0], OPERATORS.get(operator, _FLOAT))
+        if operator == "":
+            by_name.update({name: Function(name, _FLOAT) for name in spellings})
+            continue
+        by_name.update(dict.fromkeys(spellings, row))
+    for name, row in by_name.items():
+        for place in _PLACES:
+            function = getattr(place, name, None)
+            if callable(function):
+                by_function[function] = row
+    return by_function, by_name
+
+
+FUNCTIONS, _BY_NAME = _table()
+
+
+def function_of(function: Callable[..., Any]) -> Function:
+    """The row of a function; one without a row is unknown."""
+    row = FUNCTIONS.get(function)
+    name = name_of(function)
+    return row or _BY_NAME.get(name) or Function(name.strip("_"), _UNKNOWN)
+
+
+def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What the function computes with: the tensors, and numbers in their place; no sizes or axes.
+
+    A site has a quantizer for each of them.
+    """
+    if function.name in ("cat", "stack"):
+        given = args[0] if args else kwargs.get("tensors", ())
+        return list(given)
+    names = _OPERANDS.get(function.name, ("input",))
+    return [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
+
+
+def replaced(
+    function: Function, values: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with other operands."""
+    if function.name in ("cat", "stack"):
+        return ((values, *args[1:]), kwargs) if args else (args, {**kwargs, "tensors": values})
+    names = _OPERANDS.get(function.name, ("input",))
+    count = min(len(args), len(names))
+    rest = {name: value for name, value in zip(names[count:], values[count:], strict=True) if name in kwargs}
+    return (*values[:count], *args[count:]), {**kwargs, **rest}
+
+
+_LAYER = ("input", "weight")
+_OPERANDS = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _LAYER),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _LAYER),
+    **dict.fromkeys(("add", "mul", "sub", "div"), ("input", "other")),
+    "matmul": ("input", "other"),
+    "scaled_dot_product_attention": ("query", "key", "value"),
+}

@@ -1,0 +1,257 @@
+"""The quantized module at run time: quantizers on what a module computes itself, between its children.
+
+``x + y`` in a ``forward`` is no module that could be replaced. A module with such sites, and each module below it, is
+of a class derived from its own, whose ``forward`` says whose call this is; and the outermost one looks on, by a torch
+function mode, and hands the operands of the function at a site to its quantizers. A site is the name of a function and
+how often the same call of the module has called it before: Python's control flow, ``train()``, hooks, parameters and
+the module tree stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from qzoo.errors import QuantizationError
+from qzoo.placement.functions import FUNCTIONS, Function, operands, replaced
+
+LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call of a function in a module's own code.
+
+    Attributes:
+        function: its name, see :mod:`qzoo.placement.functions`.
+        index: how many calls of it come before, in the same call of the module; -1 for a layer's function, which is
+            known by its weight.
+        weight: the weight's name in the module; "" for anything else.
+    """
+
+    function: str
+    index: int
+    weight: str = ""
+
+
+OUTPUT = Site("", 0)
+"""What the module returns."""
+
+
+class _Calls(threading.local):
+    """The calls of modules that this thread is in, outermost first: each with its count of functions."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[Any, dict[str, int]]] = []
+
+
+_calls = _Calls()
+
+
+class Scope:
+    """What a module's class is derived from, beside its own class, to have sites.
+
+    Attributes:
+        sites: names of the quantizers in the module, one for each operand ("" for none), by site.
+        float_class: the module's own class.
+    """
+
+    sites: dict[Site, tuple[str, ...]]
+    float_class: type[nn.Module]
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, looked on."""
+        if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
+            # It would leave out every quantizer that is no layer's, without a word.
+            raise QuantizationError(
+                "torch.export can't see the quantizers with strict=True; use strict=False, its default"
+            )
+        frames = _calls.frames
+        frames.append((self, {}))
+        try:
+            if len(frames) > 1:
+                result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
+            else:
+                with _Watch(frames):
+                    result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
+        finally:
+            frames.pop()
+        names = self.sites.get(OUTPUT)
+        return result if names is None else self.get_submodule(names[0])(result)  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class has no name to be imported by.
+        state: Any = object.__reduce_ex__(self, protocol)[2]
+        return _restored, (self.float_class,), state
+
+
+class _Container:
+    """A scope whose own class goes through its children: they are those without the quantizers of its sites."""
+
+    _modules: dict[str, Any]
+    sites: dict[Site, tuple[str, ...]]
+
+    def _children(self) -> dict[str, Any]:
+        own = {name for names in self.sites.values() for name in names}
+        return {name: child for name, child in self._modules.items() if name not in own}
+
+    def __len__(self) -> int:
+        return len(self._children())
+
+    def __iter__(self) -> Any:
+        children = self._children()
+        return iter(children if isinstance(self, nn.ModuleDict) else children.values())
+
+    def keys(self) -> Any:
+        return self._children().keys()
+
+    def items(self) -> Any:
+        return self._children().items()
+
+    def values(self) -> Any:
+        return self._children().values()
+
+
+def scoped(module: nn.Module) -> Any:
+    """Make a module a scope, in place; one that is a scope stays as it is. Returns the module."""
+    if not isinstance(module, Scope):
+        module.__class__ = _class_of(type(module))  # type: ignore[arg-type]
+        module.__dict__["sites"] = {}
+    return module
+
+
+@functools.cache
+def _class_of(float_class: Any) -> type[nn.Module]:
+    """The class of a scope; like the module's own in name, so that a printed model reads as before."""
+
+    @functools.wraps(float_class.forward)  # exporters ask for the names of its arguments
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    members = {
+        "forward": forward,
+        "float_class": float_class,
+        "__module__": float_class.__module__,
+        "__qualname__": float_class.__qualname__,
+    }
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    bases = (Scope, _Container) if issubclass(float_class, containers) else (Scope,)
+    return type(float_class.__name__, (*bases, float_class), members)
+
+
+def _restored(float_class: type[nn.Module]) -> Any:
+    kind: Any = _class_of(float_class)  # type: ignore[arg-type]
+    return kind.__new__(kind)
+
+
+class _Watch(TorchFunctionMode):
+    """Hands operands to the quantizers of the innermost scope."""
+
+    def __init__(self, frames: list[tuple[Any, dict[str, int]]]) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        function = FUNCTIONS.get(func)
+        if function is None or not self.frames:
+            return func(*args, **kwargs)
+        module, counts = self.frames[-1]
+        names = _names(module, function, counts, args, kwargs)
+        if names is None:
+            return func(*args, **kwargs)
+        quantizers = [module.get_submodule(name) if name else None for name in names]
+        special = _SPECIAL.get(function.name)
+        if special is not None:
+            return special(func, quantizers, args, kwargs)
+        values = [
+            value if quantizer is None else quantizer(value)
+            for quantizer, value in zip(quantizers, operands(function, args, kwargs), strict=True)
+        ]
+        args, kwargs = replaced(function, values, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _names(
+    module: Any, function: Function, counts: dict[str, int], args: Any, kwargs: dict[str, Any]
+) -> tuple[str, ...] | None:
+    """The names of the quantizers at this call, None where it is no site."""
+    if not module.sites:
+        return None
+    if function.name in LAYERS:
+        weight = operands(function, args, kwargs)[1]
+        for site, names in module.sites.items():
+            if site.weight and weight is parameter_of(module, site.weight):
+                return names
+        return None
+    index = counts.get(function.name, 0)
+    counts[function.name] = index + 1
+    return module.sites.get(Site(function.name, index))
+
+
+def parameter_of(module: nn.Module, name: str) -> Any:
+    """The parameter of a module or of one below it, by its dotted name."""
+    path, _, key = name.rpartition(".")
+    return getattr(module.get_submodule(path) if path else module, key)
+
+
+def _is_idle(quantizer: Any) -> bool:
+    """Whether it neither quantizes nor collects."""
+    disabled, quant, _, calib = quantizer.switches
+    return disabled or not (quant or calib)
+
+
+def _silu(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """x * sigmoid(x), of which ONNX Runtime computes both parts in int8."""
+    source, gate = quantizers
+    if _is_idle(gate):
+        return func(*args, **kwargs)
+    x = source(args[0] if args else kwargs["input"])
+    return x * gate(torch.sigmoid(x))
+
+
+def _attention(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """The two products of attention, written out where their operands are quantized."""
+    if all(_is_idle(quantizer) for quantizer in quantizers):
+        return func(*args, **kwargs)
+    return _products(quantizers, *args, **kwargs)
+
+
+def _products(
+    quantizers: list[Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    for_query, for_key, for_softmax, for_value = quantizers
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+    query = for_query(query * (query.shape[-1] ** -0.5 if scale is None else scale))
+    scores = query @ for_key(key).transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(attn_mask.logical_not(), float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    weights = torch.dropout(scores.softmax(-1), dropout_p, dropout_p > 0)
+    return for_softmax(weights) @ for_value(value)
+
+
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "silu": _silu,
+    "scaled_dot_product_attention": _attention,
+}

@@ -1,0 +1,269 @@
+"""What a model computes: one forward pass, recorded as a graph of functions with the modules that called them.
+
+The model runs as it is, in eval mode, on an example: control flow in Python is followed, and nothing is rewritten.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from qzoo.placement.functions import NO_VALUES, Function, function_of, name_of, operands
+
+_NONNEGATIVE = (
+    "relu",
+    "relu6",
+    "sigmoid",
+    "hardsigmoid",
+    "softmax",
+    "softplus",
+    "exp",
+    "sqrt",
+    "abs",
+    "square",
+)
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor that is computed from the image.
+
+    Attributes:
+        maker: what computed it; None for the image.
+        readers: who reads it, each with the place among its operands; -1 for anything else that it is given.
+        shape: of the example.
+        returned: whether the model returns it.
+    """
+
+    maker: Operation | None
+    shape: tuple[int, ...]
+    readers: list[tuple[Operation, int]] = field(default_factory=list)
+    returned: bool = False
+
+
+@dataclass(eq=False)
+class Operation:
+    """A call of a function, or of a module that is looked at from outside.
+
+    Attributes:
+        function: what was called; unknown for modules other than layers.
+        stack: the modules that it was called in, outermost first: names, each with the number of the call.
+        operands: its operands, see :func:`qzoo.placement.functions.operands`; None for what is no :class:`Value`.
+        outputs: what it made.
+        layer: the name of the module, where it is one.
+        weight: the name of the parameter that a layer's function was given as its weight, "" where it is none.
+        attributes: what its arguments decide: ``nonnegative`` (it never gives a negative number), ``spatial`` (a mean
+            of height and width), ``smooth`` (an interpolation that is not to the nearest), ``gather`` (an index),
+            ``negative`` (a padding below zero).
+    """
+
+    function: Function
+    stack: tuple[tuple[str, int], ...]
+    operands: list[Value | None]
+    outputs: list[Value] = field(default_factory=list)
+    layer: str = ""
+    weight: str = ""
+    attributes: frozenset[str] = frozenset()
+
+
+@dataclass
+class Trace:
+    """A model's operations, in the order in which they ran.
+
+    Attributes:
+        calls: how often each module ran, by name.
+        result: what the model returned.
+    """
+
+    operations: list[Operation]
+    calls: Counter[str]
+    result: Any
+
+
+@torch.no_grad()
+def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:
+    """Record the model's forward pass on an example.
+
+    Args:
+        model: in eval mode.
+        example: a batch.
+        opaque: names of the modules that are recorded as one operation.
+    """
+    recorder = _Recorder(model, opaque)
+    with recorder.watching(model), recorder:
+        recorder.know(example)
+        result = model(example)
+    for leaf in tree_leaves(result):
+        value = recorder.values.get(id(leaf))
+        if value is not None:
+            value.returned = True
+    return Trace(recorder.operations, recorder.calls, result)
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, opaque: set[str]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.operations: list[Operation] = []
+        self.calls: Counter[str] = Counter()
+        self.values: dict[int, Value] = {}
+        self._keep: list[Any] = []  # the identity of a freed tensor could be another's
+        self._stack: list[tuple[str, int]] = []
+        self._inside = 0
+        self._parameters = {id(p): name for name, p in model.named_parameters()}
+
+    def know(self, tensor: Tensor) -> None:
+        self._keep.append(tensor)
+        self.values[id(tensor)] = Value(None, tuple(tensor.shape))
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Hooks on all modules that say which of them runs."""
+        handles: list[Any] = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
+            handles.append(
+                module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True)
+            )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._stack.append((name, self.calls[name]))
+            self.calls[name] += 1
+            self._inside += name in self.opaque
+
+        return hook
+
+    def _leaving(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._inside -= name in self.opaque
+            if name in self.opaque and not self._inside:
+                given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                self._add(layer_function(module), tuple(self._stack[:-1]), given, [], output, layer=name)
+            self._stack.pop()
+
+        return hook
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._inside or name_of(func) in NO_VALUES:
+            return func(*args, **kwargs)
+        function = function_of(func)
+        given = operands(function, args, kwargs) if args or kwargs else []
+        before = [self.values.get(id(x)) for x in given]  # in-place functions give them another value
+        others = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = [self.values.get(id(x)) for x in others]
+        result = func(*args, **kwargs)
+        if (
+            not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+            and function.name != "__setitem__"
+        ):
+            return result
+        if any(value is not None for value in (*before, *known)):
+            attributes = _attributes(func, function, args, kwargs)
+            self._add(function, tuple(self._stack), given, others, result, attributes, before=before)
+        return result
+
+    def _add(
+        self,
+        function: Function,
+        stack: tuple[tuple[str, int], ...],
+        given: list[Any],
+        others: list[Any],
+        result: Any,
+        attributes: frozenset[str] = frozenset(),
+        layer: str = "",
+        before: list[Value | None] | None = None,
+    ) -> None:
+        values = [self.values.get(id(x)) for x in given] if before is None else before
+        weight = self._parameters.get(id(given[1]), "") if len(given) > 1 and given[1] is not None else ""
+        operation = Operation(function, stack, values, layer=layer, weight=weight, attributes=attributes)
+        for place, value in enumerate(values):
+            if value is not None:
+                value.readers.append((operation, place))
+        for tensor in others:
+            value = self.values.get(id(tensor))
+            if value is not None and value not in values and value.maker is not operation:
+                value.readers.append((operation, -1))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                made = Value(operation, tuple(leaf.shape))
+                operation.outputs.append(made)
+                self.values[id(leaf)] = made
+                self._keep.append(leaf)
+        self.operations.append(operation)
+
+
+def layer_function(module: nn.Module) -> Function:
+    """The function of a layer; an unknown one for any other module."""
+    kinds = (
+        (nn.Linear, torch._C._nn.linear),
+        (nn.Conv1d, torch.conv1d),
+        (nn.Conv2d, torch.conv2d),
+        (nn.Conv3d, torch.conv3d),
+        (nn.ConvTranspose1d, torch.conv_transpose1d),
+        (nn.ConvTranspose2d, torch.conv_transpose2d),
+        (nn.ConvTranspose3d, torch.conv_transpose3d),
+    )
+    found: Any = next((function for kind, function in kinds if isinstance(module, kind)), None)
+    return function_of(type(module) if found is None else found)
+
+
+def _attributes(
+    func: Any, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> frozenset[str]:
+    found = set()
+    if _is_nonnegative(name_of(func).strip("_"), args, kwargs):
+        found.add("nonnegative")
+    if function.name == "mean" and _is_spatial(args, kwargs):
+        found.add("spatial")
+    if function.name == "interpolate" and _argument(args, kwargs, 3, "mode", "nearest") != "nearest":
+        found.add("smooth")
+    if function.name == "__getitem__":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if not all(isinstance(part, slice) or part is Ellipsis for part in index):
+            found.add("gather")
+    if function.name == "pad":
+        fill = _argument(args, kwargs, 3, "value", 0)
+        if fill is not None and fill < 0:
+            found.add("negative")
+    return frozenset(found)
+
+
+def _argument(args: Any, kwargs: dict[str, Any], place: int, name: str, default: Any = None) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name, default)
+
+
+def _is_nonnegative(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the function never gives a negative number."""
+    limit = {
+        "hardtanh": ("min_val", -1.0),
+        "clamp": ("min", None),
+        "clip": ("min", None),
+        "clamp_min": ("min", None),
+    }
+    if name in limit:
+        low = _argument(args, kwargs, 1, *limit[name])
+        return isinstance(low, (int, float)) and low >= 0
+    return name in _NONNEGATIVE
+
+
+def _is_spatial(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a mean is one of height and width of [N, C, H, W]."""
+    dims = _argument(args, kwargs, 1, "dim")
+    dims = (dims,) if isinstance(dims, int) else dims
+    x = args[0] if args else kwargs["input"]
+    return x.dim() == 4 and dims is not None and sorted(d % 4 for d in dims) == [2, 3]

@@ -1,0 +1,329 @@
+"""Where quantizers go: what each runtime wants of the operations of a trace, by the table of operators.
+
+A quantizer sits on an edge, from a value to an operation that reads it, with a role by which targets switch it:
+
+* ``input``: of layers and matrix products; of multiplications, concatenations, and what moves values between those.
+* ``residual`` and ``branch``: of additions. The branch is what TensorRT and OpenVINO compute together with the add.
+* ``pool``: of averages.
+* ``activation``: what only ONNX Runtime wants: its integer kernels need a Q right behind them, where the others
+  compute an activation, a BatchNorm or a LayerNorm with the layer before, or in float.
+* ``output``: of the last layer.
+
+Values that an operation only hands on, or joins, have one range together with what they are made of: a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from qzoo.placement.scope import LAYERS
+from qzoo.placement.trace import Operation, Trace, Value
+from qzoo.runtimes.operators import CARRIED, FLOAT, INT8, OPERATORS, Operator
+
+Edge = tuple[Operation, int]
+_SIGN_KEPT = ("average", "extremum", "join", "move")
+
+
+@dataclass(frozen=True)
+class Want:
+    """A quantizer on an edge.
+
+    Attributes:
+        role: one of :data:`qzoo.scheme.ROLES`.
+        edge: it has 8 bits where others have few (:attr:`qzoo.scheme.Scheme.edge_bits`).
+    """
+
+    role: str
+    edge: bool = False
+
+
+@dataclass
+class Wants:
+    """What is wanted of a trace.
+
+    Attributes:
+        edges: the quantizers, by edge.
+        result: of the value that the model returns; None where it wants none.
+        left: what stays in float against the user's wish: names and reasons.
+        integers: the values that a runtime has as integers only.
+    """
+
+    edges: dict[Edge, Want] = field(default_factory=dict)
+    integers: set[Value] = field(default_factory=set)
+    result: Value | None = None
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def wants_of(trace: Trace, skipped: Iterable[str] = ()) -> Wants:
+    """Decide where quantizers go.
+
+    Args:
+        trace: of the float model.
+        skipped: modules in which there are none: names of layers, and of modules with all below them.
+    """
+    return _Decision(trace, set(skipped)).wants
+
+
+class _Decision:
+    """The decision in two steps: what is wanted anyway, then what follows from that, from the image to the logits."""
+
+    def __init__(self, trace: Trace, skipped: set[str]) -> None:
+        self.trace, self.skipped = trace, skipped
+        self.wants = Wants()
+        self.depth = _depths(trace)
+        for operation in trace.operations:
+            self._want_operands(operation)
+        for operation in trace.operations:
+            if operator_of(operation).name in ("Add", "Mul", "Concat"):
+                self._want_of_several(operation)
+            if self.is_kernel(operation):
+                for value in operation.outputs:
+                    self._quantize(self._chain_end(value))
+        self._want_result()
+        given = {value for operation in trace.operations for value in operation.operands if value is not None}
+        self.wants.integers = {value for value in given if self.needs_q(value)}
+
+    def _set(self, operation: Operation, place: int, role: str, edge: bool = False) -> None:
+        if not self._is_skipped(operation) and operation.operands[place] is not None:
+            self.wants.edges[operation, place] = Want(role, edge)
+
+    def _is_skipped(self, operation: Operation) -> bool:
+        return not self.skipped.isdisjoint((operation.layer, *(name for name, _ in operation.stack)))
+
+    def _want_operands(self, operation: Operation) -> None:
+        """What an operation wants whatever is around it."""
+        operator, name = operator_of(operation), operation.function.name
+        if name in LAYERS:
+            if operation.layer or operation.weight:
+                self._set(operation, 0, "input", self._is_first(operation) or self._is_last(operation))
+        elif operator.name == "MatMul":
+            if all(value is not None for value in operation.operands):
+                for place in range(len(operation.operands)):
+                    self._set(operation, place, "input")
+        elif operator.name in ("AveragePool", "GlobalAveragePool"):
+            self._set(operation, 0, "pool", True)
+
+    def _want_of_several(self, operation: Operation) -> None:
+        values = operation.operands
+        if len(values) < 2 or any(value is None for value in values):
+            return
+        if operator_of(operation).name == "Add":
+            branch = self._branch(operation)
+            for place in range(2):
+                self._set(operation, place, "branch" if place == branch else "residual", True)
+        elif any(self.needs_q(value) for value in values) and not self._is_regrouped(operation):
+            for place in range(len(values)):
+                self._set(operation, place, "input", operator_of(operation).name == "Mul")
+
+    def _is_regrouped(self, operation: Operation) -> bool:
+        """A concatenation of parts of one tensor that no layer of integers reads, as Swin merges patches."""
+        if operator_of(operation).name != "Concat":
+            return False
+        sources = {id(_source(value)) for value in operation.operands if value is not None}
+        return len(sources) == 1 and not any(self._leads(value) for value in operation.outputs)
+
+    def _leads(self, value: Value) -> bool:
+        """Whether a quantizer reads the value, maybe behind what moves or clamps it."""
+        for edge in value.readers:
+            if edge in self.wants.edges:
+                return True
+            passes = operator_of(edge[0]).kind in ("move", "clamp", "extremum") and edge[1] == 0
+            if passes and any(self._leads(out) for out in edge[0].outputs):
+                return True
+        return False
+
+    def _branch(self, operation: Operation) -> int:
+        """Which operand is a layer's output that only this add reads, of two the one behind more layers; -1: none."""
+        ends = [
+            place
+            for place, value in enumerate(operation.operands)
+            if value is not None and self._is_fused(value)
+        ]
+        return max(ends, key=lambda place: (self.depth[operation.operands[place]], -place), default=-1)  # type: ignore[index]
+
+    def _is_fused(self, value: Value) -> bool:
+        """The output of a layer, through BatchNorm, scale and moves, that has one reader."""
+        while len(value.readers) == 1 and not value.returned and value.maker is not None:
+            maker = value.maker
+            if maker.function.name in LAYERS:
+                return True
+            passes = operator_of(maker).kind == "move" or operator_of(maker).name == "BatchNormalization"
+            scales = (
+                operator_of(maker).kind == "arithmetic" and sum(v is not None for v in maker.operands) == 1
+            )
+            source = next((v for v in maker.operands if v is not None), None)
+            if source is None or not (passes or scales):
+                return False
+            value = source
+        return False
+
+    def _is_first(self, operation: Operation) -> bool:
+        value = operation.operands[0]
+        return value is not None and self.depth[value] == 0
+
+    def _is_last(self, operation: Operation) -> bool:
+        return any(_reaches_result(value) for value in operation.outputs)
+
+    def is_kernel(self, operation: Operation) -> bool:
+        """Whether ONNX Runtime has an integer kernel for it: all operands are quantized."""
+        operator = operator_of(operation)
+        given = [place for place, value in enumerate(operation.operands) if value is not None]
+        wanted = bool(given) and all((operation, place) in self.wants.edges for place in given)
+        return operator.onnxruntime == INT8 and wanted
+
+    def needs_q(self, value: Value | None) -> bool:
+        """Whether it comes from a kernel of ONNX Runtime that writes integers only, moved, clamped, or activated."""
+        while value is not None and value.maker is not None:
+            maker = value.maker
+            if self.is_kernel(maker):
+                return operator_of(maker).name != "MatMul"
+            operator = operator_of(maker)
+            if operator.kind == "activation" and (maker, 0) in self.wants.edges:
+                return True
+            if operator.kind not in ("move", "clamp", "extremum") and operator.name != "BatchNormalization":
+                return False
+            value = maker.operands[0] if maker.operands else None
+        return False
+
+    def _chain_end(self, value: Value) -> Value:
+        """The value behind what a runtime computes with the operation before: BatchNorm, then ReLU."""
+        while len(value.readers) == 1 and not value.returned:
+            reader, place = value.readers[0]
+            operator = operator_of(reader)
+            is_layer = value.maker is not None and value.maker.function.name in LAYERS
+            folded = operator.name == "BatchNormalization" and is_layer
+            passed = operator.name == "Identity"
+            if place != 0 or not (operator.kind == "clamp" or folded or passed) or len(reader.outputs) != 1:
+                break
+            if (
+                operator.kind == "clamp"
+                and value.maker is not None
+                and operator_of(value.maker).kind == "activation"
+            ):
+                break
+            value = reader.outputs[0]
+        return value
+
+    def _quantize(self, value: Value) -> None:
+        """See to it that all that read a kernel's output read it quantized."""
+        if value.maker is not None and operator_of(value.maker).name == "MatMul":
+            return
+        for edge in list(value.readers):
+            reader, place = edge
+            operator = operator_of(reader)
+            if edge in self.wants.edges or place < 0:
+                continue
+            if operator.onnxruntime == CARRIED and len(value.readers) == 1 and not value.returned:
+                for made in reader.outputs:
+                    self._quantize(made)
+            elif operator.kind in ("move", "extremum") or operator.name == "Resize":
+                leads = any(self._leads(made) for made in reader.outputs)
+                self._set(reader, place, "input" if leads else "activation", not leads)
+                for made in reader.outputs if leads else ():
+                    self._quantize(made)
+            elif reader.function.known or reader.layer:
+                self._set(reader, place, "activation", True)
+            else:
+                where = ".".join(
+                    filter(None, (reader.stack[-1][0] if reader.stack else "", reader.function.name))
+                )
+                self.wants.left.setdefault(
+                    where, "an operation that qzoo does not know, between layers in int8"
+                )
+
+    def _want_result(self) -> None:
+        for operation in reversed(self.trace.operations):
+            for value in operation.outputs:
+                if value.returned and (self.needs_q(value) or self._is_product(value)):
+                    self.wants.result = value
+                    return
+
+    def _is_product(self, value: Value) -> bool:
+        maker = _source(value).maker
+        return maker is not None and self.is_kernel(maker)
+
+
+def operator_of(operation: Operation) -> Operator:
+    """The ONNX operator that an operation becomes."""
+    operator, value = operation.function.operator, operation.operands[0] if operation.operands else None
+    rank = len(value.shape) if value is not None else 0
+    if operation.function.name == "linear" and rank != 2:
+        return OPERATORS["MatMul"]
+    if "spatial" in operation.attributes:
+        return OPERATORS["GlobalAveragePool"]
+    if operator.kind == "average" and rank != 4:
+        return OPERATORS["ReduceMean"]
+    if (
+        operator.name == "GlobalAveragePool"
+        and value is not None
+        and operation.outputs[0].shape == value.shape
+    ):
+        return OPERATORS["Identity"]
+    if "gather" in operation.attributes:
+        return OPERATORS["Gather"]
+    if "smooth" in operation.attributes:
+        return Operator("Resize", "other", FLOAT, FLOAT, FLOAT)
+    return operator
+
+
+def _source(value: Value) -> Value:
+    """The value that this one is a part of, or is in another shape."""
+    while value.maker is not None and operator_of(value.maker).kind in ("move", "extremum"):
+        before = value.maker.operands[0]
+        if before is None:
+            break
+        value = before
+    return value
+
+
+def _reaches_result(value: Value) -> bool:
+    """Whether the model returns it as it is."""
+    while not value.returned:
+        if len(value.readers) != 1 or operator_of(value.readers[0][0]).kind != "move":
+            return False
+        outputs = value.readers[0][0].outputs
+        if len(outputs) != 1:
+            return False
+        value = outputs[0]
+    return True
+
+
+def _depths(trace: Trace) -> dict[Value, int]:
+    """How many layers are before each value, on the longest way."""
+    depth: dict[Value, int] = {}
+    for operation in trace.operations:
+        before = [depth.get(value, 0) for value in operation.operands if value is not None]
+        count = max(before, default=0) + (operation.function.name in LAYERS)
+        depth.update(dict.fromkeys(operation.outputs, count))
+        for value in operation.operands:
+            if value is not None:
+                depth.setdefault(value, 0)
+    return depth
+
+
+def is_nonnegative(value: Value, known: dict[Value, bool]) -> bool:
+    """Whether a value is never below zero, by what made it."""
+    if value not in known:
+        known[value] = False
+        known[value] = _is_nonnegative(value, known)
+    return known[value]
+
+
+def _is_nonnegative(value: Value, known: dict[Value, bool]) -> bool:
+    maker = value.maker
+    if maker is None or "negative" in maker.attributes:
+        return False
+    if "nonnegative" in maker.attributes:
+        return True
+    operator = operator_of(maker)
+    keeps = (
+        operator.kind in _SIGN_KEPT or operator.kind == "clamp" or operator.name in ("Add", "Mul", "Resize")
+    )
+    smooth = "smooth" in maker.attributes
+    return (
+        keeps
+        and not smooth
+        and bool(maker.operands)
+        and all(v is not None and is_nonnegative(v, known) for v in maker.operands)
+    )

@@ -1,0 +1,105 @@
+"""Networks of torchvision and timm with sane statistics, and the share of their multiply-adds that runs in int8."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_INT8 = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger")
+
+
+def network(name: str, size: int) -> tuple[nn.Module, Tensor]:
+    """``"torchvision:NAME"`` or ``"timm:NAME"`` with seeded weights, BatchNorm statistics of images, and these."""
+    where, _, arch = name.partition(":")
+    torch.manual_seed(0)
+    if where == "torchvision":
+        models = __import__("torchvision").models
+        options = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+        model = models.get_model(arch, weights=None, **options)
+    else:
+        timm = __import__("timm")
+        try:
+            model = timm.create_model(arch, pretrained=False, img_size=size)
+        except TypeError:
+            model = timm.create_model(arch, pretrained=False)
+    images = torch.randn(4, 3, size, size)
+    return with_statistics(model, images), images
+
+
+@torch.no_grad()
+def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
+    """Gives BatchNorm the statistics of the images, and no branch a weight of zero."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None
+        if norm.weight is not None:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.1)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.train()(images)
+    return model.eval()
+
+
+def share_in_onnxruntime(path: Path, image: Tensor) -> float:
+    """Part of the multiply-adds of layers with weights that ONNX Runtime computed in int8, by its profile of a run."""
+    return _share(_onnxruntime_layers(path, image))
+
+
+def _onnxruntime_layers(path: Path, image: Tensor) -> Iterator[tuple[int, bool]]:
+    from qzoo.runtimes.sessions import onnxruntime_session
+
+    session = onnxruntime_session(str(path), 1, profile=path.with_suffix(".profile"))
+    session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        args = event.get("args", {})
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        op = args["op_name"]
+        given, made = (
+            [next(iter(entry.values())) for entry in args[f"{side}_type_shape"]]
+            for side in ("input", "output")
+        )
+        if "Conv" in op:
+            weight = given[3] if op == "QLinearConv" else given[1]
+            yield math.prod(made[0]) * math.prod(weight[1:]), op in _INT8
+        elif "Gemm" in op or "MatMul" in op:
+            yield math.prod(made[0]) * given[0][-1], op in _INT8
+
+
+def share_in_openvino(path: Path, image: Tensor) -> float:
+    """The same of OpenVINO, by the types that enter the layers of the graph that it runs."""
+    return _share(_openvino_layers(path, image))
+
+
+def _openvino_layers(path: Path, image: Tensor) -> Iterator[tuple[int, bool]]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    model.reshape(list(image.shape))
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    for op in core.compile_model(model, "CPU", settings).get_runtime_model().get_ordered_ops():
+        kind = op.get_rt_info()["layerType"].astype(str)
+        if kind not in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):
+            continue
+        out = math.prod(op.get_output_shape(0))
+        source: Any = op.input(0).get_source_output().get_node().get_rt_info()
+        int8 = source["outputPrecisions"].astype(str).split(",")[0] in ("u8", "i8")
+        if "onvolution" in kind:
+            weight = list(op.input(1).get_shape())
+            yield out * math.prod(weight) // op.get_output_shape(0)[1], int8
+        else:
+            yield out * op.input(0).get_shape()[-1], int8
+
+
+def _share(layers: Iterator[tuple[int, bool]]) -> float:
+    found = list(layers)
+    return sum(size for size, int8 in found if int8) / sum(size for size, _ in found)

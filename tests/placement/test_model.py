@@ -1,0 +1,313 @@
+"""``qzoo.quantize``: small networks of every kind, where their quantizers go, and that they stay ordinary modules."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import with_statistics
+from torch import Tensor, nn
+
+import qzoo
+from qzoo.errors import ArgumentError, QuantizationError
+from qzoo.placement.scope import Scope
+from qzoo.quant.nn import QuantConv2d
+from qzoo.quantizers import quantizers, quantizers_off, set_target
+
+SIZE = 16
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, **options) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(width, width), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        return F.relu(out)
+
+
+class Squeeze(nn.Module):
+    """Hard-swish, then a gate of squeezed features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = conv(width, width, bias=False), nn.BatchNorm2d(width), nn.Hardswish()
+        self.fc1, self.fc2 = conv(width, 4, 1), conv(4, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn(self.conv(x)))
+        gate = F.hardsigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+        return x * gate
+
+
+class Shuffle(nn.Module):
+    """Half of the channels goes through a layer; then all are joined and shuffled."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = conv(width // 2, width // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = x.chunk(2, 1)
+        x = torch.cat([kept, F.relu(self.conv(changed))], 1)
+        n, c, h, w = x.shape
+        return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = F.linear(self.norm(tokens), self.qkv.weight, self.qkv.bias).chunk(3, -1)
+        tokens = tokens + self.drop(self.proj(F.scaled_dot_product_attention(q, k, v)))
+        return tokens.transpose(1, 2).reshape(n, c, h, w)
+
+
+class Network(nn.Module):
+    def __init__(self, block: nn.Module, width: int = 8) -> None:
+        super().__init__()
+        self.stem = conv(3, width)
+        self.block = block
+        self.aux: nn.Module | None = nn.Linear(width, 5)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(F.relu(self.stem(x)))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.aux(x) if self.training else self.fc(x)
+
+
+BLOCKS = {"residual": Residual, "squeeze": Squeeze, "shuffle": Shuffle, "attention": Attention}
+
+
+def built(kind: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, SIZE, SIZE)
+    return with_statistics(Network(BLOCKS[kind](8)), images), images
+
+
+def quantized(kind: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    model, images = built(kind)
+    made = qzoo.quantize(model, images)
+    qzoo.calibrate(made, [images], progress=False)
+    return model, made, images
+
+
+ROLES = {
+    "residual": {
+        "stem._input_quantizer": "input",
+        "block.conv1._input_quantizer": "input",
+        "block.conv2._input_quantizer": "input",
+        "block.branch_quantizer": "branch",
+        "block.residual_quantizer": "residual",
+    },
+    "squeeze": {
+        "stem._input_quantizer": "input",
+        "block.conv._input_quantizer": "input",
+        "block.act.activation_quantizer": "activation",
+        "block.pool_quantizer": "pool",
+        "block.fc1._input_quantizer": "input",
+        "block.fc2._input_quantizer": "input",
+        "block.activation_quantizer": "activation",
+        "block.left_quantizer": "input",
+        "block.right_quantizer": "input",
+    },
+    "shuffle": {
+        "stem._input_quantizer": "input",
+        "block.move_quantizer": "input",
+        "block.conv._input_quantizer": "input",
+        "block.concat_quantizer": "input",
+    },
+    "attention": {
+        "stem._input_quantizer": "input",
+        "block.qkv._input_quantizer": "input",
+        "block.query_quantizer": "input",
+        "block.key_quantizer": "input",
+        "block.value_quantizer": "input",
+        "block.softmax_quantizer": "input",
+        "block.proj._input_quantizer": "input",
+        "block.residual_quantizer": "residual",
+        "block.branch_quantizer": "branch",
+        "block.norm.activation_quantizer": "activation",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_places(kind: str) -> None:
+    _, made, _ = quantized(kind)
+    found = {n: q.role for n, q in quantizers(made).items() if q.role != "weight"}
+    rest = {"pool_quantizer": "pool", "fc._input_quantizer": "input", "output_quantizer": "output"}
+    assert found == {**ROLES[kind], **rest}
+    assert made.qzoo_placement.unreached == ("aux",)
+    assert made.qzoo_placement.left == ()
+
+
+def test_a_shuffle_has_one_range() -> None:
+    _, made, _ = quantized("shuffle")
+    names = ("move_quantizer", "conv._input_quantizer", "concat_quantizer")
+    tied = [made.block.get_submodule(name) for name in names] + [made.pool_quantizer]
+    assert len({q.group for q in tied}) == 1
+    assert tied[0].group
+    assert len({q.amax.item() for q in tied}) == 1
+    assert all(q.unsigned for q in tied)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_parameters_and_the_float_model_stay(kind: str) -> None:
+    model, made, images = quantized(kind)
+    assert dict(model.named_parameters()).keys() == dict(made.named_parameters()).keys()
+    assert not any(isinstance(m, Scope) for m in model.modules())
+    assert not quantizers(model)
+    missing, unexpected = made.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected
+    assert all("_amax" in key for key in missing)
+    with quantizers_off(made), torch.no_grad():
+        torch.testing.assert_close(made(images), model(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_copies_are_the_same(kind: str) -> None:
+    _, made, images = quantized(kind)
+    with torch.no_grad():
+        expected = made(images)
+        assert torch.equal(copy.deepcopy(made)(images), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(made))(images), expected)
+        other = qzoo.quantize(built(kind)[0], images)
+        other.load_state_dict(made.state_dict())
+        assert torch.equal(other(images), expected)
+        exported = torch.export.export(made, (images,)).module()
+        torch.testing.assert_close(exported(images), expected)
+
+
+def test_strict_export_is_refused() -> None:
+    _, made, images = quantized("residual")
+    with pytest.raises(Exception, match="strict=False"):
+        torch.export.export(made, (images,), strict=True)
+
+
+def test_torch_compile() -> None:
+    _, made, images = quantized("shuffle")
+    with torch.no_grad():
+        compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images), made(images))
+
+
+def test_training_takes_the_other_path() -> None:
+    """Dropout and the auxiliary head of a model in training do not move the sites."""
+    _, made, images = quantized("attention")
+    seen: list[str] = []
+    for name, quantizer in quantizers(made).items():
+        quantizer.register_forward_hook(lambda *_, name=name: seen.append(name))
+    made.train()(images).sum().backward()
+    assert "block.softmax_quantizer" in seen
+    assert "block.branch_quantizer" in seen
+    assert made.block.qkv.weight.grad.abs().sum() > 0
+
+
+def test_exclude() -> None:
+    model, images = built("squeeze")
+    made = qzoo.quantize(model, images, exclude=["block", "fc"])
+    assert {n.partition(".")[0] for n in quantizers(made)} == {"stem", "pool_quantizer"}
+    assert made.qzoo_placement.excluded == ("block.conv", "block.fc1", "block.fc2", "fc")
+    with pytest.raises(ArgumentError, match="'nothing' names no module"):
+        qzoo.quantize(model, images, exclude="nothing")
+
+
+def test_targets_switch() -> None:
+    _, made, _ = quantized("squeeze")
+    on = {}
+    for target in ("onnxruntime", "openvino", "tensorrt"):
+        set_target(made, target)
+        on[target] = made.block.act.activation_quantizer.is_on, made.block.left_quantizer.is_on
+    assert on == {"onnxruntime": (True, True), "openvino": (False, True), "tensorrt": (False, True)}
+
+
+class Stated(nn.Conv2d):
+    """Named differently, computes the same."""
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * 2, self.bias, padding=self.padding)
+
+
+class Own(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding).relu()
+
+
+def test_subclasses_of_layers(caplog) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(Stated(3, 4, 3), Own(4, 4, 3, padding=1), Scaled(4, 4, 3, padding=1))
+    with caplog.at_level(logging.WARNING):
+        made = qzoo.quantize(model, images)
+    assert isinstance(made[0], QuantConv2d)
+    assert isinstance(made[1], Own)
+    assert made[1]._weight_quantizer.role == "weight"
+    assert [name for name, _ in made.qzoo_placement.left] == ["2.conv2d"]
+    assert "2.conv2d: a weight that is computed in forward" in caplog.text
+    qzoo.calibrate(made, [images], progress=False)
+    seen = made[1]._weight_quantizer.amax.flatten()
+    torch.testing.assert_close(seen, model[1].weight.abs().amax((1, 2, 3)), rtol=0, atol=0)
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Dict(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": x}
+
+
+class InPlace(nn.Module):
+    """What is added in place is read under its old name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv(3, 3), conv(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(x)
+        out.add_(self.conv2(x))
+        return self.conv2(out)
+
+
+def test_refusals() -> None:
+    images = torch.zeros(1, 3, 8, 8)
+    for model, words in (
+        (Two(), "can't run the example, .* as its only input"),
+        (Dict(), "returns a dict"),
+        (InPlace(), "in place"),
+        (nn.Sequential(conv(3, 3), torch.jit.script(nn.ReLU())), "1 is TorchScript"),
+    ):
+        with pytest.raises(QuantizationError, match=words):
+            qzoo.quantize(model, images + torch.randn(1, 3, 8, 8))
+    split = nn.Sequential(conv(3, 3), conv(3, 3).to("meta"))
+    with pytest.raises(QuantizationError, match=r"cpu, meta; move the model to one device"):
+        qzoo.quantize(split, images)
+    with pytest.raises(QuantizationError, match="quantizers already"):
+        qzoo.quantize(qzoo.resnet20(quantize=True), images)
