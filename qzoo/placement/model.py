@@ -252,10 +252,11 @@ class _Builder:
 
     # Quantizers
 
-    def _quantizer(self, want: Want, values: list[Value]) -> TensorQuantizer:
+    def _quantizer(self, want: Want, values: list[Value], symmetric: bool = False) -> TensorQuantizer:
         scheme = self.scheme.edge if want.edge else self.scheme
         nonnegative = all(self.classes.is_nonnegative(value) for value in values)
         quantizer = TensorQuantizer(activation_descriptor(scheme))
+        quantizer.symmetric = symmetric
         adopt(self.scheme, quantizer, want.role, nonnegative)
         for value in values:
             self.members[self.classes.of(value)].append(quantizer)
@@ -341,7 +342,8 @@ class _Builder:
             name = ""
             if place in wanted:
                 name = self._free(scope, site, wanted[place], place)
-                module.add_module(name, self._quantizer(wanted[place], values[place]))
+                product = site.function in ("matmul", "scaled_dot_product_attention")
+                module.add_module(name, self._quantizer(wanted[place], values[place], symmetric=product))
             names.append(name)
         for extra in _INSIDE.get(site.function, ()):
             name = self._numbered(scope, site, extra)
