@@ -22,7 +22,14 @@ from qzoo.quant.fold import fold_weight_standardization_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin
 from qzoo.quant.swap import quantized_layer, replacement_of
-from qzoo.quantizers import activation_descriptor, adopt, device_of, name_quantizers, weight_descriptor
+from qzoo.quantizers import (
+    activation_descriptor,
+    adopt,
+    device_of,
+    name_quantizers,
+    weight_descriptor,
+    weight_quantizers,
+)
 from qzoo.scheme import DEFAULT_TARGET, Scheme, as_scheme, target_named, with_target
 
 logger = logging.getLogger(__name__)
@@ -289,16 +296,17 @@ class _Builder:
             for quantizer in (m for m in layer.modules() if isinstance(m, TensorQuantizer)):
                 role = (
                     "weight"
-                    if quantizer in (layer._weight_quantizer, layer.out_proj._weight_quantizer)
+                    if quantizer in (layer.weight_quantizer, layer.out_proj.weight_quantizer)
                     else "input"
                 )
                 adopt(scheme, quantizer, role, quantizer.nonnegative)
             return
         nonnegative = all(self.classes.is_nonnegative(value) for value in values)
-        adopt(scheme, layer._input_quantizer, "input", nonnegative)
-        adopt(scheme, layer._weight_quantizer, "weight")
+        source, weight = (layer.get_submodule(f"_{part}_quantizer") for part in ("input", "weight"))
+        adopt(scheme, source, "input", nonnegative)
+        adopt(scheme, weight, "weight")
         for value in values:
-            self.members[self.classes.of(value)].append(layer._input_quantizer)
+            self.members[self.classes.of(value)].append(source)
 
     def _swap(self, name: str, layer: nn.Module, new: nn.Module) -> None:
         """Put a module where another one is, under all its names."""
@@ -372,8 +380,8 @@ class _Builder:
             self._swap(owner, holder, new)
             holder = new
         else:
-            holder._input_quantizer = TensorQuantizer(activation_descriptor(bits))
-            holder._weight_quantizer = TensorQuantizer(_weight_descriptor(bits, holder))
+            holder.add_module("_input_quantizer", TensorQuantizer(activation_descriptor(bits)))
+            holder.add_module("_weight_quantizer", TensorQuantizer(_weight_descriptor(bits, holder)))
         self._adopt(holder, self.scheme, values)
         prefix = f"{path}." if path else ""
         return f"{prefix}_input_quantizer", f"{prefix}_weight_quantizer"
@@ -441,7 +449,7 @@ class _Builder:
         """What was done."""
         kept = [name for name, m in self.modules.items() if _is_layer(m) and not isinstance(m, QuantMixin)]
         known = {op.weight for op in self.trace.operations if op.function.name in LAYERS and not op.layer}
-        placed = {f"{name}.weight" for name, m in self.modules.items() if hasattr(m, "_weight_quantizer")}
+        placed = weight_quantizers(self.model)
         for operation in self.trace.operations:
             if operation.function.name not in LAYERS or operation.layer or operation.weight in placed:
                 continue
