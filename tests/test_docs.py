@@ -32,7 +32,7 @@ ROOT, EMBEDDED = Path(__file__).parent.parent, hub.EMBEDDED
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 )
 NAME = "resnet20.fmnist-w8a8"
 STAND_INS = {
