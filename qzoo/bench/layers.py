@@ -60,7 +60,8 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
 
     Returns:
         for each: ``name``, ``role``, ``low`` and ``high`` (edges of the first and last bin), ``counts`` and ``amax``,
-        the least and the largest range (they differ for weights with a range a channel).
+        the least and the largest range (they differ for weights with a range a channel); ``limits``, both ends of one
+        with a zero point, where there is one.
     """
     found: list[dict[str, Any]] = []
 
@@ -75,6 +76,8 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
             amax = quantizer.range_for(args[0])
             spans = [_short(amax.min().item()), _short(amax.max().item())]
             entry = {"name": name, "role": quantizer.role, "low": _short(low), "high": _short(high)}
+            if quantizer.affine and quantizer.limits is not None:
+                entry["limits"] = [_short(end) for end in quantizer.limits.tolist()]
             found.append({**entry, "amax": spans, "counts": [int(c) for c in counts]})
 
         return hook

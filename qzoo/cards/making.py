@@ -45,10 +45,16 @@ def _places(config: Config, scheme: Scheme) -> str:
         )
     return (
         f"- Weights: {weights}, {ranges} ({_weight_rule(config)}).{_edges(scheme)}{_mixed(config, scheme)}\n"
-        f"- Activations: {scheme.activation_bits} bits, symmetric or unsigned, one range per tensor."
+        f"- Activations: {scheme.activation_bits} bits, {_sides(scheme)}, one range per tensor."
         f"{_edge_activations(scheme)}\n"
         f"- Not quantized: biases and BatchNorm, which is folded on export.{_half(config)}"
     )
+
+
+def _sides(scheme: Scheme) -> str:
+    if not scheme.affine:
+        return "symmetric or unsigned"
+    return "with a zero point (symmetric for TensorRT) or unsigned"
 
 
 def _ranges(config: Config, record: CalibrationRecord) -> str:

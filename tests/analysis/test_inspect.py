@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import qzoo
+from qzoo.bench.layers import histograms
 from qzoo.errors import ArgumentError, CalibrationError, DataError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
@@ -74,3 +75,26 @@ def test_uncalibrated_and_refusals(setting) -> None:
         qzoo.inspect(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(DataError, match="no images"):
         qzoo.inspect(setting[0], [])
+
+
+def test_both_ends_against_numpy() -> None:
+    torch.manual_seed(0)
+    model = CifarResNet(1, in_channels=1, quantize=Scheme(affine=True)).eval()
+    images = torch.randn(6, 1, 12, 12) + 0.5
+    calibrate(model, [images], method="percentile", percentile=99.0, progress=False)
+    report = qzoo.inspect(model, [images])
+    info = next(q for q in report.quantizers if q.name == "conv1._input_quantizer")
+    x, (low, high) = images.numpy().astype(np.float64), model.conv1._input_quantizer.limits.tolist()
+    scale = (high - low) / 255
+    codes = np.unique(np.clip(np.round(x / scale) + np.round(-low / scale), 0, 255))
+    assert (info.format, info.limits) == ("uint8", (low, high))
+    assert info.saturated == pytest.approx(100 * ((x < low) | (x > high)).mean())
+    assert info.saturated > 0.5
+    assert info.dead == pytest.approx(100 * (1 - len(codes) / 256))
+    assert f"{low:.4g} to {high:.4g}" in str(report)
+    (drawn,) = [h for h in histograms(model, images) if h["name"] == info.name]
+    assert drawn["limits"] == pytest.approx([low, high], rel=1e-3)
+    assert (
+        next(q for q in qzoo.inspect(set_target(model, "tensorrt")).quantizers if q.name == info.name).limits
+        is None
+    )

@@ -171,6 +171,12 @@ def test_the_number_format_is_said_as_it_is(scheme: str, said: str) -> None:
     assert ("float8" in front_matter(text)["tags"]) == ("e4m3" in scheme)
 
 
+def test_a_zero_point_is_said() -> None:
+    config = dataclasses.replace(example(metrics=()), scheme=Scheme(affine=True))
+    assert "- Activations: 8 bits, with a zero point (symmetric for TensorRT) or unsigned" in card(config)
+    assert "--affine" in card(config)
+
+
 @pytest.mark.parametrize(
     "arch", ["resnet20", "resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
 )

@@ -152,7 +152,8 @@ function histogramChart(details) {
   const items = details.histograms.map((hist) => ({ ...hist, label: hist.name }));
   const draw = (item, width) => {
     const height = 220, bottom = 30, most = Math.log10(1 + Math.max(...item.counts));
-    const limit = item.amax[1], low = Math.min(item.low, item.low < 0 ? -limit : 0), high = Math.max(item.high, limit);
+    const [start, limit] = item.limits || [item.low < 0 ? -item.amax[1] : 0, item.amax[1]];
+    const low = Math.min(item.low, start), high = Math.max(item.high, limit);
     const px = (v) => ((v - low) / (high - low)) * width, step = (item.high - item.low) / item.counts.length;
     const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
     item.counts.forEach((count, i) => {
@@ -161,12 +162,14 @@ function histogramChart(details) {
       bar.append(tip(`${x.toPrecision(3)} to ${(x + step).toPrecision(3)}: ${count}`));
       picture.append(bar);
     });
-    for (const v of [...new Set([limit, item.amax[0]])].flatMap((a) => (item.low < 0 ? [a, -a] : [a]))) {
+    const inner = item.limits || item.amax[0] === limit ? [] : [item.amax[0]];
+    const ends = item.limits || [limit, ...inner].flatMap((a) => (item.low < 0 ? [a, -a] : [a]));
+    for (const v of ends) {
       const edge = Math.min(Math.max(px(v), 1), width - 1);
-      picture.append(line(edge, 0, edge, height - bottom, { class: "amax", stroke: "var(--mark)", "stroke-width": 2, "stroke-dasharray": Math.abs(v) === limit ? "none" : "2 4" }));
+      picture.append(line(edge, 0, edge, height - bottom, { class: "amax", stroke: "var(--mark)", "stroke-width": 2, "stroke-dasharray": inner.includes(Math.abs(v)) ? "2 4" : "none" }));
     }
     for (const v of ticks(low, high, 5)) picture.append(text(px(v), height - 14, v, { "text-anchor": px(v) < 20 ? "start" : px(v) > width - 20 ? "end" : "middle", class: "soft" }));
-    picture.append(text(width, height - 2, `range ${item.amax[0] === limit ? limit : item.amax.join(" to ")}`, { "text-anchor": "end" }));
+    picture.append(text(width, height - 2, `range ${item.limits ? item.limits.join(" to ") : inner.length ? item.amax.join(" to ") : limit}`, { "text-anchor": "end" }));
     return picture;
   };
   return chosen("What is quantized, and the range chosen for it", `Counts (logarithmic) on ${details.images} images; orange: the range, of weights the largest and (dotted) the smallest of all channels.`, items, draw);
@@ -190,7 +193,7 @@ function rowsTable(rows, batches) {
 
 function rangesTable(details) {
   const cell = (v, places) => (v === null ? "" : v.toFixed(places));
-  const span = (q) => (q.amax_low === null ? "none" : q.ranges === 1 ? q.amax_high.toPrecision(4) : `${q.amax_low.toPrecision(4)} to ${q.amax_high.toPrecision(4)}`);
+  const span = (q) => (q.limits ? q.limits.map((v) => v.toPrecision(4)).join(" to ") : q.amax_low === null ? "none" : q.ranges === 1 ? q.amax_high.toPrecision(4) : `${q.amax_low.toPrecision(4)} to ${q.amax_high.toPrecision(4)}`);
   const lines = details.inspection.map((q) => [q.name, q.on ? q.format : "off", q.ranges, span(q), q.largest === null ? "" : q.largest.toPrecision(4), cell(q.saturated, 3), cell(q.dead, 1)].map(String));
   return el("details", { class: "card" }, el("summary", {}, `All ${lines.length} quantizers`), table(["quantizer", "format", "ranges", "range", "largest", "saturated %", "dead levels %"], lines, { class: "ranges" }));
 }
