@@ -123,6 +123,8 @@ class Conv2dSame(nn.Conv2d):
         torch.Size([1, 8, 8, 8])
     """
 
+    quantized_form = QuantConv2dSame
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(pad_same(input, self.kernel_size, self.stride), weight, bias)
 

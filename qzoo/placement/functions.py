@@ -49,6 +49,7 @@ _ROWS: tuple[tuple[str, str], ...] = (
     ("Gemm", "linear"),
     ("MatMul", "matmul __matmul__ bmm mm"),
     ("MatMul", "scaled_dot_product_attention"),
+    ("MatMul", "multi_head_attention_forward"),
     ("Add", "add __add__ __radd__ __iadd__ add_"),
     ("Mul", "mul __mul__ __rmul__ __imul__ mul_ multiply"),
     ("Sub", "sub __sub__ __rsub__ rsub __isub__ sub_ subtract"),
@@ -81,7 +82,11 @@ _ROWS: tuple[tuple[str, str], ...] = (
     ("Sqrt", "sqrt sqrt_"),
     ("Abs", "abs abs_"),
     ("Neg", "neg __neg__"),
-    ("", "selu celu logsigmoid square pow __pow__ rsqrt norm normalize glu"),
+    (
+        "",
+        "selu celu logsigmoid square pow __pow__ rsqrt norm normalize glu sum var std prod cumsum logsumexp",
+    ),
+    ("", "masked_fill where maximum minimum log"),
     ("BatchNormalization", "batch_norm"),
     ("LayerNormalization", "layer_norm rms_norm"),
     ("GroupNormalization", "group_norm"),
@@ -106,7 +111,10 @@ _ROWS: tuple[tuple[str, str], ...] = (
 _PLACES: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn, torch.special)
 # Comparisons and the like give no values that could be quantized; those who read them read no activation.
 NO_VALUES = frozenset(
-    "size dim shape dtype device numel item __len__ __eq__ __ne__ eq ne gt lt ge le".split(" ")  # noqa: SIM905
+    (
+        "size dim shape dtype device numel item __len__ __eq__ __ne__ eq ne gt lt ge le "
+        "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like"
+    ).split(" ")  # noqa: SIM905
 )
 
 

@@ -21,7 +21,7 @@ from qzoo.placement.wants import Want, Wants, wants_of
 from qzoo.quant.fold import fold_weight_standardization_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin
-from qzoo.quant.swap import quantized_layer, replacement_of
+from qzoo.quant.swap import keep_from_fused_kernels, quantized_layer, replacement_of
 from qzoo.quantizers import (
     activation_descriptor,
     adopt,
@@ -97,6 +97,7 @@ def quantize(
     _check(model, example)
     excluded = _matching(model, (exclude,) if isinstance(exclude, str) else tuple(exclude))
     quantized = _copy(model)
+    keep_from_fused_kernels(quantized)
     fold_weight_standardization_(quantized)
     image = example[:1].detach().to(device_of(quantized), _dtype(quantized))
     training = [(module, module.training) for module in quantized.modules()]
@@ -221,8 +222,9 @@ class _Builder:
                 self._place(scope, site, operations)
         if self.wants.result is not None:
             root = scoped(self.model)
-            root.add_module("output_quantizer", self._quantizer(Want("output", True), [self.wants.result]))
-            root.sites[OUTPUT] = ("output_quantizer",)
+            name = _unused(root, "output_quantizer")
+            root.add_module(name, self._quantizer(Want("output", True), [self.wants.result]))
+            root.sites[OUTPUT] = (name,)
         self._close_scopes()
         self._tie()
 
@@ -263,7 +265,7 @@ class _Builder:
         scheme = self.scheme.edge if want.edge else self.scheme
         nonnegative = all(self.classes.is_nonnegative(value) for value in values)
         quantizer = TensorQuantizer(activation_descriptor(scheme))
-        quantizer.symmetric = symmetric
+        quantizer.symmetric = symmetric and not nonnegative
         adopt(self.scheme, quantizer, want.role, nonnegative)
         for value in values:
             self.members[self.classes.of(value)].append(quantizer)
@@ -404,9 +406,7 @@ class _Builder:
             )
         ]
         name = base if len(same) == 1 else f"{base}{same.index(site) + 1}"
-        while name in self.modules[scope]._modules or hasattr(self.modules[scope], name):
-            name += "_"
-        return name
+        return _unused(self.modules[scope], name)
 
     # Afterwards
 
@@ -441,6 +441,8 @@ class _Builder:
 
     def _explain(self, operation: Operation) -> None:
         name = operation.layer
+        if all(value is None for value in operation.operands):
+            return  # computed from constants, as positions are: an exported file holds the result
         asked = self.excluded & {name, *(path for path, _ in operation.stack)}
         if not asked and not isinstance(self.modules[name], QuantMixin):
             self.left.setdefault(name, f"{type(self.modules[name]).__name__}, which has no quantized form")
@@ -493,6 +495,13 @@ def _name(function: str, role: str, place: int) -> str:
     if function in ("mul", "matmul"):
         return ("left_quantizer", "right_quantizer")[place]
     return "move_quantizer"
+
+
+def _unused(module: nn.Module, name: str) -> str:
+    """The name, with a line behind it where the module has something of that name."""
+    while hasattr(module, name):
+        name += "_"
+    return name
 
 
 def _weight_descriptor(scheme: Scheme, layer: Any) -> Any:

@@ -210,6 +210,7 @@ class _Recorder(TorchFunctionMode):
 def layer_function(module: nn.Module) -> Function:
     """The function of a layer; an unknown one for any other module."""
     kinds = (
+        (nn.MultiheadAttention, nn.functional.multi_head_attention_forward),
         (nn.Linear, torch._C._nn.linear),
         (nn.Conv1d, torch.conv1d),
         (nn.Conv2d, torch.conv2d),

@@ -22,6 +22,7 @@ from qzoo.placement.trace import Operation, Trace, Value
 from qzoo.runtimes.operators import CARRIED, FLOAT, INT8, OPERATORS, Operator
 
 Edge = tuple[Operation, int]
+_PRODUCTS = ("einsum", "addmm", "baddbmm", "addbmm", "tensordot")
 _SIGN_KEPT = ("average", "extremum", "join", "move")
 
 
@@ -103,6 +104,10 @@ class _Decision:
                     self._set(operation, place, "input")
         elif operator.name in ("AveragePool", "GlobalAveragePool"):
             self._set(operation, 0, "pool", True)
+        elif name in _PRODUCTS and not self._is_skipped(operation):
+            self._leave(
+                operation, "a product in a form that qzoo does not place quantizers in; write it as matmul"
+            )
 
     def _want_of_several(self, operation: Operation) -> None:
         values = operation.operands
@@ -167,10 +172,9 @@ class _Decision:
 
     def is_kernel(self, operation: Operation) -> bool:
         """Whether ONNX Runtime has an integer kernel for it: all operands are quantized."""
-        operator = operator_of(operation)
-        given = [place for place, value in enumerate(operation.operands) if value is not None]
-        wanted = bool(given) and all((operation, place) in self.wants.edges for place in given)
-        return operator.onnxruntime == INT8 and wanted
+        places = range(1 if operator_of(operation).kind == "layer" else len(operation.operands))
+        wanted = bool(places) and all((operation, place) in self.wants.edges for place in places)
+        return operator_of(operation).onnxruntime == INT8 and wanted
 
     def needs_q(self, value: Value | None) -> bool:
         """Whether it comes from a kernel of ONNX Runtime that writes integers only, moved, clamped, or activated."""
@@ -214,7 +218,9 @@ class _Decision:
             operator = operator_of(reader)
             if edge in self.wants.edges or place < 0:
                 continue
-            if operator.onnxruntime == CARRIED and len(value.readers) == 1 and not value.returned:
+            # The export merges a Pad of zeros with the convolution behind.
+            carried = operator.onnxruntime == CARRIED or operator.name == "Pad"
+            if carried and len(value.readers) == 1 and not value.returned:
                 for made in reader.outputs:
                     self._quantize(made)
             elif operator.kind in ("move", "extremum") or operator.name == "Resize":
@@ -222,6 +228,10 @@ class _Decision:
                 self._set(reader, place, "input" if leads else "activation", not leads)
                 for made in reader.outputs if leads else ():
                     self._quantize(made)
+            elif (
+                operator.kind == "norm" and value.maker is not None and operator_of(value.maker).name == "Add"
+            ):
+                continue  # the residual stream of a transformer: a Q before each norm would bring no speed
             elif reader.function.known or reader.layer:
                 self._set(reader, place, "activation", True)
             else:

@@ -106,8 +106,7 @@ def quantize_(
     for name, module in model.named_modules():
         if isinstance(module, TensorQuantizer) and not module.name:
             module.name = name
-        elif isinstance(module, float_nn.TransformerEncoderLayer | float_nn.TransformerEncoder):
-            _without_fused_kernel(module)
+    keep_from_fused_kernels(model, quantized_only=True)
     if left:
         logger.warning("left as they are, subclasses of known layers: %s%s", ", ".join(left), _cure(model))
     return names
@@ -136,13 +135,19 @@ def _inside_attention(parent: nn.Module) -> bool:
     return isinstance(parent, float_nn.MultiheadAttention)
 
 
-def _without_fused_kernel(module: nn.Module) -> None:
-    """Keep a transformer encoder that holds quantizers from torch's fused kernel, which would read the weights past
-    them."""
-    if any(isinstance(m, TensorQuantizer) for m in module.modules()):
+def keep_from_fused_kernels(model: nn.Module, quantized_only: bool = False) -> None:
+    """Keep the transformer encoders of a model from torch's fused kernel, which would read weights past quantizers.
+
+    Args:
+        model: changed in place.
+        quantized_only: leave those without quantizers alone.
+    """
+    for module in model.modules():
+        if quantized_only and not any(isinstance(m, TensorQuantizer) for m in module.modules()):
+            continue
         if isinstance(module, float_nn.TransformerEncoder):
             module.use_nested_tensor = False
-        else:
+        elif isinstance(module, float_nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # type: ignore[assignment] # only the fused kernel asks for it
 
 
@@ -160,8 +165,12 @@ _WEIGHTED = (float_nn.conv._ConvNd, float_nn.Linear, float_nn.MultiheadAttention
 def replacement_of(layer: nn.Module) -> type[nn.Module] | None:
     """The quantized class of a convolution, linear layer or attention; None where there is none.
 
-    A subclass that computes what its base does, so that only its name or its initialization is its own, has the base's.
+    A subclass that computes what its base does, so that only its name or its initialization is its own, has the base's;
+    one that says its own has an attribute ``quantized_form``.
     """
+    stated: type[nn.Module] | None = type(layer).__dict__.get("quantized_form")
+    if stated is not None:
+        return stated
     known = {**DEFAULT_MAPPING, **_timm_mapping()}
     for kind in type(layer).__mro__:
         found = known.get(kind)
