@@ -110,12 +110,11 @@ _ROWS: tuple[tuple[str, str], ...] = (
 )
 _PLACES: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn, torch.special)
 # Comparisons and the like give no values that could be quantized; those who read them read no activation.
-NO_VALUES = frozenset(
-    (
-        "size dim shape dtype device numel item __len__ __eq__ __ne__ eq ne gt lt ge le "
-        "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like"
-    ).split(" ")  # noqa: SIM905
-)
+_NO_VALUES = """
+size dim shape dtype device numel item __len__ __eq__ __ne__ eq ne gt lt ge le
+new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like
+"""
+NO_VALUES = frozenset(_NO_VALUES.split())
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -235,12 +235,11 @@ class _Decision:
             elif reader.function.known or reader.layer:
                 self._set(reader, place, "activation", True)
             else:
-                where = ".".join(
-                    filter(None, (reader.stack[-1][0] if reader.stack else "", reader.function.name))
-                )
-                self.wants.left.setdefault(
-                    where, "an operation that qzoo does not know, between layers in int8"
-                )
+                self._leave(reader, "an operation that qzoo does not know, between layers in int8")
+
+    def _leave(self, operation: Operation, reason: str) -> None:
+        where = operation.stack[-1][0] if operation.stack else ""
+        self.wants.left.setdefault(f"{where}.{operation.function.name}".strip("."), reason)
 
     def _want_result(self) -> None:
         for operation in reversed(self.trace.operations):

@@ -33,7 +33,7 @@ def seen(model: nn.Module, image: Tensor) -> Counter[tuple[object, ...]]:
             quantizer.axis,
             quantizer.symmetric,
         )
-        found[*settings, quantizer.narrow_range, hashlib.sha256(values).hexdigest()] += 1
+        found[(*settings, quantizer.narrow_range, hashlib.sha256(values).hexdigest())] += 1
 
     for quantizer in quantizers(model).values():
         quantizer.register_forward_pre_hook(hook)
