@@ -90,8 +90,9 @@ class CalibrationRecord:
     """How the ranges were found.
 
     Attributes:
-        method: the method of activations that was used ("max", "percentile", "mse", "entropy"), or "batchnorm":
-            no images, the statistics of the BatchNorms. A recipe may also say "auto".
+        method: the method of activations that was used ("max", "percentile", "mse", "entropy"), or without data
+            "procedural" (procedural images) or "batchnorm" (the statistics of the BatchNorms). A recipe may also say
+            "auto".
         data: the images, in words.
         subset: ``"start:stop"`` in the data set's fixed order.
         images: their number.
@@ -108,9 +109,10 @@ class CalibrationRecord:
             calibration images, in percent, changed its top-1 (:func:`qzoo.ptq.mix_precision`); 0 without it.
         target: whose quantizers the choices and the learned rounding saw.
         half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.ptq.half.compact`).
+        agreement: without data: share of procedural images, in percent, on which the float model has the same top-1.
     """
 
-    method: str = field(metadata=one_of(*RANGES, "auto", DATA_FREE))
+    method: str = field(metadata=one_of(*RANGES, "auto", *DATA_FREE))
     data: str
     subset: str = field(metadata=_SUBSET)
     images: int
@@ -126,6 +128,7 @@ class CalibrationRecord:
     drop: float = field(default=0.0, metadata=OPTIONAL)
     alpha: float | None = field(default=None, metadata=OPTIONAL)
     target: str = field(default="onnxruntime", metadata=OPTIONAL | one_of(*TARGETS))
+    agreement: float | None = field(default=None, metadata=OPTIONAL)
 
     def applied(self) -> Recipe:
         """The methods that were applied, with the one for the ranges that "auto" chose."""

@@ -18,7 +18,8 @@ from qzoo.scheme import DEFAULT_TARGET, TARGETS, Scheme
 
 METHODS = ("ste", "lsq", "pact")
 RANGES = ("max", "percentile", "mse", "entropy")
-DATA_FREE = "batchnorm"
+BATCHNORM, PROCEDURAL = "batchnorm", "procedural"
+DATA_FREE = (PROCEDURAL, BATCHNORM)
 ROUNDINGS = ("nearest", "learned", "sequential")
 CORRECTIONS = ("none", "analytic", "empirical")
 WITH_PERCENTILE = ("percentile", "auto")
@@ -138,7 +139,8 @@ class Recipe:
 
     Attributes:
         equalize: cross-layer equalization first, with a ReLU in place of every ReLU6 (:func:`qzoo.ptq.without_relu6`).
-        method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or "batchnorm", without images.
+        method: of the activations' ranges: one of :func:`qzoo.calibrate`'s, or without data: "procedural"
+            (:mod:`qzoo.ptq.procedural`) or "batchnorm" (:mod:`qzoo.ptq.data_free`).
         rounding: of the weights: "nearest", "learned" (:func:`qzoo.ptq.adaround`) or "sequential"
             (:func:`qzoo.ptq.adaround_sequential`).
         smooth: SmoothQuant first (:func:`qzoo.ptq.smooth`), for transformers.
@@ -161,7 +163,9 @@ class Recipe:
         "cross-layer equalization before the ranges; a ReLU takes the place of every ReLU6 if the images allow it",
     )
     method: str = _flag(
-        "auto", "of the ranges; batchnorm needs no images", choices=(*RANGES, "auto", DATA_FREE)
+        "auto",
+        "of the ranges; procedural and batchnorm need no data",
+        choices=(*RANGES, "auto", *DATA_FREE),
     )
     rounding: str = _flag("nearest", "of weights", choices=ROUNDINGS)
     bias_correction: str = _flag("none", "of what rounding to nearest shifts", choices=CORRECTIONS)
@@ -178,10 +182,12 @@ class Recipe:
             raise ArgumentError(
                 f"rounding={self.rounding!r} corrects biases itself; leave bias_correction at 'none'"
             )
-        if self.data_free and (
+        if self.method == BATCHNORM and (
             self.smooth or self.rounding != "nearest" or self.bias_correction == "empirical"
         ):
-            raise ArgumentError(f"method {DATA_FREE!r} uses no images; {self} would need some")
+            raise ArgumentError(
+                f"method {BATCHNORM!r} uses no images; {self} would need some, or method {PROCEDURAL!r}"
+            )
 
     def _check_numbers(self) -> None:
         if self.percentile is not None:
@@ -208,8 +214,8 @@ class Recipe:
 
     @property
     def data_free(self) -> bool:
-        """Whether no image is needed."""
-        return self.method == DATA_FREE
+        """Whether no data are needed."""
+        return self.method in DATA_FREE
 
     def __str__(self) -> str:
         parts = [
@@ -305,7 +311,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.drop and not self.needs_images:
             raise ArgumentError(
-                "mixed precision chooses layers on images; choose another method than batchnorm"
+                f"mixed precision chooses layers on images; choose another method than {self.recipe.method}"
             )
 
     @property

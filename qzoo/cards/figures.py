@@ -14,7 +14,8 @@ NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVIN
 def measured(config: Config) -> str:
     """The section of a card."""
     if not config.metrics:
-        return "Nothing yet."
+        without = config.calibration is not None and config.calibration.applied().data_free
+        return "Calibrated without data, accuracy not measured." if without else "Nothing yet."
     head = (
         "runtime",
         "precision",

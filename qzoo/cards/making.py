@@ -9,7 +9,7 @@ from typing import Any
 from qzoo.cards.markdown import number, table, word
 from qzoo.config import CalibrationRecord, Config
 from qzoo.data.sets import DATA_SETS
-from qzoo.options import flag, flags_of, plain, train_options
+from qzoo.options import PROCEDURAL, flag, flags_of, plain, train_options
 from qzoo.scheme import Scheme
 
 # What trainings on data that need no --data record of it.
@@ -61,9 +61,16 @@ def _ranges(config: Config, record: CalibrationRecord) -> str:
     percentile = f" {record.percentile:g}" if record.method == "percentile" and record.percentile else ""
     if record.images:
         images = f"from {record.images} images ({record.data}, images {record.subset})"
+    elif record.method == PROCEDURAL:
+        images = "without data: from procedural images"
     else:
         images = "without data: from the statistics in the BatchNorm layers"
-    return f"Ranges of activations: method *{record.method}{percentile}*, {images}.{_steps(config, record)}"
+    agreement = (
+        ""
+        if record.agreement is None
+        else f" On {number(record.agreement)} % of other procedural images the float model has the same top-1."
+    )
+    return f"Ranges of activations: method *{record.method}{percentile}*, {images}.{_steps(config, record)}{agreement}"
 
 
 def _candidates(record: CalibrationRecord) -> str:
@@ -161,7 +168,8 @@ def _weight_rule(config: Config) -> str:
 def _build_command(config: Config) -> str:
     """The command that makes the checkpoint again: what differs from the defaults."""
     known, source = DATA_SETS.get(config.labels), config.float_source
-    flags: dict[str, list[object]] = {} if known is not None and known.found else {"--data": ["DIR"]}
+    without = (known is not None and known.found) or (not config.metrics and not config.plan.needs_images)
+    flags: dict[str, list[object]] = {} if without else {"--data": ["DIR"]}
     if source is not None and source.source.startswith("folder:"):
         flags |= {"--dataset": [config.labels], "--float": [source.source.removeprefix("folder:")]}
     plan = replace(config.plan, evaluation_subset=None)

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from qzoo.cards.card import write_card
-from qzoo.config import WEIGHTS, Measurement, config_of, read_config
+from qzoo.config import WEIGHTS, Config, Measurement, config_of, read_config
+from qzoo.data.sets import DATA_SETS
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.fields import encode
@@ -21,8 +22,8 @@ from qzoo.options import TrainOptions, train_options
 from qzoo.pipeline.calibrate import calibrate_to, start_of
 from qzoo.pipeline.measure import can_run_onnx, measure, require_onnx
 from qzoo.pipeline.onnx_files import export_files, onnx_name, with_files
-from qzoo.pipeline.parts import Images, calibration_images, evaluation_images, for_data_set
-from qzoo.pipeline.plan import BuildJob, BuildOptions, Plan, how_made, plan_of
+from qzoo.pipeline.parts import NONE, Images, calibration_images, evaluation_images, for_data_set
+from qzoo.pipeline.plan import BuildJob, BuildOptions, Plan, how_made, plan_of, plan_without_data
 from qzoo.pipeline.steps import Steps
 from qzoo.pipeline.train_job import TrainJob
 from qzoo.pipeline.tune import tune_checkpoint
@@ -47,7 +48,8 @@ def build(
     The same call makes the same files. Interrupted and called again it goes on: a finished step whose inputs are
     the same is not repeated. What the options don't say, the plan of the name says
     (:func:`qzoo.pipeline.plan.how_made`): ``build(name)`` on a checkpoint makes it again. A name in ``_qat`` is trained
-    with the options that are recorded.
+    with the options that are recorded. Without images, of a name that needs some, it is calibrated on procedural ones
+    and not measured.
 
     Args:
         name: ``arch.tag-scheme``, or ``arch-scheme`` for the default tag.
@@ -84,14 +86,27 @@ def build(
     if parsed.qat:
         make = partial(_tuned, full, *_training(full, folder, options), options.get("float_weights"), job)
     else:
-        plan = plan_of(full, folder).changed(options)
-        images = calibration_images(config, job.data, plan.calibration_subset)
-        checks = evaluation_images(config, job.data, plan.evaluation_subset, images)
+        plan, images, checks = _prepared(full, folder, config, options, job)
         make = partial(_calibrated, full, plan, images, checks, job)
     state.mkdir(parents=True, exist_ok=True)
     with exclusive(state):
         metrics = make(state, Steps(state, report, job.again))
         return _assemble(state, job.onnx, metrics, folder)
+
+
+def _prepared(
+    name: str, folder: Path, config: Config, options: BuildOptions, job: BuildJob
+) -> tuple[Plan, Images, Images]:
+    """The plan of a calibration, and the images to calibrate and to measure on: none of both where none are given."""
+    known = DATA_SETS.get(config.labels)
+    if job.data is None and (known is None or not known.found):
+        plan = plan_without_data(config, options)
+        if not plan.needs_images:
+            return plan, NONE, NONE
+    else:
+        plan = plan_of(name, folder).changed(options)
+    images = calibration_images(config, job.data, plan.calibration_subset)
+    return plan, images, evaluation_images(config, job.data, plan.evaluation_subset, images)
 
 
 # ---- steps ----
@@ -100,7 +115,7 @@ def build(
 def _calibrated(
     name: str, plan: Plan, images: Images, checks: Images, job: BuildJob, state: Path, steps: Steps
 ) -> tuple[Measurement, ...]:
-    """A checkpoint without training, in the steps' folder; returns its figures."""
+    """A checkpoint without training, in the steps' folder; returns its figures, none where there are no images."""
     model, exact = start_of(name, plan, job)
     start = config_of(model)
     common = {"float": encode(start.float_source), "data": str(job.data or ""), "device": job.device.type}
@@ -120,7 +135,9 @@ def _calibrated(
     steps.run("calibrate", inputs, calibrate, _FILES)
     made = load_pretrained(state / CHECKPOINT)
     config = config_of(made)
-    _export(made, job.onnx, steps, state)
+    _export(made, job.onnx, steps, state, measured=bool(checks.count))
+    if not checks.count:
+        return ()
     return measure(
         made,
         exact,
@@ -134,11 +151,13 @@ def _calibrated(
     )
 
 
-def _export(model: nn.Module, targets: tuple[str, ...], steps: Steps, state: Path) -> None:
+def _export(
+    model: nn.Module, targets: tuple[str, ...], steps: Steps, state: Path, measured: bool = True
+) -> None:
     """ONNX files into the steps' folder: those asked for, and the one that is measured."""
     config = config_of(model)
-    measured = ("onnxruntime",) if can_run_onnx() else ()
-    for target in dict.fromkeys((*measured, *targets)):
+    first = ("onnxruntime",) if measured and can_run_onnx() else ()
+    for target in dict.fromkeys((*first, *targets)):
         inputs = {"weights": config.files[WEIGHTS], "metadata": encode(config.preprocessing)}
 
         def action(target: str = target) -> Any:

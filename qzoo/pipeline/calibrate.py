@@ -20,6 +20,7 @@ from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
 from qzoo.quantizers import set_target
 from qzoo.registry import parse_name
+from qzoo.zoo.calibrated import calibrate_without_data
 from qzoo.zoo.checkpoint import save_pretrained
 from qzoo.zoo.floats import quantized_from
 
@@ -123,6 +124,12 @@ def quantize_to(
         group: see :func:`calibrate_checkpoint`.
     """
     group = group or Group()
+    if not plan.needs_images:
+        calibration = calibrate_without_data(model, plan.recipe, progress=progress)
+        config = dataclasses.replace(config_of(model), calibration=calibration)
+        if group.first:
+            save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
+        return Calibrated(plan.recipe, (), 0, 0)
     raised = mix_precision(model, batches, plan.drop, progress=progress) if plan.drop else None
     choice = best_recipe(model, batches, progress=progress) if plan.best else None
     recipe = choice.recipe if choice else plan.recipe

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qzoo.config import Config, read_config
 from qzoo.errors import ArgumentError, CheckpointError
+from qzoo.options import PROCEDURAL
 from qzoo.options import BuildOptions as BuildOptions
 from qzoo.options import Plan as Plan
 from qzoo.pipeline.recipes import recipes
+from qzoo.registry import architecture
+from qzoo.scheme import Scheme
 from qzoo.zoo import hub
+from qzoo.zoo.calibrated import recipe_without_data
 from qzoo.zoo.store import checkpoint_folder
 
 
@@ -81,6 +86,8 @@ def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
             old = read_config(place)
             if old.name != name:
                 raise CheckpointError(f"{place} holds {old.name}; choose another folder for {name}")
+            if old.calibration is not None and old.calibration.method == PROCEDURAL and not old.metrics:
+                break  # made for want of images: it says nothing of a build with some
             return old, f"{place / 'config.json'}"
     if name in hub.embedded():
         config = read_config(hub.embedded()[name])
@@ -93,3 +100,24 @@ def plan_of(name: str, folder: Path) -> Plan:
     """The plan that :func:`how_made` finds. Raises as it does."""
     config, _ = how_made(name, folder)
     return Plan() if config is None else config.plan
+
+
+def plan_without_data(config: Config, options: BuildOptions) -> Plan:
+    """The plan of a build without data: procedural images, where the options name no other method.
+
+    Args:
+        config: of the checkpoint, before it is built.
+        options: what to do otherwise.
+    """
+    if options.get("method") or options.get("recipe"):
+        return Plan().changed(options)
+    family = architecture(config.architecture).family
+    scheme = config.scheme or Scheme()
+    given = {**dataclasses.asdict(recipe_without_data(family, scheme)), **_given(options)}
+    if given["rounding"] != "nearest" and "bias_correction" not in _given(options):
+        given["bias_correction"] = "none"  # which learned rounding does itself
+    return Plan().changed(given)
+
+
+def _given(options: BuildOptions) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

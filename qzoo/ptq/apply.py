@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
-from qzoo.options import PERCENTILE, Recipe
+from qzoo.options import BATCHNORM, PERCENTILE, PROCEDURAL, Recipe
 from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
@@ -27,11 +27,12 @@ from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.collect import SHARE, hold_back, images_of
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import can_equalize, equalize, some
+from qzoo.ptq.procedural import calibrate_procedural, procedural_batches
 from qzoo.ptq.ranges import Calibration, Candidate, calibrate
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import ALPHA, smooth
-from qzoo.quantizers import quantizers_off
+from qzoo.quantizers import device_of, quantizers_off
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def apply_recipe(
 
     Args:
         model: with quantizers and trained weights.
-        loader: batches of images; not touched by a recipe without data.
+        loader: batches of images; not touched by a recipe without data, which draws its own.
         recipe: what to do.
         preprocessing: of the images; needed by a recipe without data.
         progress: show progress bars.
@@ -108,14 +109,17 @@ def apply_recipe(
         >>> apply_recipe(model, loader, Recipe(method="mse"), progress=False).images
         16
     """
-    if recipe.data_free:
-        if preprocessing is None:
-            raise ArgumentError(
-                f"method {recipe.method!r} takes the range of the images from their preprocessing; pass it"
-            )
+    if recipe.data_free and preprocessing is None:
+        raise ArgumentError(
+            f"method {recipe.method!r} takes the range of the images from their preprocessing; pass it"
+        )
+    if recipe.method == BATCHNORM and preprocessing is not None:
         correct = recipe.bias_correction == "analytic"
         return calibrate_data_free(model, preprocessing, correct=correct, equalized=recipe.equalize)
-    batches = [images_of(batch) for batch in loader]
+    if recipe.method == PROCEDURAL and preprocessing is not None:
+        batches = [batch.to(device_of(model)) for batch in procedural_batches(preprocessing)]
+    else:
+        batches = [images_of(batch) for batch in loader]
     if recipe.smooth:
         alpha = ALPHA if recipe.alpha is None else recipe.alpha
         if not smooth(model, batches, alpha=alpha, progress=progress):
@@ -125,10 +129,13 @@ def apply_recipe(
     if recipe.equalize:
         without_relu6(model, batches)
         some(equalize(model, batches, progress=progress))
-    percentile = PERCENTILE if recipe.percentile is None else recipe.percentile
-    found = calibrate(
-        model, batches, method=recipe.method, percentile=percentile, progress=progress, group=group
-    )
+    if recipe.method == PROCEDURAL:
+        found = calibrate_procedural(model, batches, progress=progress)
+    else:
+        percentile = PERCENTILE if recipe.percentile is None else recipe.percentile
+        found = calibrate(
+            model, batches, method=recipe.method, percentile=percentile, progress=progress, group=group
+        )
     exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
     if recipe.rounding == "learned":
         adaround(model, batches, progress=progress)

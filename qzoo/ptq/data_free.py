@@ -5,7 +5,8 @@ arXiv:1906.04721): the range of an activation is the largest of mean + n sigma o
 activation function lets through (6 for ReLU6); the images themselves have the range that the preprocessing leaves
 them. Section 4.2: the mean of each layer's error, (W_q - W) E[x], goes out of its bias.
 
-For a model whose data can't be had. With images, :func:`qzoo.calibrate` is better.
+For a model whose data can't be had; :mod:`qzoo.ptq.procedural` serves those without BatchNorm too. With images,
+:func:`qzoo.calibrate` is better.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError
-from qzoo.options import DATA_FREE
+from qzoo.options import BATCHNORM
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.collect import weight_ranges
 from qzoo.ptq.equalize import equalize, some
@@ -78,7 +79,7 @@ def calibrate_data_free(
     if correct:
         for layer in layers_of(model, image):
             layer.shift(_mean_error(layer.module, layer.groups, known[layer.name]))
-    return Calibration(DATA_FREE, 0)
+    return Calibration(BATCHNORM, 0)
 
 
 def of_images(preprocessing: Preprocessing, device: torch.device | None = None) -> Channels:

@@ -27,6 +27,7 @@ from qzoo.registry import (
 )
 from qzoo.scheme import DEFAULT_TARGET, Scheme, as_scheme, target_named, with_target
 from qzoo.zoo import hub
+from qzoo.zoo.calibrated import load_calibrated, may_calibrate, recipe_without_data
 from qzoo.zoo.checkpoint import build, empty_model, load_pretrained
 from qzoo.zoo.sources import load_float_weights
 from qzoo.zoo.tensors import assign_state
@@ -42,6 +43,7 @@ def create_model(
     target: str | None = None,
     num_classes: int | None = None,
     in_channels: int | None = None,
+    calibrate: Literal["auto", "never"] | None = None,
 ) -> nn.Module:
     """Build a model by name, with or without weights.
 
@@ -49,7 +51,8 @@ def create_model(
         name: ``arch``, ``arch.tag`` or ``arch.tag-scheme``: ``"resnet50"``, ``"resnet50.tv_in1k"``,
             ``"resnet50.tv_in1k-w8a8"``. Without a tag the architecture's first one is meant.
         pretrained: False gives random weights. True gives the float weights, or for a quantized model its
-            calibrated checkpoint. ``"float"`` puts the float weights into a quantized model, to calibrate.
+            calibrated checkpoint; where none is published, one is made of the float weights, see ``calibrate``.
+            ``"float"`` puts the float weights into a quantized model, to calibrate.
         quantize: True (W8A8), a text such as ``"w4a8"``, or a Scheme; what the name says by default. A checkpoint
             must have all the bits of a Scheme, also those that its name does not tell.
         target: the runtime that quantizers simulate; the Scheme's by default, else the one that the
@@ -57,6 +60,9 @@ def create_model(
         num_classes: of a model with random weights; with float weights a classifier of another size is new, with
             random weights. By default what the tag's data have.
         in_channels: of a model with random weights; by default what the tag's data have.
+        calibrate: ``"auto"`` calibrates the float weights without data where no checkpoint is published, says so in a
+            warning and keeps the result in a cache (``QZOO_HOME``); ``"never"`` raises UnknownModelError there. By
+            default what the environment variable ``QZOO_CALIBRATE`` says, else "auto".
 
     Returns:
         The module with its :class:`~qzoo.config.Config` as ``qzoo_config``; in eval mode when pretrained.
@@ -74,6 +80,8 @@ def create_model(
     if not pretrained:
         return build(asked.config(), asked.scheme)
     if pretrained is True and asked.scheme is not None:
+        if may_calibrate(calibrate) and asked.can_be_calibrated:
+            return _calibrated(asked, asked.scheme)
         return load_pretrained(asked.checkpoint(), target=asked.target)
     return _with_float_weights(asked)
 
@@ -140,6 +148,16 @@ class Request:
         """The config of a model without weights."""
         return _new_config(self.name, self.entry, self.scheme, self.num_classes, self.in_channels)
 
+    @property
+    def can_be_calibrated(self) -> bool:
+        """Whether the quantized checkpoint is nowhere, and can be made of float weights without training."""
+        known = hub.checkpoints()
+        if _checkpoint_name(self.name) in known or self.name.qat or self.name.tag is None:
+            return False
+        weights = self.entry.weights.get(self.name.tag)
+        public = weights is not None and any(not source.startswith("qzoo:") for source in weights.sources)
+        return public or self.float_name in known
+
     def checkpoint(self) -> Path:
         """The folder of the quantized checkpoint.
 
@@ -155,6 +173,11 @@ class Request:
                 f"{str(self.exact)!r} takes it as it is, `qzoo build {config.name} --edge-bits N --layer-bits LAYER=N "
                 "--data DIR` makes another one"
             )
+        self.check_sizes(config)
+        return folder
+
+    def check_sizes(self, config: Config) -> None:
+        """Raises CheckpointError where a quantized model of other sizes than its checkpoint's was asked for."""
         self.check_channels(config)
         if self.num_classes not in (None, config.arguments.num_classes):
             base = parse_name(config.name)
@@ -164,7 +187,6 @@ class Request:
                 f"model, qzoo.create_model({str(dataclasses.replace(base, scheme=None, qat=False))!r}, "
                 f"pretrained=True, num_classes={self.num_classes}), and quantize that"
             )
-        return folder
 
     def check_channels(self, config: Config) -> None:
         """Raises CheckpointError where weights for another number of channels were asked for."""
@@ -174,6 +196,22 @@ class Request:
                 f"in_channels={self.in_channels}, but the weights {config.name} have in_channels={has}; leave it out "
                 f"and pass images of {has} channel{'s' if has > 1 else ''}, or build with pretrained=False"
             )
+
+
+def _calibrated(asked: Request, scheme: Scheme) -> nn.Module:
+    """The quantized model, calibrated without data on this machine: now, or when it was first asked for."""
+    if asked.float_name in hub.checkpoints():
+        weights = read_config(hub.named(asked.float_name)).files[WEIGHTS]
+    else:  # every source has its digest, which a download is held to
+        public = _public_weights(asked.name, asked.entry)
+        weights = str((public.sources, public.sha256, public.revision))
+    start = dataclasses.replace(
+        asked, scheme=with_target(scheme, DEFAULT_TARGET)
+    )  # one checkpoint for all targets
+    config = _new_config(asked.name, asked.entry, start.scheme, None, None)
+    asked.check_sizes(config)
+    recipe = recipe_without_data(asked.entry.family, scheme)
+    return load_calibrated(config, recipe, weights, lambda: _with_float_weights(start), asked.target)
 
 
 def _with_float_weights(asked: Request) -> nn.Module:
@@ -331,6 +369,7 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
         target: str | None = None,
         num_classes: int | None = None,
         in_channels: int | None = None,
+        calibrate: Literal["auto", "never"] | None = None,
     ) -> nn.Module:
         return create_model(
             arch,
@@ -339,6 +378,7 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
             target=target,
             num_classes=num_classes,
             in_channels=in_channels,
+            calibrate=calibrate,
         )
 
     summary = (architecture(arch).build.__doc__ or arch).partition("\n")[0]

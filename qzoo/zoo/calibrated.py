@@ -1,0 +1,213 @@
+"""Checkpoints that are calibrated without data, on the user's machine, where none is published; kept in a cache.
+
+The cache is ``calibrated/<name>/<key>`` in the store (``QZOO_HOME``). The key is of all that the result depends on: the
+content of the float weights, scheme, recipe, and :data:`VERSION` of the method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qzoo.analysis.sensitivity import sensitivity
+from qzoo.cards.card import write_card
+from qzoo.config import CalibrationRecord, Config, config_of
+from qzoo.errors import ArgumentError, CheckpointError
+from qzoo.fields import encode
+from qzoo.files import exclusive
+from qzoo.options import PROCEDURAL, Recipe
+from qzoo.ptq.apply import apply_recipe
+from qzoo.ptq.bias_grid import round_biases
+from qzoo.ptq.half import compact
+from qzoo.ptq.procedural import COMPARED, Comparison
+from qzoo.quantizers import set_target
+from qzoo.registry import Family
+from qzoo.scheme import DEFAULT_TARGET, Scheme
+from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
+from qzoo.zoo.store import home
+
+VERSION = 1
+"""Of the method: raise it where the same weights and recipe come to another checkpoint."""
+
+RELIABLE = 90.0
+"""Agreement on procedural images, in percent, below which a checkpoint is warned of."""
+
+VARIABLE = "QZOO_CALIBRATE"
+
+
+def may_calibrate(asked: str | None) -> bool:
+    """Whether a missing checkpoint is to be made: ``"auto"``, not ``"never"``; None: what the environment says.
+
+    Raises:
+        ArgumentError: something else is asked for.
+    """
+    value = asked or os.environ.get(VARIABLE) or "auto"
+    if value not in ("auto", "never"):
+        where = "calibrate" if asked else VARIABLE
+        raise ArgumentError(f"{where} must be 'auto' or 'never', not {value!r}")
+    return value == "auto"
+
+
+def recipe_without_data(family: Family, scheme: Scheme) -> Recipe:
+    """The recipe of :func:`calibrate_without_data`: weights are rounded by learning where that matters, and can be."""
+    integers = scheme.weight_format == "int" and not scheme.group
+    if integers and (family.rounding == "learned" or scheme.weight_bits < 8):
+        return Recipe(method=PROCEDURAL, rounding="learned", smooth=family.smooth)
+    return Recipe(method=PROCEDURAL, bias_correction="analytic", smooth=family.smooth)
+
+
+def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool = False) -> CalibrationRecord:
+    """Quantize a model with float weights, in place, without a single image of its data.
+
+    Args:
+        model: with quantizers, float weights and a config; afterwards it is on the CPU.
+        recipe: one without data.
+        progress: show progress bars.
+
+    Returns:
+        What the config is to say of it, with the agreement on procedural images.
+    """
+    config = config_of(model)
+    comparison = Comparison(model, config.preprocessing)
+    found = apply_recipe(model, (), recipe, preprocessing=config.preprocessing, progress=progress)
+    model.to("cpu")
+    example = torch.zeros(1, *config.preprocessing.input_size)
+    half = compact(model, example) > 0
+    round_biases(model, example)
+    return CalibrationRecord(
+        **{**dataclasses.asdict(recipe), "method": found.method},
+        data="none",
+        subset="",
+        images=0,
+        half=half,
+        target=config.scheme.target if config.scheme else DEFAULT_TARGET,
+        agreement=comparison.fidelity(model).agreement,
+    )
+
+
+def load_calibrated(
+    config: Config, recipe: Recipe, weights: str, start: Callable[[], nn.Module], target: str | None
+) -> nn.Module:
+    """The checkpoint from the cache; where there is none, it is made, with a warning, and kept.
+
+    Args:
+        config: of the checkpoint, with its scheme.
+        recipe: one without data.
+        weights: what tells the float weights from others.
+        start: gives the model with quantizers on the float weights.
+        target: that the quantizers are to simulate; the scheme's if None.
+
+    Raises:
+        HubError, CheckpointError: the float weights can't be had, or are not what they should be.
+    """
+    folder = home() / "calibrated" / config.name / _key(config, recipe, weights)
+    found = _load(folder, target)
+    if found is not None:
+        return found
+    with _alone(folder.parent):
+        found = _load(folder, target)  # another process may have made it meanwhile
+        if found is not None:
+            return found
+        model = start()
+        record = calibrate_without_data(model, recipe)
+        made = dataclasses.replace(config_of(model), calibration=record)
+        kept, problem = _keep(model, made, folder)
+    _warn(made, _costliest(model, made) if _doubtful(made) else "", problem)
+    if kept:
+        return load_pretrained(folder, target=target)
+    model.qzoo_config = made  # type: ignore[assignment]
+    return set_target(model, target or made.target)
+
+
+def _key(config: Config, recipe: Recipe, weights: str) -> str:
+    parts = [VERSION, weights, encode(config.scheme), encode(recipe)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _load(folder: Path, target: str | None) -> nn.Module | None:
+    """The checkpoint of the cache; None where there is none. One that is damaged is removed, to be made again."""
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        model = load_pretrained(folder, target=target)
+    except CheckpointError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    if _doubtful(config_of(model)):
+        _warn(config_of(model), "", "")
+    return model
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time makes the checkpoints of a name; where the cache can't be written to, nothing is held."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        yield
+        return
+    with exclusive(folder):
+        yield
+
+
+def _keep(model: nn.Module, config: Config, folder: Path) -> tuple[bool, str]:
+    """Save the checkpoint in the cache; whether that went well, and what went wrong."""
+    try:
+        save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
+        write_card(folder)
+    except (CheckpointError, OSError) as error:
+        return (folder / "config.json").is_file(), str(error)
+    return True, ""
+
+
+def _doubtful(config: Config) -> bool:
+    record = config.calibration
+    return record is not None and record.agreement is not None and record.agreement < RELIABLE
+
+
+def _costliest(model: nn.Module, config: Config) -> str:
+    images = Comparison(model, config.preprocessing, images=4).batches
+    layers = sensitivity(model, images, images=4, progress=False).layers
+    return ", ".join(layer.name for layer in layers[:3])
+
+
+def _warn(config: Config, costliest: str, problem: str) -> None:
+    """The one warning, at the caller of create_model or of an architecture's function."""
+    record = config.calibration
+    agreement = record.agreement if record is not None else None
+    text = (
+        f"no published checkpoint of {config.name}: calibrated from its float weights without images; unmeasured; "
+        "`qzoo build` with data makes a measured one"
+    )
+    if agreement is not None:
+        text += f". Float and quantized agree on {agreement:.1f} % of {COMPARED} procedural images"
+    if _doubtful(config):
+        text += f", and should on {RELIABLE:g} % or more: do not rely on it"
+        text += (
+            f"; its costliest layers are {costliest}"
+            if costliest
+            else "; `qzoo sensitivity` ranks its layers"
+        )
+    if problem:
+        text += f". It is not kept for the next call: {problem}"
+    warnings.warn(text, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """Levels from here up to the first frame outside of the package."""
+    import sys
+
+    level, frame, package = 1, sys._getframe(1), str(Path(__file__).parents[1]) + os.sep
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    return level
