@@ -23,7 +23,7 @@ from qzoo.options import PROCEDURAL
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.collect import attached, collect, weight_ranges
 from qzoo.ptq.ranges import Calibration
-from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn import Range, TensorQuantizer
 from qzoo.quantizers import device_of, quantizers_off, require_quantizers
 
 IMAGES = 128
@@ -65,14 +65,23 @@ def calibrate_procedural(
     with attached([found[name].register_forward_pre_hook(watch) for name, watch in watches.items()]):
         statistics = collect(model, batches, histograms=True, progress=progress)
     largest, best = (statistics.ranges(method, 100.0) for method in ("max", "mse"))
-    for name, amax in best.items():
-        with_margin = torch.maximum(MARGIN * amax, LEAST * largest[name])
-        bound = watches[name].bound()
-        bounded = bound is not None and amax.numel() == 1
-        found[name].set_range(torch.full_like(amax, bound or 0.0) if bounded else with_margin)
+    for name, range_ in best.items():
+        found[name].set_range(*_widened(range_, largest[name], watches[name].bound()))
     for name, amax in weights.items():
         found[name].set_range(amax)
     return Calibration(PROCEDURAL, 0)
+
+
+def _widened(best: Range, largest: Range, bound: float | None) -> Range:
+    """The range with its margin; where the values have a bound, it ends there."""
+    if bound is not None and best.amax.numel() == 1:
+        ends = None if largest.limits is None else largest.limits * (bound / largest.amax.clamp(min=1e-30))
+        return Range(torch.full_like(best.amax, bound), ends)
+    amax = torch.maximum(MARGIN * best.amax, LEAST * largest.amax)
+    if best.limits is None or largest.limits is None:
+        return Range(amax)
+    wide, least = MARGIN * best.limits, LEAST * largest.limits  # [low, high]
+    return Range(amax, torch.where(wide.abs() > least.abs(), wide, least))
 
 
 class _Watch:

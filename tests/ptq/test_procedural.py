@@ -54,7 +54,7 @@ def test_ranges_end_at_what_is_known_to_bound_them() -> None:
     white = (1 - 0.2860) / 0.3530
     assert model.conv._input_quantizer.amax.item() == pytest.approx(white, rel=1e-6)
     statistics = collect(model, batches, histograms=True, progress=False)
-    best, largest = (statistics.ranges(method, 100.0)["free"] for method in ("mse", "max"))
+    best, largest = (statistics.ranges(method, 100.0)["free"].amax for method in ("mse", "max"))
     assert torch.equal(model.free.amax, torch.maximum(MARGIN * best, LEAST * largest))
     weight = model.conv.weight.detach()
     assert torch.equal(model.conv._weight_quantizer.amax.flatten(), weight.abs().amax((1, 2, 3)))
