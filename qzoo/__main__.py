@@ -36,6 +36,7 @@ COMMANDS = (
     "build",
     "calibrate",
     "train",
+    "new",
     "export",
     "lint",
     "card",
@@ -44,7 +45,7 @@ COMMANDS = (
     "env",
 )
 
-_WITHOUT_MODELS = ("lint", "env")
+_WITHOUT_MODELS = ("lint", "env", "new")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

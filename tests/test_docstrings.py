@@ -45,7 +45,12 @@ MODULES = (
     "qzoo.quant.utils",
     "qzoo.quant.cuda_ext",
 )
-OTHERS = ("qzoo.registry.register_model", "qzoo.registry.FloatWeights", "qzoo.registry.Family")
+OTHERS = (
+    "qzoo.zoo.project.write_project",
+    "qzoo.registry.register_model",
+    "qzoo.registry.FloatWeights",
+    "qzoo.registry.Family",
+)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 CHECKPOINT = "resnet20.fmnist-w8a8"
 
