@@ -281,6 +281,11 @@ def llms(pages: list[tuple[str, str]]) -> str:
 """
 
 
+def _heading(file: File) -> str:
+    """The first heading of a page that the navigation gives no title."""
+    return next(line[2:] for line in file.content_string.splitlines() if line.startswith("# "))
+
+
 # MkDocs calls these.
 
 
@@ -300,5 +305,5 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def on_nav(nav: Any, config: MkDocsConfig, files: Files) -> None:
     """Keep the titles of the pages in reading order for llms.txt."""
-    titles = [(page.title or page.file.src_uri, page.url or "./") for page in nav.pages]
+    titles = [(page.title or _heading(page.file), page.url or "./") for page in nav.pages]
     files.append(File.generated(config, "llms.txt", content=llms(titles)))

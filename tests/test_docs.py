@@ -20,6 +20,7 @@ import torch
 import torchvision
 from PIL import Image
 from test_hub import server  # noqa: F401 - a fixture
+from torch import nn
 from torch.distributed.run import get_args_parser
 
 import qzoo
@@ -107,6 +108,40 @@ def test_python_of_the_migration_page(reader: dict[str, Any]) -> None:
     qzoo.calibrate(model, [torch.randn(2, 3, 64, 64)], progress=False)
     torch.save(model.state_dict(), "quant_resnet50-calibrated.pth")
     run(page("docs/migration.md"), reader)
+
+
+def new_lines(name: str) -> list[list[str]]:
+    """What stands in backticks in the last column of a page's tables of old and new lines, row by row."""
+    (*_, text) = (
+        "",
+        *re.findall(r"^\| old line \| new line \|\n\|.*\n((?:\|.*\n)+)", page(name), re.MULTILINE),
+    )
+    rows = [row.strip("| \n").rpartition(" | ")[2] for row in text.splitlines()]
+    return [re.findall(r"`([^`]+)`", cell) for cell in rows]
+
+
+COMING_FROM = [name for name in PAGES if new_lines(name)]
+
+
+@pytest.mark.parametrize("name", COMING_FROM)
+def test_new_lines_run(name: str, reader: dict[str, Any]) -> None:
+    """Row after row, for a network of the reader's own; commands are parsed, and names are known by then."""
+    if name.endswith("nncf.md"):
+        pytest.importorskip("openvino")
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+    names = {**reader, "network": network.eval(), "qzoo": qzoo, "torch": torch}
+    ran = 0
+    for row in new_lines(name):
+        for module in [line for line in row if re.fullmatch(r"qzoo\.\w+", line) and line != "qzoo.quantize"]:
+            found = importlib.import_module(module)
+            names.update((key, value) for key, value in vars(found).items() if not key.startswith("_"))
+        for line in row:
+            if line.startswith("qzoo "):
+                assert callable(__main__._parser().parse_args(words(line)[1:]).command)
+            elif re.search(r" = |\w\(|^import |^from ", line):
+                exec(compile(line, name, "exec"), names)
+                ran += 1
+    assert ran >= 5
 
 
 CARDS = ("resnet20.fmnist", "resnet20.fmnist-w8a8")
