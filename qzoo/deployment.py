@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,11 @@ from qzoo.errors import ExportError, GraphError
 from qzoo.export.order import plain_module
 from qzoo.files import temporary_folder
 from qzoo.runtimes.base import Runner, check_tensor, check_threads
+from qzoo.runtimes.processor import saturates
+
+logger = logging.getLogger(__name__)
+
+_ON_CPU = ("onnxruntime", "openvino")
 
 
 class Deployed(nn.Module):
@@ -87,6 +93,9 @@ def deploy(
     Warns when less than half of the multiply-adds of a quantized model will run in int8 there (:func:`qzoo.lint` names
     the reasons).
 
+    On an x86 processor without VNNI weights of 8 bits are rounded to 7 for ONNX Runtime and OpenVINO, with a warning
+    (:func:`qzoo.export_onnx`, ``reduce_range``).
+
     Args:
         source: a module, which stays as it is (the runtime gets a copy in eval mode), or the path of an ONNX file.
         runtime: ``"onnxruntime"``, ``"onnxruntime-cuda"``, ``"onnxruntime-tensorrt"``, ``"openvino"``,
@@ -133,7 +142,19 @@ def load(
     from qzoo.export import export_onnx
 
     with temporary_folder() as folder:
-        path = export_onnx(module, folder / "model.onnx", target=chosen.target, example=example)
+        reduce_range = runtime in _ON_CPU and saturates()
+        if reduce_range:
+            logger.warning(
+                "this processor has no VNNI and cuts off sums of 8-bit products: weights of 8 bits are rounded to 7 "
+                "(export_onnx(..., reduce_range=True))"
+            )
+        path = export_onnx(
+            module,
+            folder / "model.onnx",
+            target=chosen.target,
+            example=example,
+            reduce_range=reduce_range,
+        )
         try:
             return runtimes.load(path, runtime, threads)
         except ExportError as error:  # names the temporary file

@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+from qzoo.runtimes.processor import processor_facts
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -54,12 +56,8 @@ def _processors() -> int:
 def processor() -> dict[str, str]:
     """Model name, instruction sets that matter for int8 and bf16, and the frequency governor (Linux)."""
     facts = {"processor": platform.processor() or platform.machine()}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines: dict[str, str] = {}
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            lines[key.strip()] = value.strip()
+    lines = processor_facts()
+    if lines:
         facts["processor"] = lines.get("model name", facts["processor"])
         wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
         flags = lines.get("flags", lines.get("Features", "")).split()

@@ -29,6 +29,11 @@ def register(add: Add) -> None:
         "--batch", type=_batch, default="dynamic", help="'dynamic' or a number (default: dynamic)"
     )
     sub.add_argument("--weights", choices=("int8", "int4", "float"), default="int8")
+    sub.add_argument(
+        "--reduce-range",
+        action="store_true",
+        help="weights of 7 bits, for x86 processors without VNNI, whose sums of 8-bit products are cut off",
+    )
     text = (
         "run the file in its runtime and compare with the simulation; exit status 1 below 20 dB, for NaN, and where "
         "OpenVINO is far below ONNX Runtime on the same file"
@@ -47,7 +52,13 @@ def _run(args: argparse.Namespace) -> int:
 
     model = open_model(args.name)
     path = qzoo.export_onnx(
-        model, args.path, target=args.target, opset=args.opset, batch=args.batch, weights=args.weights
+        model,
+        args.path,
+        target=args.target,
+        opset=args.opset,
+        batch=args.batch,
+        weights=args.weights,
+        reduce_range=args.reduce_range,
     )
     say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     quantized = getattr(model, "qzoo_config").scheme is not None  # noqa: B009 - nn.Module hides it from mypy

@@ -14,7 +14,7 @@ from qzoo.errors import ExportError, MissingDependencyError
 from qzoo.export.formats import choose_opset
 from qzoo.export.lint.coverage import warn_of_float
 from qzoo.export.order import Order, check_output
-from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized
+from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized, reduce_weights_
 from qzoo.export.write import write
 from qzoo.scheme import DEFAULT_TARGET
 
@@ -28,6 +28,7 @@ def export_onnx(
     batch: str | int = "dynamic",
     weights: str = "int8",
     example: Tensor | None = None,
+    reduce_range: bool = False,
 ) -> Path:
     """Export a model to ONNX with Q/DQ nodes and int8 weights; the model itself stays as it is.
 
@@ -52,6 +53,9 @@ def export_onnx(
         weights: ``"int8"``; ``"int4"`` to store weights of at most 4 bits as such, the others as int8; ``"float"`` to
             keep float weights with a QuantizeLinear each.
         example: an input batch of the size to export for; by default two images of the size in the model's config.
+        reduce_range: round weights of 8 bits to 7, for x86 processors without VNNI: there the sum of two products of a
+            uint8 and an int8 is cut off at 16 bits (:func:`qzoo.runtimes.processor.saturates`). The file then differs
+            from the simulation by that rounding.
 
     Returns:
         The path.
@@ -72,6 +76,8 @@ def export_onnx(
     from qzoo.export.rewrites import rewrites
 
     ready = copy_for(order.model, target)
+    if reduce_range:
+        reduce_weights_(ready)
     inner = order.image.float() if is_quantized(ready) else order.image
     written = choose_opset(ready, target, opset, weights)
     check_output(ready, inner)

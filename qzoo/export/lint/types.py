@@ -8,6 +8,7 @@ from onnx import NodeProto
 from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
+from qzoo.runtimes.processor import saturates
 
 _BYTE = ("int8", "uint8")
 # ONNX Runtime does not look at the lowest value of these, which is below zero, when it drops a ReLU before Q.
@@ -42,6 +43,14 @@ def _weight_zero_point(graph: Graph) -> Hits:
         zero = graph.zero_point(node)
         if zero is not None and (zero.any() or graph.int_type(node) == "uint8"):
             yield (node,)
+
+
+def _saturating(graph: Graph) -> Hits:
+    """Weights beyond 7 bits that meet activations of uint8, where this machine's kernels cut the sums off."""
+    for dq in _weights(graph) if saturates() else ():
+        stored = graph.array(dq.input[0]) if graph.int_type(dq) == "int8" else None
+        if stored is not None and stored.size and int(np.abs(stored.astype(np.int16)).max()) > 64:
+            yield (dq,)
 
 
 def _per_channel(graph: Graph) -> Hits:
@@ -116,6 +125,13 @@ RULES = (
         "Quantize weights symmetrically: int8 with zero point 0.",
         _weight_zero_point,
         floats=(OV,),
+    ),
+    Rule(
+        "saturating-weights",
+        (ORT, OV),
+        "This machine's processor has no VNNI: the sum of two products of a uint8 and an int8 is cut off at 16 bits.",
+        "Write weights of 7 bits: qzoo.export_onnx(..., reduce_range=True), or run the file on a processor with VNNI.",
+        _saturating,
     ),
     Rule(
         "per-channel-activation",
