@@ -61,7 +61,9 @@ def may_calibrate(asked: str | None) -> bool:
 def recipe_without_data(family: Family, scheme: Scheme) -> Recipe:
     """The recipe of :func:`calibrate_without_data`: weights are rounded by learning where that matters, and can be."""
     integers = scheme.weight_format == "int" and not scheme.group
-    if integers and (family.rounding == "learned" or scheme.weight_bits < 8):
+    if integers and scheme.weight_bits < 8:
+        return Recipe(method=PROCEDURAL, rounding="sequential", smooth=family.smooth)
+    if integers and family.rounding == "learned":
         return Recipe(method=PROCEDURAL, rounding="learned", smooth=family.smooth)
     return Recipe(method=PROCEDURAL, bias_correction="analytic", smooth=family.smooth)
 

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -19,13 +20,13 @@ import qzoo
 import qzoo.pipeline.tune
 from qzoo.__main__ import main
 from qzoo.cards.card import card
-from qzoo.config import CalibrationRecord, read_config
+from qzoo.config import CalibrationRecord, config_of, read_config
 from qzoo.data import load_data
 from qzoo.distributed import Group
-from qzoo.errors import CheckpointError, UnknownModelError
+from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.pipeline import steps
 from qzoo.pipeline.build import build as build_checkpoint
-from qzoo.pipeline.plan import BuildJob, BuildOptions
+from qzoo.pipeline.plan import BuildJob, BuildOptions, plan_of
 from qzoo.pipeline.train_job import TrainJob
 from qzoo.training.loop import TrainOptions
 from qzoo.zoo import hub
@@ -204,7 +205,7 @@ import os, pathlib, signal, sys
 from qzoo.pipeline import parts, steps
 from qzoo.zoo import hub
 from qzoo.pipeline.build import build
-from qzoo.pipeline.plan import BuildJob, BuildOptions
+from qzoo.pipeline.plan import BuildJob, BuildOptions, plan_of
 from qzoo.data import load_data
 
 hub.EMBEDDED = pathlib.Path(sys.argv[1])
@@ -337,3 +338,31 @@ def test_arguments_that_contradict_each_other(
 ) -> None:
     assert main(["build", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_build_without_data_calibrates_on_procedural_images_and_measures_nothing(small_world: Path) -> None:
+    name = "resnet20.pets-w8a8"  # whose images would be in a folder
+    model = qzoo.create_model("resnet20.fmnist")
+    config = dataclasses.replace(config_of(model), name="resnet20.pets", labels="folders")
+    exact = qzoo.save_pretrained(model, small_world / "resnet20.pets", config=config)
+    folder = build(name, out=small_world.parent / name, progress=False)
+    made = read_config(folder)
+    record = made.calibration
+    assert record is not None
+    assert (record.method, record.bias_correction, record.images) == ("procedural", "analytic", 0)
+    assert record.agreement is not None
+    assert made.metrics == ()
+    assert {"model.safetensors", "onnx/model_int8.onnx"} <= set(made.files)
+    text = (folder / "README.md").read_text()
+    assert "Calibrated without data, accuracy not measured." in text
+    command = f"qzoo build {name} --dataset folders --float resnet20.pets"
+    assert f"`{command} --method procedural --bias-correction analytic`" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cached = qzoo.create_model(name, pretrained=True)  # the same, by the same recipe
+    loaded = qzoo.load_pretrained(folder)
+    x = torch.linspace(-1, 2, 28 * 28).reshape(1, 1, 28, 28)
+    assert torch.equal(cached(x), loaded(x))
+    assert plan_of(name, folder).recipe.method == "auto"  # with images they are looked at
+    with pytest.raises(DataError, match="needs images"):
+        build(name, out=small_world.parent / name, method="mse", float_weights=exact, progress=False)
