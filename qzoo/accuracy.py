@@ -299,6 +299,7 @@ class Evaluation:
         sqnr_db: 10 log10(sum of squared reference logits / sum of squared differences), -infinite where a logit is
             not finite, None without one.
         reference: the reference's own evaluation on the same images, None without one.
+        skipped: number of images that did not decode and were left out, where the loader was told to.
 
     Example:
         >>> result = qzoo.evaluate(model, loader, reference=model, progress=False)
@@ -316,6 +317,7 @@ class Evaluation:
     agreement: float | None = None
     sqnr_db: float | None = None
     reference: Evaluation | None = None
+    skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -474,15 +476,22 @@ def evaluate(
     if not any(batch.model.images for batch in batches):
         raise DataError("the loader gave no images; check the folder, the split and the limit")
     sums = [[batch.model for batch in part] for part in parts]
+    skipped = sum(group.gather(broken(loader)))
     if reference is None:
-        return _evaluation(sums)
+        return _evaluation(sums, skipped=skipped)
     fidelity = Fidelity.total(b.fidelity for b in batches if b.fidelity)
     return _evaluation(
         sums,
         agreement=fidelity.agreement,
         sqnr_db=fidelity.sqnr_db,
+        skipped=skipped,
         reference=_evaluation([[b.reference for b in part if b.reference] for part in parts]),
     )
+
+
+def broken(loader: object) -> int:
+    """How many images of its last pass a loader left out; none where it does not say."""
+    return len(getattr(loader, "broken", ()))
 
 
 def _batch(

@@ -110,6 +110,7 @@ class CalibrationRecord:
         target: whose quantizers the choices and the learned rounding saw.
         half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.ptq.half.compact`).
         agreement: without data: share of procedural images, in percent, on which the float model has the same top-1.
+        skipped: number of images that did not decode and were left out.
     """
 
     method: str = field(metadata=one_of(*RANGES, "auto", *DATA_FREE))
@@ -129,6 +130,7 @@ class CalibrationRecord:
     alpha: float | None = field(default=None, metadata=OPTIONAL)
     target: str = field(default="onnxruntime", metadata=OPTIONAL | one_of(*TARGETS))
     agreement: float | None = field(default=None, metadata=OPTIONAL)
+    skipped: int = field(default=0, metadata=OPTIONAL)
 
     def applied(self) -> Recipe:
         """The methods that were applied, with the one for the ranges that "auto" chose."""
@@ -156,6 +158,7 @@ class Measurement:
         target: whose placement of quantizers; None for float.
         data, subset, images: the images in words, their place in the fixed order, their number.
         agreement, sqnr_db: against the float model in torch on the same images.
+        skipped: number of images that did not decode and were left out.
     """
 
     runtime: str = field(metadata=_RUNTIME)
@@ -171,6 +174,7 @@ class Measurement:
     loss: float
     agreement: float | None = None
     sqnr_db: float | None = None
+    skipped: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,8 @@ def _every(loader: Iterable[Any], first: int, step: int) -> Iterable[Any]:
     """The batches ``first``, ``first + step``, ..."""
     if isinstance(loader, Sequence):
         return loader[first::step]
+    if callable(every := getattr(loader, "every", None)):  # qzoo.data.files.Batches
+        return every(first, step)  # type: ignore[no-any-return]
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
         return _dealt(loader, first, step)
     if iter(loader) is loader:

@@ -57,6 +57,10 @@ class DataError(QzooError, ValueError):
     """A data set that is not there, or not laid out as expected."""
 
 
+class BrokenImageError(DataError):
+    """An image that does not decode, in data that are laid out as expected."""
+
+
 class DistributedError(QzooError, RuntimeError):
     """Processes of one job that can't reach each other, or data that can't be dealt out to them."""
 

@@ -44,10 +44,16 @@ class Source:
     calibrating: int = 0
     label_sets: Collection[str] = ()
 
-    def folder(self, labels: str) -> Path | None:
-        """A model's images; None for embedded ones, which Fashion-MNIST takes among other label sets."""
+    def folder(self, labels: str) -> str | Path | None:
+        """Where a model's images are; None for embedded ones, which Fashion-MNIST takes among other label sets."""
         embedded = len(self.label_sets) > 1 and is_embedded(labels)
-        return None if self.data is None or embedded else Path(self.data)
+        return (
+            None
+            if self.data is None or embedded
+            else self.data
+            if isinstance(self.data, str)
+            else Path(self.data)
+        )
 
 
 @dataclass(frozen=True)

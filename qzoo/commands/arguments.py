@@ -10,7 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from qzoo.data.sets import DATA_SETS
+from qzoo.data.sets import DATA_SETS, is_stream
 from qzoo.errors import ArgumentError
 from qzoo.options import flag
 
@@ -103,9 +103,31 @@ def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None
     )
 
 
+def data_source(text: str) -> str | Path:
+    """A type of argument: a folder, or images in another form, which is no path."""
+    return text if is_stream(text) else Path(text)
+
+
+def data_argument(sub: argparse.ArgumentParser, what: str) -> None:
+    """``--data``, and what is done with its broken images."""
+    sub.add_argument(
+        "--data",
+        type=data_source,
+        metavar="FOLDER",
+        help=f"{what}: one folder a class, or hfds:NAME[:SPLIT], wds:PATTERN, parquet:PATH, npz:FILE",
+    )
+
+
+def broken_argument(sub: argparse.ArgumentParser) -> None:
+    """``--skip-broken``."""
+    sub.add_argument(
+        "--skip-broken", action="store_true", help="leave out images that do not decode, and count them"
+    )
+
+
 def data_arguments(sub: argparse.ArgumentParser) -> None:
     """``--data`` and ``--subset``."""
-    sub.add_argument("--data", type=Path, help="folder of labelled images (not needed for Fashion-MNIST)")
+    data_argument(sub, "labelled images (not needed for Fashion-MNIST)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the images, in a fixed shuffled order")
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
+    broken_argument,
     checkpoint_folder,
+    data_argument,
     dataset_argument,
     given_fields,
     given_options,
@@ -32,7 +34,8 @@ def register(add: Add) -> None:
         "--qat", action="store_true", help="with --all: the recipes that train, too, hours on a GPU for each"
     )
     dataset_argument(sub)
-    sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
+    data_argument(sub, "images")
+    broken_argument(sub)
     workers_argument(sub)
     sub.add_argument(
         "--device",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
+    broken_argument,
     checkpoint_folder,
+    data_argument,
     dataset_argument,
     given_fields,
     given_options,
@@ -27,7 +29,8 @@ def register(add: Add) -> None:
     )
     sub.add_argument("name", metavar="NAME", help="such as tf_efficientnet_lite0.in1k-w8a8")
     dataset_argument(sub)
-    sub.add_argument("--data", type=Path, help="folder of images, one folder a class")
+    data_argument(sub, "images")
+    broken_argument(sub)
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
     option_arguments(sub, _OPTIONS)
     process_arguments(sub)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
+    broken_argument,
     checkpoint_folder,
     data_arguments,
     dataset_argument,
@@ -31,6 +32,7 @@ def register(add: Add) -> None:
     )
     dataset_argument(sub)
     data_arguments(sub)
+    broken_argument(sub)
     reference_argument(sub)
     sub.add_argument(
         "--batch-size",
@@ -75,7 +77,9 @@ def _run_file(args: argparse.Namespace) -> int:
         images, said = images_of_file(file, args.name, args.data, args.subset)
         named = replace(file, labels=args.dataset or file.labels)
         size = args.batch_size or file.batch or batch_for(file.preprocessing)
-        loader = images.load(named, args.data, batch_size=size, workers=args.workers)
+        loader = images.load(
+            named, args.data, batch_size=size, workers=args.workers, skip_broken=args.skip_broken
+        )
         run = any_batch(load(args.name, runtime, threads), file.batch)
         result = qzoo.evaluate(run, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
@@ -104,7 +108,9 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
             images, said = measured_images(config, args.data, args.subset)
             default = 64 if group.device.type == "cuda" else batch_for(config.preprocessing)
             size = args.batch_size or default
-            loader = images.load(config, args.data, batch_size=size, workers=args.workers)
+            loader = images.load(
+                config, args.data, batch_size=size, workers=args.workers, skip_broken=args.skip_broken
+            )
         result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
         _print(args.name, target, result, f" ({said})" if said else "")
@@ -114,6 +120,8 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
 def _print(name: str, target: str, result: Evaluation, said: str) -> None:
     low, high = result.top1_interval
     say(f"{one_line(name)}, {result.images} images{said}, target {target}")
+    if result.skipped:
+        say(f"skipped    {result.skipped} images that do not decode")
     say(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
     say(f"top-5      {result.top5:.2f} %")
     say(f"loss       {result.loss:.4f}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import positive
+from qzoo.commands.arguments import data_source, positive
 from qzoo.scheme import DEFAULT_TARGET, TARGETS
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def register(add: Add) -> None:
     )
     sub.add_argument("--check", action="store_true", help=text)
     sub.add_argument(
-        "--data", type=Path, help="images for --check (default: Fashion-MNIST's own, else noise)"
+        "--data", type=data_source, help="images for --check (default: Fashion-MNIST's own, else noise)"
     )
     sub.add_argument("--images", type=positive, default=32, help="how many, for --check")
 
@@ -78,7 +78,7 @@ def _batch(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"must be 'dynamic' or a positive number, not {text!r}")
 
 
-def _images(model: nn.Module, data: Path | None, count: int) -> Tensor | None:
+def _images(model: nn.Module, data: str | Path | None, count: int) -> Tensor | None:
     """The first images of the model's data set; None where there are none."""
     from qzoo.data import load_data
     from qzoo.data.sets import is_embedded

@@ -9,6 +9,7 @@ from pathlib import Path
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
     checkpoint_folder,
+    data_source,
     dataset_argument,
     from_zero,
     given_fields,
@@ -33,7 +34,9 @@ def register(add: Add) -> None:
     )
     sub.add_argument("name", metavar="NAME", help="resnet20.fmnist or resnet20.fmnist-w4a4_qat")
     dataset_argument(sub, "what the name's tag says")
-    sub.add_argument("--data", type=Path, help="folder of the images (Fashion-MNIST: found or downloaded)")
+    sub.add_argument(
+        "--data", type=data_source, help="folder of the images (Fashion-MNIST: found or downloaded)"
+    )
     sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")
     workers_argument(sub)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
+from qzoo.commands.arguments import data_source
 from qzoo.errors import one_line
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def register(add: Add) -> None:
     )
     sub.add_argument(
         "--data",
-        type=Path,
+        type=data_source,
         help="measure again those whose recorded figures are of these images, and Fashion-MNIST's",
     )
     sub.add_argument(
@@ -68,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if nothing or any(f.problem for f in findings) else 0
 
 
-def _images(config: Config, row: Measurement, data: Path | None) -> Loader | None:
+def _images(config: Config, row: Measurement, data: str | Path | None) -> Loader | None:
     """The images that a figure was recorded on; None where they are neither in the package nor in the folder."""
     from qzoo.data import batch_for, load_data
     from qzoo.data.sets import is_embedded

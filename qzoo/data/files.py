@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qzoo.errors import DataError
+from qzoo.errors import BrokenImageError, DataError
 from qzoo.preprocessing import Preprocessing, check_size
 
 
@@ -88,25 +92,65 @@ def open_image(path: str | os.PathLike[str], mode: str = "RGB") -> Any:
         DataError: the file is missing, no image of that format, damaged, too large or too elongated
             (:func:`qzoo.preprocessing.check_size`), or of 32-bit integers or floats, whose range nothing tells.
     """
-    from PIL import Image, UnidentifiedImageError
-
     formats = FORMATS.get(Path(path).suffix.lower())
-    try:
+    with _named(path, formats or ()):
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for ever
             raise DataError("it is no regular file")
         if formats is None:
             raise DataError(f"its name must end in one of {', '.join(FORMATS)}")
-        with Image.open(path, formats=formats) as image:
-            check_size(*image.size)
-            return _eight_bits(image).convert(mode)
+        return _decoded(path, formats, mode)
+
+
+_ANY = tuple(dict.fromkeys(kind for kinds in FORMATS.values() for kind in kinds))
+
+
+def decode_image(content: bytes, name: str, mode: str = "RGB") -> Any:
+    """Decode the bytes of an image file, as :func:`open_image` does; the format is told by the content.
+
+    Args:
+        content: the file.
+        name: for errors.
+        mode: ``"RGB"``, or ``"L"`` for greyscale.
+
+    Raises:
+        DataError: as :func:`open_image`.
+    """
+    with _named(name, _ANY):
+        return _decoded(io.BytesIO(content), _ANY, mode)
+
+
+def eight_bit_image(pixels: np.ndarray, name: str, mode: str = "RGB") -> Any:
+    """Make a PIL image of uint8 pixels, [H, W], [H, W, 1] or [H, W, 3]. Raises DataError for other shapes."""
+    from PIL import Image
+
+    with _named(name, ("uint8 pixels",)):
+        grey = pixels.ndim == 3 and pixels.shape[2] == 1
+        return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if grey else pixels)).convert(mode)
+
+
+def _decoded(file: Any, formats: tuple[str, ...], mode: str) -> Any:
+    from PIL import Image
+
+    with Image.open(file, formats=formats) as image:
+        check_size(*image.size)
+        return _eight_bits(image).convert(mode)
+
+
+@contextmanager
+def _named(name: str | os.PathLike[str], formats: tuple[str, ...]) -> Iterator[None]:
+    """Say of which image an error is."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        yield
     except UnidentifiedImageError as error:
-        raise _unreadable(path, f"its content is not {' or '.join(formats or ())}") from error
+        raise _unreadable(name, f"its content is not {' or '.join(formats)}") from error
     except Exception as error:  # damaged files make decoders raise nearly every type
-        raise _unreadable(path, str(error) or type(error).__name__) from error
+        raise _unreadable(name, str(error) or type(error).__name__) from error
 
 
-def _unreadable(path: str | os.PathLike[str], reason: str) -> DataError:
-    return DataError(f"{path} can't be read as an image ({reason}); replace or remove it")
+def _unreadable(path: str | os.PathLike[str], reason: str) -> BrokenImageError:
+    return BrokenImageError(f"{path} can't be read as an image ({reason}); replace or remove it")
 
 
 def _eight_bits(image: Any) -> Any:
@@ -128,13 +172,22 @@ def _eight_bits(image: Any) -> Any:
 
 
 def image_batches(
-    dataset: Dataset[tuple[Tensor, int]], start: int, stop: int, batch_size: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+    dataset: Dataset[tuple[Tensor, int]],
+    start: int,
+    stop: int,
+    batch_size: int,
+    workers: int,
+    skip_broken: bool = False,
+) -> DataLoader[tuple[Tensor, Tensor]] | Batches:
     """Batches of the images ``start`` to ``stop``, in the data set's order; nothing is drawn at random.
 
     Args:
         workers: processes that decode; 0 decodes in this one.
+        skip_broken: leave out images that do not decode.
     """
+    if skip_broken:
+        numbers = [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
+        return Batches(dataset, lambda: numbers, len(numbers), workers, skip_broken)
     part: Any = torch.utils.data.Subset(dataset, range(start, stop))  # collating makes tensors of the labels
     return DataLoader(
         part,
@@ -142,3 +195,96 @@ def image_batches(
         num_workers=workers,
         generator=torch.Generator(),  # else every pass would move the global generator
     )
+
+
+class Batches:
+    """Batches of images that are read one after the other in this process, and decoded in the workers.
+
+    Args:
+        items: gives ``(image, label)`` of what is read: of a position, or of a sample with its bytes.
+        batches: starts a pass over what is read, in batches.
+        length: number of batches, None where it is not known before the end.
+        workers: processes that decode; 0 decodes in this one.
+        skip_broken: leave out images that do not decode, in place of an error.
+
+    Attributes:
+        broken: why images of this pass were left out, each with its name.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        batches: Callable[[], Iterable[list[Any]]],
+        length: int | None,
+        workers: int = 0,
+        skip_broken: bool = False,
+    ) -> None:
+        self._items, self._batches, self._length = _Tried(items), batches, length
+        self._workers, self._skip = workers, skip_broken
+        self.broken: list[str] = []
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("the number of batches is not known before the end of the data")
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.every(0, 1)
+
+    def every(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches ``first``, ``first + step``, ...; the others are read, if need be, and not decoded."""
+        self.broken = []
+        loader: DataLoader[Any] = DataLoader(
+            self._items,
+            batch_sampler=_Every(self._batches, first, step),
+            num_workers=self._workers,
+            collate_fn=_collated,
+            generator=torch.Generator(),  # else every pass would move the global generator
+        )
+        for images, labels, errors in loader:
+            for error in errors:
+                if not (self._skip and error.broken):
+                    raise (BrokenImageError if error.broken else DataError)(error.text)
+                self.broken.append(error.text)
+            if len(labels):
+                yield images, labels
+
+
+@dataclass(frozen=True)
+class _Error:
+    """An error on its way from a worker, which would add its traceback to the text of an exception."""
+
+    text: str
+    broken: bool
+
+
+class _Tried(Dataset[Any]):
+    """Items, or why there is none."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, int] | _Error:
+        try:
+            return self.items[index]  # type: ignore[no-any-return]
+        except DataError as error:
+            return _Error(str(error), isinstance(error, BrokenImageError))
+
+
+@dataclass(frozen=True)
+class _Every:
+    """Some of the batches, read when they are asked for."""
+
+    batches: Callable[[], Iterable[list[Any]]]
+    first: int
+    step: int
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return islice(self.batches(), self.first, None, self.step)
+
+
+def _collated(items: list[Any]) -> tuple[Tensor, Tensor, list[_Error]]:
+    errors = [item for item in items if isinstance(item, _Error)]
+    pairs = [item for item in items if not isinstance(item, _Error)]
+    images = torch.stack([image for image, _ in pairs]) if pairs else torch.empty(0)
+    return images, torch.tensor([label for _, label in pairs], dtype=torch.int64), errors

@@ -16,7 +16,8 @@ from qzoo.data.files import ImageFiles, image_batches
 from qzoo.data.folders import FolderLoader, split_folder
 from qzoo.data.image_folder import ImageFolder
 from qzoo.data.imagenet import ImageNetFolder
-from qzoo.data.sets import data_set
+from qzoo.data.sets import data_set, is_stream
+from qzoo.data.streams import open_source, stream_batches
 from qzoo.data.tensors import TensorLoader, crop_flip, crop_flip_erase
 from qzoo.data.transforms import Augmentation, training_transform
 from qzoo.errors import ArgumentError, DataError
@@ -48,6 +49,8 @@ def load_data(
     subset: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    num_classes: int | None = None,
+    skip_broken: bool = False,
 ) -> Loader:
     """Load a data set as batches that are prepared for a model.
 
@@ -57,13 +60,16 @@ def load_data(
             ``"folders"``: the classes are the folders in ``data``, in alphabetical order.
         data: ImageNet: a folder of folders named by WordNet id. Fashion-MNIST: a folder of idx files; the
             embedded test set (or the training set where it is found) without. CIFAR: the folder that torchvision
-            was given. Others: a folder with a folder of images a class.
+            was given. Others: a folder with a folder of images a class. In place of a folder: ``"hfds:NAME[:SPLIT]"``,
+            ``"wds:PATTERN"``, ``"parquet:PATH"`` or ``"npz:FILE"``, see :mod:`qzoo.data.streams`.
         split: ``"train"`` or ``"test"``; a folder of images that has no ``train`` and ``val`` in it is one split.
         subset: ``"start:stop"``, images counted from 0 in an order that is always the same: the file's for
-            Fashion-MNIST and CIFAR, by the SHA-256 of the relative path for folders. ``":128"`` and ``"128:"`` are
-            disjoint.
+            Fashion-MNIST and CIFAR, by the SHA-256 of the relative path for folders, their own for streams.
+            ``":128"`` and ``"128:"`` are disjoint.
         batch_size: images a batch; the last one may be smaller.
         workers: processes that decode images; 0 decodes in this one.
+        num_classes: of the model, which the labels of a stream are checked against.
+        skip_broken: leave out images that do not decode; the loader's ``broken`` names those of the last pass.
 
     Returns:
         Batches of images and labels, the same in each pass.
@@ -82,14 +88,29 @@ def load_data(
         raise ArgumentError(
             f"batch_size must be at least 1 and workers at least 0, not {batch_size} and {workers}"
         )
-    if not data_set(labels).in_folders:
+    known = data_set(labels)
+    if is_stream(data):
+        source = open_source(str(data), split, known.classes or num_classes)
+        start, stop = parse_subset(subset, source.count)
+        return stream_batches(
+            source,
+            preprocessing,
+            labels,
+            start,
+            stop,
+            batch_size,
+            workers,
+            num_classes=num_classes,
+            skip_broken=skip_broken,
+        )
+    if not known.in_folders:
         images, classes = _tensors(labels, split, data)
         start, stop = parse_subset(subset, len(images))
         return TensorLoader(images[start:stop], classes[start:stop], preprocessing, batch_size)
     root = split_folder(_folder(labels, data), split)
     dataset = image_files(labels, root, preprocessing)
     start, stop = parse_subset(subset, len(dataset))
-    return image_batches(dataset, start, stop, batch_size, workers)
+    return image_batches(dataset, start, stop, batch_size, workers, skip_broken)
 
 
 def batch_for(preprocessing: Preprocessing) -> int:
@@ -149,6 +170,10 @@ def load_training_data(
         1
     """
     loader: TensorLoader | FolderLoader
+    if is_stream(data):
+        raise DataError(
+            f"{data}: a training draws its images in another order each epoch; give a folder of them"
+        )
     if not data_set(labels).in_folders:
         images, classes = _tensors(labels, "train", data)
         start, stop = parse_subset(subset, len(images))

@@ -59,6 +59,14 @@ class DataSet:
         return self.sizes is None
 
 
+STREAMS = ("hfds", "wds", "parquet", "npz")
+
+
+def is_stream(data: object) -> bool:
+    """Whether ``data`` names images in another form than a folder, see :mod:`qzoo.data.streams`."""
+    return str(data).partition(":")[0] in STREAMS and ":" in str(data)
+
+
 USES = ("training", "calibration")
 SAMPLES = 16
 _DIGITS = re.compile(r"[0-9a-f]{16}")

@@ -119,6 +119,8 @@ def _calibrated(
     model, exact = start_of(name, plan, job)
     start = config_of(model)
     common = {"float": encode(start.float_source), "data": str(job.data or ""), "device": job.device.type}
+    if job.skip_broken:
+        common["skip_broken"] = True
     inputs = {
         **common,
         "scheme": encode(start.scheme),
@@ -141,7 +143,7 @@ def _calibrated(
     return measure(
         made,
         exact,
-        lambda: checks.load(config, job.data, workers=job.workers),
+        lambda: checks.load(config, job.data, workers=job.workers, skip_broken=job.skip_broken),
         checks,
         job.progress,
         onnx=state / onnx_name(config, "onnxruntime") if can_run_onnx() else None,

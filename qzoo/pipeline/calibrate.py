@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qzoo.accuracy import broken
 from qzoo.config import CalibrationRecord, Trial, config_of
 from qzoo.distributed import Group
-from qzoo.errors import UnknownModelError
+from qzoo.errors import DataError, UnknownModelError
 from qzoo.pipeline.measure import finite
 from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, made_on
 from qzoo.pipeline.plan import Job, Plan
@@ -94,13 +95,18 @@ def calibrate_to(
 ) -> Calibrated:
     """Calibrate what :func:`start_of` gives, in place, on images of the job, and save it into the folder."""
     model.to(group.device)
-    batches = []
+    batches, loader = [], None
     if plan.needs_images:
         with group.first_alone():
-            loader = images.load(config_of(model), job.data, workers=job.workers)
+            loader = images.load(config_of(model), job.data, workers=job.workers, skip_broken=job.skip_broken)
         batches = [batch.to(group.device) for batch, _ in loader]
     show = job.progress and group.first
-    return quantize_to(folder, model, batches, images, plan, data=job.data, progress=show, group=group)
+    skipped = broken(loader)
+    if skipped and not batches:
+        raise DataError(f"none of the images of {images.text} decodes: {loader.broken[0]}")  # type: ignore[union-attr]
+    return quantize_to(
+        folder, model, batches, images, plan, data=job.data, skipped=skipped, progress=show, group=group
+    )
 
 
 def quantize_to(
@@ -111,6 +117,7 @@ def quantize_to(
     plan: Plan,
     *,
     data: str | Path | None = None,
+    skipped: int = 0,
     progress: bool = True,
     group: Group | None = None,
 ) -> Calibrated:
@@ -121,6 +128,7 @@ def quantize_to(
         batches: calibration images [B, C, H, W]; none for a recipe without data.
         images: what they are called.
         data: the folder that they lie in.
+        skipped: how many of them do not decode and are not in the batches.
         group: see :func:`calibrate_checkpoint`.
     """
     group = group or Group()
@@ -140,7 +148,9 @@ def quantize_to(
     half = compact(model, example) > 0
     round_biases(model, example)
     calibration = record(found, images, recipe, choice)
-    calibration = dataclasses.replace(calibration, half=half, drop=plan.drop, target=plan.target)
+    calibration = dataclasses.replace(
+        calibration, half=half, drop=plan.drop, target=plan.target, skipped=skipped
+    )
     config = made_on(config_of(model), data, images if found.images else NONE, "calibration")
     config = dataclasses.replace(config, calibration=calibration)
     if group.first:

@@ -173,6 +173,7 @@ def measurement(
         loss=result.loss,
         agreement=result.agreement,
         sqnr_db=finite(result.sqnr_db),
+        skipped=result.skipped,
     )
 
 

@@ -16,7 +16,8 @@ from qzoo.config import Arguments, Config
 from qzoo.data import ImageFolder, Loader, image_files, load_data, parse_subset
 from qzoo.data.files import ImageFiles
 from qzoo.data.folders import split_folder
-from qzoo.data.sets import DATA_SETS, SAMPLES, Seen, data_set
+from qzoo.data.sets import DATA_SETS, SAMPLES, Seen, data_set, is_stream
+from qzoo.data.streams import UNKNOWN, LabelMap, open_source
 from qzoo.errors import DataError
 from qzoo.export.described import Described
 
@@ -40,7 +41,13 @@ class Images:
     count: int
 
     def load(
-        self, model: Config | Described, data: str | Path | None, *, batch_size: int = BATCH, workers: int = 0
+        self,
+        model: Config | Described,
+        data: str | Path | None,
+        *,
+        batch_size: int = BATCH,
+        workers: int = 0,
+        skip_broken: bool = False,
     ) -> Loader:
         """Load them as batches that are prepared for a model; see :func:`qzoo.data.load_data`."""
         return load_data(
@@ -51,6 +58,10 @@ class Images:
             subset=self.subset,
             batch_size=batch_size,
             workers=workers,
+            num_classes=model.arguments.num_classes
+            if isinstance(model, Config)
+            else len(model.classes) or None,
+            skip_broken=skip_broken,
         )
 
 
@@ -126,7 +137,7 @@ def evaluation_images(config: Config, data: str | Path | None, subset: str | Non
         DataError: no such data, a subset that they don't have, or images that the model is made on.
     """
     whole, files = _split(config, data, "test")
-    used = _used(config, files)
+    used = _used(config, files, whole)
     if before.split == whole.split:
         used.append(_Range(*parse_subset(before.subset, whole.count), "calibration or training"))
     if subset is None:
@@ -154,8 +165,8 @@ def measured_images(
         DataError: no such data, a subset that they don't have, or no images that the model was not made on.
     """
     whole, files = _split(config, data, "test")
-    used = _used(config, files)
-    if files is None and subset is None:
+    used = _used(config, files, whole)
+    if files is None and subset is None and not is_stream(data):
         return Images(whole.text, "test", f"{first}:", whole.count - first), ""
     if first:
         used.append(_Range(0, first, "other tools"))
@@ -209,6 +220,8 @@ def made_on(config: Config, data: str | Path | None, images: Images, use: str) -
     """
     if not images.count or data is None or not data_set(config.labels).in_folders:
         return config
+    if is_stream(data):  # what it was calibrated on is in its record, by the places in the stream
+        return replace(config, classes=open_source(str(data), images.split).names or config.classes)
     files = _files(config, data, images.split)
     start, stop = parse_subset(images.subset, len(files))
     step = max(1, (stop - start) // SAMPLES)
@@ -235,6 +248,8 @@ def _split(config: Config, data: str | Path | None, split: str) -> tuple[Images,
             f"no data set is known for the labels {config.labels!r} of {config.name}; give one with --dataset"
         )
     known = DATA_SETS[config.labels]
+    if data is not None and is_stream(data):
+        return _stream(config, str(data), split), None
     if known.sizes is not None:
         return Images(f"{known.title} {split}", split, ":", known.sizes[split == "test"]), None
     if data is None:
@@ -246,6 +261,29 @@ def _split(config: Config, data: str | Path | None, split: str) -> tuple[Images,
         return Images(f"{title}{files.root.resolve().name} ({count} images)", "test", ":", count), files
     name = f"{title}{Path(data).resolve().name} {files.root.name} ({count} images)"
     return Images(name, split, ":", count), files
+
+
+def _stream(config: Config, data: str, split: str) -> Images:
+    """All images of a split of a stream, whose classes must be the model's.
+
+    Raises:
+        DataError: they are not.
+    """
+    classes = config.arguments.num_classes
+    source = open_source(data, split, classes)
+    LabelMap(config.labels, source.names, classes)
+    if (
+        config.labels == "folders"
+        and source.names
+        and (len(source.names) != classes or config.classes not in ((), source.names))
+    ):
+        raise DataError(
+            f"{data} has {len(source.names)} classes, such as {source.names[0]!r}, which are not the {classes} of "
+            f"{config.name}; give the data that it was trained on"
+        )
+    count = "" if source.count == UNKNOWN else f" ({source.count} images)"
+    one_split = "" if source.split == "test" else f" {source.split}"
+    return Images(f"{data}{one_split}{count}", source.split, ":", source.count)
 
 
 def _files(config: Config, data: str | Path, split: str) -> ImageFiles:
@@ -271,16 +309,21 @@ def _files(config: Config, data: str | Path, split: str) -> ImageFiles:
 
 def _part(whole: Images, subset: str) -> Images:
     start, stop = parse_subset(subset, whole.count)
-    return Images(whole.text, whole.split, f"{start}:{stop}", stop - start)
+    end = "" if stop == UNKNOWN else stop
+    return Images(whole.text, whole.split, f"{start}:{end}", stop - start)
 
 
 # ---- what a model was made on ----
 
 
-def _used(config: Config, files: ImageFiles | None) -> list[_Range]:
-    """The images of a folder that a model was made on."""
+def _used(config: Config, files: ImageFiles | None, whole: Images | None = None) -> list[_Range]:
+    """The images of a folder, or of a stream, that a model was made on."""
+    record = config.calibration
     if files is None:
-        return []
+        same = whole is not None and record is not None and record.subset and record.data == whole.text
+        if not same or record is None or whole is None:
+            return []
+        return [_Range(*parse_subset(record.subset, whole.count), "calibration")]
     found = [(_positions(files, old), old.use) for old in config.seen]
     return [_Range(*positions, use) for positions, use in found if positions is not None]
 

@@ -34,6 +34,7 @@ class Job:
         runs: what is finished, or the state to resume from, is kept in its subfolder ``<name>``.
         out: the checkpoint folder; in the user's store (:mod:`qzoo.zoo.store`) if None.
         progress: show progress bars.
+        skip_broken: calibrate and measure without the images that do not decode, and count them.
     """
 
     data: str | Path | None = None
@@ -42,6 +43,7 @@ class Job:
     runs: str | Path = "runs"
     out: str | Path | None = None
     progress: bool = True
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         if self.out is not None and Path(self.out).exists() and not Path(self.out).is_dir():
