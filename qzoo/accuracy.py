@@ -490,7 +490,18 @@ def evaluate(
 
 
 def broken(loader: object) -> int:
-    """How many images of its last pass a loader left out; none where it does not say."""
+    """Count the images that a loader left out of its last pass, because they do not decode.
+
+    Args:
+        loader: of :func:`qzoo.data.load_data`; any other left out none.
+
+    Returns:
+        Their number.
+
+    Example:
+        >>> broken(loader)
+        0
+    """
     return len(getattr(loader, "broken", ()))
 
 
