@@ -171,7 +171,7 @@ def activation_quantizer(
     """
     if scheme is None:
         return nn.Identity()
-    bits = scheme if role == "input" else scheme.edge
+    bits = scheme if role in ("input", "product") else scheme.edge
     quantizer = TensorQuantizer(activation_descriptor(bits))
     quantizer.symmetric = symmetric
     return adopt(scheme, quantizer, role, nonnegative)

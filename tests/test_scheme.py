@@ -13,7 +13,7 @@ from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.quantizers import activation_descriptor, activation_quantizer, set_target, weight_descriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, with_target
 
-ALL = {"input", "weight", "residual", "branch", "pool", "output", "activation"}
+ALL = {"input", "weight", "residual", "branch", "pool", "output", "activation", "product", "stream"}
 
 
 def test_text_and_scheme_are_one() -> None:
@@ -81,9 +81,9 @@ def test_descriptors() -> None:
 def test_roles_and_targets_as_documented() -> None:
     assert set(ROLES) == ALL
     assert {name: (set(t.roles), t.unsigned) for name, t in TARGETS.items()} == {
-        "tensorrt": ({"input", "weight", "residual"}, False),
-        "onnxruntime": (ALL, True),
-        "openvino": (ALL - {"branch", "activation"}, True),
+        "tensorrt": ({"input", "weight", "residual", "product"}, False),
+        "onnxruntime": (ALL - {"product", "stream"}, True),
+        "openvino": (ALL - {"branch", "activation", "stream"}, True),
     }
 
 
@@ -93,7 +93,9 @@ def test_roles_and_targets_as_documented() -> None:
 def test_a_quantizer_is_born_as_its_target_wants(target: str, role: str, nonnegative: bool) -> None:
     quantizer = activation_quantizer(Scheme(8, 6, target), role, nonnegative)
     assert (quantizer.role, quantizer.nonnegative, quantizer.dynamic) == (role, nonnegative, False)
-    assert quantizer.num_bits == (6 if role == "input" else 8)  # what only adds or averages keeps 8 bits
+    assert quantizer.num_bits == (
+        6 if role in ("input", "product") else 8
+    )  # what only adds or averages keeps 8 bits
     assert quantizer._disabled is (role not in TARGETS[target].roles)
     assert quantizer.unsigned is (nonnegative and TARGETS[target].unsigned and role != "weight")
 

@@ -25,6 +25,9 @@ from qzoo.quantizers import active_quantizers
 LOWEST_OPSET = 18
 """The lowest that the exporter writes, and enough for int8: the widest choice of runtimes."""
 
+GELU_OPSET = 20
+"""The lowest with GELU as one operator, which ONNX Runtime fuses with the bias before it; below, it is five."""
+
 NEWEST_OPSET = min(25, onnx.defs.onnx_opset_version())
 """Beyond 25 the exporter hands the model to onnx's own converter, which loses outputs of DequantizeLinear."""
 

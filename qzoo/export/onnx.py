@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError, MissingDependencyError
-from qzoo.export.formats import choose_opset
+from qzoo.export.formats import GELU_OPSET, choose_opset
 from qzoo.export.lint.coverage import warn_of_float
 from qzoo.export.order import Order, check_output
 from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized, reduce_weights_
@@ -48,7 +48,8 @@ def export_onnx(
             written through. Beyond 2 GiB the weights go into a second file
             beside it, ``<name>.<hash>.data``.
         target: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"`` (see :mod:`qzoo.scheme`).
-        opset: ONNX operator set, 18 to 25; by default the lowest that has the model's formats: 18 for int8.
+        opset: ONNX operator set, 18 to 25; by default the lowest that has the model's formats and
+            operators: 18 for int8, 20 with GELU.
         batch: ``"dynamic"`` or a fixed batch size.
         weights: ``"int8"``; ``"int4"`` to store weights of at most 4 bits as such, the others as int8; ``"float"`` to
             keep float weights with a QuantizeLinear each.
@@ -80,7 +81,9 @@ def export_onnx(
         reduce_weights_(ready)
     inner = order.image.float() if is_quantized(ready) else order.image
     written = choose_opset(ready, target, opset, weights)
-    check_output(ready, inner)
+    operators = check_output(ready, inner)
+    if opset is None and "aten::gelu" in operators:
+        written = max(written, GELU_OPSET)
     fold_and_store_(ready, inner)
     graph = record(ready, inner, written, dynamic=order.dynamic)
     for rewrite in rewrites(target, weights):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qzoo.errors import ArgumentError, ExportError
 from qzoo.export.formats import check_opset
@@ -136,16 +137,32 @@ def example_batch(model: nn.Module, example: Tensor | None, batch: int) -> Tenso
     return one.expand(batch, *one.shape[1:]).contiguous()
 
 
+class _Operators(TorchDispatchMode):
+    """Collects the names of torch's operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ran.add(func.name().partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
 @torch.no_grad()
-def check_output(model: nn.Module, images: Tensor) -> None:
+def check_output(model: nn.Module, images: Tensor) -> set[str]:
     """Run one image, since an ONNX file of the zoo takes one batch and gives one tensor.
+
+    Returns:
+        The names of torch's operators that ran, such as ``"aten::gelu"``.
 
     Raises:
         ExportError: the module can't run it, or returns anything else.
     """
-    name = type(model).__name__
+    name, operators = type(model).__name__, _Operators()
     try:
-        result: Any = model(images[:1])
+        with operators:
+            result: Any = model(images[:1])
     except Exception as error:  # of the module, of its hooks, of torch
         raise ExportError(
             f"{name} can't run the example, {list(images.shape)} {images.dtype}, as its only input: "
@@ -156,6 +173,7 @@ def check_output(model: nn.Module, images: Tensor) -> None:
             f"{name} returns {_words(result)}; to be exported it has to return one tensor: wrap it in a module that "
             "picks one"
         )
+    return operators.ran
 
 
 def _words(result: Any) -> str:

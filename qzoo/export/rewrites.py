@@ -24,6 +24,8 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_onnxruntime.use_unsigned_activations,
         for_onnxruntime.clip_integers,
         for_onnxruntime.keep_activations_before_float8,
+        for_onnxruntime.multiply_patches,
+        for_onnxruntime.multiply_rows,
         for_onnxruntime.pad_image_channels,
     ),
     "openvino": (

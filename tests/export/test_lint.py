@@ -235,6 +235,12 @@ CASES: dict[str, Case] = {
         ("dequantizelinear1", "matmul0"),
         ov="MatMul",
     ),
+    "float-product": Case(
+        lambda d: d.pair(d.op("MatMul", d.op("Abs", "image"), "image"), MIDDLE),
+        lambda d: product(d, INT8),
+        ("matmul0",),
+        ov="MatMul",
+    ),
     "narrow-product": Case(
         lambda d: d.pair(d.op("MatMul", x(d), int4_weight(d, 8, 16)), MIDDLE),
         lambda d: d.pair(d.op("MatMul", x(d), d.weight(8, 16, axis=1)), MIDDLE),

@@ -47,8 +47,18 @@ def _float_input(graph: Graph) -> Hits:
     if any(graph.of(*PAIR)):
         for node in graph.of(*WEIGHTED):
             floats = _float_operands(graph, node)
-            if not all(graph.is_equal_concat(x) for x in floats):
+            if not all(graph.is_equal_concat(x) for x in floats) and not _is_float_product(graph, node):
                 yield (node,)
+
+
+def _float_product(graph: Graph) -> Hits:
+    if any(graph.of(*PAIR)):
+        yield from ((node,) for node in graph.of("MatMul") if _is_float_product(graph, node))
+
+
+def _is_float_product(graph: Graph, node: NodeProto) -> bool:
+    """Whether it multiplies two activations, neither of them quantized."""
+    return node.op_type == "MatMul" and not graph.has_weight(node) and len(_float_operands(graph, node)) == 2
 
 
 def _float_concat(graph: Graph) -> Hits:
@@ -260,6 +270,15 @@ RULES = (
         "Quantize every input of a weighted layer.",
         _float_input,
         floats=EVERY,
+    ),
+    Rule(
+        "float-product",
+        (OV, TRT),
+        "Neither operand of the product of two activations is quantized, so it runs in floating point. (ONNX Runtime "
+        "gains nothing by int8 there.)",
+        "Quantize both operands, symmetrically.",
+        _float_product,
+        floats=(OV, TRT),
     ),
     Rule(
         "float-concat",
