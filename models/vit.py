@@ -10,8 +10,8 @@ Shapes at 224 pixels: patches [N, 196, dim], with the class token [N, 197, dim] 
 Quantization: the inputs and weights of all linear layers and of the patch embedding, both operands of the two
 products in each attention where the runtime gains by it (the softmax is never below zero), and the logits. LayerNorm,
 softmax and GELU stay in float, and so does the stream that the blocks add to: per tensor its few large channels cost
-most of the accuracy (Lin et al., 2022, FQ-ViT, arXiv:2111.13824), and no kernel is faster for it. Attention is written out, because its operands are quantized; fused kernels differ
-from it in the last bits.
+most of the accuracy (Lin et al., 2022, FQ-ViT, arXiv:2111.13824), and no kernel is faster for it. Attention is written
+out, because its operands are quantized; fused kernels differ from it in the last bits.
 """
 
 from __future__ import annotations
