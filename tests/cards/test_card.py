@@ -186,7 +186,7 @@ def test_what_cards_say_of_the_first_and_the_last_layer_is_so(arch: str) -> None
     layers = [name for name, m in model.named_modules() if hasattr(m, "weight_quantizer")]
     edges = {f"{name}._{kind}_quantizer" for name in (layers[0], layers[-1]) for kind in ("input", "weight")}
     for name, quantizer in quantizers(model).items():
-        wide = name in edges or quantizer.role in ("residual", "branch", "pool", "output")
+        wide = name in edges or quantizer.role in ("residual", "branch", "pool", "output", "stream")
         assert quantizer.num_bits == (8 if wide else 4), name
 
 
