@@ -35,6 +35,7 @@ COMMANDS = (
     "sensitivity",
     "build",
     "calibrate",
+    "quantize",
     "train",
     "new",
     "export",

@@ -45,6 +45,9 @@ _SUBSET = like(r"(\d+:\d+)?", "'start:stop'")
 _RUNTIME = one_of("torch", *(name for name in RUNTIMES if name != "pytorch"))
 _PRECISION = like(rf"float|{SCHEME_PATTERN}", "'float' or a scheme such as 'w8a8'")
 _TARGET = one_of(None, *TARGETS)
+_FACTORY = like(
+    r"((timm|torchvision):[\w.]+|[\w.-]+\.py:\w+)?", "'timm:NAME', 'torchvision:NAME' or 'FILE.py:FACTORY'"
+)
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,9 @@ class Config:
         classes: names of the classes, by index, where the set is a folder of folders; () where they are not known.
         seen: images of a folder that it, or what it was made from, was trained or calibrated on.
         plain_relu: every ReLU6 of the architecture is a plain ReLU here: equalization put it there.
+        factory: where the network is from that :func:`qzoo.quantize` placed quantizers in, such as "timm:resnet18"; ""
+            for an architecture of the zoo.
+        exclude: patterns of the modules that this left in float.
         training: options and data of a training run by qzoo, None without one.
         files: SHA-256 of each file of the folder but README.md, by its path with forward slashes.
         sizes: bytes of the same files.
@@ -240,6 +246,8 @@ class Config:
     classes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     seen: tuple[Seen, ...] = field(default=(), metadata=OPTIONAL)
     plain_relu: bool = field(default=False, metadata=OPTIONAL)
+    factory: str = field(default="", metadata=OPTIONAL | _FACTORY)
+    exclude: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     qzoo_version: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -286,7 +294,8 @@ class Config:
         source = self.float_source
         if self.training is None:
             return source.license if source is not None else ""
-        known = architecture(self.architecture).weights.get(parse_name(self.name).tag or "")
+        tag = parse_name(self.name).tag or ""
+        known = None if self.factory else architecture(self.architecture).weights.get(tag)
         if known is None:
             return ""
         return source.license if source is not None else known.license
@@ -400,7 +409,8 @@ def config_of(model: nn.Module) -> Config:
 def _check(config: Config) -> None:
     """Relations between fields that types can't say."""
     try:
-        architecture(config.architecture)
+        if not config.factory:
+            architecture(config.architecture)
     except QzooError as error:
         raise CheckpointError(f"config.json: {error}") from error
     try:

@@ -80,8 +80,8 @@ def quantize(
         exclude: shell patterns on names of modules that stay in float with all below them: ``"head"``, ``"*.attn"``.
 
     Returns:
-        The quantized copy, in the mode of the model, with its :class:`Placement` as ``qzoo_placement``. What could not
-        be placed is named in a warning.
+        The quantized copy, in the mode of the model, with its :class:`Placement` as ``qzoo_placement`` and the Scheme
+        as ``qzoo_scheme``. What could not be placed is named in a warning.
 
     Raises:
         QuantizationError: a model that can't be copied, run on the example, or followed.
@@ -116,6 +116,7 @@ def quantize(
         text = "; ".join(f"{name}: {reason}" for name, reason in placement.left)
         logger.warning("%s: left in float: %s", type(model).__name__, text)
     result.qzoo_placement = placement  # type: ignore[assignment]
+    result.qzoo_scheme = chosen  # type: ignore[assignment]
     return result
 
 

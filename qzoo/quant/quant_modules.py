@@ -136,6 +136,8 @@ def initialize(
 ) -> _Session:
     """Replace classes of ``torch.nn`` by their quantized forms, for models that are built from now on.
 
+    Only these layers are quantized; :func:`qzoo.quantize` places what runtimes need between them too.
+
     Each call starts afresh: an earlier one is taken back first, with its arguments.
 
     Args:

@@ -53,6 +53,9 @@ def quantize_(
 ) -> list[str]:
     """Replace the layers inside ``model`` by their quantized forms, in place.
 
+    Weighted layers and average poolings only, as the old toolkit did; for int8 speed in a runtime every add and
+    activation between them needs a quantizer too, which :func:`qzoo.quantize` places.
+
     Parameters, buffers and hooks stay the same objects (optimizers and tied weights keep working), names and
     state_dict keys do not change; the new quantizers know their names. Layers of a subclass of a known class
     are left alone, because a subclass may compute something else, and named in a warning.

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.config import WEIGHTS, Config, config_of, read_config
-from qzoo.errors import CheckpointError, QuantizationError
+from qzoo.errors import ArgumentError, CheckpointError, QuantizationError
 from qzoo.files import place, scratch_beside
+from qzoo.placement.factory import rebuild
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import name_quantizers, quantizers, set_layer_bits, weight_quantizers
 from qzoo.registry import architecture
@@ -60,9 +61,10 @@ def save_pretrained(
     if form not in ("master", "packed") or (form == "packed" and config.scheme is None):
         raise CheckpointError(f"form is {form!r}; expected 'master', or 'packed' for a quantized model")
     check_ranges(model)
-    built = empty_model(config, config.scheme)
-    _check_quantizers(model, built, config)
-    _check_shapes(model, built, config)
+    if not config.factory.partition(":")[0].endswith(".py"):  # a file's network can't be built here
+        built = empty_model(config, config.scheme)
+        _check_quantizers(model, built, config)
+        _check_shapes(model, built, config)
     state = _state(model)
     tensors = packing.packed_state(model, state) if form == "packed" else state
     config = dataclasses.replace(config, form=form, qzoo_version=__version__)
@@ -73,6 +75,7 @@ def load_pretrained(
     where: str | Path,
     *,
     target: str | None = None,
+    model: nn.Module | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
@@ -84,6 +87,8 @@ def load_pretrained(
         where: a folder, the name of a zoo checkpoint, or a Hub repository ``"org/name"``.
         target: the runtime that the quantizers simulate; by default the one it was made for
             (:attr:`qzoo.config.Config.target`).
+        model: the float network, for a checkpoint of :func:`qzoo.quantize` whose network is in a file of its author's:
+            a checkpoint runs no code. It stays as it is.
         revision: of a Hub repository.
         cache_dir, token, local_files_only: for the Hub, see :class:`qzoo.zoo.hub.Access`.
 
@@ -103,19 +108,29 @@ def load_pretrained(
     config = read_config(folder)
     scheme = with_target(config.scheme, target or config.target) if config.scheme else None
     try:
-        model = empty_model(config, scheme)
+        loaded = empty_model(config, scheme, model)
     except QuantizationError as error:  # a layer that the architecture does not have
         raise CheckpointError(f"{folder}: config.json: {error}") from error
-    checked = _check_weights_file(folder, config, model)
-    assign_state(model, _read_tensors(folder / WEIGHTS, model, config), str(folder))
+    checked = _check_weights_file(folder, config, loaded)
+    assign_state(loaded, _read_tensors(folder / WEIGHTS, loaded, config), str(folder))
     if _identity(folder / WEIGHTS) != checked:
         raise CheckpointError(f"{folder / WEIGHTS} was replaced while it was read; load it again")
-    check_ranges(model)
-    return model.eval()
+    check_ranges(loaded)
+    return loaded.eval()
 
 
-def empty_model(config: Config, scheme: Scheme | None) -> nn.Module:
-    """The config's architecture without memory for its parameters, to assign loaded tensors to."""
+def empty_model(config: Config, scheme: Scheme | None, given: nn.Module | None = None) -> nn.Module:
+    """The config's architecture without memory for its parameters, to assign loaded tensors to.
+
+    What :func:`qzoo.quantize` made is made again, in memory; of the ``given`` network where there is one.
+    """
+    if config.factory:
+        model = rebuild(config, scheme, given)
+        name_quantizers(model)
+        model.qzoo_config = config  # type: ignore[assignment]
+        return model
+    if given is not None:
+        raise ArgumentError(f"{config.name} is of the zoo's {config.architecture}; load it without model=")
     with torch.device("meta"):
         return build(config, scheme)
 

@@ -1,0 +1,62 @@
+"""``qzoo quantize``: a checkpoint of any network of torchvision or timm, or of one's own."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qzoo.commands import Add, say
+from qzoo.commands.arguments import given_options, option_arguments, positive, workers_argument
+from qzoo.options import Plan, build_options
+from qzoo.scheme import DEFAULT_TARGET, TARGETS
+
+_OPTIONS = {name: option for name, option in build_options().items() if name in ("method", "percentile")}
+
+
+def register(add: Add) -> None:
+    """Declare the command."""
+    sub = add("quantize", _run, "Quantize any network: place quantizers, calibrate, save.")
+    sub.add_argument("network", metavar="NETWORK", help="timm:NAME, torchvision:NAME or FILE.py:FACTORY")
+    sub.add_argument("--scheme", default="w8a8", help="bits (default: w8a8)")
+    sub.add_argument(
+        "--target", choices=list(TARGETS), default=DEFAULT_TARGET, help=f"default: {DEFAULT_TARGET}"
+    )
+    sub.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class")
+    sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
+    sub.add_argument("--size", type=positive, help="of the images (default: the network's, else 224)")
+    sub.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="modules that stay in float")
+    sub.add_argument("--random", action="store_true", help="random weights in place of the package's own")
+    option_arguments(sub, _OPTIONS)
+    workers_argument(sub)
+    sub.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    sub.add_argument("--onnx", type=Path, help="also write this ONNX file, for the target")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from qzoo.config import config_of
+    from qzoo.export.onnx import export_onnx
+    from qzoo.pipeline.calibrate import quantize_to
+    from qzoo.pipeline.parts import calibration_images
+    from qzoo.placement.factory import quantize_factory
+
+    model = quantize_factory(
+        args.network,
+        args.scheme,
+        args.target,
+        size=args.size,
+        pretrained=not args.random,
+        exclude=tuple(args.exclude),
+    )
+    config = config_of(model)
+    plan = Plan(calibration_subset=args.subset).changed(
+        {**given_options(args, _OPTIONS), "target": args.target}
+    )
+    images = calibration_images(config, args.data, args.subset)
+    batches = [batch for batch, _ in images.load(config, args.data, workers=args.workers)]
+    quantize_to(args.out, model, batches, images, plan, data=args.data, progress=not args.quiet)
+    placed = str(model.qzoo_placement)
+    say(f"{config.name} is in {args.out}" + (f"\n{placed}" if placed else ""))
+    if args.onnx:
+        export_onnx(model, args.onnx, target=args.target)
+        say(f"wrote {args.onnx}")
+    return 0
