@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 _INTEGERS = ("int8", "uint8", "int16", "uint16")
 _TYPES = {
-    onnx.TensorProto.FLOAT16: torch.float16,
-    onnx.TensorProto.BFLOAT16: torch.bfloat16,
-    onnx.TensorProto.DOUBLE: torch.float64,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.DOUBLE: torch.float64,
 }
 _DEFAULT_IMAGES = 8
 _MISREAD_DB = 10.0
@@ -257,14 +258,14 @@ def _recorded(graph: Graph, simulation: nn.Module) -> list[_Recorded]:
     modules = dict(simulation.named_modules())
     found = {}
     for node in graph.of("QuantizeLinear"):
-        name, scale, zero = node.name.rpartition("/")[0], graph.scale(node), graph.zero_point(node)
+        name, scale, zero = str(node.name).rpartition("/")[0], graph.scale(node), graph.zero_point(node)
         kind = graph.int_type(node)
         if scale is None or zero is None or scale.size != 1 or kind not in _INTEGERS:
             continue
         if isinstance(modules.get(name), TensorQuantizer) and not graph.is_weight(node):
             readers = graph.readers(node)
             last = readers[0] if [r.op_type for r in readers] == ["Clip"] else node  # to fewer than 8 bits
-            found[name] = _Recorded(name, last.output[0], kind, float(scale), int(zero))
+            found[name] = _Recorded(name, str(last.outputs[0].name), kind, float(scale), int(zero))
     return list(found.values())
 
 
@@ -331,14 +332,14 @@ def _record(simulation: nn.Module, names: list[str], images: Tensor) -> dict[str
 
 
 def _noise(graph: Graph) -> Tensor:
-    dims = graph.model.graph.input[0].type.tensor_type.shape.dim
-    sizes = [d.dim_value or _DEFAULT_IMAGES for d in dims]
+    dims = graph.model.graph.inputs[0].shape or ()
+    sizes = [d if isinstance(d, int) and d else _DEFAULT_IMAGES for d in dims]
     return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
 
 
 def _input_type(graph: Graph) -> torch.dtype:
-    kind = graph.model.graph.input[0].type.tensor_type.elem_type
-    return _TYPES.get(kind, torch.float32)
+    kind = graph.model.graph.inputs[0].dtype
+    return torch.float32 if kind is None else _TYPES.get(kind, torch.float32)
 
 
 def _with_outputs(path: str | os.PathLike[str], tensors: list[tuple[str, str]], folder: Path) -> Path:

@@ -1,11 +1,13 @@
 """Read and change a graph, an ``onnx_ir`` model: values, constants, attributes, the nodes around a value.
 
-What every rewrite is made of. The generic passes are ``onnx_ir``'s own (``onnx_ir.passes.common``).
+What every rewrite and every rule of lint is made of. The generic passes are ``onnx_ir``'s own
+(``onnx_ir.passes.common``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,16 +21,63 @@ def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
         yield from [node for node in model.graph if node.op_type == op_type and node.domain == ""]
 
 
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The value as an array when it is an initializer or a constant, else None."""
-    if value is None or value.const_value is None or value.is_graph_input():
+def nodes_within(node: ir.Node) -> list[ir.Node]:
+    """The nodes of the bodies of an If, Loop or Scan, at any depth."""
+    bodies = [
+        body
+        for attribute in node.attributes.values()
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for body in ([attribute.value] if attribute.type == ir.AttributeType.GRAPH else attribute.value)
+    ]
+    return [deep for body in bodies for deep in ir.traversal.RecursiveGraphIterator(body)]
+
+
+def is_stored(value: ir.Value | None) -> bool:
+    """Whether the file holds the value: as an initializer or in a Constant."""
+    if value is None or value.is_graph_input():
+        return False
+    node = value.producer()
+    return value.const_value is not None if node is None else node.op_type == "Constant"
+
+
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor that the file holds, not yet read; None for what is computed, and for a Constant without a tensor."""
+    if value is None or not is_stored(value):
         return None
-    return value.const_value.numpy()
+    try:
+        return ir.convenience.get_const_tensor(value)
+    except (ValueError, TypeError):
+        return None
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The value as an array when the file holds it, else None."""
+    tensor = stored(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def stored_type(value: ir.Value | None) -> str:
+    """``"int8"`` and the like for what the file holds, else ""."""
+    tensor = stored(value)
+    return "" if tensor is None else tensor.dtype.name.lower()
+
+
+def stored_shape(value: ir.Value | None) -> tuple[int, ...]:
+    """The sizes of what the file holds, else ()."""
+    tensor = stored(value)
+    return () if tensor is None else tuple(tensor.shape.numpy())
 
 
 def maker(value: ir.Value | None) -> ir.Node | None:
     """The node that makes the value; None for inputs, constants and a missing value."""
-    return None if value is None else value.producer()
+    node = None if value is None else value.producer()
+    return None if node is None or node.op_type == "Constant" else node
+
+
+def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes the value if it is of these types, else None."""
+    node = maker(value)
+    return node if node is not None and node.op_type in op_types else None
 
 
 def readers(value: ir.Value) -> list[ir.Node]:
@@ -41,30 +90,44 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if len(node.inputs) > index else None
 
 
+def is_output(node: ir.Node) -> bool:
+    """Whether the graph gives an output of the node."""
+    return any(value.is_graph_output() for value in node.outputs)
+
+
 def zero_point(node: ir.Node) -> np.ndarray | None:
     """The stored zero point of a Q or DQ; None where it is left out or computed."""
     return constant(input_of(node, 2))
 
 
+def _attribute(node: ir.Node, name: str, kind: ir.AttributeType, default: Any) -> Any:
+    attribute = node.attributes.get(name)
+    return attribute.value if attribute is not None and attribute.type == kind else default
+
+
 def integer(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute."""
-    return node.attributes[name].as_int() if name in node.attributes else default
+    return _attribute(node, name, ir.AttributeType.INT, default)
+
+
+def number(node: ir.Node, name: str, default: float) -> float:
+    """A floating-point attribute."""
+    return _attribute(node, name, ir.AttributeType.FLOAT, default)
 
 
 def integers(node: ir.Node, name: str) -> list[int]:
     """An attribute of several integers; [] where it is left out."""
-    return list(node.attributes[name].as_ints()) if name in node.attributes else []
+    return list(_attribute(node, name, ir.AttributeType.INTS, ()))
 
 
 def text(node: ir.Node, name: str, default: str) -> str:
     """An attribute that is a word."""
-    return node.attributes[name].as_string() if name in node.attributes else default
+    return _attribute(node, name, ir.AttributeType.STRING, default)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:
     """Whether a DequantizeLinear makes the value."""
-    node = maker(value)
-    return node is not None and node.op_type == "DequantizeLinear"
+    return made_by(value, "DequantizeLinear") is not None
 
 
 def runs_in_int8(node: ir.Node) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnx import NodeProto
+import onnx_ir as ir
 
 from qzoo.errors import ArgumentError
 from qzoo.export.lint.coverage import Coverage, coverage, covered
@@ -114,7 +114,7 @@ def _open(path: str | os.PathLike[str], target: str | None) -> tuple[Graph, str 
     return graph, target or _target_of(graph)
 
 
-def _findings(hits: dict[Rule, list[tuple[NodeProto, ...]]]) -> list[Finding]:
+def _findings(hits: dict[Rule, list[tuple[ir.Node, ...]]]) -> list[Finding]:
     return [
         Finding(rule.id, tuple(label(node) for node in nodes), rule.targets, rule.why, rule.fix)
         for rule, places in hits.items()
@@ -128,6 +128,5 @@ def written_for(path: str | os.PathLike[str]) -> str | None:
 
 
 def _target_of(graph: Graph) -> str | None:
-    facts = {entry.key: entry.value for entry in graph.model.metadata_props}
-    target = facts.get("qzoo.target")
+    target = graph.model.metadata_props.get("qzoo.target")
     return target if target in EVERY else None

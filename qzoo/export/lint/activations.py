@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import NodeProto
+import onnx_ir as ir
 
+from qzoo.export.graph import made_by, maker
 from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 from qzoo.runtimes.operators import CLAMPS, MOVES, POOLS, WEIGHTED
@@ -14,12 +15,10 @@ _EPSILON = np.finfo(np.float32).eps
 
 def _pair_before_relu(graph: Graph) -> Hits:
     for relu in graph.of(*CLAMPS):
-        dq = graph.producer(relu.input[0])
-        if dq is None or dq.op_type != "DequantizeLinear":
-            continue
-        q = graph.producer(dq.input[0])
-        layer = graph.producer(q.input[0]) if q is not None else None
-        if q is not None and layer is not None and layer.op_type in (*WEIGHTED, "Add", "BatchNormalization"):
+        dq = made_by(relu.inputs[0], "DequantizeLinear")
+        q = maker(dq.inputs[0]) if dq else None
+        layer = made_by(q.inputs[0], *WEIGHTED, "Add", "BatchNormalization") if q else None
+        if q is not None and layer is not None:
             yield (layer, q, relu)
 
 
@@ -39,7 +38,7 @@ def _lowest(kind: str) -> int:
 def _clip_kept(graph: Graph) -> Hits:
     for clip, q in _clamped(graph):
         scale, zero = graph.scale(q), graph.zero_point(q)
-        source = graph.source(clip.input[0], through=(*MOVES, *CLAMPS))
+        source = graph.source(clip.inputs[0], through=(*MOVES, *CLAMPS))
         if clip.op_type != "Clip" or source is None or not graph.has_int8_kernel(source):
             continue
         if graph.int_type(q) not in ("int8", "uint8") or scale is None or zero is None or scale.size > 1:
@@ -64,7 +63,7 @@ def _is_dropped(low: float, high: float, scale: float, first: int, last: int) ->
     return bool(np.rint(low / scale) <= first and last <= np.rint(high / scale) < 2**31)
 
 
-def _clamped(graph: Graph) -> list[tuple[NodeProto, NodeProto]]:
+def _clamped(graph: Graph) -> list[tuple[ir.Node, ir.Node]]:
     """Each ReLU or Clip with the Q that reads it."""
     return [
         (clamp, q)
@@ -76,38 +75,40 @@ def _clamped(graph: Graph) -> list[tuple[NodeProto, NodeProto]]:
 
 def _add_float_input(graph: Graph) -> Hits:
     for add in graph.of("Add"):
-        quantized = [graph.is_dequantized(x) for x in add.input]
-        layers = not any(graph.is_stored(x) for x in add.input) and any(map(graph.is_int8_layer, add.input))
+        quantized = [graph.is_dequantized(x) for x in add.inputs]
+        layers = not any(graph.is_made_of_stored(x) for x in add.inputs) and any(
+            map(graph.is_int8_layer, add.inputs)
+        )
         if not graph.has_int8_kernel(add) and (any(quantized) or layers):  # layer and stored: its bias
             yield (add, *_makers(graph, add, quantized))
 
 
-def _makers(graph: Graph, add: NodeProto, quantized: list[bool]) -> list[NodeProto]:
-    found = (graph.producer(x) for x, done in zip(add.input, quantized, strict=True) if not done)
+def _makers(graph: Graph, add: ir.Node, quantized: list[bool]) -> list[ir.Node]:
+    found = (maker(x) for x, done in zip(add.inputs, quantized, strict=True) if not done)
     return [node for node in found if node is not None and node.op_type != "DequantizeLinear"]
 
 
 def _residual_float(graph: Graph) -> Hits:
     for add in _adds(graph):
-        if any(graph.is_int8_layer(x) for x in add.input) and not any(
-            graph.is_dequantized(x) for x in add.input
+        if any(graph.is_int8_layer(x) for x in add.inputs) and not any(
+            graph.is_dequantized(x) for x in add.inputs
         ):
             yield (add,)
 
 
 def _pair_on_branch(graph: Graph) -> Hits:
     for add in _adds(graph):
-        pairs = [_branch(graph, x) for x in add.input]
-        if all(graph.is_dequantized(x) for x in add.input) and any(pairs):
+        pairs = [_branch(graph, x) for x in add.inputs]
+        if all(graph.is_dequantized(x) for x in add.inputs) and any(pairs):
             yield (*next(pair for pair in pairs if pair), add)
 
 
-def _branch(graph: Graph, tensor: str) -> tuple[NodeProto, ...]:
+def _branch(graph: Graph, value: ir.Value | None) -> tuple[ir.Node, ...]:
     """Layer and Q whose values go to the add alone."""
-    dq = graph.producer(tensor)
-    q = graph.producer(dq.input[0]) if dq is not None and dq.op_type == "DequantizeLinear" else None
-    layer = graph.producer(q.input[0]) if q is not None else None
-    if dq is None or q is None or layer is None or layer.op_type not in WEIGHTED:
+    dq = made_by(value, "DequantizeLinear")
+    q = maker(dq.inputs[0]) if dq else None
+    layer = made_by(q.inputs[0], *WEIGHTED) if q else None
+    if dq is None or q is None or layer is None:
         return ()
     alone = all(len(graph.readers(node)) == 1 for node in (layer, q, dq))
     return (layer, q) if alone else ()
@@ -121,21 +122,21 @@ def _add_output_float(graph: Graph) -> Hits:
 
 def _pool_float_input(graph: Graph) -> Hits:
     for pool in graph.of(*POOLS, "ReduceMean"):
-        source = graph.source(pool.input[0], through=(*MOVES, *CLAMPS))
+        source = graph.source(pool.inputs[0], through=(*MOVES, *CLAMPS))
         if source is not None and (graph.runs_quantized(source) or _is_int8_add(graph, source)):
             yield (source, pool)
 
 
 def _reduce_mean(graph: Graph) -> Hits:
     for node in graph.of("ReduceMean"):
-        source = graph.source(node.input[0], through=(*MOVES, *CLAMPS))
-        if graph.is_dequantized(node.input[0]) or (source is not None and graph.runs_quantized(source)):
+        source = graph.source(node.inputs[0], through=(*MOVES, *CLAMPS))
+        if graph.is_dequantized(node.inputs[0]) or (source is not None and graph.runs_quantized(source)):
             yield (node,)
 
 
 def _max_pool_before_q(graph: Graph) -> Hits:
     for pool in graph.of("MaxPool"):
-        source = graph.source(pool.input[0], through=(*MOVES, *CLAMPS))
+        source = graph.source(pool.inputs[0], through=(*MOVES, *CLAMPS))
         into_q = any(n is not None and n.op_type == "QuantizeLinear" for n in graph.sinks(pool))
         if into_q and source is not None and graph.runs_quantized(source):
             yield (source, pool)
@@ -143,8 +144,7 @@ def _max_pool_before_q(graph: Graph) -> Hits:
 
 def _doubled(graph: Graph) -> Hits:
     for q in graph.of("QuantizeLinear"):
-        dq = graph.producer(q.input[0])
-        if dq is not None and dq.op_type == "DequantizeLinear":
+        if dq := made_by(q.inputs[0], "DequantizeLinear"):
             yield (dq, q)
 
 
@@ -158,12 +158,12 @@ def _shared_int8(graph: Graph) -> Hits:
             yield (q, *readers)
 
 
-def _adds(graph: Graph) -> list[NodeProto]:
-    return [add for add in graph.of("Add") if not any(graph.is_stored(x) for x in add.input)]
+def _adds(graph: Graph) -> list[ir.Node]:
+    return [add for add in graph.of("Add") if not any(graph.is_made_of_stored(x) for x in add.inputs)]
 
 
-def _is_int8_add(graph: Graph, node: NodeProto) -> bool:
-    return node.op_type == "Add" and any(graph.is_dequantized(x) for x in node.input)
+def _is_int8_add(graph: Graph, node: ir.Node) -> bool:
+    return node.op_type == "Add" and any(graph.is_dequantized(x) for x in node.inputs)
 
 
 RULES = (

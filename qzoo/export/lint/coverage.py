@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from onnx import NodeProto
+import onnx_ir as ir
 
-from qzoo.export.lint.graph import Graph
+from qzoo.export.graph import integer, is_stored
+from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import ORT, TRT, Rule
 from qzoo.export.lint.rules import hits_of
 from qzoo.export.lint.shapes import product
@@ -58,7 +59,7 @@ def coverage(path: str | os.PathLike[str], target: str) -> Coverage:
 
 
 def covered(
-    graph: Graph, targets: Iterable[str], hits: Mapping[Rule, list[tuple[NodeProto, ...]]]
+    graph: Graph, targets: Iterable[str], hits: Mapping[Rule, list[tuple[ir.Node, ...]]]
 ) -> list[Coverage]:
     """:func:`coverage` for each target, by what the rules have found."""
     layers = [node for node in graph.nodes if node.op_type in (*WEIGHTED, *INTEGER_LAYERS, *_WEIGHTS_ALONE)]
@@ -92,34 +93,27 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str, stacklev
         )
 
 
-def _is_quantized(graph: Graph, node: NodeProto, target: str) -> bool:
+def _is_quantized(graph: Graph, node: ir.Node, target: str) -> bool:
     if node.op_type in INTEGER_LAYERS:
         return target == ORT or (target != TRT and node.op_type.startswith("QLinear"))
-    if node.op_type not in WEIGHTED or len(node.input) < 2:
+    if node.op_type not in WEIGHTED or len(node.inputs) < 2:
         return False
-    left, right = (_is_dequantized(graph, x, target) for x in node.input[:2])
+    left, right = (_is_dequantized(graph, x, target) for x in node.inputs[:2])
     return left and (right or (target == ORT and _is_quantized_by_runtime(graph, node)))
 
 
-def _is_quantized_by_runtime(graph: Graph, node: NodeProto) -> bool:
+def _is_quantized_by_runtime(graph: Graph, node: ir.Node) -> bool:
     """Whether ONNX Runtime quantizes the layer's float weight itself: between Q/DQ, with BatchNorm folded."""
     readers = graph.readers(node)
     last = readers[0] if [reader.op_type for reader in readers] == ["BatchNormalization"] else node
-    return (
-        node.op_type in ("Conv", "Gemm")
-        and graph.is_constant(node.input[1])
-        and graph.is_quantized_once(last)
-    )
+    return node.op_type in ("Conv", "Gemm") and is_stored(node.inputs[1]) and graph.is_quantized_once(last)
 
 
-def _is_dequantized(graph: Graph, tensor: str, target: str) -> bool:
-    dq = graph.source(tensor)
-    if dq is not None and dq.op_type == "DequantizeLinear":
-        return True
-    return target not in (ORT, TRT) and graph.is_equal_concat(tensor)
+def _is_dequantized(graph: Graph, value: ir.Value | None, target: str) -> bool:
+    return is_dq(graph.source(value)) or (target not in (ORT, TRT) and graph.is_equal_concat(value))
 
 
-def _in_float(graph: Graph, target: str, hits: Mapping[Rule, list[tuple[NodeProto, ...]]]) -> set[int]:
+def _in_float(graph: Graph, target: str, hits: Mapping[Rule, list[tuple[ir.Node, ...]]]) -> set[int]:
     """The layers at the places of rules whose layers run in float; all of them where the file is not loaded."""
     if any(places for rule, places in hits.items() if target in rule.refuses):
         return {id(node) for node in graph.nodes}
@@ -127,18 +121,18 @@ def _in_float(graph: Graph, target: str, hits: Mapping[Rule, list[tuple[NodeProt
     return {id(layer) for nodes in slow for layer in _layers_of(graph, nodes)}
 
 
-def _layers_of(graph: Graph, nodes: tuple[NodeProto, ...]) -> list[NodeProto]:
+def _layers_of(graph: Graph, nodes: tuple[ir.Node, ...]) -> list[ir.Node]:
     """The layers at one place; a stored operand that it names beside a layer may have other layers as readers."""
     named = any(node.op_type in WEIGHTED for node in nodes)
     alone = [node for node in nodes if not (named and node.op_type in PAIR and graph.is_weight(node))]
     return [layer for node in alone for layer in _layers_at(graph, node)]
 
 
-def _layers_at(graph: Graph, node: NodeProto) -> list[NodeProto]:
+def _layers_at(graph: Graph, node: ir.Node) -> list[ir.Node]:
     """The layer itself; else the one that makes the node's input, and for Q and DQ those that read its values."""
     if node.op_type in WEIGHTED:
         return [node]
-    found = [graph.source(node.input[0], through=(*MOVES, *CLAMPS))] if node.input else []
+    found = [graph.source(node.inputs[0], through=(*MOVES, *CLAMPS))] if node.inputs else []
     if node.op_type in PAIR:
         found += graph.sinks(node, through=(*MOVES, *CLAMPS, "DequantizeLinear"))
     return [layer for layer in found if layer is not None and layer.op_type in WEIGHTED]
@@ -147,22 +141,25 @@ def _layers_at(graph: Graph, node: NodeProto) -> list[NodeProto]:
 # Multiply-adds
 
 
-def _multiply_adds(graph: Graph, layers: list[NodeProto]) -> list[int | None]:
+def _multiply_adds(graph: Graph, layers: list[ir.Node]) -> list[int | None]:
     return [_of_layer(node, graph.shapes) for node in layers]
 
 
-def _of_layer(node: NodeProto, shapes: Mapping[str, list[int]]) -> int | None:
+def _of_layer(node: ir.Node, shapes: Mapping[str, list[int]]) -> int | None:
     left, right = {**INTEGER_LAYERS, **_WEIGHTS_ALONE}.get(node.op_type, (0, 1))
-    x, w, y = (shapes.get(name) for name in (node.input[left], node.input[right], node.output[0]))
+    x, w, y = (
+        shapes.get(str(v.name)) if v else None
+        for v in (node.inputs[left], node.inputs[right], node.outputs[0])
+    )
     if node.op_type == "MatMulNBits":
-        count = next((a.i for a in node.attribute if a.name == "N"), 0)
+        count = integer(node, "N", 0)
         return product(x) * count if x else None
     if node.op_type == "ConvTranspose":  # every input pixel meets the weights of its channel
         return product(x) * product(w[1:]) if x and w else None
     if "Conv" in node.op_type:
         return product(y) * product(w[1:]) if y and w else None
     if node.op_type == "Gemm":
-        turned = next((a.i for a in node.attribute if a.name == "transA"), 0)
+        turned = integer(node, "transA", 0)
         return product(y) * x[0 if turned else -1] if y and x else None
     if y and x:
         return product(y) * x[-1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-from onnx import NodeProto
+import onnx_ir as ir
 
+from qzoo.export.graph import maker, text
 from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import ORT, OV, TRT, Hits, Rule
 from qzoo.runtimes.operators import (
@@ -47,25 +48,24 @@ def _in_tensorrt(graph: Graph) -> Hits:
         yield from ((node,) for node in found if not _is_attention(graph, node))
 
 
-def _is_float_in_openvino(graph: Graph, node: NodeProto) -> bool:
+def _is_float_in_openvino(graph: Graph, node: ir.Node) -> bool:
     if node.op_type in _OF_ANY_TYPE:
-        mode = next((a.s for a in node.attribute if a.name == "mode"), b"nearest")
-        return mode != b"nearest" or not graph.is_dequantized(node.input[0])
+        return text(node, "mode", "nearest") != "nearest" or not graph.is_dequantized(node.inputs[0])
     return node.op_type in _FLOAT_IN_OPENVINO and not _is_attention(graph, node)
 
 
-def _is_attention(graph: Graph, node: NodeProto) -> bool:
+def _is_attention(graph: Graph, node: ir.Node) -> bool:
     """Softmax between two matrix products of activations: OpenVINO and TensorRT compute all three as one operator."""
-    before = graph.source(node.input[0], through=(*MOVES, "Mul", "Div", "Add", *PAIR))
+    before = graph.source(node.inputs[0], through=(*MOVES, "Mul", "Div", "Add", *PAIR))
     behind = graph.sinks(node, through=(*MOVES, *PAIR))
     products = [n for n in (before, *behind) if n is not None and n.op_type == "MatMul"]
     return "Softmax" in node.op_type and len(products) > 1 and not any(graph.has_weight(n) for n in products)
 
 
-def _islands(graph: Graph, belongs: Callable[[Graph, NodeProto], bool]) -> Hits:
+def _islands(graph: Graph, belongs: Callable[[Graph, ir.Node], bool]) -> Hits:
     members = [node for node in graph.nodes if belongs(graph, node)]
     parent = list(range(len(members)))  # a forest: each tree is an island
-    maker = {name: index for index, node in enumerate(members) for name in node.output}
+    made = {value: index for index, node in enumerate(members) for value in node.outputs}
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -73,17 +73,17 @@ def _islands(graph: Graph, belongs: Callable[[Graph, NodeProto], bool]) -> Hits:
         return index
 
     for index, node in enumerate(members):
-        for other in {maker[name] for name in node.input if name in maker}:
+        for other in {made[value] for value in node.inputs if value in made}:
             parent[root(other)] = root(index)
-    islands: dict[int, list[NodeProto]] = defaultdict(list)
+    islands: dict[int, list[ir.Node]] = defaultdict(list)
     for index, node in enumerate(members):
         islands[root(index)].append(node)
     for island in islands.values():
         yield from _closed(graph, island)
 
 
-def _closed(graph: Graph, island: list[NodeProto]) -> Hits:
-    before = any(graph.is_dequantized(x) or graph.is_int8_layer(x) for node in island for x in node.input)
+def _closed(graph: Graph, island: list[ir.Node]) -> Hits:
+    before = any(graph.is_dequantized(x) or graph.is_int8_layer(x) for node in island for x in node.inputs)
     behind = any(
         n is not None and n.op_type == "QuantizeLinear" for node in island for n in graph.sinks(node)
     )
@@ -91,15 +91,14 @@ def _closed(graph: Graph, island: list[NodeProto]) -> Hits:
         yield tuple(island)
 
 
-def _is_between(graph: Graph, node: NodeProto) -> bool:
+def _is_between(graph: Graph, node: ir.Node) -> bool:
     """Neither a layer nor anything that other rules judge, and of activations."""
     if node.op_type in (*_OWN_RULES, *MOVES, *PAIR, "Shape", "Cast"):
         return False
-    operands = [x for x in node.input if x and not graph.is_constant(x)]
-    return any(graph.producer(x) is not None and not graph.is_stored(x) for x in operands)
+    return any(maker(x) is not None and not graph.is_made_of_stored(x) for x in node.inputs)
 
 
-def _is_float(graph: Graph, node: NodeProto) -> bool:
+def _is_float(graph: Graph, node: ir.Node) -> bool:
     return _is_between(graph, node) and not (node.op_type in KERNELS and graph.has_int8_kernel(node))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import NodeProto
+import onnx_ir as ir
 
-from qzoo.export.lint.graph import Graph, attribute
+from qzoo.export.graph import input_of, integer, is_stored, made_by, maker, nodes_within, stored_shape
+from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 from qzoo.runtimes.operators import CLAMPS, CONVOLUTIONS, DYNAMIC, MOVES, PAIR, WEIGHTED, WEIGHTS_ALONE
 
@@ -15,24 +16,24 @@ _QUANTIZED = (*PAIR, *_INTEGER, *DYNAMIC, *WEIGHTS_ALONE)
 
 
 def _not_quantized(graph: Graph) -> Hits:
-    every = [n for node in graph.nodes for n in (node, *graph.inner(node))]
+    every = [n for node in graph.nodes for n in (node, *nodes_within(node))]
     if not any(_is_quantized(n) for n in every):
         yield ()
 
 
-def _is_quantized(node: NodeProto) -> bool:
+def _is_quantized(node: ir.Node) -> bool:
     return node.op_type in _QUANTIZED or "QLinear" in node.op_type
 
 
 def _body(graph: Graph) -> Hits:
     for node in graph.nodes:
-        if any(_is_quantized(n) or n.op_type in WEIGHTED for n in graph.inner(node)):
+        if any(_is_quantized(n) or n.op_type in WEIGHTED for n in nodes_within(node)):
             yield (node,)
 
 
 def _dynamic_ranges(graph: Graph) -> Hits:
     for q in graph.of("DynamicQuantizeLinear"):
-        readers = {layer.output[0]: layer for layer in graph.readers(q)}  # each is there three times
+        readers = {layer.outputs[0]: layer for layer in graph.readers(q)}  # each is there three times
         yield (q, *(layer for layer in readers.values() if layer.op_type in _INTEGER))
     yield from ((layer,) for layer in graph.of(*DYNAMIC))
 
@@ -56,7 +57,7 @@ def _float_product(graph: Graph) -> Hits:
         yield from ((node,) for node in graph.of("MatMul") if _is_float_product(graph, node))
 
 
-def _is_float_product(graph: Graph, node: NodeProto) -> bool:
+def _is_float_product(graph: Graph, node: ir.Node) -> bool:
     """Whether it multiplies two activations, neither of them quantized."""
     return node.op_type == "MatMul" and not graph.has_weight(node) and len(_float_operands(graph, node)) == 2
 
@@ -69,27 +70,27 @@ def _float_concat(graph: Graph) -> Hits:
             yield (*(concat for concat in concats if concat is not None), node)
 
 
-def _float_operands(graph: Graph, node: NodeProto) -> list[str]:
+def _float_operands(graph: Graph, node: ir.Node) -> list[ir.Value | None]:
     """The activations that no DQ makes; none if one comes out of a body."""
-    operands = node.input[:1] if graph.has_weight(node) else node.input[:2]
+    operands = node.inputs[:1] if graph.has_weight(node) else node.inputs[:2]
     floats = [x for x in operands if not graph.is_dequantized(x)]
     return [] if any(_from_body(graph, x) for x in floats) else floats
 
 
-def _from_body(graph: Graph, tensor: str) -> bool:
-    source = graph.source(tensor)
-    return source is not None and bool(graph.inner(source))
+def _from_body(graph: Graph, value: ir.Value | None) -> bool:
+    source = graph.source(value)
+    return source is not None and bool(nodes_within(source))
 
 
 def _float_weight(graph: Graph) -> Hits:
     for node in graph.of(*WEIGHTED):
-        if graph.is_constant(node.input[1]) and graph.is_dequantized(node.input[0]):
+        if is_stored(node.inputs[1]) and graph.is_dequantized(node.inputs[0]):
             yield (node,)
 
 
 def _quantized_at_load(graph: Graph) -> Hits:
     for node in graph.of("QuantizeLinear"):
-        if graph.is_constant(node.input[0]):
+        if is_stored(node.inputs[0]):
             yield (node,)
 
 
@@ -101,7 +102,7 @@ def _no_kernel(graph: Graph) -> Hits:
 
 def _transposed_with_zero_point(graph: Graph) -> Hits:
     for node in graph.of("ConvTranspose"):
-        dq = graph.source(node.input[0])
+        dq = graph.source(node.inputs[0])
         if graph.runs_quantized(node) and dq is not None and _is_shifted(graph, dq):
             yield (node,)
 
@@ -109,7 +110,7 @@ def _transposed_with_zero_point(graph: Graph) -> Hits:
 def _product_of_activations(graph: Graph) -> Hits:
     """OpenVINO's kernel wants the left operand without zero point, the right one symmetric and of 8 bits."""
     for node in graph.of("MatMul"):
-        left, right = (graph.source(x) for x in node.input)
+        left, right = (graph.source(x) for x in node.inputs)
         if left is None or right is None or graph.has_weight(node) or not graph.runs_quantized(node):
             continue
         zero = graph.zero_point(right)
@@ -118,25 +119,25 @@ def _product_of_activations(graph: Graph) -> Hits:
             yield (right, node)
 
 
-def _is_shifted(graph: Graph, dq: NodeProto) -> bool:
+def _is_shifted(graph: Graph, dq: ir.Node) -> bool:
     zero = graph.zero_point(dq)
     return zero is None or bool(zero.any())
 
 
 def _channel_axis(graph: Graph) -> Hits:
     for node in graph.of(*WEIGHTED):
-        dq = graph.producer(node.input[1])
-        scale = graph.scale(dq) if dq is not None and dq.op_type == "DequantizeLinear" else None
-        if dq is None or scale is None or scale.size == 1 or attribute(dq, "block_size", 0):
+        dq = made_by(node.inputs[1], "DequantizeLinear")
+        scale = graph.scale(dq) if dq is not None else None
+        if dq is None or scale is None or scale.size == 1 or integer(dq, "block_size", 0):
             continue
-        rank = len(graph.shape(dq.input[0]))
-        if rank and attribute(dq, "axis", 1) % rank != _output_axis(node, rank):
+        rank = len(stored_shape(dq.inputs[0]))
+        if rank and integer(dq, "axis", 1) % rank != _output_axis(node, rank):
             yield (dq, node)
 
 
-def _output_axis(node: NodeProto, rank: int) -> int:
+def _output_axis(node: ir.Node, rank: int) -> int:
     if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
+        return 0 if integer(node, "transB", 0) else 1
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": rank - 1}[node.op_type]
 
 
@@ -156,38 +157,39 @@ def _output_float(graph: Graph) -> Hits:
                 yield (node, *adds)
 
 
-def _becomes_gemm(graph: Graph, product: NodeProto) -> bool:
+def _becomes_gemm(graph: Graph, product: ir.Node) -> bool:
     """Whether ONNX Runtime makes a Gemm of it and its bias: of more than two sizes only where all are fixed."""
-    rank = len(graph.shapes.get(product.input[0], ()))
+    first = product.inputs[0]
+    rank = len(graph.shapes.get(str(first.name), ())) if first else 0
     return rank == 2 or (rank > 2 and graph.has_fixed_inputs)
 
 
-def _adds_bias(graph: Graph, add: NodeProto) -> bool:
+def _adds_bias(graph: Graph, add: ir.Node) -> bool:
     """Whether a stored tensor is added: ONNX Runtime makes a Gemm of this and the product before."""
-    return any(graph.is_constant(x) for x in add.input)
+    return any(is_stored(x) for x in add.inputs)
 
 
-def _reaches_q(graph: Graph, node: NodeProto) -> bool:
+def _reaches_q(graph: Graph, node: ir.Node) -> bool:
     """With a Q among several readers there is no kernel, since Q reads a float tensor that others read too."""
     return any(reader is not None and reader.op_type == "QuantizeLinear" for reader in graph.sinks(node))
 
 
-def _has_own_rule(graph: Graph, node: NodeProto) -> bool:
+def _has_own_rule(graph: Graph, node: ir.Node) -> bool:
     return any(reader.op_type in ("BatchNormalization", "Add") for reader in graph.readers(node))
 
 
 def _loose_bias(graph: Graph) -> Hits:
     for add in graph.of("Add"):
-        for x, other in (add.input, reversed(add.input)):
-            layer = graph.producer(x)
-            if layer is not None and layer.op_type in CONVOLUTIONS and graph.is_constant(other):
+        for x, other in (add.inputs, reversed(add.inputs)):
+            layer = made_by(x, *CONVOLUTIONS)
+            if layer is not None and is_stored(other):
                 yield (layer, add)
 
 
 def _bias_scale(graph: Graph) -> Hits:
     for node in graph.of("Conv", "Gemm"):
-        operands = [graph.source(name) for name in node.input[:3]]
-        if len(operands) < 3 or any(n is None or n.op_type != "DequantizeLinear" for n in operands):
+        operands = [graph.source(name) for name in node.inputs[:3]]
+        if len(operands) < 3 or not all(map(is_dq, operands)):
             continue
         x, w, bias = (graph.scale(n) for n in operands if n is not None)
         if x is None or w is None or bias is None or x.size != 1 or len({1, w.size, bias.size}) > 2:
@@ -205,8 +207,8 @@ def _int32_bias(graph: Graph) -> Hits:
 def _bias_too_large(graph: Graph) -> Hits:
     """A float bias beyond 2**31 of its unit: a channel of nearly zero weights, as a rule."""
     for node in graph.of("Conv", "Gemm"):
-        bias = graph.array(node.input[2]) if len(node.input) > 2 and graph.runs_quantized(node) else None
-        x, w = (graph.source(name) for name in node.input[:2])
+        bias = graph.array(input_of(node, 2)) if graph.runs_quantized(node) else None
+        x, w = (graph.source(name) for name in node.inputs[:2])
         if bias is None or x is None or w is None:
             continue
         steps = (graph.scale(x), graph.scale(w))
@@ -219,15 +221,15 @@ def _bias_too_large(graph: Graph) -> Hits:
 
 def _norm_after_layer(graph: Graph) -> Hits:
     for norm in graph.of("BatchNormalization"):
-        layer = graph.producer(norm.input[0])
+        layer = maker(norm.inputs[0])
         if layer is not None and graph.runs_quantized(layer):
             yield (layer, norm)
 
 
 def _norm_after_pair(graph: Graph) -> Hits:
     for norm in graph.of("BatchNormalization"):
-        dq = graph.source(norm.input[0])
-        if dq is not None and graph.is_dequantized(norm.input[0]):
+        dq = graph.source(norm.inputs[0])
+        if dq is not None and graph.is_dequantized(norm.inputs[0]):
             yield (dq, norm)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from qzoo.errors import GraphError
 
@@ -54,6 +57,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
         model = _inlined(model)
         _name_domains(model.graph.node)
         _check(model)
+        _leave_out(model.graph)
     except GraphError as error:
         raise GraphError(f"{str(path)!r}: {error}") from error
     return model
@@ -64,28 +68,51 @@ def nodes_within(node: NodeProto) -> list[NodeProto]:
     return [deep for body in _bodies(node) for n in body.node for deep in (n, *nodes_within(n))]
 
 
-def constants_of(node: NodeProto) -> TensorProto | None:
-    """What a Constant holds: a tensor, or numbers in an attribute of their own. None for a sparse one and strings."""
-    for a in node.attribute:
-        if a.name == "value":
-            return a.t
-        if a.name in ("value_float", "value_floats"):
-            return numpy_helper.from_array(np.array(a.f if a.name == "value_float" else a.floats, np.float32))
-        if a.name in ("value_int", "value_ints"):
-            return numpy_helper.from_array(np.array(a.i if a.name == "value_int" else a.ints, np.int64))
-    return None
+def _leave_out(graph: GraphProto) -> None:
+    """Remove what ``onnx_ir`` does not read and no rule looks into: types of maps and the like, sparse tensors."""
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        if value.type.WhichOneof("value") != "tensor_type":
+            value.ClearField("type")
+    for sparse in graph.sparse_initializer:
+        graph.node.add(op_type="Constant", output=[sparse.values.name])
+    for node in graph.node:
+        if node.op_type == "Constant" and any(a.HasField("sparse_tensor") for a in node.attribute):
+            del node.attribute[:]
 
 
-def array_of(tensor: TensorProto, folder: Path) -> np.ndarray:
+def deserialized(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
+    """The model of :func:`read_model` in ``onnx_ir``; what has a stored value is no input.
+
+    Raises:
+        GraphError: a body, an attribute or an input is not valid.
+    """
+    log = logging.getLogger("onnx_ir.serde")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of names in bodies, and of outputs, that nothing makes
+    try:
+        found: ir.Model = RemoveInitializersFromInputsPass()(ir.from_proto(model)).model
+    except Exception as error:  # SerdeError, with the one that says what it is as its first cause
+        while error.__cause__ is not None:
+            error = error.__cause__  # type: ignore[assignment]
+        raise GraphError(f"{str(path)!r}: {_line(error)}") from error
+    finally:
+        log.setLevel(level)
+    return found
+
+
+def array_of(tensor: ir.TensorProtocol, folder: Path) -> np.ndarray:
     """The values of a stored tensor, also of one in another file.
 
     Raises:
         GraphError: its file is missing, too short or outside the folder, or it has other values than its shape says.
     """
-    if tensor.data_location == TensorProto.EXTERNAL:
+    if isinstance(tensor, ir.ExternalTensor):
         tensor = _external(tensor, folder)
     try:
-        return numpy_helper.to_array(tensor)
+        # onnx, other than onnx_ir, compares the number of values with the shape.
+        proto = tensor.raw if isinstance(tensor, ir.serde.TensorProtoTensor) else None
+        return tensor.numpy() if proto is None else numpy_helper.to_array(proto)
     except Exception as error:  # ValueError, TypeError and others, by type
         raise GraphError(f"tensor {tensor.name!r} can't be read: {_line(error)}") from error
 
@@ -107,45 +134,28 @@ def _bodies(node: NodeProto) -> list[GraphProto]:
     return [body for a in node.attribute for body in ((a.g,) if a.HasField("g") else a.graphs)]
 
 
-def _external(tensor: TensorProto, folder: Path) -> TensorProto:
-    facts = {entry.key: entry.value for entry in tensor.external_data}
-    location = Path(facts.get("location", ""))
+def _external(tensor: ir.ExternalTensor, folder: Path) -> ir.TensorProtocol:
+    location, offset, size = Path(tensor.location), tensor.offset or 0, tensor.nbytes
     file = folder / location
     if location.is_absolute() or ".." in location.parts or not location.parts:
         raise GraphError(f"tensor {tensor.name!r} lies outside the model's folder: {str(location)!r}")
     if not file.is_file():
         raise GraphError(f"tensor {tensor.name!r} lies in {str(file)!r}, which is not there")
-    size = _bytes_of(tensor)
-    offset, length = (facts.get(key, default) for key, default in (("offset", "0"), ("length", str(size))))
-    if not (offset.isdecimal() and length.isdecimal()) or int(length) != size:
+    if tensor.length not in (None, size):
         raise GraphError(
-            f"tensor {tensor.name!r} has {size} bytes by its shape, {length!r} at {offset!r} by its place"
+            f"tensor {tensor.name!r} has {size} bytes by its shape, {tensor.length} at {offset} by its place"
         )
     if size > _MAX_EXTERNAL:
         raise GraphError(f"tensor {tensor.name!r} has {size} bytes, too many for a scale, bias or limit")
-    if int(offset) + size > file.stat().st_size:
+    if offset + size > file.stat().st_size:
         raise GraphError(f"tensor {tensor.name!r} lies beyond the end of {str(file)!r}")
     with file.open("rb") as stream:
-        stream.seek(int(offset))
+        stream.seek(offset)
         raw = stream.read(size)
-    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
-
-
-def _bytes_of(tensor: TensorProto) -> int:
-    kind = type_name(tensor.data_type)
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    if kind.endswith(("int4", "e2m1")):
-        return -(-count // 2)
-    if kind.endswith("int2"):
-        return -(-count // 4)
-    try:
-        return count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except (KeyError, ValueError, TypeError) as error:
-        raise GraphError(
-            f"tensor {tensor.name!r} of type {kind or tensor.data_type} lies in another file"
-        ) from error
+    proto = TensorProto(
+        name=tensor.name, data_type=tensor.dtype.value, dims=list(tensor.shape.numpy()), raw_data=raw
+    )
+    return ir.serde.TensorProtoTensor(proto)
 
 
 def _check_text(model: ModelProto) -> None:
@@ -254,10 +264,13 @@ def _check(model: ModelProto) -> None:
     graph = model.graph
     for node in graph.node:
         _check_arity(node, opset)
-    for tensor in (
-        *graph.initializer,
-        *filter(None, (constants_of(n) for n in graph.node if n.op_type == "Constant")),
-    ):
+    values = (a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value")
+    for tensor in (*graph.initializer, *values):
+        places = [entry.value for entry in tensor.external_data if entry.key in ("offset", "length")]
+        if not all(place.isdecimal() and len(place) < 20 for place in places):
+            raise GraphError(
+                f"tensor {tensor.name!r} lies at {places} by its place, which are no numbers of bytes"
+            )
         if not type_name(tensor.data_type):
             raise GraphError(
                 f"tensor {tensor.name!r} has type {tensor.data_type}, unknown to onnx {onnx.__version__}"

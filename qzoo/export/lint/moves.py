@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import NodeProto
+import onnx_ir as ir
 
+from qzoo.export.graph import input_of, is_output, made_by, text
 from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import ORT, Hits, Rule
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS, KERNELS, MOVES, WEIGHTED
@@ -14,9 +15,9 @@ _STAY = tuple(kind for kind in MOVES if kind not in CARRIED_IN_ORT)
 
 def _scale_changes(graph: Graph) -> Hits:
     for move in graph.of(*MOVES):
-        dq = graph.producer(move.input[0])
+        dq = made_by(move.inputs[0], "DequantizeLinear")
         readers = graph.readers(move)
-        if dq is None or dq.op_type != "DequantizeLinear" or graph.is_weight(dq) or len(readers) != 1:
+        if dq is None or graph.is_weight(dq) or len(readers) != 1:
             continue
         q = readers[0]
         if q.op_type == "QuantizeLinear" and graph.parameters(dq) != graph.parameters(q):
@@ -25,7 +26,8 @@ def _scale_changes(graph: Graph) -> Hits:
 
 def _not_loaded(graph: Graph) -> Hits:
     """From opset 21 on ONNX Runtime gives the Q that it puts behind the operator an output_dtype that is not so."""
-    opset = next((o.version for o in graph.model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opsets = graph.model.opset_imports
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
     for dq in graph.of("DequantizeLinear") if opset >= 21 else ():
         scale = graph.scale(dq)
         if (
@@ -33,7 +35,7 @@ def _not_loaded(graph: Graph) -> Hits:
             or graph.is_weight(dq)
             or scale is None
             or scale.size != 1
-            or len(dq.input) < 3
+            or len(dq.inputs) < 3
         ):
             continue
         for move in graph.readers(dq):
@@ -43,7 +45,7 @@ def _not_loaded(graph: Graph) -> Hits:
                 yield (dq, move)
 
 
-def _is_q(node: NodeProto | None) -> bool:
+def _is_q(node: ir.Node | None) -> bool:
     return node is not None and node.op_type == "QuantizeLinear"
 
 
@@ -66,10 +68,10 @@ def _before_q(graph: Graph) -> Hits:
             yield (node, *path)
 
 
-def _path_to_q(graph: Graph, node: NodeProto) -> list[NodeProto]:
+def _path_to_q(graph: Graph, node: ir.Node) -> list[ir.Node]:
     """What stands between the node and the one Q that reads it; nothing if several read it."""
-    path: list[NodeProto] = []
-    while len(readers := graph.readers(node)) == 1 and not graph.outputs & set(node.output):
+    path: list[ir.Node] = []
+    while len(readers := graph.readers(node)) == 1 and not is_output(node):
         (node,) = readers
         if node.op_type == "QuantizeLinear":
             return path
@@ -79,7 +81,7 @@ def _path_to_q(graph: Graph, node: NodeProto) -> list[NodeProto]:
     return []
 
 
-def _passes_relu(node: NodeProto, kind: str) -> bool:
+def _passes_relu(node: ir.Node, kind: str) -> bool:
     """ONNX Runtime moves transpositions behind a ReLU, but keeps them at convolutions; it drops the last two."""
     return kind in ("Identity", "Dropout") or (kind == "Transpose" and node.op_type not in WEIGHTED)
 
@@ -87,7 +89,7 @@ def _passes_relu(node: NodeProto, kind: str) -> bool:
 def _behind_dq(graph: Graph) -> Hits:
     """DQ, move, layer."""
     for move in graph.of(*_STAY):
-        dq = graph.source(move.input[0], through=CARRIED_IN_ORT)
+        dq = graph.source(move.inputs[0], through=CARRIED_IN_ORT)
         if dq is None or dq.op_type != "DequantizeLinear" or graph.is_weight(dq):
             continue
         for reader in graph.sinks(move, through=CARRIED_IN_ORT):
@@ -101,14 +103,12 @@ def _behind_dq(graph: Graph) -> Hits:
                 yield (move, reader)
 
 
-def _is_padding(graph: Graph, pad: NodeProto, reader: NodeProto) -> bool:
+def _is_padding(graph: Graph, pad: ir.Node, reader: ir.Node) -> bool:
     """Zeros around the image, which ONNX Runtime makes the convolution's own padding."""
     if pad.op_type != "Pad" or reader.op_type not in ("Conv", "AveragePool") or len(graph.readers(pad)) != 1:
         return False
-    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
-    amounts = graph.array(pad.input[1]) if len(pad.input) > 1 else None
-    value = graph.array(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else None
-    if mode != b"constant" or amounts is None or (value is not None and value.any()):
+    amounts, value = graph.array(input_of(pad, 1)), graph.array(input_of(pad, 2))
+    if text(pad, "mode", "constant") != "constant" or amounts is None or (value is not None and value.any()):
         return False
     half = len(amounts) // 2
     return not (amounts[:2].any() or amounts[half : half + 2].any() or (amounts < 0).any())

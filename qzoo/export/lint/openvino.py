@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from math import prod
 
 import numpy as np
-from onnx import NodeProto
+import onnx_ir as ir
 
-from qzoo.export.lint.graph import Graph, attribute
+from qzoo.export.graph import input_of, integer, integers, is_output, is_stored, made_by, maker, stored_shape
+from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import OV, Hits, Rule
 from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, POOLS, WEIGHTED
 
@@ -33,15 +34,13 @@ _COMPUTES_SIZE = (*ARITHMETIC, "Concat", "Reshape")
 
 def _is_dynamic(graph: Graph) -> bool:
     """Whether the batch of an input is not fixed."""
-    inputs = [value for value in graph.model.graph.input if not graph.is_constant(value.name)]
-    shapes = [value.type.tensor_type.shape.dim for value in inputs]
-    return any(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in shapes)
+    return any(value.shape and not isinstance(value.shape[0], int) for value in graph.model.graph.inputs)
 
 
 def _int8_joined(graph: Graph) -> Hits:
     for concat in graph.of("Concat"):
         if any(_is_int8_convolution(graph, node) for node in graph.sinks(concat)):
-            sources = [_quantizer(graph, x) for x in concat.input if not graph.is_constant(x)]
+            sources = [_quantizer(graph, x) for x in concat.inputs if not is_stored(x)]
             found = [q for q in sources if q is not None and graph.int_type(q) == "int8"]
             if found and None not in sources:
                 yield (found[0], concat)
@@ -50,32 +49,34 @@ def _int8_joined(graph: Graph) -> Hits:
             yield (concat, *path)
 
 
-def _is_int8_convolution(graph: Graph, node: NodeProto | None) -> bool:
+def _is_int8_convolution(graph: Graph, node: ir.Node | None) -> bool:
     return node is not None and node.op_type in CONVOLUTIONS and _has_int8_weight(graph, node)
 
 
-def _has_int8_weight(graph: Graph, layer: NodeProto) -> bool:
-    maker = graph.source(layer.input[1])
-    return maker is not None and maker.op_type == "DequantizeLinear" and graph.is_weight(maker)
+def _has_int8_weight(graph: Graph, layer: ir.Node) -> bool:
+    dq = graph.source(layer.inputs[1])
+    return dq is not None and is_dq(dq) and graph.is_weight(dq)
 
 
-def _quantizer(graph: Graph, tensor: str) -> NodeProto | None:
+def _quantizer(graph: Graph, value: ir.Value | None) -> ir.Node | None:
     """The Q whose integers the tensor has; of a Concat that of an operand."""
-    node = graph.producer(tensor)
+    node = maker(value)
     while node is not None and (node.op_type == "DequantizeLinear" or node.op_type in _CARRIED):
         if node.op_type == "DequantizeLinear":
-            return graph.producer(node.input[0])
+            return maker(node.inputs[0])
         operands = [
-            x for x in node.input[: 1 if node.op_type != "Concat" else None] if not graph.is_stored(x)
+            x
+            for x in node.inputs[: 1 if node.op_type != "Concat" else None]
+            if not graph.is_made_of_stored(x)
         ]
-        node = graph.producer(operands[0]) if operands else None
+        node = maker(operands[0]) if operands else None
     return None
 
 
-def _path_to_q(graph: Graph, node: NodeProto) -> list[NodeProto]:
+def _path_to_q(graph: Graph, node: ir.Node) -> list[ir.Node]:
     """ReLU and scaling by constants that OpenVINO fuses with the Q behind; ends with the Q."""
-    path: list[NodeProto] = []
-    while len(readers := graph.readers(node)) == 1 and not graph.outputs & set(node.output):
+    path: list[ir.Node] = []
+    while len(readers := graph.readers(node)) == 1 and not is_output(node):
         (node,) = readers
         path.append(node)
         if node.op_type == "QuantizeLinear":
@@ -85,13 +86,13 @@ def _path_to_q(graph: Graph, node: NodeProto) -> list[NodeProto]:
     return []
 
 
-def _is_fused_scale(graph: Graph, node: NodeProto) -> bool:
+def _is_fused_scale(graph: Graph, node: ir.Node) -> bool:
     """One constant for all channels, or in a fixed batch also one for each."""
-    sizes = [prod(graph.shape(x)) for x in node.input if graph.is_constant(x)]
+    sizes = [prod(stored_shape(x)) for x in node.inputs if is_stored(x)]
     return node.op_type in _SCALINGS and bool(sizes) and (max(sizes) == 1 or not _is_dynamic(graph))
 
 
-def _feeds_convolution(graph: Graph, q: NodeProto) -> bool:
+def _feeds_convolution(graph: Graph, q: ir.Node) -> bool:
     pairs = [dq for dq in graph.readers(q) if dq.op_type == "DequantizeLinear"]
     return any(_is_int8_convolution(graph, node) for dq in pairs for node in graph.sinks(dq))
 
@@ -109,40 +110,42 @@ def _int8_moved(graph: Graph) -> Hits:
 
 def _has_concat(graph: Graph) -> bool:
     """Whether OpenVINO has a Concat in its graph: one of the file's, or of the shape of a Flatten."""
-    inner = (attribute(node, "axis", 1) not in (0, 1) for node in graph.of("Flatten"))
+    inner = (integer(node, "axis", 1) not in (0, 1) for node in graph.of("Flatten"))
     joins = (not _is_dissolved(graph, concat) for concat in graph.of("Concat"))
     return any(joins) or (not graph.has_fixed_inputs and any(inner))
 
 
-def _is_dissolved(graph: Graph, concat: NodeProto) -> bool:
+def _is_dissolved(graph: Graph, concat: ir.Node) -> bool:
     """Whether it joins sizes, which OpenVINO computes at load: fixed ones, or for a Reshape as they were read."""
-    parts = [x for x in concat.input if not graph.is_constant(x)]
+    parts = [x for x in concat.inputs if not is_stored(x)]
     if not all(_is_size(graph, x, (*_READS_SIZE, *_COMPUTES_SIZE)) for x in parts):
         return False
-    readers = [*graph.readers(concat), *([None] if graph.outputs & set(concat.output) else [])]
-    reshapes = all(r is not None and r.op_type == "Reshape" and r.input[1] in concat.output for r in readers)
+    readers = [*graph.readers(concat), *([None] if is_output(concat) else [])]
+    reshapes = all(
+        r is not None and r.op_type == "Reshape" and r.inputs[1] in concat.outputs for r in readers
+    )
     return graph.has_fixed_inputs or (reshapes and all(_is_size(graph, x, _READS_SIZE) for x in parts))
 
 
-def _is_size(graph: Graph, tensor: str, through: tuple[str, ...]) -> bool:
-    maker = graph.source(tensor, through=through)
-    return maker is not None and maker.op_type in ("Shape", "Size")
+def _is_size(graph: Graph, value: ir.Value | None, through: tuple[str, ...]) -> bool:
+    node = graph.source(value, through=through)
+    return node is not None and node.op_type in ("Shape", "Size")
 
 
-def _is_dense(graph: Graph, node: NodeProto) -> bool:
+def _is_dense(graph: Graph, node: ir.Node) -> bool:
     """Whether it is a convolution of one group, with integer weights."""
-    return node.op_type == "Conv" and attribute(node, "group", 1) == 1 and _has_int8_weight(graph, node)
+    return node.op_type == "Conv" and integer(node, "group", 1) == 1 and _has_int8_weight(graph, node)
 
 
 def _without_bias(graph: Graph) -> Hits:
     if not _is_dynamic(graph):
         return
     for conv in graph.of(*CONVOLUTIONS):
-        bias = graph.array(conv.input[2]) if len(conv.input) > 2 and conv.input[2] else np.zeros(())
+        bias = np.zeros(()) if input_of(conv, 2) is None else graph.array(conv.inputs[2])
         if bias is None or bias.any() or not graph.runs_quantized(conv):
             continue
         readers = graph.readers(conv)
-        kinds = [reader.op_type for reader in readers] + [""] * bool(graph.outputs & set(conv.output))
+        kinds = [reader.op_type for reader in readers] + [""] * bool(is_output(conv))
         carried = [kind in _CARRIED_FROM_LAYER for kind in kinds]
         if len(kinds) > 1 and ((any(carried) and not all(carried)) or set(kinds) & set(ARITHMETIC)):
             yield (conv, *readers)
@@ -150,10 +153,10 @@ def _without_bias(graph: Graph) -> Hits:
 
 def _padded_average(graph: Graph) -> Hits:
     for pool in graph.of("AveragePool"):
-        dq = graph.producer(pool.input[0])
-        if dq is None or dq.op_type != "DequantizeLinear" or not _counts_padding(pool):
+        dq = made_by(pool.inputs[0], "DequantizeLinear")
+        if dq is None or not _counts_padding(pool):
             continue
-        zero, q = graph.zero_point(dq), graph.producer(dq.input[0])
+        zero, q = graph.zero_point(dq), maker(dq.inputs[0])
         if zero is not None and zero.any():
             yield (dq, pool)
         elif q is not None and graph.int_type(dq) == "int8":
@@ -162,28 +165,27 @@ def _padded_average(graph: Graph) -> Hits:
                 yield (dq, pool)
 
 
-def _counts_padding(pool: NodeProto) -> bool:
-    padded = any(any(a.ints) for a in pool.attribute if a.name == "pads")
-    return padded and attribute(pool, "count_include_pad", 0) == 1
+def _counts_padding(pool: ir.Node) -> bool:
+    return any(integers(pool, "pads")) and integer(pool, "count_include_pad", 0) == 1
 
 
 def _rounded_average(graph: Graph) -> Hits:
     for pool in graph.of("AveragePool"):
         layers = [node for node in graph.sinks(pool) if node is not None and node.op_type in CONVOLUTIONS]
-        if graph.is_dequantized(pool.input[0]):
+        if graph.is_dequantized(pool.inputs[0]):
             yield from ((pool, layer) for layer in layers if _has_int8_weight(graph, layer))
 
 
 def _maximum(graph: Graph) -> Hits:
     for node in graph.of(*EXTREMA):
-        if node.op_type != "ReduceMin" and graph.is_dequantized(node.input[0]):
+        if node.op_type != "ReduceMin" and graph.is_dequantized(node.inputs[0]):
             continue
         readers = graph.readers(node)
-        if len(readers) == 1 and not graph.outputs & set(node.output) and _reaches_int8(graph, node):
+        if len(readers) == 1 and not is_output(node) and _reaches_int8(graph, node):
             yield (node, *readers)
 
 
-def _reaches_int8(graph: Graph, node: NodeProto) -> bool:
+def _reaches_int8(graph: Graph, node: ir.Node) -> bool:
     """Whether a Q comes behind, before any layer, and a layer behind that."""
     seen: set[int] = set()
     waiting = [node]
@@ -203,12 +205,12 @@ def _gathered_rows(graph: Graph) -> Hits:
     if not _is_dynamic(graph):
         return
     for reshape in graph.of("Reshape"):
-        shape, maker = graph.array(reshape.input[1]), graph.source(reshape.input[0], through=("Relu",))
-        if shape is None or maker is None:
+        shape, node = graph.array(reshape.inputs[1]), graph.source(reshape.inputs[0], through=("Relu",))
+        if shape is None or node is None:
             continue
-        width = _scaled_width(graph, maker)
+        width = _scaled_width(graph, node)
         if width and gathers_rows(width, [int(n) for n in shape]):
-            yield (maker, reshape)
+            yield (node, reshape)
 
 
 def gathers_rows(width: int, sizes: Iterable[int]) -> bool:
@@ -221,38 +223,38 @@ def gathers_rows(width: int, sizes: Iterable[int]) -> bool:
     return batch == -1 and len(rest) > 1 and rest[0] >= width and prod(rest) != width
 
 
-def _scaled_width(graph: Graph, node: NodeProto) -> int:
+def _scaled_width(graph: Graph, node: ir.Node) -> int:
     """Columns of a matrix whose last operation is a scale per column; 0 for anything else."""
     if node.op_type in _LINEAR:
-        is_matrix = node.op_type == "Gemm" or _is_matrix(graph, node.input[0])
-        bare = len(node.input) < 3 and _has_int8_weight(graph, node)
+        is_matrix = node.op_type == "Gemm" or _is_matrix(graph, node.inputs[0])
+        bare = len(node.inputs) < 3 and _has_int8_weight(graph, node)
         return _columns(graph, node) if is_matrix and bare else 0
-    constants = [x for x in node.input if graph.is_constant(x)]
+    constants = [x for x in node.inputs if is_stored(x)]
     if node.op_type not in ("Mul", "Div", "BatchNormalization") or not constants:
         return 0
-    layer = graph.source(node.input[0], through=("Relu",))
+    layer = graph.source(node.inputs[0], through=("Relu",))
     fused = layer is not None and (
         layer.op_type == "Gemm" or (layer.op_type == "MatMul" and node.op_type == "BatchNormalization")
     )
-    return 0 if fused or not _is_matrix(graph, node.input[0]) else prod(graph.shape(constants[0]))
+    return 0 if fused or not _is_matrix(graph, node.inputs[0]) else prod(stored_shape(constants[0]))
 
 
-def _is_matrix(graph: Graph, tensor: str) -> bool:
+def _is_matrix(graph: Graph, value: ir.Value | None) -> bool:
     """Whether it was reshaped to two dimensions, before elementwise operators and linear layers."""
-    node = graph.producer(tensor)
+    node = maker(value)
     while node is not None:
         if node.op_type in ("Reshape", "Flatten", "Gemm"):
-            return node.op_type != "Reshape" or graph.shape(node.input[1]) == (2,)
+            return node.op_type != "Reshape" or stored_shape(node.inputs[1]) == (2,)
         if node.op_type in (*MOVES, *CONVOLUTIONS, *POOLS):
             return False
-        node = graph.producer(node.input[0])
+        node = maker(node.inputs[0])
     return False
 
 
-def _columns(graph: Graph, layer: NodeProto) -> int:
-    maker = graph.source(layer.input[1])
-    shape = graph.shape(maker.input[0]) if maker is not None else ()
-    turned = attribute(layer, "transB", 0) == 1 or graph.producer(layer.input[1]) is not maker
+def _columns(graph: Graph, layer: ir.Node) -> int:
+    dq = graph.source(layer.inputs[1])
+    shape = stored_shape(dq.inputs[0]) if dq is not None else ()
+    turned = integer(layer, "transB", 0) == 1 or maker(layer.inputs[1]) is not dq
     return 0 if len(shape) != 2 else shape[0 if turned else 1]
 
 
@@ -263,7 +265,7 @@ def _unclipped(graph: Graph) -> Hits:
             continue
         info = np.iinfo(kind)
         below, above = int(zero) - int(info.min), int(info.max) - int(zero)
-        clamp = graph.source(q.input[0])
+        clamp = graph.source(q.inputs[0])
         nonnegative = clamp is not None and clamp.op_type in CLAMPS and graph.is_nonnegative(clamp)
         if abs(below - above) > 1 and not (nonnegative and below <= above):
             yield (q,)
@@ -272,13 +274,13 @@ def _unclipped(graph: Graph) -> Hits:
 def _shared_zero_points(graph: Graph) -> Hits:
     if not _is_dynamic(graph):
         return
-    layers: dict[str, dict[bool, NodeProto]] = {}
+    layers: dict[ir.Value | None, dict[bool, ir.Node]] = {}
     for dq in graph.of("DequantizeLinear"):
-        if len(dq.input) < 3 or not graph.is_weight(dq) or graph.int_type(dq) == "int32":
+        if len(dq.inputs) < 3 or not graph.is_weight(dq) or graph.int_type(dq) == "int32":
             continue
         for layer in graph.sinks(dq, through=MOVES):
             if layer is not None and layer.op_type in WEIGHTED:
-                layers.setdefault(dq.input[2], {}).setdefault(layer.op_type in CONVOLUTIONS, layer)
+                layers.setdefault(dq.inputs[2], {}).setdefault(layer.op_type in CONVOLUTIONS, layer)
     for found in layers.values():
         if len(found) == 2:
             yield (found[True], found[False])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from onnx import NodeProto
+import onnx_ir as ir
 
 from qzoo.export.lint.graph import Graph
 
 ORT, OV, TRT = "onnxruntime", "openvino", "tensorrt"
 EVERY = (ORT, OV, TRT)
 
-Hits = Iterator[tuple[NodeProto, ...]]
+Hits = Iterator[tuple[ir.Node, ...]]
 
 
 @dataclass(frozen=True)

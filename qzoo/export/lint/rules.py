@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import NodeProto
+import onnx_ir as ir
 
 from qzoo.export.lint.activations import RULES as ACTIVATIONS
 from qzoo.export.lint.graph import Graph
@@ -16,6 +16,6 @@ from qzoo.export.lint.types import RULES as TYPES
 RULES: tuple[Rule, ...] = (*LAYERS, *ACTIVATIONS, *MOVES, *ISLANDS, *TYPES, *OPENVINO)
 
 
-def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[NodeProto, ...]]]:
+def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[ir.Node, ...]]]:
     """The places of every rule for a target; of all rules for None."""
     return {rule: list(rule.find(graph)) for rule in RULES if target is None or target in rule.targets}

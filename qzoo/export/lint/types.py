@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import NodeProto
+import onnx_ir as ir
 
+from qzoo.export.graph import made_by, maker
 from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
@@ -15,11 +16,11 @@ _BYTE = ("int8", "uint8")
 _SIGNED_WITHOUT_LIMITS = ("float8e4m3fn", "float8e5m2", "int4")
 
 
-def _activations(graph: Graph) -> list[NodeProto]:
+def _activations(graph: Graph) -> list[ir.Node]:
     return [q for q in graph.of("QuantizeLinear") if not graph.is_weight(q)]
 
 
-def _weights(graph: Graph) -> list[NodeProto]:
+def _weights(graph: Graph) -> list[ir.Node]:
     """DQ of stored weights, not of biases."""
     pairs = (dq for dq in graph.of("DequantizeLinear") if graph.is_weight(dq))
     return [dq for dq in pairs if graph.int_type(dq) != "int32"]
@@ -48,7 +49,7 @@ def _weight_zero_point(graph: Graph) -> Hits:
 def _saturating(graph: Graph) -> Hits:
     """Weights beyond 7 bits that meet activations of uint8, where this machine's kernels cut the sums off."""
     for dq in _weights(graph) if saturates() else ():
-        stored = graph.array(dq.input[0]) if graph.int_type(dq) == "int8" else None
+        stored = graph.array(dq.inputs[0]) if graph.int_type(dq) == "int8" else None
         if stored is not None and stored.size and int(np.abs(stored.astype(np.int16)).max()) > 64:
             yield (dq,)
 
@@ -74,21 +75,21 @@ def _odd_activation(graph: Graph) -> Hits:
 
 def _dropped_relu(graph: Graph) -> Hits:
     for q in _activations(graph):
-        clamp = graph.source(q.input[0], through=CARRIED_IN_ORT)
+        clamp = graph.source(q.inputs[0], through=CARRIED_IN_ORT)
         if clamp is not None and clamp.op_type in CLAMPS and graph.int_type(q) in _SIGNED_WITHOUT_LIMITS:
             yield (clamp, q)
 
 
 def _narrow_convolution(graph: Graph) -> Hits:
     for node in graph.of("Conv", "ConvTranspose"):
-        dq = graph.producer(node.input[1])
-        if dq is not None and dq.op_type == "DequantizeLinear" and graph.int_type(dq) not in ("", *_BYTE):
+        dq = made_by(node.inputs[1], "DequantizeLinear")
+        if dq is not None and graph.int_type(dq) not in ("", *_BYTE):
             yield (dq, node)
 
 
 def _narrow_product(graph: Graph) -> Hits:
     for node in graph.of("MatMul", "Gemm"):
-        dq = graph.producer(node.input[1])
+        dq = maker(node.inputs[1])
         if dq is not None and graph.runs_quantized(node) and graph.int_type(dq).endswith(("int4", "int2")):
             yield (dq, node)
 
