@@ -217,6 +217,7 @@ def multiply_rows(model: ir.Model) -> None:
         if (
             dq.op_type != "DequantizeLinear"
             or weight_dq is None
+            or weight_dq.op_type != "DequantizeLinear"
             or total.op_type != "Add"
             or out.is_graph_output()
         ):

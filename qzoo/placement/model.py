@@ -269,7 +269,9 @@ class _Builder:
         quantizer.symmetric = symmetric and not nonnegative
         adopt(self.scheme, quantizer, want.role, nonnegative)
         for value in values:
-            self.members[self.classes.of(value)].append(quantizer)
+            # The signed range of a concatenation is none of a part that is never negative.
+            if self.classes.is_nonnegative(value) == nonnegative:
+                self.members[self.classes.of(value)].append(quantizer)
         return quantizer
 
     def _replace(self, operation: Operation) -> None:

@@ -72,6 +72,7 @@ class _Decision:
     def __init__(self, trace: Trace, skipped: set[str]) -> None:
         self.trace, self.skipped = trace, skipped
         self.wants = Wants()
+        self.signs: dict[Value, bool] = {}
         self.depth = _depths(trace)
         for operation in trace.operations:
             self._want_operands(operation)
@@ -221,6 +222,8 @@ class _Decision:
             # The export merges a Pad of zeros with the convolution behind.
             carried = operator.onnxruntime == CARRIED or operator.name == "Pad"
             if carried and len(value.readers) == 1 and not value.returned:
+                if any(self._joins_signed(made) for made in reader.outputs):
+                    self._set(reader, place, "activation", True)
                 for made in reader.outputs:
                     self._quantize(made)
             elif operator.kind in ("move", "extremum") or operator.name == "Resize":
@@ -240,6 +243,18 @@ class _Decision:
     def _leave(self, operation: Operation, reason: str) -> None:
         where = operation.stack[-1][0] if operation.stack else ""
         self.wants.left.setdefault(f"{where}.{operation.function.name}".strip("."), reason)
+
+    def _joins_signed(self, value: Value) -> bool:
+        """Whether a value that is never negative is joined with others that may be.
+
+        Their common range is signed, and ONNX Runtime computes a ReLU with its layer only before an unsigned one: it
+        needs a Q of its own before the values are moved.
+        """
+        return is_nonnegative(value, self.signs) and any(
+            operator_of(reader).kind == "join"
+            and not all(v is None or is_nonnegative(v, self.signs) for v in reader.operands)
+            for reader, _ in value.readers
+        )
 
     def _want_result(self) -> None:
         for operation in reversed(self.trace.operations):

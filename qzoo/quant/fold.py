@@ -104,9 +104,11 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
         del trace  # all activations of the network; what follows reuses their memory
         for pair in pairs:
             layer, norm, x = modules[pair.layer], modules[pair.norm], inputs.pop(pair.layer)
-            before, rest = norm(_rows(layer, layer(x))), _rest(norm)
-            _fold_pair(pair.layer, layer, norm)
-            _check_pair(pair, before, rest(_rows(layer, layer(x))))
+            rest = _rest(norm)
+            with _unquantized(rest):
+                before = norm(_rows(layer, layer(x)))
+                _fold_pair(pair.layer, layer, norm)
+                _check_pair(pair, before, rest(_rows(layer, layer(x))))
             model.set_submodule(pair.norm, rest)
     return pairs
 
@@ -200,6 +202,20 @@ def _rest(norm: nn.Module) -> nn.Module:
     """What a BatchNorm does beyond normalizing: timm's have dropout and activation as children, in this order."""
     children = list(norm.children())
     return nn.Sequential(*children) if children else nn.Identity()
+
+
+@contextmanager
+def _unquantized(activation: nn.Module) -> Iterator[None]:
+    """No quantizer of the activation rounds within: a difference in the last place would become one of a level."""
+    quantizers = [module for module in activation.modules() if isinstance(module, TensorQuantizer)]
+    before = [quantizer.switches for quantizer in quantizers]
+    for quantizer in quantizers:
+        quantizer.switches = quantizer.switches._replace(quant=False, clip=False)
+    try:
+        yield
+    finally:
+        for quantizer, switches in zip(quantizers, before, strict=True):
+            quantizer.switches = switches
 
 
 def _has_statistics(module: nn.Module) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -53,9 +55,22 @@ def share_in_onnxruntime(path: Path, image: Tensor) -> float:
     return _share(_onnxruntime_layers(path, image))
 
 
+def _weights(path: Path) -> dict[str, list[int]]:
+    """Shapes of the weights of convolutions, by node. A profile lacks those that ONNX Runtime has packed."""
+    graph = onnx.load(path).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    return {
+        node.name: shapes[source.get(node.input[1], node.input[1])]
+        for node in graph.node
+        if node.op_type == "Conv"
+    }
+
+
 def _onnxruntime_layers(path: Path, image: Tensor) -> Iterator[tuple[int, bool]]:
     from qzoo.runtimes.sessions import onnxruntime_session
 
+    weights = _weights(path)
     session = onnxruntime_session(str(path), 1, profile=path.with_suffix(".profile"))
     session.run(None, {session.get_inputs()[0].name: image.numpy()})
     for event in json.loads(Path(session.end_profiling()).read_text()):
@@ -68,8 +83,8 @@ def _onnxruntime_layers(path: Path, image: Tensor) -> Iterator[tuple[int, bool]]
             for side in ("input", "output")
         )
         if "Conv" in op:
-            weight = given[3] if op == "QLinearConv" else given[1]
-            yield math.prod(made[0]) * math.prod(weight[1:]), op in _INT8
+            name = re.sub(r"(_token_\d+|_nchwc)*_kernel_time$", "", event["name"])
+            yield math.prod(made[0]) * math.prod(weights[name][1:]), op in _INT8
         elif "Gemm" in op or "MatMul" in op:
             yield math.prod(made[0]) * given[0][-1], op in _INT8
 

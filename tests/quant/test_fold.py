@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qzoo.errors import QuantizationError
 from qzoo.quant import ops
 from qzoo.quant.fold import Pair, fold_batchnorm_
-from qzoo.quant.nn import QuantConv2d, QuantConvTranspose2d, QuantLinear
+from qzoo.quant.nn import QuantConv2d, QuantConvTranspose2d, QuantLinear, TensorQuantizer
 from qzoo.quant.tensor_quant import QuantDescriptor
 
 WEIGHT = QuantDescriptor(8, axis=0, narrow_range=True)
@@ -235,3 +235,19 @@ def test_timms_batchnorm_leaves_its_activation() -> None:
     assert len(fold_batchnorm_(model, x)) == 1
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
+def test_quantizers_of_the_activation_do_not_disturb_the_check() -> None:
+    """A difference in the last place may cross the border between two levels."""
+    from timm.layers import BatchNormAct2d
+
+    layer, norm = nn.Conv2d(3, 256, 1), BatchNormAct2d(256, act_layer=nn.Identity)
+    randomize(norm)
+    quantizer = TensorQuantizer(QuantDescriptor(2))
+    model, x = nn.Sequential(layer, norm).eval(), torch.randn(1, 3, 1, 1)
+    with torch.no_grad():
+        norm.bias += 0.5 - model(x).flatten()  # every value is on the border of two levels, up to rounding
+    quantizer.amax = 1.0
+    norm.act = nn.Sequential(quantizer)
+    assert len(fold_batchnorm_(model, x)) == 1
+    assert quantizer.is_on
