@@ -44,7 +44,7 @@ def _int8_joined(graph: Graph) -> Hits:
             found = [q for q in sources if q is not None and graph.int_type(q) == "int8"]
             if found and None not in sources:
                 yield (found[0], concat)
-        path = _path_to_q(graph, concat)
+        path = _fused_path(graph, concat)
         if path and graph.int_type(path[-1]) == "int8" and _feeds_convolution(graph, path[-1]):
             yield (concat, *path)
 
@@ -73,7 +73,7 @@ def _quantizer(graph: Graph, value: ir.Value | None) -> ir.Node | None:
     return None
 
 
-def _path_to_q(graph: Graph, node: ir.Node) -> list[ir.Node]:
+def _fused_path(graph: Graph, node: ir.Node) -> list[ir.Node]:
     """ReLU and scaling by constants that OpenVINO fuses with the Q behind; ends with the Q."""
     path: list[ir.Node] = []
     while len(readers := graph.readers(node)) == 1 and not is_output(node):
