@@ -22,10 +22,10 @@ __all__ = ["Conv2dSame", "activation_quantizer", "conv2d", "init_weights", "line
 def conv2d(
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     *,
     stride: int = 1,
-    padding: int | str = 0,
+    padding: int | tuple[int, int] | str = 0,
     groups: int = 1,
     bias: bool = False,
     quantize: Scheme | None = None,
@@ -54,7 +54,7 @@ def conv2d(
         quantize = quantize.edge
     float_class, quant_class = nn.Conv2d, QuantConv2d
     if padding == "same":
-        if stride == 1 and kernel_size % 2 == 1:
+        if stride == 1 and isinstance(kernel_size, int) and kernel_size % 2 == 1:
             padding = kernel_size // 2  # the rule is symmetric here, whatever the input's size
         else:
             padding, float_class, quant_class = 0, Conv2dSame, QuantConv2dSame

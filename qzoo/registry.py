@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import warnings
@@ -54,6 +55,7 @@ class FloatWeights:
         revision: commit of the Hub repository; "" is its default branch, for a file whose whole SHA-256 is known.
         key_map: renames a foreign state dict's keys, where they differ from the model's.
         license: SPDX identifier of the weights' licence.
+        top1: the publisher's accuracy on the data of ``labels``, in percent; None where none is recorded here.
 
     Example:
         >>> FloatWeights(("hf:timm/resnet18.tv_in1k/model.safetensors",), license="bsd-3-clause").labels
@@ -67,6 +69,38 @@ class FloatWeights:
     labels: str = "imagenet-1k"
     license: str = "apache-2.0"
     key_map: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    top1: float | None = None
+
+
+def torchvision_weights(
+    file: str, top1: float, *, size: int = 224, resize: int = 256, interpolation: str = "bilinear"
+) -> FloatWeights:
+    """Describe ImageNet weights that torchvision publishes.
+
+    Args:
+        file: its name at download.pytorch.org/models; it ends in the first digits of its SHA-256, which are all that
+            is published of it; eight are recorded.
+        top1: accuracy on ImageNet's validation images, in percent, from the ``meta`` of torchvision's weights.
+        size: height and width of the images, which are cut from the middle.
+        resize: the length of the short side before that.
+        interpolation: of the resize.
+
+    Returns:
+        The description.
+
+    Example:
+        >>> from qzoo.registry import torchvision_weights
+        >>> torchvision_weights("vgg11-8a719046.pth", 69.02).sha256
+        ('8a719046',)
+    """
+    return FloatWeights(
+        (f"https://download.pytorch.org/models/{file}",),
+        (file.removesuffix(".pth").rpartition("-")[2][:8],),
+        # Rounded down: three digits give back the side that torchvision names.
+        preprocessing=Preprocessing((3, size, size), math.floor(1000 * size / resize) / 1000, interpolation),
+        license="bsd-3-clause",
+        top1=top1,
+    )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from qzoo.export.graph import (
     input_of,
     integer,
     integers,
+    is_output,
     maker,
     node_like,
     nodes_of,
@@ -98,6 +99,20 @@ def use_global_pooling(model: ir.Model) -> None:
         pool.outputs[0].shape = ir.Shape([x.shape[0], x.shape[1], 1, 1])
         flat = node_like("Flatten", [pool.outputs[0]], like=node, result=out, axis=1)
         replace_by(model, node, [pool] if integer(node, "keepdims", 1) else [pool, flat])
+
+
+def drop_pooling_of_one(model: ir.Model) -> None:
+    """Remove an AveragePool over single pixels, which an adaptive pooling to the size at hand becomes.
+
+    It changes nothing, but the layer in front of it would run in float.
+    """
+    for node in nodes_of(model, "AveragePool"):
+        one, x = [1] * len(integers(node, "kernel_shape")), node.inputs[0]
+        unit_stride = integers(node, "strides") in ([], one)
+        padded = any(integers(node, "pads")) or text(node, "auto_pad", "NOTSET") != "NOTSET"
+        if x is None or integers(node, "kernel_shape") != one or not unit_stride or padded or is_output(node):
+            continue
+        replace(model, node, x)
 
 
 def merge_padding(model: ir.Model) -> None:

@@ -13,7 +13,12 @@ from qzoo.export import for_onnxruntime, for_openvino, passes
 
 Rewrite = Callable[[ir.Model], None]
 
-START: tuple[Rewrite, ...] = (passes.use_global_pooling, passes.merge_padding, passes.merge_pairs)
+START: tuple[Rewrite, ...] = (
+    passes.use_global_pooling,
+    passes.drop_pooling_of_one,
+    passes.merge_padding,
+    passes.merge_pairs,
+)
 STORE: dict[str, tuple[Rewrite, ...]] = {
     "int8": (passes.store_integer_weights,),
     "int4": (passes.store_integer_weights, passes.store_4_bits),

@@ -13,11 +13,12 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+import qzoo
 from qzoo.deployment import deploy
 from qzoo.errors import ExportError
 from qzoo.export import export_onnx
 from qzoo.export.formats import NEWEST_OPSET
-from qzoo.export.lint import coverage
+from qzoo.export.lint import coverage, lint
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant import ops, quantize_
@@ -298,3 +299,19 @@ def test_a_model_that_runs_mostly_in_float_is_written_with_a_warning(tmp_path: P
         warnings.simplefilter("error")
         export_onnx(model, path, example=images, target="openvino")
         assert coverage(path, "openvino").share == 1
+
+
+def test_an_adaptive_pooling_that_changes_nothing_is_left_out(tmp_path: Path) -> None:
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(6),
+        nn.Flatten(),
+        nn.Linear(288, 4),
+    ]
+    image = torch.randn(2, 3, 6, 6)
+    model = qzoo.quantize(nn.Sequential(*layers).eval(), image)
+    qzoo.calibrate(model, [image], method="max")
+    path = export_onnx(model, tmp_path / "model.onnx", example=image)
+    assert "AveragePool" not in {node.op_type for node in onnx.load(path).graph.node}
+    assert lint(path, "onnxruntime") == []

@@ -53,8 +53,9 @@ class Case:
             return [self.reference(x) for x in self.inputs]
 
 
-# Transformers have a fixed size of image and no pooling: tests/models/test_vit.py.
-CONVOLUTIONAL = [name for name in registry.list_architectures() if "_patch16_" not in name]
+# Of the other families there is a module of tests each.
+FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet_v2", "efficientnet_lite", "tf_efficientnet_lite")
+CONVOLUTIONAL = [name for name in registry.list_architectures() if name.startswith(FAMILIES)]
 
 
 @pytest.fixture(scope="module", params=[TEMPLATE, *CONVOLUTIONAL])

@@ -1,0 +1,169 @@
+"""What every family is tested for: torchvision's outputs, int8 kernels of two runtimes, and exactness."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import openvino
+import torch
+import torchvision
+from exact import make_exact_
+from references import quantizers, random_state
+from torch import Tensor, nn
+
+import qzoo
+from qzoo.export import export_onnx, lint
+from qzoo.quant.nn import QuantConv2d, QuantLinear
+from qzoo.registry import architecture
+from qzoo.runtimes.ort import OnnxRuntimeRunner
+from qzoo.runtimes.ov import OpenVinoRunner
+from qzoo.scheme import Scheme
+
+LAYERS_OF_OPENVINO = ("Convolution", "FullyConnected", "MatMul")
+
+
+def images(size: int, batch: int = 2, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def off(model: nn.Module) -> nn.Module:
+    """The model with every quantizer off."""
+    for quantizer in quantizers(model).values():
+        quantizer.disable()
+    return model
+
+
+def three(arch: str, theirs: nn.Module | None = None) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """torchvision's network, ours, and ours with quantizers that are off: the same weights, each its own."""
+    entry = architecture(arch)
+    with torch.device("meta"):
+        theirs = theirs or torchvision.models.get_model(arch, weights=None)
+        models = theirs, entry.build(), entry.build(quantize=Scheme())
+    state = random_state(theirs)
+    for model in models:
+        assert list(model.state_dict()) == list(state)
+        own = model.state_dict()  # with the version of its layout, which torchvision's MNASNet asks for
+        own.update({key: value.clone() for key, value in state.items()})
+        model.load_state_dict(own, assign=True)
+    return models[0], models[1], off(models[2])
+
+
+def is_torchvisions_in_eval_and_in_training(
+    arch: str, size: int, training_size: int | None = None, theirs: nn.Module | None = None
+) -> None:
+    """Equal outputs to the bit, and equal statistics after a step of training."""
+    models = three(arch, theirs)
+    count = sum(parameter.numel() for parameter in models[0].parameters())
+    stated = (architecture(arch).build.__doc__ or "").partition(" M parameters")[0].rpartition(" ")[2]
+    assert float(stated) == round(count / 1e6, 1)
+    with torch.inference_mode():
+        expected, *ours = (model.eval()(images(size)) for model in models)
+    assert expected.isfinite().all()
+    assert expected.std() > 1e-3
+    assert all(torch.equal(logits, expected) for logits in ours)
+    outputs = []
+    for model in models:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            outputs.append(model.train()(images(training_size or size)))
+    expected, *ours = (output[0] if isinstance(output, tuple) else output for output in outputs)
+    assert all(torch.equal(logits, expected) for logits in ours)
+    for model in models[1:]:
+        pairs = zip(models[0].state_dict().items(), model.state_dict().values(), strict=True)
+        assert [name for (name, a), b in pairs if not torch.equal(a, b)] == []
+
+
+def calibrated(arch: str, size: int, target: str, exact: bool = True) -> tuple[nn.Module, Tensor]:
+    """A small classifier's random weights, BatchNorm statistics and ranges of the images; exact by construction."""
+    torch.manual_seed(0)
+    model, batch = architecture(arch).build(num_classes=20, quantize=Scheme(target=target)), images(size)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    switches = [(quantizer, quantizer.switches) for quantizer in quantizers(model).values()]
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = None
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.1)
+        if norms:
+            off(model).train()
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
+            model(images(size, 8))
+        for quantizer, kept in switches:
+            quantizer.switches = kept
+        qzoo.calibrate(model.eval(), [batch], method="max")
+        if exact:
+            make_exact_(model, target, batch)
+    return model, batch
+
+
+def runs_in_int8_in_onnxruntime(
+    arch: str, size: int, folder: Path, float_operators: tuple[str, ...] = (), exact: bool = True
+) -> Counter[str]:
+    """Every layer has an integer kernel and nothing but ``float_operators`` is float; equal to the simulation.
+
+    Returns:
+        The executed operators.
+    """
+    model, batch = calibrated(arch, size, "onnxruntime", exact)
+    with torch.inference_mode():
+        expected = model(batch)
+    assert len(expected.unique()) > 5, "a constant output would agree with anything"
+    path = export_onnx(model, folder / "model.onnx", example=batch)
+    assert [str(finding) for finding in lint(path, "onnxruntime")] == []
+    for level in ("none", "all") if exact else ("all",):
+        got = OnnxRuntimeRunner(path, level=level, optimized=folder / "optimized.onnx")(batch)
+        if exact:
+            assert (got - expected).abs().max().item() == 0.0, level
+    ops = Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+    layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules()) - len(_unused(model))
+    assert ops["QLinearConv"] + ops["QGemm"] + ops["QLinearMatMul"] == layers
+    moves = {"Reshape", "Transpose", "Pad", "Split", "Slice", "MaxPool", "NhwcMaxPool"}
+    integer = {op for op in ops if op.startswith(("QLinear", "QGemm"))}
+    assert ops.keys() - integer - moves - {"QuantizeLinear", "DequantizeLinear"} == set(float_operators)
+    if not float_operators:
+        assert (ops["QuantizeLinear"], ops["DequantizeLinear"]) == (1, 1)
+    return ops
+
+
+def runs_in_int8_in_openvino(arch: str, size: int, folder: Path, exact: bool = True) -> None:
+    """Every layer reads 8-bit integers in the graph that OpenVINO executes; equal to the simulation."""
+    model, batch = calibrated(arch, size, "openvino", exact)
+    first = next(q for q in quantizers(model).values() if q.role == "input")
+    batch = (batch / first.step_size).round() * first.step_size  # OpenVINO rounds the image differently
+    with torch.inference_mode():
+        expected = model(batch)
+    path = export_onnx(model, folder / "model.onnx", example=batch, target="openvino")
+    assert [str(finding) for finding in lint(path, "openvino")] == []
+    run = OpenVinoRunner(path)
+    if exact:
+        assert torch.equal(run(batch), expected)
+    precisions = [
+        _precision(op)
+        for op in run.compiled.get_runtime_model().get_ordered_ops()
+        if op.get_rt_info()["layerType"].astype(str) in LAYERS_OF_OPENVINO
+    ]
+    layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules()) - len(_unused(model))
+    assert len(precisions) == layers
+    assert set(precisions) <= {"u8", "i8"}
+
+
+def _precision(op: openvino.Node) -> str:
+    """Of a layer's input."""
+    source = op.input(0).get_source_output().get_node().get_rt_info()
+    return source["outputPrecisions"].astype(str).split(",")[0]
+
+
+def _unused(model: nn.Module) -> list[str]:
+    """Auxiliary classifiers' layers, which inference leaves out."""
+    heads = [(n, m) for n, m in model.named_modules() if n.lower().startswith("aux") and "." in n]
+    return [name for name, module in heads if isinstance(module, QuantConv2d | QuantLinear)]
+
+
+def is_clean_for_tensorrt(arch: str, size: int, folder: Path) -> None:
+    model, batch = calibrated(arch, size, "tensorrt", exact=False)
+    path = export_onnx(model, folder / "model.onnx", example=batch, target="tensorrt")
+    assert [str(finding) for finding in lint(path, "tensorrt")] == []
