@@ -49,6 +49,7 @@ _ROWS: tuple[tuple[str, str], ...] = (
     ("Gemm", "linear"),
     ("MatMul", "matmul __matmul__ bmm mm"),
     ("MatMul", "scaled_dot_product_attention"),
+    ("MatMul", "einsum"),
     ("MatMul", "multi_head_attention_forward"),
     ("Add", "add __add__ __radd__ __iadd__ add_"),
     ("Mul", "mul __mul__ __rmul__ __imul__ mul_ multiply"),
@@ -159,6 +160,8 @@ def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if function.name in ("cat", "stack"):
         given = args[0] if args else kwargs.get("tensors", ())
         return list(given)
+    if function.name == "einsum":
+        return list(args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:])
     names = _OPERANDS.get(function.name, ("input",))
     return [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
 
@@ -169,6 +172,8 @@ def replaced(
     """The arguments with other operands."""
     if function.name in ("cat", "stack"):
         return ((values, *args[1:]), kwargs) if args else (args, {**kwargs, "tensors": values})
+    if function.name == "einsum":
+        return (args[0], *values), kwargs
     names = _OPERANDS.get(function.name, ("input",))
     count = min(len(args), len(names))
     rest = {name: value for name, value in zip(names[count:], values[count:], strict=True) if name in kwargs}

@@ -355,7 +355,7 @@ class _Builder:
             name = ""
             if place in wanted:
                 name = self._free(scope, site, wanted[place], place)
-                product = site.function in ("matmul", "scaled_dot_product_attention")
+                product = site.function in ("matmul", "einsum", "scaled_dot_product_attention")
                 module.add_module(name, self._quantizer(wanted[place], values[place], symmetric=product))
             names.append(name)
         for extra in _INSIDE.get(site.function, ()):
@@ -495,7 +495,7 @@ def _name(function: str, role: str, place: int) -> str:
         return _ATTENTION[place]
     if function in ("cat", "stack"):
         return "concat_quantizer"
-    if function in ("mul", "matmul"):
+    if function in ("mul", "matmul", "einsum"):
         return ("left_quantizer", "right_quantizer")[place]
     return "move_quantizer"
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qzoo.errors import QuantizationError
+from qzoo.placement.einsum import product_of
 from qzoo.placement.functions import FUNCTIONS, Function, operands, replaced
 
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -251,7 +252,17 @@ def _products(
     return for_softmax(weights) @ for_value(value)
 
 
+def _einsum(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: dict[str, Any]) -> Tensor:
+    """A product of two tensors, as the product of matrices that runtimes have a kernel for."""
+    values = operands(FUNCTIONS[func], args, kwargs)
+    product = product_of(args[0], values)
+    if product is None or all(_is_idle(quantizer) for quantizer in quantizers):
+        return func(*args, **kwargs)
+    return product(*(quantizer(value) for quantizer, value in zip(quantizers, values, strict=True)))
+
+
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "silu": _silu,
     "scaled_dot_product_attention": _attention,
+    "einsum": _einsum,
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from qzoo.placement.einsum import product_of
 from qzoo.placement.functions import NO_VALUES, Function, function_of, name_of, operands
 
 _NONNEGATIVE = (
@@ -62,7 +63,7 @@ class Operation:
         weight: the name of the parameter that a layer's function was given as its weight, "" where it is none.
         attributes: what its arguments decide: ``nonnegative`` (it never gives a negative number), ``spatial`` (a mean
             of height and width), ``smooth`` (an interpolation that is not to the nearest), ``gather`` (an index),
-            ``negative`` (a padding below zero).
+            ``negative`` (a padding below zero), ``product`` (an einsum that is a product of matrices).
     """
 
     function: Function
@@ -229,6 +230,8 @@ def _attributes(
     found = set()
     if _is_nonnegative(name_of(func).strip("_"), args, kwargs):
         found.add("nonnegative")
+    if function.name == "einsum" and product_of(args[0], operands(function, args, kwargs)) is not None:
+        found.add("product")
     if function.name == "mean" and _is_spatial(args, kwargs):
         found.add("spatial")
     if function.name == "interpolate" and _argument(args, kwargs, 3, "mode", "nearest") != "nearest":

@@ -271,6 +271,8 @@ class _Decision:
 def operator_of(operation: Operation) -> Operator:
     """The ONNX operator that an operation becomes."""
     operator, value = operation.function.operator, operation.operands[0] if operation.operands else None
+    if operation.function.name == "einsum" and "product" not in operation.attributes:
+        return Operator("Einsum", "other", FLOAT, FLOAT, FLOAT)
     rank = len(value.shape) if value is not None else 0
     if operation.function.name == "linear" and rank != 2:
         return OPERATORS["MatMul"]

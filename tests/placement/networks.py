@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -36,7 +35,7 @@ def network(name: str, size: int) -> tuple[nn.Module, Tensor]:
 
 @torch.no_grad()
 def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
-    """Gives BatchNorm the statistics of the images, and no branch a weight of zero."""
+    """Gives BatchNorm the statistics of the images, and no branch or classifier a weight of zero."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = None
@@ -46,6 +45,8 @@ def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.any():
+            module.reset_parameters()
     model.train()(images)
     return model.eval()
 
@@ -90,7 +91,7 @@ def _onnxruntime_layers(path: Path, image: Tensor) -> Iterator[tuple[int, bool]]
 
 
 def share_in_openvino(path: Path, image: Tensor) -> float:
-    """The same of OpenVINO, by the types that enter the layers of the graph that it runs."""
+    """The same of OpenVINO, by the types of the layers of the graph that it runs: the wider of both operands'."""
     return _share(_openvino_layers(path, image))
 
 
@@ -106,8 +107,7 @@ def _openvino_layers(path: Path, image: Tensor) -> Iterator[tuple[int, bool]]:
         if kind not in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):
             continue
         out = math.prod(op.get_output_shape(0))
-        source: Any = op.input(0).get_source_output().get_node().get_rt_info()
-        int8 = source["outputPrecisions"].astype(str).split(",")[0] in ("u8", "i8")
+        int8 = op.get_rt_info()["runtimePrecision"].astype(str) in ("u8", "i8")
         if "onvolution" in kind:
             weight = list(op.input(1).get_shape())
             yield out * math.prod(weight) // op.get_output_shape(0)[1], int8
