@@ -18,6 +18,7 @@ from qzoo.errors import ArgumentError, CheckpointError, QzooError, shown
 from qzoo.fields import decode, encode, like, one_of, parse
 from qzoo.files import coming, sha256_of
 from qzoo.options import (
+    AUTO,
     CORRECTIONS,
     DATA_FREE,
     PERCENTILE,
@@ -106,8 +107,9 @@ class CalibrationRecord:
         equalize: cross-layer equalization came first.
         bias_correction: "none", "analytic" or "empirical".
         smooth: SmoothQuant came first; alpha: its alpha, None for the default.
-        recipe: "best" where :func:`qzoo.ptq.best_recipe` chose all this.
-        held_back: number of calibration images that it compared recipes on.
+        recipe: "best" where :func:`qzoo.ptq.best_recipe` chose all this, "alpha" where only whether and how much to
+            smooth was chosen (:func:`qzoo.ptq.best_alpha`).
+        held_back: number of calibration images that they compared recipes on.
         drop: mixed precision: layers got more bits (``Scheme.layers``) until at most this share of the held-back
             calibration images, in percent, changed its top-1 (:func:`qzoo.ptq.mix_precision`); 0 without it.
         target: whose quantizers the choices and the learned rounding saw.
@@ -126,7 +128,7 @@ class CalibrationRecord:
     equalize: bool = field(default=False, metadata=OPTIONAL)
     bias_correction: str = field(default="none", metadata=OPTIONAL | one_of(*CORRECTIONS))
     smooth: bool = field(default=False, metadata=OPTIONAL)
-    recipe: str = field(default="", metadata=OPTIONAL | one_of("", "best"))
+    recipe: str = field(default="", metadata=OPTIONAL | one_of("", "best", "alpha"))
     held_back: int = field(default=0, metadata=OPTIONAL)
     half: bool = field(default=False, metadata=OPTIONAL)
     drop: float = field(default=0.0, metadata=OPTIONAL)
@@ -143,7 +145,8 @@ class CalibrationRecord:
         """The methods that were asked for: they give the same ranges from the same images."""
         chosen = self.candidates and not self.recipe
         percentile = None if self.percentile == PERCENTILE else self.percentile
-        return self._recipe("auto" if chosen else self.method, percentile)
+        recipe = self._recipe("auto" if chosen else self.method, percentile)
+        return replace(recipe, smooth=True, alpha=AUTO) if self.recipe == "alpha" else recipe
 
     def _recipe(self, method: str, percentile: float | None) -> Recipe:
         values = {f.name: getattr(self, f.name) for f in fields(Recipe)}
@@ -273,7 +276,7 @@ class Config:
         return replace(
             plan,
             recipe=record.asked(),
-            best=bool(record.recipe),
+            best=record.recipe == "best",
             calibration_subset=record.subset or None,
             drop=record.drop,
             target=record.target,

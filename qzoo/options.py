@@ -7,7 +7,7 @@ here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -23,6 +23,7 @@ DATA_FREE = (PROCEDURAL, BATCHNORM)
 ROUNDINGS = ("nearest", "learned", "sequential")
 CORRECTIONS = ("none", "analytic", "empirical")
 WITH_PERCENTILE = ("percentile", "auto")
+AUTO = "auto"
 PERCENTILE = 99.99
 
 
@@ -32,7 +33,7 @@ def _flag(
     *,
     choices: tuple[str, ...] = (),
     always: bool = False,
-    kind: type | None = None,
+    kind: Callable[[str], Any] | None = None,
     name: str = "",
     metavar: str | None = None,
 ) -> Any:
@@ -47,6 +48,11 @@ def _flag(
     """
     metadata = {"help": text, "choices": choices, "always": always, "flag": name, "metavar": metavar}
     return field(default=default, metadata={**metadata, "kind": kind or type(default)})
+
+
+def number_or_auto(text: str) -> float | str:
+    """Read the value of ``--alpha``: a number, or ``auto``."""
+    return text if text == AUTO else float(text)
 
 
 def _check_kinds(options: Any, owner: str = "") -> None:
@@ -146,7 +152,8 @@ class Recipe:
         smooth: SmoothQuant first (:func:`qzoo.ptq.smooth`), for transformers.
         bias_correction: "none", "analytic" or "empirical". Learned rounding corrects the biases already.
         percentile: of the method "percentile", chosen or tried by "auto"; None is 99.99.
-        alpha: of SmoothQuant; None is 0.5.
+        alpha: of SmoothQuant; None is 0.5, "auto" the best of several, and of none, on images held back
+            (:func:`qzoo.ptq.best_alpha`).
 
     Raises:
         ValueError: an unknown value, one of a method that is not used, or images needed by one method and refused by
@@ -173,7 +180,12 @@ class Recipe:
     percentile: float | None = _flag(
         None, "of the methods percentile and auto (default: 99.99)", kind=float, metavar="P"
     )
-    alpha: float | None = _flag(None, "of SmoothQuant, 0 to 1 (default: 0.5)", kind=float)
+    alpha: float | str | None = _flag(
+        None,
+        "of SmoothQuant, 0 to 1 (default: 0.5); auto: what is best on images held back",
+        kind=number_or_auto,
+        metavar="A",
+    )
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -200,8 +212,13 @@ class Recipe:
         if self.alpha is not None:
             if not self.smooth:
                 raise ArgumentError("alpha is SmoothQuant's; give smooth, too, or leave it out")
-            if not 0 <= self.alpha <= 1:
-                raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
+            if self.alpha == AUTO:
+                if self.method not in RANGES:
+                    raise ArgumentError(
+                        f"alpha 'auto' needs one of the methods {', '.join(RANGES)}, not {self.method!r}"
+                    )
+            elif not (isinstance(self.alpha, Real) and 0 <= self.alpha <= 1):
+                raise ArgumentError(f"alpha must be between 0 and 1, or 'auto', not {self.alpha!r}")
 
     def changed(self, given: Mapping[str, Any]) -> Recipe:
         """Copy the recipe with other values. A percentile or an alpha goes with the method that it belongs to."""
@@ -228,8 +245,8 @@ class Recipe:
         return " + ".join(part for part in parts if part)
 
 
-def _with(method: str, number: float | None) -> str:
-    return method if number is None else f"{method} {number:g}"
+def _with(method: str, number: float | str | None) -> str:
+    return method if number is None else f"{method} {plain(number)}"
 
 
 class BuildOptions(TypedDict, total=False):
@@ -244,7 +261,7 @@ class BuildOptions(TypedDict, total=False):
     method: str | None
     percentile: float | None
     smooth: bool | None
-    alpha: float | None
+    alpha: float | str | None
     equalize: bool | None
     rounding: str | None
     bias_correction: str | None

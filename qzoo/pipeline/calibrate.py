@@ -13,10 +13,20 @@ from qzoo.accuracy import broken
 from qzoo.config import CalibrationRecord, Trial, config_of
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
+from qzoo.options import AUTO
 from qzoo.pipeline.measure import finite
 from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, made_on
 from qzoo.pipeline.plan import Job, Plan
-from qzoo.ptq import Choice, Raised, Recipe, apply_recipe, best_recipe, mix_precision, round_biases
+from qzoo.ptq import (
+    Choice,
+    Raised,
+    Recipe,
+    apply_recipe,
+    best_alpha,
+    best_recipe,
+    mix_precision,
+    round_biases,
+)
 from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
 from qzoo.quantizers import set_target
@@ -139,7 +149,11 @@ def quantize_to(
             save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
         return Calibrated(plan.recipe, (), 0, 0)
     raised = mix_precision(model, batches, plan.drop, progress=progress) if plan.drop else None
-    choice = best_recipe(model, batches, progress=progress) if plan.best else None
+    choice = None
+    if plan.best:
+        choice = best_recipe(model, batches, progress=progress)
+    elif plan.recipe.alpha == AUTO:
+        choice = best_alpha(model, batches, plan.recipe, progress=progress)
     recipe = choice.recipe if choice else plan.recipe
     preprocessing = config_of(model).preprocessing
     found = apply_recipe(model, batches, recipe, preprocessing=preprocessing, progress=progress, group=group)
@@ -148,8 +162,9 @@ def quantize_to(
     half = compact(model, example) > 0
     round_biases(model, example)
     calibration = record(found, images, recipe, choice)
+    chosen = "best" if plan.best else "alpha" if choice else ""
     calibration = dataclasses.replace(
-        calibration, half=half, drop=plan.drop, target=plan.target, skipped=skipped
+        calibration, recipe=chosen, half=half, drop=plan.drop, target=plan.target, skipped=skipped
     )
     config = made_on(config_of(model), data, images if found.images else NONE, "calibration")
     config = dataclasses.replace(config, calibration=calibration)
@@ -172,6 +187,5 @@ def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | 
         subset=images.subset if found.images else "",
         images=found.images,
         candidates=tuple(Trial(c.method, finite(c.sqnr_db), c.agreement) for c in tried),
-        recipe="best" if choice else "",
         held_back=choice.held_back if choice else 0,
     )

@@ -7,7 +7,7 @@ The order is ``without_relu6`` and ``equalize``, or ``smooth``, ``qzoo.calibrate
 """
 
 from qzoo.ptq.adaround import adaround
-from qzoo.ptq.apply import RECIPES, Choice, Recipe, apply_recipe, best_recipe
+from qzoo.ptq.apply import RECIPES, Choice, Recipe, apply_recipe, best_alpha, best_recipe
 from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.bias_grid import round_biases
 from qzoo.ptq.data_free import calibrate_data_free
@@ -25,6 +25,7 @@ __all__ = [
     "adaround",
     "adaround_sequential",
     "apply_recipe",
+    "best_alpha",
     "best_recipe",
     "calibrate_data_free",
     "correct_bias",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qzoo.accuracy import Fidelity, evaluating, output_of
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
-from qzoo.options import BATCHNORM, PERCENTILE, PROCEDURAL, Recipe
+from qzoo.options import AUTO, BATCHNORM, PERCENTILE, PROCEDURAL, Recipe
 from qzoo.preprocessing import Preprocessing
 from qzoo.progress import track
 from qzoo.ptq.adaround import adaround
@@ -31,7 +31,7 @@ from qzoo.ptq.procedural import calibrate_procedural, procedural_batches
 from qzoo.ptq.ranges import Calibration, Candidate, calibrate
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
-from qzoo.ptq.smoothquant import ALPHA, smooth
+from qzoo.ptq.smoothquant import ALPHA, ALPHAS, smooth
 from qzoo.quantizers import device_of, quantizers_off
 
 logger = logging.getLogger(__name__)
@@ -45,14 +45,8 @@ RECIPES = (
     Recipe(method="percentile", rounding="sequential"),
     Recipe(method="mse", rounding="sequential"),
 )
-"""What ``best_recipe`` tries first, the cheap ones before the others; then the best behind equalization."""
-
-
-def recipes_for(model: nn.Module) -> tuple[Recipe, ...]:
-    """:data:`RECIPES`; for a model with LayerNorms, a transformer, each also behind SmoothQuant."""
-    if any(isinstance(module, nn.LayerNorm) for module in model.modules()):
-        return RECIPES + tuple(replace(recipe, smooth=True) for recipe in RECIPES)
-    return RECIPES
+"""What ``best_recipe`` tries first, the cheap ones before the others; then the best behind SmoothQuant (transformers)
+and behind equalization."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +114,10 @@ def apply_recipe(
         batches = [batch.to(device_of(model)) for batch in procedural_batches(preprocessing)]
     else:
         batches = [images_of(batch) for batch in loader]
+    if recipe.alpha == AUTO:
+        recipe = best_alpha(model, batches, recipe, progress=progress).recipe
     if recipe.smooth:
-        alpha = ALPHA if recipe.alpha is None else recipe.alpha
+        alpha = ALPHA if recipe.alpha is None else float(recipe.alpha)
         if not smooth(model, batches, alpha=alpha, progress=progress):
             raise CalibrationError(
                 "nothing to smooth: no quantized linear layer reads a LayerNorm; leave smoothing out"
@@ -164,9 +160,9 @@ def best_recipe(
     Args:
         model: with quantizers and float weights, at the target that counts.
         loader: batches of calibration images.
-        recipes: the candidates, each of which needs images; None: :func:`recipes_for` the model, then the best of
-            them behind cross-layer equalization where the model has pairs for it. One that the model refuses is left
-            out, with a warning.
+        recipes: the candidates, each of which needs images; None: :data:`RECIPES`, then the best of them behind
+            SmoothQuant with several alphas where the model has LayerNorms, then the best behind cross-layer
+            equalization where it has pairs for that. One that the model refuses is left out, with a warning.
         held_back: share of the images that the recipes are compared on, the last ones.
         progress: show a progress bar.
 
@@ -205,14 +201,50 @@ def best_recipe(
         tried.append((Candidate.of(str(recipe), fidelity), recipe))
         tried.sort(key=lambda pair: pair[0].rank, reverse=True)
 
-    for recipe in track(recipes_for(model) if recipes is None else recipes, "try recipes", show=progress):
+    for recipe in track(RECIPES if recipes is None else recipes, "try recipes", show=progress):
         attempt(recipe)
     if not tried:
         raise CalibrationError(f"no recipe could be applied: {'; '.join(problems)}")
+    if recipes is None and any(isinstance(module, nn.LayerNorm) for module in model.modules()):
+        for recipe in _smoothed(tried[0][1]):
+            attempt(recipe)
     if recipes is None and can_equalize(model, fit[0][:1]):
         attempt(replace(tried[0][1], equalize=True))
     candidates = tuple(candidate for candidate, _ in tried)
     return Choice(tried[0][1], candidates, sum(map(len, fit)), sum(map(len, check)))
+
+
+def best_alpha(model: nn.Module, loader: Iterable[Any], recipe: Recipe, *, progress: bool = True) -> Choice:
+    """Search the alpha of SmoothQuant: try a recipe without it and with several alphas; the model stays as it is.
+
+    Xiao et al. (2022, arXiv:2211.10438, section 4) search it by model, since it depends on how far the channels of the
+    activations stick out.
+
+    Args:
+        model: with quantizers and float weights, at the target that counts.
+        loader: batches of calibration images; part of them is held back to compare on.
+        recipe: all the rest.
+        progress: show a progress bar.
+
+    Returns:
+        The recipe with the alpha of highest SQNR, or without smoothing, and all candidates.
+
+    Raises:
+        CalibrationError: fewer than two images, or no candidate could be applied.
+
+    Example:
+        >>> from qzoo.models.layers import linear
+        >>> model = torch.nn.Sequential(torch.nn.LayerNorm(28), linear(28, 10, quantize=qzoo.Scheme()))
+        >>> choice = best_alpha(model, loader, Recipe(method="max"), progress=False)
+        >>> sorted(candidate.method for candidate in choice.candidates)
+        ['max', 'smooth 0.15 + max', 'smooth 0.5 + max', 'smooth 0.85 + max']
+    """
+    without = replace(recipe, smooth=False, alpha=None)
+    return best_recipe(model, loader, recipes=(without, *_smoothed(without)), progress=progress)
+
+
+def _smoothed(recipe: Recipe) -> list[Recipe]:
+    return [replace(recipe, smooth=True, alpha=alpha) for alpha in ALPHAS]
 
 
 @torch.no_grad()

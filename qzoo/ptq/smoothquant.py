@@ -25,6 +25,7 @@ from qzoo.quant.nn import QuantLinear, TensorQuantizer
 from qzoo.quantizers import quantizers_off
 
 ALPHA = 0.5
+ALPHAS = (0.15, 0.5, 0.85)  # what is tried where it is searched
 _TOLERANCE = 1e-3  # of the largest output, on the first batch
 
 

@@ -94,7 +94,13 @@ def test_with_layernorm_gelu_and_softmax(make: Make, tmp_path: Path) -> None:
     assert found.agreement == 100
     assert found.layers[0].steps == 0, "the image itself"
     assert max(layer.steps for layer in found.layers) <= 2
-    assert max(layer.differing for layer in found.layers[:2]) < 0.1, "in percent, up to the first softmax"
+    names = [layer.name.removesuffix("._input_quantizer") for layer in found.layers]
+    first = names.index("blocks.0.attn.proj")
+    assert names[:first] == ["patch_embed.proj", "blocks.0.attn.qkv"], "the products have no quantizers here"
+    assert max(layer.differing for layer in found.layers[:first]) < 0.1, "in percent, up to the first softmax"
+    # One value on another level changes a whole token, and that all the others through the softmax.
+    assert max(layer.differing for layer in found.layers[:-1]) < 5
+    assert min(layer.sqnr_db for layer in found.layers) > 40
     OnnxRuntimeRunner(path, optimized=tmp_path / "optimized.onnx")
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert ops["QGemm"] == 10, "the patches, four linear layers a block, and the classifier"

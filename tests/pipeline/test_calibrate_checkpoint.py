@@ -17,6 +17,7 @@ from qzoo.cards.card import card
 from qzoo.config import Config, read_config
 from qzoo.data import load_data
 from qzoo.errors import UnknownModelError
+from qzoo.models.vit import VisionTransformer
 from qzoo.pipeline import calibrate as command
 from qzoo.pipeline.parts import Images
 from qzoo.pipeline.plan import Job, Plan, plan_of
@@ -167,6 +168,26 @@ def test_alpha_is_recorded_and_repeated(tmp_path: Path) -> None:
     assert plan_of(config.name, tmp_path).recipe == recipe
     assert "--method max --smooth --alpha 0.7`" in card(config)
     assert "SmoothQuant (alpha 0.7)" in card(config)
+
+
+def test_a_searched_alpha_is_recorded_and_searched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VisionTransformer.__init__.__kwdefaults__, "depth", 1)  # type: ignore[arg-type]
+    name, image = "deit_tiny_patch16_224.fb_in1k-w8a8", torch.rand(3, 3, 224, 224)
+    model = qzoo.create_model("deit_tiny_patch16_224", quantize="w8a8", num_classes=10)
+    images = Images("some", "val", "0:3", 3)
+    plan = Plan().changed({"smooth": True, "alpha": "auto", "method": "max"})
+    assert plan.flags() == {"--method": ["max"], "--smooth": [], "--alpha": ["auto"]}
+    done = command.quantize_to(tmp_path, model, [image], images, plan, progress=False)
+    made = read_config(tmp_path).calibration
+    assert made is not None
+    assert (made.recipe, made.held_back, len(made.candidates)) == ("alpha", 1, 4)
+    assert (made.smooth, made.alpha) == (done.recipe.smooth, done.recipe.alpha)
+    assert made.candidates[0].method == str(done.recipe) == str(made.applied())
+    assert read_config(tmp_path).plan.recipe == plan.recipe
+    assert not read_config(tmp_path).plan.best
+    assert "--smooth --alpha auto" in card(dataclasses.replace(read_config(tmp_path), name=name))
 
 
 def test_a_relu_in_place_of_relu6_is_recorded_and_loaded(tmp_path: Path) -> None:

@@ -14,7 +14,17 @@ from qzoo.errors import CalibrationError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.models.vit import VisionTransformer
 from qzoo.preprocessing import Preprocessing
-from qzoo.ptq import RECIPES, Recipe, adaround, apply_recipe, best_recipe, correct_bias, equalize, smooth
+from qzoo.ptq import (
+    RECIPES,
+    Recipe,
+    adaround,
+    apply_recipe,
+    best_alpha,
+    best_recipe,
+    correct_bias,
+    equalize,
+    smooth,
+)
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantConv2d, TensorQuantizer
 from qzoo.scheme import Scheme
@@ -99,7 +109,10 @@ def test_without_data_no_image_is_looked_at(fresh: Pair) -> None:
         ({"method": "mse", "percentile": 99.9}, "is for method percentile or auto, not 'mse'"),
         ({"percentile": 101.0}, "at most 100, not 101"),
         ({"alpha": 0.7}, "alpha is SmoothQuant's"),
-        ({"smooth": True, "alpha": 2.0}, "between 0 and 1, not 2"),
+        ({"smooth": True, "alpha": 2.0}, "between 0 and 1, or 'auto', not 2"),
+        ({"smooth": True, "alpha": "half"}, "between 0 and 1, or 'auto', not 'half'"),
+        ({"smooth": True, "alpha": "auto"}, "'auto' needs one of the methods max.*, not 'auto'"),
+        ({"smooth": True, "alpha": "auto", "method": "procedural"}, "not 'procedural'"),
     ],
 )
 def test_recipes_that_make_no_sense(values: dict, message: str) -> None:
@@ -162,8 +175,44 @@ def transformer() -> VisionTransformer:
 
 def test_transformers_are_tried_with_smoothing_too(caplog: pytest.LogCaptureFixture) -> None:
     choice = best_recipe(transformer(), [torch.rand(4, 3, 224, 224)], progress=False)
-    tried = {candidate.method for candidate in choice.candidates}
-    assert tried == {str(recipe) for recipe in RECIPES} | {f"smooth + {recipe}" for recipe in RECIPES}
+    tried = [candidate.method for candidate in choice.candidates]
+    plain = [name for name in tried if "smooth" not in name]
+    assert sorted(plain) == sorted(map(str, RECIPES))
+    assert {name for name in tried if "smooth" in name} == {
+        f"smooth {a} + {plain[0]}" for a in (0.15, 0.5, 0.85)
+    }
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("outliers", [1, 60])
+def test_alpha_is_searched_on_images_held_back(outliers: int, caplog: pytest.LogCaptureFixture) -> None:
+    model, images = transformer(), torch.rand(5, 3, 224, 224)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.1)
+    with torch.no_grad():
+        model.blocks[0].norm1.weight[[3, 17, 30]] *= outliers
+        model.blocks[0].norm2.weight[[3, 17, 30]] *= outliers
+    exact = VisionTransformer(48, 3, depth=1, num_classes=10)
+    exact.load_state_dict(model.state_dict())
+    recipe = Recipe(method="max", smooth=True, alpha="auto")
+    choice = best_alpha(model, [images], recipe, progress=False)
+    assert (choice.images, choice.held_back) == (4, 1)
+    found = {}
+    for alpha in (None, 0.15, 0.5, 0.85):
+        by_hand = copy.deepcopy(model)
+        if alpha is not None:
+            smooth(by_hand, [images[:4]], alpha=alpha, progress=False)
+        calibrate(by_hand, [images[:4]], progress=False)
+        name = "max" if alpha is None else f"smooth {alpha} + max"
+        found[name] = sqnr(exact.eval(), by_hand, images[4:])
+    assert {c.method: c.sqnr_db for c in choice.candidates} == pytest.approx(found, abs=0.01)
+    assert str(choice.recipe) == max(found, key=found.__getitem__)
+    assert choice.recipe.smooth or outliers == 1, "three channels that stick out are worth smoothing"
+    taken, by_hand = copy.deepcopy(model), copy.deepcopy(model)
+    apply_recipe(taken, [images], recipe, progress=False)
+    apply_recipe(by_hand, [images], choice.recipe, progress=False)
+    assert equal(taken, by_hand)  # type: ignore[arg-type]
     assert not caplog.records
 
 
