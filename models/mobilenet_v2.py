@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
-from qzoo.registry import Family, FloatWeights, register_model
+from qzoo.registry import Family, FloatWeights, register_model, renamed_modules
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{sandler2018mobilenetv2,
@@ -137,6 +137,21 @@ class MobileNetV2(HubMixin, nn.Module):
         return self.output_quantizer(self.classifier(torch.flatten(x, 1)))
 
 
+def timm_names() -> dict[str, str]:
+    """The names of timm's ``mobilenetv2_100``, whose blocks are numbered within their stages, and ours."""
+    names = {"conv_stem": "features.0.0", "bn1": "features.0.1", "classifier": "classifier.1"}
+    blocks = [(stage, i) for stage, (_, _, depth, _) in enumerate(STAGES) for i in range(depth)]
+    for number, (stage, i) in enumerate(blocks, start=1):
+        theirs, ours = ["conv_dw", "bn1", "conv_pw", "bn2"], ["0.0", "0.1", "1", "2"]
+        if stage > 0:
+            theirs = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+            ours = ["0.0", "0.1", "1.0", "1.1", "2", "3"]
+        for layer, own in zip(theirs, ours, strict=True):
+            names[f"blocks.{stage}.{i}.{layer}"] = f"features.{number}.conv.{own}"
+    last = f"features.{len(blocks) + 1}"
+    return names | {"conv_head": f"{last}.0", "bn2": f"{last}.1"}
+
+
 _TV_IN1K = FloatWeights(
     sources=("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",),
     sha256=("b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",),
@@ -148,6 +163,8 @@ _TV_IN1K = FloatWeights(
     {"tv_in1k": _TV_IN1K},
     FAMILY,
     tuning={"epochs": 30, "lr": 0.00045, "weight_decay": 4e-5, "freeze_bn": 0.5},
+    aliases=["mobilenetv2_100"],
+    key_map=renamed_modules(timm_names()),
 )
 def mobilenet_v2(**options: Any) -> MobileNetV2:
     """MobileNetV2, width 1.0: 3.5 M parameters, 0.3 G multiply-adds."""

@@ -198,7 +198,6 @@ _TV_IN1K = FloatWeights(
     sources=("https://download.pytorch.org/models/vit_b_16-c867db91.pth",),
     sha256=("c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9",),
     license="bsd-3-clause",
-    key_map=torchvision_names,
 )
 
 
@@ -214,7 +213,7 @@ def vit_small_patch16_224(**options: Any) -> VisionTransformer:
     return VisionTransformer(384, 6, **options)
 
 
-@register_model({"tv_in1k": _TV_IN1K}, FAMILY)
+@register_model({"tv_in1k": _TV_IN1K}, FAMILY, aliases=["vit_b_16"], key_map=torchvision_names)
 def vit_base_patch16_224(**options: Any) -> VisionTransformer:
     """ViT-B/16: 86.6 M parameters, 224 pixels."""
     return VisionTransformer(768, 12, **options)

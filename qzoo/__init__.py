@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from qzoo.training.loop import train
     from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
     from qzoo.zoo.create import create_model, list_models
+    from qzoo.zoo.floats import load_weights
     from qzoo.zoo.legacy import load_calibrated
 
 __all__ = [
     "create_model",
     "list_models",
     "load_pretrained",
+    "load_weights",
     "save_pretrained",
     "quantize",
     "load_calibrated",
@@ -70,6 +72,7 @@ _MODULE_OF = {
     "create_model": "qzoo.zoo.create",
     "list_models": "qzoo.zoo.create",
     "load_pretrained": "qzoo.zoo.checkpoint",
+    "load_weights": "qzoo.zoo.floats",
     "save_pretrained": "qzoo.zoo.checkpoint",
     "quantize": "qzoo.placement.model",
     "load_calibrated": "qzoo.zoo.legacy",
@@ -119,9 +122,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _architecture(name: str) -> Any:
-    from qzoo.registry import list_architectures, suggest
+    from qzoo.registry import known_names, suggest
 
-    known = list_architectures()
+    known = known_names()
     if name not in known:
         raise AttributeError(f"module 'qzoo' has no attribute {name!r}{suggest(name, [*known, *__all__])}")
     from qzoo.zoo.create import entry_point

@@ -39,6 +39,8 @@ _ARCHITECTURE = re.compile(r"[a-z0-9_]+")
 _ARGUMENTS = ("num_classes", "in_channels", "quantize")
 PLUGINS = "qzoo.models"
 """Group of the entry points whose modules register models: packages that are installed beside qzoo."""
+KeyMap = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Gives a foreign state dict the model's names; what has them already, and what it does not know, stays."""
 _LONGEST = 200  # characters of a name: folders and files are named after it
 
 
@@ -53,7 +55,6 @@ class FloatWeights:
         sha256: for each source the SHA-256 of its file, or a prefix of it (at least 8 hex digits); "" where
             it is not known.
         revision: commit of the Hub repository; "" is its default branch, for a file whose whole SHA-256 is known.
-        key_map: renames a foreign state dict's keys, where they differ from the model's.
         license: SPDX identifier of the weights' licence.
         top1: the publisher's accuracy on the data of ``labels``, in percent; None where none is recorded here.
 
@@ -68,7 +69,6 @@ class FloatWeights:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     labels: str = "imagenet-1k"
     license: str = "apache-2.0"
-    key_map: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     top1: float | None = None
 
 
@@ -101,6 +101,31 @@ def torchvision_weights(
         license="bsd-3-clause",
         top1=top1,
     )
+
+
+def renamed_modules(names: Mapping[str, str]) -> KeyMap:
+    """Make a key map of a table of layers.
+
+    Args:
+        names: the model's name of each layer that has another one elsewhere, by that one.
+
+    Returns:
+        The key map.
+
+    Example:
+        >>> from qzoo.registry import renamed_modules
+        >>> list(renamed_modules({"conv_stem": "features.0.0"})({"conv_stem.weight": 1, "fc.bias": 2}))
+        ['features.0.0.weight', 'fc.bias']
+    """
+
+    def key_map(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        split = {key: key.rpartition(".") for key in state_dict}
+        return {
+            f"{names.get(module, module)}{dot}{entry}": state_dict[key]
+            for key, (module, dot, entry) in split.items()
+        }
+
+    return key_map
 
 
 @dataclass(frozen=True)
@@ -154,6 +179,8 @@ class ModelEntry:
         published: its checkpoints on the Hub, by name.
         tuning: epochs, learning rate and the like of a QAT on ImageNet (:class:`qzoo.options.TrainOptions`); None
             where no schedule is known.
+        aliases: other names of the same network, of torchvision or timm.
+        key_map: from the names of parameters that torchvision, timm or a publisher has and the definition has not.
     """
 
     name: str
@@ -162,6 +189,8 @@ class ModelEntry:
     family: Family = Family()
     tuning: Mapping[str, Any] | None = None
     published: Mapping[str, Pin] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    key_map: KeyMap | None = None
 
     @property
     def default_tag(self) -> str | None:
@@ -210,6 +239,8 @@ def register_model(
     in_channels: int = 3,
     tuning: Mapping[str, Any] | None = None,
     published: Mapping[str, Pin] | None = None,
+    aliases: Iterable[str] = (),
+    key_map: KeyMap | None = None,
 ) -> Callable[[Callable], Callable]:
     """Make a builder function known to the zoo under its own name, as a decorator.
 
@@ -223,6 +254,8 @@ def register_model(
         family: citation, and what its recipes start with.
         num_classes, in_channels: the defaults of a builder that takes ``**options``.
         tuning, published: see :class:`ModelEntry`.
+        aliases: names under which torchvision or timm has the same network; they mean this one wherever names do.
+        key_map: from the names that torchvision or timm gives its parameters, for :func:`qzoo.load_weights`.
 
     Returns:
         The decorator; it returns the builder, which checks its options.
@@ -253,7 +286,14 @@ def register_model(
                 f"the architecture {name!r} is registered anew; its old builder is gone", stacklevel=2
             )
         _entries[name] = ModelEntry(
-            name, build, MappingProxyType(dict(weights or {})), family, tuning, dict(published or {})
+            name,
+            build,
+            MappingProxyType(dict(weights or {})),
+            family,
+            tuning,
+            dict(published or {}),
+            tuple(aliases),
+            key_map,
         )
         return build
 
@@ -367,19 +407,37 @@ def architecture(name: str) -> ModelEntry:
     Raises:
         UnknownModelError: no such architecture; the message suggests near names.
     """
-    _load_families()
+    name = canonical(name)
     if name not in _entries:
         raise UnknownModelError(
-            f"no architecture {shown(name)} in the zoo{suggest(name, _entries)}; for one of your own "
+            f"no architecture {shown(name)} in the zoo{suggest(name, known_names())}; for one of your own "
             "import the module that registers it first (commands: --import FILE)"
         )
     return _entries[name]
 
 
-def list_architectures(pattern: str = "*") -> list[str]:
-    """Names of the architectures that match a shell pattern, in a reader's order (resnet18, resnet101)."""
+def canonical(name: str) -> str:
+    """The zoo's name of an architecture: what an alias stands for, and any other name as it is."""
+    if name in _entries:
+        return name
     _load_families()
-    return sorted(fnmatch.filter(_entries, pattern), key=natural_key)
+    return next((entry.name for entry in _entries.values() if name in entry.aliases), name)
+
+
+def list_architectures(pattern: str = "*") -> list[str]:
+    """Names of the architectures that match a shell pattern, in a reader's order (resnet18, resnet101).
+
+    One whose alias matches is among them, under the zoo's name.
+    """
+    _load_families()
+    names = [name for name, entry in _entries.items() if fnmatch.filter((name, *entry.aliases), pattern)]
+    return sorted(names, key=natural_key)
+
+
+def known_names() -> list[str]:
+    """All that :func:`architecture` knows: names and aliases."""
+    _load_families()
+    return [name for entry in _entries.values() for name in (entry.name, *entry.aliases)]
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -390,6 +448,8 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 def parse_name(name: str) -> ModelName:
     """Split ``arch[.tag][-scheme[_qat]]``; whether the parts exist is for the caller to find out.
 
+    An alias of an architecture becomes its name in the zoo.
+
     Raises:
         UnknownModelError: the text does not have that form.
     """
@@ -397,9 +457,9 @@ def parse_name(name: str) -> ModelName:
     if match is None:
         raise UnknownModelError(
             f"{shown(name)} is not a model name; expected arch, arch.tag or arch.tag-scheme, such as "
-            f"'resnet50', 'resnet50.tv_in1k' or 'resnet50.tv_in1k-w8a8'{suggest(name.lower(), list_architectures())}"
+            f"'resnet50', 'resnet50.tv_in1k' or 'resnet50.tv_in1k-w8a8'{suggest(name.lower(), known_names())}"
         )
-    return ModelName(match["arch"], match["tag"], match["scheme"], bool(match["qat"]))
+    return ModelName(canonical(match["arch"]), match["tag"], match["scheme"], bool(match["qat"]))
 
 
 def is_name(text: str) -> bool:

@@ -249,7 +249,7 @@ def _loaded(config: Config, weights: FloatWeights) -> tuple[Config, dict[str, Te
     """The config with the source that was found, and its tensors."""
     keys = empty_model(config, None).state_dict().keys()
     name = dataclasses.replace(parse_name(config.name), scheme=None, qat=False)
-    state, source = load_float_weights(weights, str(name), keys)
+    state, source = load_float_weights(weights, str(name), keys, architecture(name.arch).key_map)
     return dataclasses.replace(config, float_source=source), state
 
 
@@ -304,9 +304,8 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         for tag, weights in architecture(arch).weights.items():
             if any(not s.startswith("qzoo:") or s.removeprefix("qzoo:") in known for s in weights.sources):
                 names.add(f"{arch}.{tag}")
-    chosen = [
-        n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n.partition(".")[0], pattern)
-    ]
+    matching = list_architectures(pattern)
+    chosen = [n for n in names if fnmatch.fnmatch(n, pattern) or n.partition(".")[0] in matching]
     return sorted(chosen, key=natural_key)
 
 

@@ -3,17 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from qzoo.config import WEIGHTS, Config, FloatSource, config_of, fresh, read_config
 from qzoo.errors import CheckpointError, UnknownModelError
-from qzoo.registry import parse_name
+from qzoo.quantizers import quantizers
+from qzoo.registry import architecture, parse_name
 from qzoo.scheme import Scheme
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
 from qzoo.zoo.create import create_model, float_model, new_config
-from qzoo.zoo.tensors import assign_state
+from qzoo.zoo.sources import read_state, under_own_names
+from qzoo.zoo.tensors import assign_state, check_plain, checked_state
+
+
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
+    """Load float weights under qzoo's, torchvision's or timm's parameter names, all of them or none.
+
+    Ranges of quantizers that the source does not have are forgotten: they were those of the old weights.
+
+    Args:
+        model: of the zoo, float or quantized (:func:`qzoo.create_model`); changed in place.
+        source: a safetensors file, a ``.pth`` file (only tensors are read), or a state dict.
+
+    Returns:
+        The model, in the mode that it was in.
+
+    Raises:
+        CheckpointError: the file can't be read; tensors are missing, unexpected, misshaped or not finite, which the
+            message lists. The model stays as it was.
+
+    Example:
+        >>> weights = model.state_dict()  # or the path of a file
+        >>> network = qzoo.load_weights(qzoo.resnet20(num_classes=10, in_channels=1, quantize=True), weights)
+    """
+    given = isinstance(source, Mapping)
+    where = "the state dict" if given else str(source)
+    state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
+    check_plain(state, where)
+    config = getattr(model, "qzoo_config", None)
+    key_map = architecture(config.architecture).key_map if config is not None and not config.factory else None
+    found = quantizers(model)
+    ranges = {f"{name}.{end}" for name in found for end in ("_amax", "_limits")}
+    weights = {key: value for key, value in state.items() if key not in ranges}
+    own = model.state_dict().keys() - ranges
+    weights = under_own_names(weights, own, key_map)
+    weights |= {key: value for key, value in state.items() if key in ranges}
+    checked = checked_state(model, weights.items(), where, ranges_too=False)
+    for quantizer in found.values():
+        quantizer.reset_amax()
+    model.load_state_dict(checked)
+    return model
 
 
 def open_model(where: str, target: str | None = None) -> nn.Module:

@@ -21,7 +21,15 @@ from pathlib import Path
 from qzoo.config import MAX_BYTES, WEIGHTS, read_config
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.files import sha256_of
-from qzoo.registry import Pin, architecture, list_architectures, natural_key, parse_name, suggest
+from qzoo.registry import (
+    Pin,
+    architecture,
+    is_name,
+    list_architectures,
+    natural_key,
+    parse_name,
+    suggest,
+)
 from qzoo.zoo.downloads import LARGEST, cached_file, check_token, download_into_cache, fits_its_name
 from qzoo.zoo.store import stored
 
@@ -119,9 +127,11 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
         raise CheckpointError("an empty text is no folder and no name; '.' is the current folder")
     if len(text) > _LONGEST:
         raise CheckpointError(f"{text[:40]!r}... is no folder and no name: it has {len(text)} characters")
-    is_name = isinstance(where, str) and "/" not in text and os.sep not in text
+    may_be_name = isinstance(where, str) and "/" not in text and os.sep not in text
     is_folder = os.path.isfile(path / "config.json")
-    if is_name and not is_folder and (local_folders(text) or text in pins()):
+    if may_be_name and not is_folder and is_name(text):
+        text = str(parse_name(text))  # under the zoo's name of its architecture
+    if may_be_name and not is_folder and (local_folders(text) or text in pins()):
         if revision is not None:
             raise ArgumentError(
                 f"{text!r} is a checkpoint's name, which has no revisions; give a Hub repository to choose one"
@@ -136,7 +146,7 @@ def locate(where: str | Path, revision: str | None = None, access: Access = USUA
         )
     if isinstance(where, str) and _REPOSITORY.fullmatch(text):
         return _repository(path, text, revision, access)
-    if is_name:
+    if may_be_name:
         raise UnknownModelError(missing_checkpoint(text))
     address = _ADDRESS.fullmatch(text)
     hint = f"; did you mean {address[1]!r}?" if address else _near(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from qzoo.config import FloatSource
 from qzoo.errors import CheckpointError, HubError, QzooError
 from qzoo.files import exclusive, write_text
-from qzoo.registry import FloatWeights
+from qzoo.registry import FloatWeights, KeyMap
 from qzoo.zoo import hub
 from qzoo.zoo.downloads import LARGEST, downloaded
 from qzoo.zoo.store import home
@@ -24,26 +24,24 @@ from qzoo.zoo.tensors import check_plain
 
 
 def load_float_weights(
-    weights: FloatWeights, name: str, expected: Collection[str]
+    weights: FloatWeights, name: str, expected: Collection[str], key_map: KeyMap | None = None
 ) -> tuple[dict[str, Tensor], FloatSource]:
     """The state dict of the first source that can be had.
 
     Args:
         name: ``arch.tag``, for messages.
-        expected: the model's own keys; a file with other keys goes through ``weights.key_map``.
+        expected: the model's own keys.
+        key_map: what a file with other keys goes through.
 
     Raises:
         HubError: no source could be used; lists each with its reason.
     """
-    names = {key for key in expected if not key.endswith("num_batches_tracked")}  # old files lack these
     reasons = []
     for i, source in enumerate(weights.sources):
         digest = weights.sha256[i] if i < len(weights.sha256) else ""
         try:
             path, revision = find(source, digest, weights.revision)
-            state = read_state(path)
-            if weights.key_map is not None and not names <= set(state):
-                state = weights.key_map(state)
+            state = under_own_names(read_state(path), expected, key_map)
             whole = hub.sha256_of(path)
             if 0 < len(digest) < len(whole):
                 _same_as_first(source, whole, path)
@@ -51,6 +49,16 @@ def load_float_weights(
         except QzooError as error:
             reasons.append(f"\n  {source}: {error}")
     raise HubError(f"the float weights {name} can't be had from any of their sources:{''.join(reasons)}")
+
+
+def under_own_names(
+    state: Mapping[str, Tensor], expected: Collection[str], key_map: KeyMap | None
+) -> dict[str, Tensor]:
+    """A state dict with the model's names: as it is if it has them, else through the key map."""
+    own, found = (
+        {key for key in keys if not key.endswith("num_batches_tracked")} for keys in (expected, state)
+    )  # old files lack these
+    return dict(state) if key_map is None or own == found else key_map(state)
 
 
 def _same_as_first(source: str, sha256: str, path: Path) -> None:

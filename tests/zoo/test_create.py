@@ -396,9 +396,8 @@ def use_sources(
         sha256,
         preprocessing=entry.weights["fmnist"].preprocessing,
         labels="fashion-mnist",
-        key_map=key_map,
     )
-    changed = ModelEntry("resnet20", entry.build, {"fmnist": weights})
+    changed = ModelEntry("resnet20", entry.build, {"fmnist": weights}, key_map=key_map)
     monkeypatch.setitem(registry._entries, "resnet20", changed)
 
 

@@ -1,0 +1,118 @@
+"""Float weights under the names of others: all of them, or a message that says which do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from references import random_state
+from safetensors.torch import save_file
+
+import qzoo
+from qzoo import registry
+from qzoo.errors import CheckpointError, UnknownModelError
+from qzoo.quantizers import quantizers, quantizers_off
+from qzoo.zoo.create import create_model
+
+ALIASES = [
+    (alias, name) for name in registry.list_architectures() for alias in registry.architecture(name).aliases
+]
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return random_state(qzoo.resnet20())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ""])
+def test_own_names_from_a_file_or_a_state_dict(suffix: str, state: dict, tmp_path: Path) -> None:
+    source: Path | dict = tmp_path / f"weights{suffix}" if suffix else state
+    if suffix == ".safetensors":
+        save_file(state, source)
+    elif suffix:
+        torch.save({"state_dict": state}, source)
+    model = qzoo.resnet20(quantize=True)
+    weight = model.conv1.weight
+    assert qzoo.load_weights(model, source) is model
+    assert model.conv1.weight is weight  # an optimizer that has it keeps it
+    assert dict.fromkeys(state, True) == {
+        key: torch.equal(model.state_dict()[key], state[key]) for key in state
+    }
+
+
+def test_ranges_of_other_weights_are_forgotten(state: dict) -> None:
+    model = qzoo.create_model("resnet20.fmnist-w8a8", pretrained=True)
+    saved = model.state_dict()
+    own = {key: value for key, value in saved.items() if not key.endswith("_amax")}
+    assert len(own) < len(saved)
+    qzoo.load_weights(model, own)
+    assert all(quantizer.amax is None for quantizer in quantizers(model).values())
+    qzoo.load_weights(model, saved)  # with its ranges
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert len(model.state_dict()) == len(saved)
+
+
+def test_what_does_not_fit_is_listed_and_the_model_is_as_before(state: dict) -> None:
+    model = qzoo.resnet20()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state["conv1.weight"] = state["conv1.weight"][:3]
+    state["head.bias"] = state.pop("fc.bias")
+    with pytest.raises(CheckpointError) as error:
+        qzoo.load_weights(model, state)
+    for part in ("missing: fc.bias", "unexpected: head.bias", "misshaped: conv1.weight [3, 3, 3, 3]"):
+        assert part in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="can't be read as tensors"):
+        qzoo.load_weights(model, "no-such.pth")
+
+
+@pytest.mark.parametrize(("alias", "name"), [pair for pair in ALIASES if pair[0] in timm.list_models()])
+def test_timms_network_has_the_parameters_of_ours(alias: str, name: str) -> None:
+    entry = registry.architecture(name)
+    with torch.device("meta"):
+        theirs, ours = timm.create_model(alias).state_dict(), entry.build().state_dict()
+    renamed = theirs if entry.key_map is None or theirs.keys() == ours.keys() else entry.key_map(theirs)
+    assert {key: value.shape for key, value in renamed.items()} == {k: v.shape for k, v in ours.items()}
+    if entry.key_map is not None:
+        assert entry.key_map(ours).keys() == ours.keys()  # what has our names already keeps them
+
+
+SMALL = [
+    (alias, name, 64) for alias, name in (("mobilenetv2_100", "mobilenet_v2"), ("mnasnet_050", "mnasnet0_5"))
+]
+
+
+@pytest.mark.parametrize(("alias", "name", "size"), SMALL)
+def test_timms_weights_give_its_outputs(alias: str, name: str, size: int) -> None:
+    theirs = timm.create_model(alias).eval()
+    state = random_state(theirs)
+    theirs.load_state_dict(state)
+    ours = qzoo.load_weights(create_model(alias, quantize=True), state).eval()
+    assert ours.qzoo_config.architecture == name
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode(), quantizers_off(ours):
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_aliases_are_names_wherever_names_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from qzoo.__main__ import main
+
+    assert registry.parse_name("vit_b_16.tv_in1k-w8a8").arch == "vit_base_patch16_224"
+    assert qzoo.mnasnet_050(num_classes=3).qzoo_config.name == "mnasnet0_5"
+    assert registry.list_architectures("mnasnet_05*") == ["mnasnet0_5"]
+    assert qzoo.list_models("vit_b_16", pretrained=True) == ["vit_base_patch16_224.tv_in1k"]
+    assert "mnasnet_050" not in dir(qzoo)
+    assert main(["list", "mobilenetv2_100"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mobilenet_v2 ")
+    with pytest.raises(UnknownModelError, match="did you mean 'vit_b_16'"):
+        create_model("vit_b_16_")
+    with pytest.raises(AttributeError, match="did you mean 'mnasnet_050'"):
+        assert qzoo.mnasnet_0500
+
+
+def test_no_two_networks_share_a_name() -> None:
+    names = registry.known_names()
+    assert len(names) == len(set(names))
