@@ -11,20 +11,19 @@ __global__ void affine(const T* x, T* y, int64_t n, const float* limits, float t
     y[i] = static_cast<T>(fake_quantize_affine(static_cast<W>(x[i]), level.scale, level.low, level.high));
 }
 
-template <typename T, typename W>
-__global__ void affine_gradient(const T* g, const T* x, T* y, int64_t n, const float* limits) {
-  const float low = 0.0f < limits[0] ? 0.0f : limits[0], high = limits[1] < 0.0f ? 0.0f : limits[1];
-  QZOO_EACH(i, n) y[i] = static_cast<T>(pass_gradient(static_cast<W>(g[i]), static_cast<W>(x[i]), low, high));
-}
+struct AffineGradient {
+  const float* limits;
+  template <typename W>
+  __device__ __forceinline__ W operator()(W grad, W v, int64_t) const {
+    const float low = 0.0f < limits[0] ? 0.0f : limits[0], high = limits[1] < 0.0f ? 0.0f : limits[1];
+    return pass_gradient(grad, v, low, high);
+  }
+};
 
 // The two ends as contiguous float32 on the device of x; they may come from the CPU.
 Tensor limits_of(const Launch& on, const Tensor& limits) {
   STD_TORCH_CHECK(limits.dim() == 1 && limits.numel() == 2, "the limits must be [low, high]");
-  const bool here = limits.is_cuda() && limits.get_device_index() == on.device;
-  if (here && limits.scalar_type() == ScalarType::Float) return torch::stable::contiguous(limits);
-  Tensor copy = new_tensor(on, {2}, ScalarType::Float);
-  torch::stable::copy_(copy, limits);
-  return copy;
+  return floats_on(on, limits);
 }
 
 Tensor fake_quantize_affine_cuda(Tensor input, Tensor limits, int64_t num_bits) {
@@ -49,24 +48,8 @@ Tensor fake_quantize_affine_cuda(Tensor input, Tensor limits, int64_t num_bits) 
 Tensor fake_quantize_affine_backward_cuda(Tensor grad, Tensor input, Tensor limits) {
   const Launch on(input);
   const Tensor x = densified(input);
-  const View view(x);
-  Tensor g = grad;
-  if (g.scalar_type() != x.scalar_type() || !same_layout(View(g), view)) {
-    g = on.empty(view, x.scalar_type());
-    torch::stable::copy_(g, grad);
-  }
-  Tensor y = on.empty(view, x.scalar_type());
   const Tensor ends = limits_of(on, limits);
-  const int64_t n = x.numel();
-  if (n == 0) return y;
-#define QZOO_CASE(T, W)                                                                      \
-  affine_gradient<T, W><<<blocks(n), kThreads, 0, on.stream>>>(                              \
-      static_cast<const T*>(g.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),  \
-      static_cast<T*>(y.mutable_data_ptr()), n, floats(ends))
-  QZOO_SWITCH(x.scalar_type(), QZOO_CASE)
-#undef QZOO_CASE
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return y;
+  return launch_gradient(on, grad, x, View(x), RangeIndex(), AffineGradient{floats(ends)});
 }
 
 }  // namespace

@@ -65,15 +65,22 @@ inline Tensor new_tensor(const Launch& on, const std::vector<int64_t>& sizes, Sc
   return Tensor(handle);
 }
 
-// The ranges as contiguous float32 on the device of x; a single range may come from the CPU.
-inline Tensor ranges_of(const Launch& on, const Tensor& amax) {
-  const bool here = amax.is_cuda() && amax.get_device_index() == on.device;
-  STD_TORCH_CHECK(here || amax.numel() == 1, "amax is on another device than the input: move both to one");
-  if (here && amax.scalar_type() == ScalarType::Float) return torch::stable::contiguous(amax);
-  const std::vector<int64_t> sizes(amax.sizes().data(), amax.sizes().data() + amax.dim());
+inline bool is_on(const Launch& on, const Tensor& t) { return t.is_cuda() && t.get_device_index() == on.device; }
+
+// The values as contiguous float32 on the device of x.
+inline Tensor floats_on(const Launch& on, const Tensor& t) {
+  if (is_on(on, t) && t.scalar_type() == ScalarType::Float) return torch::stable::contiguous(t);
+  const std::vector<int64_t> sizes(t.sizes().data(), t.sizes().data() + t.dim());
   Tensor copy = new_tensor(on, sizes, ScalarType::Float);
-  torch::stable::copy_(copy, amax);
+  torch::stable::copy_(copy, t);
   return copy;
+}
+
+// A single range may come from the CPU.
+inline Tensor ranges_of(const Launch& on, const Tensor& amax) {
+  STD_TORCH_CHECK(
+      is_on(on, amax) || amax.numel() == 1, "amax is on another device than the input: move both to one");
+  return floats_on(on, amax);
 }
 
 #define QZOO_SWITCH(DTYPE, CASE)                                                                      \
@@ -100,6 +107,33 @@ inline void launch(const Launch& on, const Tensor& x, const Tensor& y, const flo
   elementwise<From, To, W, F><<<blocks(n), kThreads, 0, on.stream>>>(
       static_cast<const From*>(x.const_data_ptr()), static_cast<To*>(y.mutable_data_ptr()), n, amax, index, f);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// y[i] = f(gradient[i], x[i], number of the range): the gradient of y to x, in the type and layout of x.
+template <typename T, typename W, typename F>
+__global__ void gradient(const T* g, const T* x, T* y, int64_t n, RangeIndex index, F f) {
+  QZOO_EACH(i, n) y[i] = static_cast<T>(f(static_cast<W>(g[i]), static_cast<W>(x[i]), index(i)));
+}
+
+template <typename F>
+inline Tensor launch_gradient(
+    const Launch& on, const Tensor& grad, const Tensor& x, const View& view, RangeIndex index, F f) {
+  Tensor g = grad;
+  if (g.scalar_type() != x.scalar_type() || !same_layout(View(g), view)) {
+    g = on.empty(view, x.scalar_type());
+    torch::stable::copy_(g, grad);
+  }
+  Tensor y = on.empty(view, x.scalar_type());
+  const int64_t n = x.numel();
+  if (n == 0) return y;
+#define QZOO_CASE(T, W)                                                                      \
+  gradient<T, W, F><<<blocks(n), kThreads, 0, on.stream>>>(                                  \
+      static_cast<const T*>(g.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),  \
+      static_cast<T*>(y.mutable_data_ptr()), n, index, f)
+  QZOO_SWITCH(x.scalar_type(), QZOO_CASE)
+#undef QZOO_CASE
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return y;
 }
 
 }  // namespace qzoo

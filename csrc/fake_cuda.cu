@@ -22,10 +22,13 @@ struct FakeFloat8 {
   }
 };
 
-template <typename T, typename W>
-__global__ void gradient(const T* g, const T* x, T* y, int64_t n, const float* amax, RangeIndex index) {
-  QZOO_EACH(i, n) y[i] = static_cast<T>(pass_gradient(static_cast<W>(g[i]), static_cast<W>(x[i]), amax[index(i)]));
-}
+struct Gradient {
+  const float* amax;
+  template <typename W>
+  __device__ __forceinline__ W operator()(W grad, W v, int64_t k) const {
+    return pass_gradient(grad, v, amax[k]);
+  }
+};
 
 FakeInteger integer_format(int64_t num_bits, bool is_unsigned, bool narrow_range) {
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, narrow_range);
@@ -67,24 +70,9 @@ Tensor fake_quantize_backward_cuda(Tensor grad, Tensor input, Tensor amax) {
   const Launch on(input);
   const Tensor x = densified(input);
   const View view(x);
-  Tensor g = grad;
-  if (g.scalar_type() != x.scalar_type() || !same_layout(View(g), view)) {
-    g = on.empty(view, x.scalar_type());
-    torch::stable::copy_(g, grad);
-  }
-  Tensor y = on.empty(view, x.scalar_type());
   const Tensor ranges = ranges_of(on, amax);
   const RangeIndex index = index_of(view, kept_strides(view, ranges).data());
-  const int64_t n = x.numel();
-  if (n == 0) return y;
-#define QZOO_CASE(T, W)                                                                      \
-  gradient<T, W><<<blocks(n), kThreads, 0, on.stream>>>(                                     \
-      static_cast<const T*>(g.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),  \
-      static_cast<T*>(y.mutable_data_ptr()), n, floats(ranges), index)
-  QZOO_SWITCH(x.scalar_type(), QZOO_CASE)
-#undef QZOO_CASE
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return y;
+  return launch_gradient(on, grad, x, view, index, Gradient{floats(ranges)});
 }
 
 Tensor fake_quantize_fp8_cuda(Tensor input, std::optional<Tensor> amax, bool e5m2) {

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from qzoo.errors import QuantizationError
-from qzoo.quant.ops.integer import transformed
 from qzoo.quant.ops.numbers import TINY
-from qzoo.quant.ops.schema import compute_dtype, declare, is_plain, require_real, require_tensor
+from qzoo.quant.ops.schema import compute_dtype, is_plain, require_real, require_tensor
+from qzoo.quant.ops.straight_through import declare_fake_quantization, declare_gradient
 
 _MOST_BITS = 16
 
@@ -64,87 +64,23 @@ def _inside(x: Tensor, limits: Tensor) -> Tensor:
     return (wide >= low.clamp(max=0.0)) & (wide <= high.clamp(min=0.0))
 
 
-def _fake_quantize_affine_backward(grad: Tensor, x: Tensor, limits: Tensor) -> Tensor:
-    nothing = torch.zeros((), dtype=grad.dtype, device=grad.device)
-    return torch.empty_like(x).copy_(torch.where(_inside(x, limits), grad, nothing))
-
-
-def _like_x(x: Tensor, limits: Tensor, num_bits: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-_SCHEMA = "(Tensor x, Tensor limits, int num_bits) -> Tensor"
-_affine_op = declare("fake_quantize_affine", _SCHEMA, _fake_quantize_affine, _like_x)
-# Without a gradient formula, for eager calls, as `qzoo::fake_quantize_forward` is.
-_forward_op = declare("fake_quantize_affine_forward", _SCHEMA, _fake_quantize_affine, _like_x)
-_backward_op = declare(
-    "fake_quantize_affine_backward",
-    "(Tensor grad, Tensor x, Tensor limits) -> Tensor",
-    _fake_quantize_affine_backward,
-    lambda grad, x, limits: torch.empty_like(x),
+_gradient = declare_gradient(
+    "fake_quantize_affine_backward", "(Tensor grad, Tensor x, Tensor limits) -> Tensor", _inside
 )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
+def fake_quantize_affine_backward(grad: Tensor, x: Tensor, limits: Tensor) -> Tensor:
+    """Give the gradient of `fake_quantize_affine`: `grad` within the limits, 0 elsewhere; memory format of `x`."""
+    return _gradient(grad, x, limits)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward_op(grad, *ctx.saved_tensors), None, None
-
-
-torch.library.register_autograd("qzoo::fake_quantize_affine", _backward, setup_context=_save)
-
-
-def _save_mask_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1], inputs[2])
-
-
-def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward_op(grad, *ctx.saved_tensors), None, None
-
-
-torch.library.register_autograd(
-    "qzoo::fake_quantize_affine_backward", _backward_of_backward, setup_context=_save_mask_inputs
+_affine_op, _eager = declare_fake_quantization(
+    "fake_quantize_affine",
+    "(Tensor x, Tensor limits, int num_bits) -> Tensor",
+    _fake_quantize_affine,
+    fake_quantize_affine_backward,
+    lambda x, limits, num_bits: (x, limits),
 )
-
-
-class AffineStraightThrough(torch.autograd.Function):
-    """Affine fake quantization in eager mode: the same gradient with less overhead than the registered formula."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, limits: Tensor, num_bits: int) -> Tensor:
-        ctx.save_for_backward(x, limits)
-        y: Tensor = _forward_op(x, limits, num_bits)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return fake_quantize_affine_backward(grads[0], *ctx.saved_tensors), None, None
-
-
-class TransformedAffine(torch.autograd.Function):
-    """The same under ``torch.func`` (``grad``, ``vmap``, ``jvp``) and for forward-mode differentiation."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, limits: Tensor, num_bits: int) -> Tensor:
-        y: Tensor = _forward_op(x, limits, num_bits)
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[0], inputs[1])
-        ctx.save_for_forward(inputs[0], inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return fake_quantize_affine_backward(grads[0], *ctx.saved_tensors), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return fake_quantize_affine_backward(tangents[0], *ctx.saved_tensors)  # the Jacobian is diagonal
 
 
 def fake_quantize_affine(x: Tensor, limits: Tensor, num_bits: int = 8) -> Tensor:
@@ -163,27 +99,10 @@ def fake_quantize_affine(x: Tensor, limits: Tensor, num_bits: int = 8) -> Tensor
     """
     if not is_plain(x):
         require_tensor(x, "the input")
-        traced: Tensor = _affine_op(x, limits, num_bits)
-        return traced
+        return _affine_op(x, limits, num_bits)
     require_real(x, "the input")
     _check(limits, num_bits)
-    if limits.requires_grad:
-        limits = limits.detach()
-    if transformed():
-        result: Tensor = TransformedAffine.apply(x, limits, num_bits)
-    elif x.requires_grad and torch.is_grad_enabled():
-        result = AffineStraightThrough.apply(x, limits, num_bits)
-    else:
-        result = _forward_op(x, limits, num_bits)
-    return result
-
-
-def fake_quantize_affine_backward(grad: Tensor, x: Tensor, limits: Tensor) -> Tensor:
-    """Gradient of `fake_quantize_affine`: `grad` within the limits, 0 elsewhere; shape and memory format of `x`."""
-    if torch._C._are_functorch_transforms_active():  # they know no gradient of an operator declared here
-        return torch.where(_inside(x, limits), grad, 0.0)
-    result: Tensor = _backward_op(grad, x, limits)
-    return result
+    return _eager(x, limits.detach() if limits.requires_grad else limits, num_bits)
 
 
 def _check(limits: Any, num_bits: Any) -> None:

@@ -9,18 +9,16 @@ All arithmetic is in float32, whatever the type of `x`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from qzoo.errors import QuantizationError
-from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, transformed, trimmed
+from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, trimmed
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY
-from qzoo.quant.ops.schema import REAL, declare, divide, is_plain, require_real, require_tensor
+from qzoo.quant.ops.schema import REAL, divide, is_plain, require_real, require_tensor
+from qzoo.quant.ops.straight_through import declare_fake_quantization
 
 _STORAGE = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
-_SIGNATURE = "(Tensor x, Tensor? amax, bool e5m2) -> Tensor"
 
 
 def _fake_quantize_fp8(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
@@ -39,71 +37,19 @@ def _fake_quantize_fp8(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
     return torch.empty_like(x).copy_(y.masked_fill_(wide.abs() < TINY, 0.0))
 
 
-def _fake(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
-    return torch.empty_like(x)
-
-
-_fp8_op = declare("fake_quantize_fp8", _SIGNATURE, _fake_quantize_fp8, _fake)
-_fp8_forward_op = declare("fake_quantize_fp8_forward", _SIGNATURE, _fake_quantize_fp8, _fake)
-
-
-def _gradient_range(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
+def _kept(x: Tensor, amax: Tensor | None, e5m2: bool) -> tuple[Tensor, Tensor]:
     if amax is not None:
-        return amax
-    return torch.full((), FP8_LIMIT["e5m2" if e5m2 else "e4m3"], dtype=torch.float32, device=x.device)
+        return x, amax
+    return x, torch.full((), FP8_LIMIT["e5m2" if e5m2 else "e4m3"], dtype=torch.float32, device=x.device)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, amax, e5m2 = inputs
-    ctx.save_for_backward(x, _gradient_range(x, amax, e5m2))
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return fake_quantize_backward(grad, *ctx.saved_tensors), None, None
-
-
-torch.library.register_autograd("qzoo::fake_quantize_fp8", _backward, setup_context=_save_for_backward)
-
-
-class StraightThroughFp8(torch.autograd.Function):
-    """The eager-mode gradient: passes where `|x|` is at most the range (the format's limit without one)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
-        ctx.save_for_backward(x, _gradient_range(x, amax, e5m2))
-        y: Tensor = _fp8_forward_op(x, amax, e5m2)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return fake_quantize_backward(grads[0], *ctx.saved_tensors), None, None
-
-
-class TransformedStraightThroughFp8(torch.autograd.Function):
-    """The same under ``torch.func`` and for forward-mode differentiation, see
-    :class:`qzoo.quant.ops.integer.TransformedStraightThrough`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
-        y: Tensor = _fp8_forward_op(x, amax, e5m2)
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, amax, e5m2 = inputs
-        kept = x, _gradient_range(x, amax, e5m2)
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return fake_quantize_backward(grads[0], *ctx.saved_tensors), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return fake_quantize_backward(tangents[0], *ctx.saved_tensors)
+_fp8_op, _eager = declare_fake_quantization(
+    "fake_quantize_fp8",
+    "(Tensor x, Tensor? amax, bool e5m2) -> Tensor",
+    _fake_quantize_fp8,
+    fake_quantize_backward,
+    _kept,
+)
 
 
 def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") -> Tensor:
@@ -127,8 +73,7 @@ def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") 
     e5m2 = fmt == "e5m2"
     if not is_plain(x):
         require_tensor(x, "the input")
-        traced: Tensor = _fp8_op(x, amax, e5m2)
-        return traced
+        return _fp8_op(x, amax, e5m2)
     if x.dtype not in REAL:
         require_real(x, "the input")
     if amax is not None:
@@ -136,10 +81,4 @@ def fake_quantize_fp8(x: Tensor, amax: Tensor | None = None, fmt: str = "e4m3") 
             require_tensor(amax, "amax")
         check_broadcast(x, amax)
         amax = amax.detach()
-    if transformed():
-        result: Tensor = TransformedStraightThroughFp8.apply(x, amax, e5m2)
-    elif x.requires_grad and torch.is_grad_enabled():
-        result = StraightThroughFp8.apply(x, amax, e5m2)
-    else:
-        result = _fp8_forward_op(x, amax, e5m2)
-    return result
+    return _eager(x, amax, e5m2)

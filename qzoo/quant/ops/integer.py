@@ -11,11 +11,8 @@ other type in float32.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from qzoo.errors import QuantizationError
 from qzoo.quant.ops.numbers import TINY, bounds
@@ -29,6 +26,7 @@ from qzoo.quant.ops.schema import (
     require_real,
     require_tensor,
 )
+from qzoo.quant.ops.straight_through import declare_fake_quantization, declare_gradient
 
 _STORED = frozenset((torch.int8, torch.uint8, torch.int16, torch.uint16))
 _RANGE = "int num_bits, bool unsigned, bool narrow_range"
@@ -70,108 +68,33 @@ def _fake_quantize_out(
     out.copy_(y.round_().clamp_(low, high).div_(scale))
 
 
-def _fake_quantize_backward(grad: Tensor, x: Tensor, amax: Tensor) -> Tensor:
-    inside = x.to(compute_dtype(x)).abs() <= trimmed(x, amax).to(torch.float32)
-    return torch.empty_like(x).copy_(
-        torch.where(inside, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
-    )
+def _inside(x: Tensor, amax: Tensor) -> Tensor:
+    return x.to(compute_dtype(x)).abs() <= trimmed(x, amax).to(torch.float32)
 
 
-def _like_x(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
-    return torch.empty_like(x)
+_gradient = declare_gradient(
+    "fake_quantize_backward", "(Tensor grad, Tensor x, Tensor amax) -> Tensor", _inside
+)
 
 
-_fake_op = declare("fake_quantize", f"(Tensor x, Tensor amax, {_RANGE}) -> Tensor", _fake_quantize, _like_x)
-# The same without a gradient formula. Eager calls take it because a formula written in Python costs three
-# times as much as the whole operator on a small tensor; traced programs only ever see `qzoo::fake_quantize`.
-_forward_op = declare(
-    "fake_quantize_forward", f"(Tensor x, Tensor amax, {_RANGE}) -> Tensor", _fake_quantize, _like_x
+def fake_quantize_backward(grad: Tensor, x: Tensor, amax: Tensor) -> Tensor:
+    """Give the gradient of `fake_quantize`: `grad` where `|x| <= amax`, 0 elsewhere; shape and memory format of `x`."""
+    return _gradient(grad, x, amax)
+
+
+_fake_op, _eager = declare_fake_quantization(
+    "fake_quantize",
+    f"(Tensor x, Tensor amax, {_RANGE}) -> Tensor",
+    _fake_quantize,
+    fake_quantize_backward,
+    lambda x, amax, *format: (x, amax),
 )
 _out_op = declare(
     "fake_quantize_out",
-    "(Tensor x, Tensor amax, int num_bits, bool unsigned, bool narrow_range, Tensor(a!) out) -> ()",
+    f"(Tensor x, Tensor amax, {_RANGE}, Tensor(a!) out) -> ()",
     _fake_quantize_out,
     lambda x, amax, num_bits, unsigned, narrow_range, out: None,
 )
-_backward_op = declare(
-    "fake_quantize_backward",
-    "(Tensor grad, Tensor x, Tensor amax) -> Tensor",
-    _fake_quantize_backward,
-    lambda grad, x, amax: torch.empty_like(x),
-)
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, amax = ctx.saved_tensors
-    return _backward_op(grad, x, amax), None, None, None, None
-
-
-torch.library.register_autograd("qzoo::fake_quantize", _backward, setup_context=_save_for_backward)
-
-
-def _save_mask_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[1], inputs[2])
-
-
-def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward_op(grad, *ctx.saved_tensors), None, None
-
-
-torch.library.register_autograd(
-    "qzoo::fake_quantize_backward", _backward_of_backward, setup_context=_save_mask_inputs
-)
-
-
-class StraightThrough(torch.autograd.Function):
-    """Fake quantization in eager mode: the same gradient with less overhead than the registered formula."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool
-    ) -> Tensor:
-        ctx.save_for_backward(x, amax)
-        y: Tensor = _forward_op(x, amax, num_bits, unsigned, narrow_range)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return fake_quantize_backward(grads[0], *ctx.saved_tensors), None, None, None, None
-
-
-class TransformedStraightThrough(torch.autograd.Function):
-    """The same under ``torch.func`` (``grad``, ``vmap``, ``jvp``) and for forward-mode differentiation.
-
-    A function of its own: torch calls this form of function four times as slowly.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
-        y: Tensor = _forward_op(x, amax, num_bits, unsigned, narrow_range)
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[0], inputs[1])
-        ctx.save_for_forward(inputs[0], inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return fake_quantize_backward(grads[0], *ctx.saved_tensors), None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return fake_quantize_backward(tangents[0], *ctx.saved_tensors)  # the Jacobian is diagonal
-
-
-def transformed() -> bool:
-    """Whether ``torch.func`` or forward-mode differentiation watches what is computed."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def fake_quantize(
@@ -206,16 +129,9 @@ def fake_quantize(
             check_broadcast(x, amax)
         if amax.requires_grad:
             amax = amax.detach()
-        if transformed():
-            result: Tensor = TransformedStraightThrough.apply(x, amax, num_bits, unsigned, narrow_range)
-        elif x.requires_grad and torch.is_grad_enabled():
-            result = StraightThrough.apply(x, amax, num_bits, unsigned, narrow_range)
-        else:
-            result = _forward_op(x, amax, num_bits, unsigned, narrow_range)
-    else:
-        require_tensor(x, "the input")
-        result = _fake_op(x, amax, num_bits, unsigned, narrow_range)
-    return result
+        return _eager(x, amax, num_bits, unsigned, narrow_range)
+    require_tensor(x, "the input")
+    return _fake_op(x, amax, num_bits, unsigned, narrow_range)
 
 
 def fake_quantize_out(
@@ -244,16 +160,6 @@ def fake_quantize_out(
     if not torch.compiler.is_compiling() and not out.is_inference():
         torch.autograd.graph.increment_version(out)  # so that a backward that needs the old values notices
     return out
-
-
-def fake_quantize_backward(grad: Tensor, x: Tensor, amax: Tensor) -> Tensor:
-    """Gradient of `fake_quantize`: `grad` where `|x| <= amax`, 0 elsewhere; shape and memory format of
-    `x`."""
-    if torch._C._are_functorch_transforms_active():  # they know no gradient of an operator declared here
-        inside = x.to(compute_dtype(x)).abs() <= trimmed(x, amax).to(torch.float32)
-        return torch.where(inside, grad, 0.0)
-    result: Tensor = _backward_op(grad, x, amax)
-    return result
 
 
 # ---- real quantization ----
