@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.accuracy import Fidelity, decibel, evaluate, logits_of, sqnr
+from qzoo.accuracy import Fidelity, decibel, evaluate, sqnr
 from qzoo.errors import CalibrationError, DataError, NonFiniteError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.options import RANGES
@@ -21,6 +21,7 @@ from qzoo.ptq.ranges import calibrate
 from qzoo.quant import quantize_
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import set_target
+from qzoo.runtimes.pytorch import logits_of
 from qzoo.scheme import Scheme
 
 

@@ -50,6 +50,10 @@ OTHERS = (
     "qzoo.registry.register_model",
     "qzoo.registry.FloatWeights",
     "qzoo.registry.Family",
+    "qzoo.runtimes.pytorch.run",
+    "qzoo.runtimes.pytorch.output_of",
+    "qzoo.runtimes.pytorch.logits_of",
+    "qzoo.data.files.broken_images",
 )
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 CHECKPOINT = "resnet20.fmnist-w8a8"

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import evaluating, run
 from qzoo.errors import ArgumentError, DataError
 from qzoo.ptq.collect import attached, images_of
 from qzoo.quant import ops
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import device_of, require_quantizers
+from qzoo.runtimes.pytorch import run
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from qzoo.accuracy import output_of
+from qzoo.runtimes.pytorch import output_of
 
 Key = tuple[tuple[int, int], ...]
 

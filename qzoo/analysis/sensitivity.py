@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, evaluating
+from qzoo.accuracy import Fidelity
 from qzoo.analysis.replay import Replay
 from qzoo.errors import ArgumentError, CalibrationError, DataError
 from qzoo.progress import track
 from qzoo.ptq.collect import images_of
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin
 from qzoo.quantizers import device_of, quantizers_off, require_quantizers

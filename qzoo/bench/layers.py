@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import evaluating
 from qzoo.analysis.inspect import inspect
 from qzoo.analysis.sensitivity import sensitivity
 from qzoo.bench.contenders import profiled
@@ -16,6 +15,7 @@ from qzoo.bench.lane import Lane
 from qzoo.bench.options import Options
 from qzoo.progress import track
 from qzoo.ptq.collect import attached
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import require_quantizers, switch_target
 

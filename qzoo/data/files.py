@@ -288,3 +288,19 @@ def _collated(items: list[Any]) -> tuple[Tensor, Tensor, list[_Error]]:
     pairs = [item for item in items if not isinstance(item, _Error)]
     images = torch.stack([image for image, _ in pairs]) if pairs else torch.empty(0)
     return images, torch.tensor([label for _, label in pairs], dtype=torch.int64), errors
+
+
+def broken_images(loader: object) -> int:
+    """Count the images that a loader left out of its last pass, because they do not decode.
+
+    Args:
+        loader: of :func:`qzoo.data.load_data`; any other left out none.
+
+    Returns:
+        Their number.
+
+    Example:
+        >>> broken_images(loader)
+        0
+    """
+    return len(getattr(loader, "broken", ()))

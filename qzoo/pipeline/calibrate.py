@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import broken
 from qzoo.config import CalibrationRecord, Trial, config_of
+from qzoo.data.files import broken_images
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
 from qzoo.options import AUTO
@@ -111,7 +111,7 @@ def calibrate_to(
             loader = images.load(config_of(model), job.data, workers=job.workers, skip_broken=job.skip_broken)
         batches = [batch.to(group.device) for batch, _ in loader]
     show = job.progress and group.first
-    skipped = broken(loader)
+    skipped = broken_images(loader)
     if skipped and not batches:
         raise DataError(f"none of the images of {images.text} decodes: {loader.broken[0]}")  # type: ignore[union-attr]
     return quantize_to(

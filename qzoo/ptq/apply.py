@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, evaluating, output_of
+from qzoo.accuracy import Fidelity
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.options import AUTO, BATCHNORM, PERCENTILE, PROCEDURAL, Recipe
@@ -32,7 +32,9 @@ from qzoo.ptq.ranges import Calibration, Candidate, calibrate
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import ALPHA, ALPHAS, smooth
+from qzoo.quant.fold import evaluating
 from qzoo.quantizers import device_of, quantizers_off
+from qzoo.runtimes.pytorch import output_of
 
 logger = logging.getLogger(__name__)
 

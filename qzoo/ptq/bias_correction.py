@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
 from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.moments import input_moments
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import QuantConv2d
 from qzoo.quantizers import quantizers_off
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import evaluating
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.layers import Layer
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers_off
 

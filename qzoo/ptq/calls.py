@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qzoo.accuracy import run
 from qzoo.ptq.collect import attached
+from qzoo.runtimes.pytorch import run
 
 
 @dataclass(frozen=True)

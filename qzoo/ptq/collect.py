@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qzoo.accuracy import evaluating, run
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
 from qzoo.progress import track
 from qzoo.quant.calib import HistogramCalibrator, MaxCalibrator
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import Range, TensorQuantizer
 from qzoo.quantizers import (
     device_of,
@@ -24,6 +24,7 @@ from qzoo.quantizers import (
     switches_restored,
     weight_quantizers,
 )
+from qzoo.runtimes.pytorch import run
 
 SHARE = 0.25
 """Share of the calibration images that a choice is judged by."""

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.statistics import Channels
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers_off
 from qzoo.zoo.checkpoint import replace_relu6

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
 from qzoo.ptq.calls import calls_of
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.quant.nn.modules.quant_conv_same import pad_same
 from qzoo.quantizers import quantizers_off

@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, evaluating, output_of
+from qzoo.accuracy import Fidelity
 from qzoo.config import config_of
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
 from qzoo.ptq.collect import SHARE, hold_back, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.ranges import calibrate
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import Range
 from qzoo.quantizers import quantizers_off, set_layer_bits
+from qzoo.runtimes.pytorch import output_of
 
 
 @dataclass(frozen=True)

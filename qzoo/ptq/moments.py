@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
 from qzoo.progress import track
 from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer
+from qzoo.quant.fold import evaluating
 from qzoo.quantizers import quantizers_off
 
 

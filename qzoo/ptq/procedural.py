@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Fidelity, evaluating, output_of
+from qzoo.accuracy import Fidelity
 from qzoo.data.dead_leaves import dead_leaves
 from qzoo.options import PROCEDURAL
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.collect import attached, collect, weight_ranges
 from qzoo.ptq.ranges import Calibration
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import Range, TensorQuantizer
 from qzoo.quantizers import device_of, quantizers_off, require_quantizers
+from qzoo.runtimes.pytorch import output_of
 
 IMAGES = 128
 COMPARED = 64

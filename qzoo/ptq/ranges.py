@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from qzoo.accuracy import Fidelity, evaluating, output_of
+from qzoo.accuracy import Fidelity
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
 from qzoo.options import PERCENTILE, RANGES
 from qzoo.progress import track
 from qzoo.ptq.collect import collect, images_of, weight_ranges
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import Range
 from qzoo.quantizers import device_of, quantizers_off, require_quantizers
+from qzoo.runtimes.pytorch import output_of
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.accuracy import Fidelity, decibel, evaluating
+from qzoo.accuracy import Fidelity, decibel
 from qzoo.errors import CalibrationError
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import images_of
 from qzoo.ptq.statistics import clipped_normal
+from qzoo.quant.fold import evaluating
 from qzoo.quantizers import quantizers_off
 from qzoo.zoo.checkpoint import replace_relu6
 

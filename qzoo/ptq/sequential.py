@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, RoundingGain, cost_of, regularized, solve, step_of
@@ -33,6 +32,7 @@ from qzoo.ptq.collect import attached, images_of
 from qzoo.ptq.layers import Layer, drawn, layers_of, rows_only
 from qzoo.ptq.regression import CrossMoments, wanted_weights
 from qzoo.quant import ops
+from qzoo.quant.fold import evaluating
 from qzoo.quantizers import quantizers_off
 
 

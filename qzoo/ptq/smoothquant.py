@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import evaluating
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attached, images_of
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 from qzoo.quantizers import quantizers_off
 

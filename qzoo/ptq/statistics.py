@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qzoo.accuracy import evaluating
 from qzoo.errors import CalibrationError
 from qzoo.ptq.collect import attached
+from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin
 from qzoo.quantizers import quantizers_off, weight_quantizers

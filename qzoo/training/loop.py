@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from qzoo.accuracy import evaluate, run
+from qzoo.accuracy import evaluate
 from qzoo.data.epochs import Epochs
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CheckpointError, DataError, QzooError
@@ -30,6 +30,7 @@ from qzoo.files import locked
 from qzoo.options import TrainOptions
 from qzoo.progress import track
 from qzoo.qat import distillation_loss, freeze_ranges, learn_ranges, learned_parameters
+from qzoo.runtimes.pytorch import run
 from qzoo.training.state import load_state, require_tools, save_state, write_log, write_tensorboard
 
 __all__ = ["EpochLoader", "TrainOptions", "train"]
