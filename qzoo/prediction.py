@@ -26,7 +26,7 @@ from qzoo.runtimes import Runner
 from qzoo.version import __version__
 from qzoo.zoo import hub, store
 from qzoo.zoo.checkpoint import load_pretrained
-from qzoo.zoo.create import Request
+from qzoo.zoo.request import Request
 
 Photo = str | os.PathLike[str]
 Labels = list[tuple[str, float]]

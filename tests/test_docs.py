@@ -27,7 +27,7 @@ import qzoo
 from qzoo import __main__
 from qzoo.cards.card import card
 from qzoo.config import FloatSource, read_config
-from qzoo.zoo import create, hub
+from qzoo.zoo import floats, hub
 
 ROOT, EMBEDDED = Path(__file__).parent.parent, hub.EMBEDDED
 PAGES = (
@@ -95,7 +95,7 @@ def test_python_of_the_readme(reader: dict[str, Any], server: Any, monkeypatch: 
         network = getattr(torchvision.models, name.split(".")[0])()
         return network.state_dict(), FloatSource(weights.sources[0], "1", "0" * 64, weights.license)
 
-    monkeypatch.setattr(create, "load_float_weights", weights)
+    monkeypatch.setattr(floats, "load_float_weights", weights)
     monkeypatch.setattr(hub, "EMBEDDED", EMBEDDED)
     loader = [(torch.randn(2, 3, 64, 64), torch.tensor([3, 5]))]
     run(page("README.md"), {"loader": loader, "test_loader": loader})

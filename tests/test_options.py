@@ -13,7 +13,7 @@ from qzoo.config import CalibrationRecord, Config, Trial
 from qzoo.errors import ArgumentError, CheckpointError
 from qzoo.options import Plan, Recipe, TrainOptions, build_options, flags_of, train_options
 from qzoo.scheme import Scheme
-from qzoo.zoo.create import new_config
+from qzoo.zoo.request import new_config
 
 PLANS = [
     Plan(),

@@ -26,7 +26,8 @@ from qzoo.deployment import any_batch, load
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
 from qzoo.export.described import Described, described, is_onnx
 from qzoo.pipeline.parts import images_of_file, measured_images
-from qzoo.zoo.floats import open_model, reference_of
+from qzoo.zoo.create import open_model
+from qzoo.zoo.floats import reference_of
 
 
 @dataclass(frozen=True)

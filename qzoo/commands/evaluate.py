@@ -95,7 +95,8 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
     from qzoo.pipeline.parts import for_data_set, measured_images
     from qzoo.quantizers import set_target
-    from qzoo.zoo.floats import open_model, reference_of
+    from qzoo.zoo.create import open_model
+    from qzoo.zoo.floats import reference_of
 
     with joined(args.timeout, args.device) as group:
         with group.first_alone():

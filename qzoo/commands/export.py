@@ -48,7 +48,7 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.export import check, lint
-    from qzoo.zoo.floats import open_model
+    from qzoo.zoo.create import open_model
 
     model = open_model(args.name)
     path = qzoo.export_onnx(

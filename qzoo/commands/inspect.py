@@ -25,7 +25,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.config import config_of
     from qzoo.data import load_data
     from qzoo.data.sets import is_embedded
-    from qzoo.zoo.floats import open_model
+    from qzoo.zoo.create import open_model
 
     model = open_model(args.name, args.target)
     config = config_of(model)

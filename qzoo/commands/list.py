@@ -110,7 +110,7 @@ def _top1(row: Measurement | None) -> str:
 def _parameters(arch: str, config: Config | None = None) -> tuple[str, str]:
     """Number of parameters, and the size that they have in float32."""
     from qzoo.zoo.checkpoint import empty_model
-    from qzoo.zoo.create import new_config
+    from qzoo.zoo.request import new_config
 
     try:
         model = empty_model(config or new_config(arch), None)

@@ -27,7 +27,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.config import config_of
     from qzoo.files import write_text
     from qzoo.pipeline.parts import measured_images
-    from qzoo.zoo.floats import open_model
+    from qzoo.zoo.create import open_model
 
     if args.out is not None and (args.out.is_dir() or not args.out.parent.is_dir()):
         raise ArgumentError(f"--out {args.out}: give a file in a folder that is there")

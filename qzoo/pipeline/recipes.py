@@ -12,7 +12,7 @@ from typing import Any
 from qzoo.config import CalibrationRecord, Config, FloatSource
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name
 from qzoo.scheme import DEFAULT_TARGET
-from qzoo.zoo.create import new_config
+from qzoo.zoo.request import new_config
 
 # Tuning: a tenth of the float model's schedule at a hundredth of its learning rate, with a cosine, from the calibrated
 # model, batches of 256. The schedules are those of torchvision's weights: ResNets 90 epochs at 0.1, MobileNetV2 300 at

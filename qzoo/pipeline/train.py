@@ -20,8 +20,8 @@ from qzoo.pipeline.measure import measurement
 from qzoo.pipeline.train_job import TrainJob, run_training, weights_of, write_checkpoint
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import architecture, parse_name
-from qzoo.zoo.create import create_model, filled
-from qzoo.zoo.floats import open_model
+from qzoo.zoo.create import create_model, open_model
+from qzoo.zoo.floats import filled
 
 FINE_TUNING = TrainOptions(epochs=10, lr=0.01)
 """Defaults of a training that starts from trained weights."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from qzoo.config import CalibrationRecord, Config, config_of
+from qzoo.config import CalibrationRecord, Config, config_of, fresh
 from qzoo.data import parse_subset
 from qzoo.data.sets import data_set
 from qzoo.distributed import Group
@@ -25,7 +25,7 @@ from qzoo.quantizers import set_target
 from qzoo.registry import architecture, parse_name
 from qzoo.scheme import Scheme
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
-from qzoo.zoo.floats import fresh, quantized_from, reference_of
+from qzoo.zoo.floats import quantized_from, reference_of
 from qzoo.zoo.tensors import assign_state, is_range
 
 TARGET = "onnxruntime"  # non-negative activations are unsigned: at 4 bits, 15 levels instead of 7

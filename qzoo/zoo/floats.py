@@ -1,4 +1,4 @@
-"""Use float weights of the user's own: a checkpoint folder to quantize, to tune and to compare with."""
+"""Load float weights: public ones, a float checkpoint's, or the user's own; with quantizers, or as the reference."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from qzoo.config import WEIGHTS, Config, FloatSource, config_of, fresh, read_config
-from qzoo.errors import CheckpointError, UnknownModelError
+from qzoo.config import WEIGHTS, Arguments, Config, FloatSource, config_of, fresh, read_config
+from qzoo.errors import CheckpointError
 from qzoo.quantizers import quantizers
-from qzoo.registry import architecture, parse_name
+from qzoo.registry import FloatWeights, ModelEntry, architecture, parse_name
 from qzoo.scheme import Scheme
-from qzoo.zoo.checkpoint import empty_model, load_pretrained
-from qzoo.zoo.create import create_model, float_model, new_config
-from qzoo.zoo.sources import read_state, under_own_names
+from qzoo.zoo import hub
+from qzoo.zoo.checkpoint import build, empty_model, load_pretrained
+from qzoo.zoo.request import Request, new_config
+from qzoo.zoo.sources import load_float_weights, read_state, under_own_names
 from qzoo.zoo.tensors import assign_state, check_plain, checked_state
 
 
@@ -58,25 +59,108 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     return model
 
 
-def open_model(where: str, target: str | None = None) -> nn.Module:
-    """A model with its weights: of a checkpoint folder or Hub repository, or by name (:func:`qzoo.create_model`)."""
-    if (Path(where) / "config.json").is_file() or "/" in where:
-        return load_pretrained(where, target=target)
-    try:
-        return create_model(where, pretrained=True, target=target)
-    except UnknownModelError as error:
-        folder = (
-            "the folder of that name has no config.json"
-            if Path(where).is_dir()
-            else f"nor is there a folder {where!r}"
+def load_float(asked: Request) -> nn.Module:
+    """Load the float weights ``arch.tag``, with or without quantizers, and with a classifier of the size asked for."""
+    if asked.float_name in hub.checkpoints():
+        exact = load_pretrained(hub.named(asked.float_name))
+        config = config_of(exact)
+        asked.check_channels(config)
+        if asked.scheme is None and asked.num_classes in (None, config.arguments.num_classes):
+            return exact
+        state = exact.state_dict()
+        config = dataclasses.replace(
+            fresh(config, str(asked.name)), scheme=asked.scheme, float_source=_source_of(config, asked.entry)
         )
-        raise UnknownModelError(f"{error} ({folder})") from error
+    else:
+        weights = asked.public_weights()
+        config = asked.published_config()
+        asked.check_channels(config)
+        config, state = _loaded(config, weights)
+    return filled(config, state, asked.num_classes)
+
+
+def _loaded(config: Config, weights: FloatWeights) -> tuple[Config, dict[str, Tensor]]:
+    """The config with the source that was found, and its tensors."""
+    keys = empty_model(config, None).state_dict().keys()
+    name = dataclasses.replace(parse_name(config.name), scheme=None, qat=False)
+    state, source = load_float_weights(weights, str(name), keys, architecture(name.arch).key_map)
+    return dataclasses.replace(config, float_source=source), state
+
+
+def filled(config: Config, state: dict[str, Tensor], num_classes: int | None = None) -> nn.Module:
+    """Build the config's model with the float weights, in eval mode.
+
+    Args:
+        num_classes: another number of classes: what depends on it starts from random values, and nothing else.
+    """
+    where = config.float_source.source if config.float_source else config.name
+    model = empty_model(config, config.scheme)
+    if num_classes not in (None, config.arguments.num_classes):
+        shapes = {key: value.shape for key, value in model.state_dict().items()}
+        arguments = Arguments(num_classes or 0, config.arguments.in_channels)
+        model = build(dataclasses.replace(config, arguments=arguments, labels="", classes=()), config.scheme)
+        start = {key: value for key, value in model.state_dict().items() if value.shape != shapes.get(key)}
+        state = {**state, **start}
+    assign_state(model, state.items(), where)
+    return model.eval()
+
+
+def _source_of(config: Config, entry: ModelEntry) -> FloatSource:
+    """A float checkpoint, as the place that others are made from."""
+    weights = entry.weights.get(parse_name(config.name).tag or "")
+    if weights is not None:
+        return FloatSource(f"qzoo:{config.name}", "", config.files[WEIGHTS], weights.license)
+    return FloatSource(f"folder:{config.name}", "", config.files[WEIGHTS], config.license)
+
+
+def float_model(config: Config) -> nn.Module:
+    """Load the float model that a quantized checkpoint was made from, in eval mode: the reference of comparisons.
+
+    Raises:
+        UnknownModelError: its float weights are not public, and in no store.
+        HubError: they can't be had here; says from where, why, and what to do.
+        CheckpointError: they are not those that the checkpoint was made from.
+    """
+    name = str(dataclasses.replace(parse_name(config.name), scheme=None, qat=False))
+    made_from = config.float_source
+    if made_from is None:
+        return load_float(Request.parse(name, pretrained=True))
+    kind, _, checkpoint = made_from.source.partition(":")
+    if kind in ("qzoo", "folder"):
+        return _float_checkpoint(config.name, made_from, checkpoint)
+    asked = Request.parse(name, pretrained=True)
+    found, state = _loaded(asked.published_config(), asked.public_weights())
+    source = found.float_source
+    if source is not None and source.source == made_from.source:  # other places have files of their own
+        _check_same(config.name, made_from, source.sha256)
+    return filled(found, state)
+
+
+def _float_checkpoint(name: str, made_from: FloatSource, checkpoint: str) -> nn.Module:
+    """The float checkpoint that ``name`` was made from: of those that have its name, the one with its SHA-256."""
+    for folder in hub.local_folders(checkpoint):
+        if read_config(folder).files.get(WEIGHTS) == made_from.sha256:
+            return load_pretrained(folder)
+    if made_from.source.startswith("folder:"):
+        raise CheckpointError(
+            f"{name} was made from the float weights of a folder ({checkpoint}); name the folder with --float"
+        )
+    model = load_pretrained(hub.named(checkpoint))
+    _check_same(name, made_from, config_of(model).files[WEIGHTS])
+    return model
+
+
+def _check_same(name: str, made_from: FloatSource, here: str) -> None:
+    if here != made_from.sha256:
+        raise CheckpointError(
+            f"{name} was made from {made_from.source} with SHA-256 {made_from.sha256}, but here that is {here}"
+        )
 
 
 def quantized_from(
     name: str, float_weights: str | Path | None, scheme: Scheme
 ) -> tuple[nn.Module, nn.Module]:
-    """The model ``name`` with quantizers, without ranges, on float weights; and the float model beside it.
+    """Load the model ``name`` with quantizers, without ranges, on float weights; and the float model beside it.
 
     Args:
         name: ``arch.tag-scheme``.
@@ -88,7 +172,7 @@ def quantized_from(
         UnknownModelError, HubError: the name's weights can't be had.
     """
     if float_weights is None:
-        model = create_model(name, pretrained="float", quantize=scheme)
+        model = load_float(Request.parse(name, "float", scheme))
         return model, float_model(config_of(model))
     exact = load_pretrained(float_weights)
     config = config_of(exact)
@@ -102,7 +186,7 @@ def quantized_from(
 
 
 def planned_config(name: str, float_weights: str | Path | None) -> Config:
-    """The config of ``arch.tag-scheme`` before anything is built; labels and images are those of the float weights.
+    """Give the config of ``arch.tag-scheme`` before anything is built, for the images of the float weights.
 
     Raises:
         CheckpointError: the folder holds a quantized model, or another architecture.
@@ -115,14 +199,14 @@ def planned_config(name: str, float_weights: str | Path | None) -> Config:
 
 
 def reference_of(config: Config, float_weights: str | Path | None) -> nn.Module:
-    """The float model that a quantized one is compared with.
+    """Load the float model that a quantized one is compared with.
 
     Args:
         float_weights: its folder; None: the weights that the config names.
 
     Raises:
         CheckpointError: the folder's weights are not those that the model was made from.
-        UnknownModelError, HubError: see :func:`qzoo.zoo.create.float_model`.
+        UnknownModelError, HubError: see :func:`float_model`.
     """
     source = config.float_source
     if float_weights is None:

@@ -25,7 +25,7 @@ from qzoo.preprocessing import Preprocessing
 from qzoo.registry import _entries, register_model
 from qzoo.scheme import Scheme
 from qzoo.zoo import hub
-from qzoo.zoo.floats import open_model
+from qzoo.zoo.create import open_model
 
 
 def test_pretrained_comes_second_as_in_timm() -> None:

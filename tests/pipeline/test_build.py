@@ -30,7 +30,7 @@ from qzoo.pipeline.plan import BuildJob, BuildOptions, plan_of
 from qzoo.pipeline.train_job import TrainJob
 from qzoo.training.loop import TrainOptions
 from qzoo.zoo import hub
-from qzoo.zoo.create import new_config
+from qzoo.zoo.request import new_config
 
 build_module = import_module("qzoo.pipeline.build")  # qzoo.build is the function
 parts_module = import_module("qzoo.pipeline.parts")

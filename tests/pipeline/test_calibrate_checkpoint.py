@@ -25,7 +25,7 @@ from qzoo.ptq import Recipe
 from qzoo.ptq.ranges import Calibration
 from qzoo.quantizers import quantizers, quantizers_off
 from qzoo.zoo import hub
-from qzoo.zoo.create import new_config
+from qzoo.zoo.request import new_config
 
 parts = import_module("qzoo.pipeline.parts")
 NAME = "resnet20.fmnist-w8a8"

@@ -20,7 +20,7 @@ from qzoo.pipeline.parts import (
     measured_images,
     training_images,
 )
-from qzoo.zoo.create import new_config
+from qzoo.zoo.request import new_config
 
 
 def config(labels: str = "imagenet-1k", classes: int = 1) -> Config:

@@ -34,7 +34,8 @@ from qzoo.pipeline.train_job import TrainJob
 from qzoo.pipeline.tune import tune_checkpoint
 from qzoo.preprocessing import Preprocessing
 from qzoo.zoo import hub
-from qzoo.zoo.floats import open_model, reference_of
+from qzoo.zoo.create import open_model
+from qzoo.zoo.floats import reference_of
 from qzoo.zoo.store import checkpoint_folder
 
 PREPROCESSING = Preprocessing((3, 28, 28), 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)

