@@ -27,6 +27,8 @@ from qzoo.quantizers import (
     adopt,
     device_of,
     name_quantizers,
+    quantizers,
+    switches_restored,
     weight_descriptor,
     weight_quantizers,
 )
@@ -284,32 +286,29 @@ class _Builder:
             self._explain(operation)
             return
         kind = replacement_of(layer)
-        want, scheme = wants[0], self.scheme
+        want = wants[0]
         if want is None or kind is None:
             return
-        bits = scheme.edge if want.edge else scheme
+        bits = self.scheme.edge if want.edge else self.scheme
         try:
             new = quantized_layer(layer, kind, activation_descriptor(bits), _weight_descriptor(bits, layer))
         except ValueError as error:
             self.left[name] = str(error)
             return
-        self._adopt(new, scheme, [value for op in calls if (value := op.operands[0]) is not None])
+        self._adopt(new, [value for op in calls if (value := op.operands[0]) is not None], want)
         self._swap(name, layer, new)
 
-    def _adopt(self, layer: Any, scheme: Scheme, values: list[Value]) -> None:
+    def _adopt(self, layer: Any, values: list[Value], want: Want) -> None:
         if isinstance(layer, QuantMultiheadAttention):
-            for quantizer in (m for m in layer.modules() if isinstance(m, TensorQuantizer)):
-                role = (
-                    "weight"
-                    if quantizer in (layer.weight_quantizer, layer.out_proj.weight_quantizer)
-                    else "input"
-                )
-                adopt(scheme, quantizer, role, quantizer.nonnegative)
+            for name, quantizer in quantizers(layer).items():
+                product = name.endswith("_heads_quantizer") or name == "_softmax_quantizer"
+                role = "weight" if name.endswith("_weight_quantizer") else want.role if product else "input"
+                adopt(self.scheme, quantizer, role, quantizer.nonnegative)
             return
         nonnegative = all(self.classes.is_nonnegative(value) for value in values)
         source, weight = (layer.get_submodule(f"_{part}_quantizer") for part in ("input", "weight"))
-        adopt(scheme, source, "input", nonnegative)
-        adopt(scheme, weight, "weight")
+        adopt(self.scheme, source, "input", nonnegative)
+        adopt(self.scheme, weight, "weight")
         for value in values:
             self.members[self.classes.of(value)].append(source)
 
@@ -361,8 +360,7 @@ class _Builder:
         for extra in _INSIDE.get(site.function, ()):
             name = self._numbered(scope, site, extra)
             quantizer = TensorQuantizer(activation_descriptor(self.scheme))
-            role = next(iter(wanted.values())).role
-            module.add_module(name, adopt(self.scheme, quantizer, role, nonnegative=True))
+            module.add_module(name, adopt(self.scheme, quantizer, wanted[0].role, nonnegative=True))
             names.insert(_INSIDE_PLACE[site.function], name)
         return tuple(names)
 
@@ -387,7 +385,7 @@ class _Builder:
         else:
             holder.add_module("_input_quantizer", TensorQuantizer(activation_descriptor(bits)))
             holder.add_module("_weight_quantizer", TensorQuantizer(_weight_descriptor(bits, holder)))
-        self._adopt(holder, self.scheme, values)
+        self._adopt(holder, values, want)
         prefix = f"{path}." if path else ""
         return f"{prefix}_input_quantizer", f"{prefix}_weight_quantizer"
 
@@ -491,6 +489,8 @@ _ATTENTION = ("query_quantizer", "key_quantizer", "value_quantizer")
 def _name(function: str, role: str, place: int) -> str:
     if role in ("residual", "branch", "pool", "activation"):
         return f"{role}_quantizer"
+    if role == "stream":
+        return ("residual_quantizer", "branch_quantizer")[place]
     if function == "scaled_dot_product_attention":
         return _ATTENTION[place]
     if function in ("cat", "stack"):
@@ -549,19 +549,17 @@ def _check_same(model: nn.Module, image: Tensor, expected: Tensor) -> None:
     """Refuse a result that does not compute what the float model does, where its quantizers hand values on."""
     if image.is_meta:
         return
-    quantizers = [module for module in model.modules() if isinstance(module, TensorQuantizer)]
-    before = [(quantizer, quantizer.switches) for quantizer in quantizers]
+    found = list(quantizers(model).values())
     modes = [(module, module.training) for module in model.modules()]
     copies = _Copies(model)
     try:
         model.eval()
-        for quantizer in quantizers:
-            quantizer.switches = quantizer.switches._replace(quant=False)
-        actual = model(image)
+        with switches_restored(found):
+            for quantizer in found:
+                quantizer.switches = quantizer.switches._replace(quant=False)
+            actual = model(image)
     finally:
         copies.remove()
-        for quantizer, switches in before:
-            quantizer.switches = switches
         for module, mode in modes:
             module.training = mode
     limit = 1e-4 * expected.abs().max().item() + 1e-6

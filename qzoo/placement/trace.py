@@ -195,12 +195,13 @@ class _Recorder(TorchFunctionMode):
         for place, value in enumerate(values):
             if value is not None:
                 value.readers.append((operation, place))
-        for tensor in others:
-            value = self.values.get(id(tensor))
+        rest = [self.values.get(id(tensor)) for tensor in others]
+        for value in rest:
             if value is not None and value not in values and value.maker is not operation:
                 value.readers.append((operation, -1))
+        is_constant = all(value is None for value in (*values, *rest))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and not is_constant:
                 made = Value(operation, tuple(leaf.shape))
                 operation.outputs.append(made)
                 self.values[id(leaf)] = made

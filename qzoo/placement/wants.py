@@ -4,6 +4,9 @@ A quantizer sits on an edge, from a value to an operation that reads it, with a 
 
 * ``input``: of layers and matrix products; of multiplications, concatenations, and what moves values between those.
 * ``residual`` and ``branch``: of additions. The branch is what TensorRT and OpenVINO compute together with the add.
+* ``stream``: of additions beside a LayerNorm. They stay in float: the next LayerNorm reads them so.
+* ``product``: of the two products of attention in a network with LayerNorms, which gain nothing in ONNX Runtime; where
+  an integer kernel makes an operand, it is an ``input`` as elsewhere.
 * ``pool``: of averages.
 * ``activation``: what only ONNX Runtime wants: its integer kernels need a Q right behind them, where the others
   compute an activation, a BatchNorm or a LayerNorm with the layer before, or in float.
@@ -74,12 +77,15 @@ class _Decision:
         self.wants = Wants()
         self.signs: dict[Value, bool] = {}
         self.depth = _depths(trace)
+        self.has_norms = any(_is_layer_norm(operation) for operation in trace.operations)
+        self.streams = {operation for operation in trace.operations if _is_stream(operation)}
         for operation in trace.operations:
             self._want_operands(operation)
         for operation in trace.operations:
             if operator_of(operation).name in ("Add", "Mul", "Concat"):
                 self._want_of_several(operation)
-            if self.is_kernel(operation):
+            # A product of matrices may write float.
+            if self.is_kernel(operation) and operator_of(operation).name != "MatMul":
                 for value in operation.outputs:
                     self._quantize(self._chain_end(value))
         self._want_result()
@@ -101,8 +107,10 @@ class _Decision:
                 self._set(operation, 0, "input", self._is_first(operation) or self._is_last(operation))
         elif operator.name == "MatMul":
             if all(value is not None for value in operation.operands):
+                integers = any(self.needs_q(value) for value in operation.operands)
+                role = "product" if self.has_norms and not integers else "input"
                 for place in range(len(operation.operands)):
-                    self._set(operation, place, "input")
+                    self._set(operation, place, role)
         elif operator.name in ("AveragePool", "GlobalAveragePool"):
             self._set(operation, 0, "pool", True)
         elif name in _PRODUCTS and not self._is_skipped(operation):
@@ -114,7 +122,11 @@ class _Decision:
         values = operation.operands
         if len(values) < 2 or any(value is None for value in values):
             return
-        if operator_of(operation).name == "Add":
+        if operation in self.streams:
+            for place in range(2):
+                if not self.needs_q(values[place]):
+                    self._set(operation, place, "stream", True)
+        elif operator_of(operation).name == "Add":
             branch = self._branch(operation)
             for place in range(2):
                 self._set(operation, place, "branch" if place == branch else "residual", True)
@@ -174,7 +186,10 @@ class _Decision:
     def is_kernel(self, operation: Operation) -> bool:
         """Whether ONNX Runtime has an integer kernel for it: all operands are quantized."""
         places = range(1 if operator_of(operation).kind == "layer" else len(operation.operands))
-        wanted = bool(places) and all((operation, place) in self.wants.edges for place in places)
+        wants = [self.wants.edges.get((operation, place)) for place in places]
+        wanted = bool(wants) and all(want is not None and want.role != "product" for want in wants)
+        if operation in self.streams:
+            return False
         return operator_of(operation).onnxruntime == INT8 and wanted
 
     def needs_q(self, value: Value | None) -> bool:
@@ -212,8 +227,6 @@ class _Decision:
 
     def _quantize(self, value: Value) -> None:
         """See to it that all that read a kernel's output read it quantized."""
-        if value.maker is not None and operator_of(value.maker).name == "MatMul":
-            return
         for edge in list(value.readers):
             reader, place = edge
             operator = operator_of(reader)
@@ -303,10 +316,29 @@ def _source(value: Value) -> Value:
     return value
 
 
+def _is_layer_norm(operation: Operation) -> bool:
+    return operator_of(operation).name == "LayerNormalization"
+
+
+def _is_stream(add: Operation) -> bool:
+    """Whether a LayerNorm reads the sum, or made an operand, maybe with moves between."""
+    if operator_of(add).name != "Add":
+        return False
+    makers = (_source(value).maker for value in add.operands if value is not None)
+    return _feeds_norm(add.outputs) or any(maker is not None and _is_layer_norm(maker) for maker in makers)
+
+
+def _feeds_norm(values: list[Value]) -> bool:
+    readers = [reader for value in values for reader, _ in value.readers]
+    moved = (reader for reader in readers if operator_of(reader).kind in ("move", "join"))
+    return any(map(_is_layer_norm, readers)) or any(_feeds_norm(reader.outputs) for reader in moved)
+
+
 def _reaches_result(value: Value) -> bool:
-    """Whether the model returns it as it is."""
+    """Whether the model returns it, as it is or pooled, as after a classifier that is a convolution."""
     while not value.returned:
-        if len(value.readers) != 1 or operator_of(value.readers[0][0]).kind != "move":
+        kinds = ("move", "clamp", "average")
+        if len(value.readers) != 1 or operator_of(value.readers[0][0]).kind not in kinds:
             return False
         outputs = value.readers[0][0].outputs
         if len(outputs) != 1:
