@@ -173,7 +173,7 @@ class Tokens(nn.Module):
         self.drop, self.norm, self.qkv = nn.Dropout(0.1), nn.LayerNorm(width), conv(width, 3 * width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
+        h, w = x.shape[2:]
         tokens = x.flatten(2).transpose(1, 2) + self.pos2(self.pos1(torch.ones(h * w, 2)).relu())
         tokens = tokens + self.norm(self.drop(self.fc(tokens)))
         q, k, v = self.qkv(tokens.transpose(1, 2).reshape(x.shape)).flatten(2).chunk(3, 1)
