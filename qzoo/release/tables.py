@@ -14,11 +14,15 @@ from qzoo.files import write_text
 from qzoo.registry import ModelName, architecture, list_architectures, natural_key
 from qzoo.zoo import hub
 
+HOW_TO_GET = (
+    "`qzoo.create_model(NAME, pretrained=True)` calibrates the float weights without data, unmeasured; "
+    "`qzoo build NAME --data DIR` makes a measured one"
+)
 _START, _END = "<!-- zoo-table:start -->", "<!-- zoo-table:end -->"
 
 
 def zoo_table(configs: Sequence[Config]) -> str:
-    """Markdown: the quantized checkpoints with their figures, and the names that can be built."""
+    """Markdown: the quantized checkpoints with their figures, and the names of which none is published."""
     head = [
         "checkpoint", "size, MB (of float)", "float top-1, %", "quantized top-1, % (95 % interval)", "drop, points",
         "agreement, %", "SQNR, dB", "images measured",
@@ -46,7 +50,7 @@ def zoo_table(configs: Sequence[Config]) -> str:
     if floats:
         text += f"Float checkpoints: {', '.join(floats)}.\n\n"
     recipes = [f"`{name}`" for name in unbuilt({config.name for config in configs})]
-    return f"{text}Not built yet; `qzoo build NAME --data DIR` makes them: {', '.join(recipes)}.\n"
+    return f"{text}No checkpoint is published of these. {HOW_TO_GET}: {', '.join(recipes)}.\n"
 
 
 def unbuilt(built: set[str]) -> list[str]:

@@ -29,7 +29,7 @@ def zoo_page(configs: Sequence[Config]) -> str:
         "`qzoo verify` checks every checkpoint, and that this page says what their configs say.",
         f"## Checkpoints\n\n{_checkpoints([c for c in configs if c.scheme is not None])}",
         f"## Trained here in float\n\n{_floats([c for c in configs if c.scheme is None])}",
-        f"## Recipes, not built yet\n\n{_recipes({c.name for c in configs})}",
+        f"## Recipes, not published yet\n\n{_recipes({c.name for c in configs})}",
         f"## Float weights of others\n\n{_weights()}",
     ]
     pinned = [f"- `{name}`: `{pin.repo}` at `{pin.revision}`" for name, pin in sorted(hub.pins().items())]
@@ -124,11 +124,13 @@ def _recipes(built: set[str]) -> str:
         )
     head = ("name", "architecture", "float weights", "ranges", "training")
     return (
-        "These have not been run: they have no weights, no figures, and are not listed as pretrained. "
-        "`qzoo build NAME --data IMAGENET` makes one, on a GPU with `--device auto` and `--workers N` to read images, "
-        'and `qzoo build --all --data IMAGENET` all whose training is "none": a calibration takes minutes, a training '
-        "hours on a GPU and the training images (`IMAGENET/train`), so that `--all` makes those only with `--qat`. All "
-        "go on where they were interrupted. `qzoo publish FOLDER` puts the result on the Hub.\n\n"
+        "These have not been run: they have no figures, and are not listed as pretrained. "
+        "`qzoo.create_model(NAME, pretrained=True)` gives those without a training all the same, [calibrated without "
+        "data](ptq.md#without-data) and not measured. `qzoo build NAME --data IMAGENET` makes a measured one, on a GPU "
+        "with `--device auto` and `--workers N` to read images, and `qzoo build --all --data IMAGENET` all whose "
+        'training is "none": a calibration takes minutes, a training hours on a GPU and the training images '
+        "(`IMAGENET/train`), so that `--all` makes those only with `--qat`. All go on where they were interrupted. "
+        "`qzoo publish FOLDER` puts the result on the Hub.\n\n"
         f"{table(head, rows)}"
     )
 
