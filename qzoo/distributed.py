@@ -92,7 +92,8 @@ class Group:
         """This process's batches of ``loader`` with their numbers: ``start + rank``, and then every ``world``-th.
 
         Nothing is padded or dropped: each batch goes to exactly one process. The images of other processes'
-        batches are not read where the loader is a list or a ``DataLoader``.
+        batches are not read where the loader is a list or a ``DataLoader``. A stream of several files gives each
+        process files of its own, where it can; then the numbers are other ones.
 
         Args:
             loader: gives the same batches in every process and every pass.
@@ -104,6 +105,8 @@ class Group:
         first = start + self.rank
         if self.world == 1 and start == 0:
             return enumerate(loader)
+        if callable(dealt := getattr(loader, "dealt", None)):  # qzoo.data.files.Batches
+            return zip(_numbers(first, self.world), dealt(self.rank, self.world, start), strict=False)
         return zip(_numbers(first, self.world), _every(loader, first, self.world), strict=False)
 
     def share(self, loader: Iterable[Any], start: int = 0) -> int | None:
@@ -252,8 +255,6 @@ def _every(loader: Iterable[Any], first: int, step: int) -> Iterable[Any]:
     """The batches ``first``, ``first + step``, ..."""
     if isinstance(loader, Sequence):
         return loader[first::step]
-    if callable(every := getattr(loader, "every", None)):  # qzoo.data.files.Batches
-        return every(first, step)  # type: ignore[no-any-return]
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
         return _dealt(loader, first, step)
     if iter(loader) is loader:

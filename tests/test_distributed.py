@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from qzoo.__main__ import main
+from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.distributed import Group, joined
 from qzoo.errors import DistributedError
 
@@ -30,10 +32,13 @@ def environment(**more: str) -> dict[str, str]:
     return {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def torchrun(*command: object, processes: int = 2, **more: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    *command: object, processes: int = 2, cwd: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     line = [*launcher, str(processes), *map(str, command)]
-    return subprocess.run(line, env=environment(**more), capture_output=True, text=True, timeout=300)
+    given = {"env": environment(**more), "cwd": cwd, "timeout": 300}
+    return subprocess.run(line, capture_output=True, text=True, **given)  # type: ignore[call-overload]
 
 
 _SCRIPT = """
@@ -136,6 +141,40 @@ def test_the_command_prints_once_what_one_process_prints(
 
     assert figures(two.stdout) == figures(one)
     assert f"{QUANTIZED}, 200 images" in two.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_build_the_files_of_one_and_go_on_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every byte, figures, ONNX and card, and either kind of run takes the other's finished steps over."""
+    images, labels = fashion_mnist("test")
+    np.savez(tmp_path / "some.npz", images=images[:100].numpy()[:, 0], labels=labels[:100].numpy())
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    command = ["build", QUANTIZED, "--data", f"npz:{tmp_path / 'some.npz'}", "--calibration-subset", ":35"]
+
+    def places(name: str) -> list[str]:
+        return ["--method", "max", "--out", name, "--runs", f"{name}-runs"]
+
+    assert main([*command, *places("one"), "-q"]) == 0
+    two = torchrun("-m", "qzoo", *command, *places("two"), cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    files = {path.relative_to("one"): path.read_bytes() for path in Path("one").rglob("*") if path.is_file()}
+    assert len(files) == 4
+    assert {p.relative_to("two"): p.read_bytes() for p in Path("two").rglob("*") if p.is_file()} == files
+    said = [line for line in two.stdout.splitlines() if line.startswith(("calibrate", "export", "evaluate"))]
+    assert len(said) == 6  # rank 0 alone prints
+    again = Path("two-runs") / QUANTIZED / "steps.json"
+    steps = json.loads(again.read_text())
+    for name in ("evaluate w8a8 in torch for tensorrt", "evaluate w8a8 in onnxruntime for onnxruntime"):
+        del steps[name]
+    again.write_text(json.dumps(steps))
+    capsys.readouterr()
+    assert main([*command, *places("two")]) == 0
+    assert capsys.readouterr().out.count("done before") == 4
+    assert {p.relative_to("two"): p.read_bytes() for p in Path("two").rglob("*") if p.is_file()} == files
 
 
 _ENDS = """

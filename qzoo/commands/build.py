@@ -14,6 +14,7 @@ from qzoo.commands.arguments import (
     given_fields,
     given_options,
     option_arguments,
+    process_arguments,
     workers_argument,
 )
 from qzoo.errors import ArgumentError
@@ -37,12 +38,7 @@ def register(add: Add) -> None:
     data_argument(sub, "images")
     broken_argument(sub)
     workers_argument(sub)
-    sub.add_argument(
-        "--device",
-        choices=["cpu", "cuda", "auto"],
-        default="cpu",
-        help="auto: a GPU where there is one (default: cpu)",
-    )
+    process_arguments(sub)
     option_arguments(sub, build_options())
     sub.add_argument(
         "--onnx",
@@ -80,9 +76,9 @@ def _run(args: argparse.Namespace) -> int:
     options = BuildOptions(**given_options(args, build_options()))  # type: ignore[typeddict-item]
     if args.all and options:
         raise ArgumentError(f"--all builds recipes as they are; leave out {', '.join(options)}")
-    with joined(device=args.device) as group:
-        if group.world > 1:
-            raise ArgumentError("build is one process; torchrun is for calibrate, evaluate and train")
+    with joined(args.timeout, args.device) as group:
+        if group.world > 1 and args.all:
+            raise ArgumentError("torchrun is for one NAME; --all --engine ray shares checkpoints out")
         onnx = () if args.no_onnx else tuple(args.onnx)
         job = BuildJob(**{**given_fields(args, BuildJob), "device": group.device, "onnx": onnx})
         if args.all:
@@ -91,7 +87,9 @@ def _run(args: argparse.Namespace) -> int:
                 say(f"{len(failed)} failed: {', '.join(failed)}")
             return 1 if failed else 0
         options["float_weights"] = checkpoint_folder(args.float_weights)
-        folder = build(args.name, options, job, report=None if args.quiet else say)
+        report = say if group.first and not args.quiet else None
+        folder = build(args.name, options, job, report=report, group=group)
+    if group.first:
         if not args.quiet:
             say(summary(folder))
         say(folder)

@@ -35,7 +35,10 @@ def register(add: Add) -> None:
     sub.add_argument("name", metavar="NAME", help="resnet20.fmnist or resnet20.fmnist-w4a4_qat")
     dataset_argument(sub, "what the name's tag says")
     sub.add_argument(
-        "--data", type=data_source, help="folder of the images (Fashion-MNIST: found or downloaded)"
+        "--data",
+        type=data_source,
+        metavar="FOLDER",
+        help="the images: folder, hfds:NAME, wds:PATTERN, parquet:PATH or npz:FILE (Fashion-MNIST: found or loaded)",
     )
     sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")

@@ -39,6 +39,14 @@ class Epochs:
         sized: Any = self.loader
         self._length = len(sized) if hasattr(sized, "__len__") else sum(1 for _ in sized)
 
+    def take(self, rank: int, world: int) -> bool:
+        """Have the loader decode this process's images of each batch only; False where it can't, and gives all."""
+        take = getattr(self.loader, "take", None)
+        if world == 1 or not callable(take):
+            return False
+        take(rank, world)
+        return True
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its batches to leave out."""
         self.epoch = epoch

@@ -9,7 +9,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +186,11 @@ def image_batches(
     """
     if skip_broken:
         numbers = [list(range(i, min(i + batch_size, stop))) for i in range(start, stop, batch_size)]
-        return Batches(dataset, lambda: numbers, len(numbers), workers, skip_broken)
+
+        def batches(rank: int, world: int, first: int) -> list[list[int]]:
+            return numbers[first + rank :: world]
+
+        return Batches(dataset, batches, len(numbers), workers, skip_broken)
     part: Any = torch.utils.data.Subset(dataset, range(start, stop))  # collating makes tensors of the labels
     return DataLoader(
         part,
@@ -202,7 +205,8 @@ class Batches:
 
     Args:
         items: gives ``(image, label)`` of what is read: of a position, or of a sample with its bytes.
-        batches: starts a pass over what is read, in batches.
+        batches: starts a pass over what is read, in batches: the share of a rank of so many processes, without the
+            first batches of all.
         length: number of batches, None where it is not known before the end.
         workers: processes that decode; 0 decodes in this one.
         skip_broken: leave out images that do not decode, in place of an error.
@@ -214,7 +218,7 @@ class Batches:
     def __init__(
         self,
         items: Any,
-        batches: Callable[[], Iterable[list[Any]]],
+        batches: Callable[[int, int, int], Iterable[list[Any]]],
         length: int | None,
         workers: int = 0,
         skip_broken: bool = False,
@@ -229,14 +233,15 @@ class Batches:
         return self._length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.every(0, 1)
+        return self.dealt(0, 1)
 
-    def every(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches ``first``, ``first + step``, ...; the others are read, if need be, and not decoded."""
+    def dealt(self, rank: int, world: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one of ``world`` processes, without the ``first`` ones of all; others are read only where they
+        have to be, and not decoded."""
         self.broken = []
         loader: DataLoader[Any] = DataLoader(
             self._items,
-            batch_sampler=_Every(self._batches, first, step),
+            batch_sampler=self._batches(rank, world, first),  # type: ignore[arg-type]
             num_workers=self._workers,
             collate_fn=_collated,
             generator=torch.Generator(),  # else every pass would move the global generator
@@ -269,18 +274,6 @@ class _Tried(Dataset[Any]):
             return self.items[index]  # type: ignore[no-any-return]
         except DataError as error:
             return _Error(str(error), isinstance(error, BrokenImageError))
-
-
-@dataclass(frozen=True)
-class _Every:
-    """Some of the batches, read when they are asked for."""
-
-    batches: Callable[[], Iterable[list[Any]]]
-    first: int
-    step: int
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return islice(self.batches(), self.first, None, self.step)
 
 
 def _collated(items: list[Any]) -> tuple[Tensor, Tensor, list[_Error]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from qzoo.errors import DistributedError
 
 _TEST = ("val", "test", "valid")
 
@@ -48,11 +50,16 @@ class FolderLoader:
         self, dataset: Dataset[tuple[Tensor, int]], batch_size: int, seed: int = 0, workers: int = 0
     ) -> None:
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start, self.share = 0, 0, (0, 1)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its batches to leave out."""
         self.epoch, self.start = epoch, start
+
+    def take(self, rank: int, world: int) -> None:
+        """Decode only the images of each batch that are this process's."""
+        share_of(self.batch_size, rank, world)
+        self.share = (rank, world)
 
     def __len__(self) -> int:
         return len(self.dataset) // self.batch_size  # type: ignore[arg-type]
@@ -60,8 +67,9 @@ class FolderLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size].tolist() for i in range(len(self))]
-        drawn: Any = _Drawn(self.dataset, self.seed * 1_000_003 + self.epoch)
+        mine, size = share_of(self.batch_size, *self.share), self.batch_size
+        batches = [order[i * size + mine.start : i * size + mine.stop].tolist() for i in range(len(self))]
+        drawn: Any = Drawn(self.dataset, self.seed * 1_000_003 + self.epoch)
         loader: DataLoader[Any] = DataLoader(
             drawn,
             batch_sampler=batches[self.start :],
@@ -71,15 +79,37 @@ class FolderLoader:
         yield from loader
 
 
-class _Drawn(Dataset[tuple[Tensor, int]]):
-    """A data set whose item ``i`` is always drawn in the same way."""
+class Drawn(Dataset[tuple[Tensor, int]]):
+    """Items of which each is always drawn in the same way.
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    Args:
+        items: by key; making one may draw from Python's, NumPy's and torch's global generators.
+        seed: of the draws.
+        key: makes the numbers that tell an item from the others of its key; None: the key is such a number.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with _seeded(np.random.SeedSequence([self.seed % (1 << 63), index])):
-            return self.dataset[index]
+    def __init__(self, items: Any, seed: int, key: Callable[[Any], tuple[int, ...]] | None = None) -> None:
+        self.items, self.seed, self.key = items, seed, key
+
+    def __getitem__(self, key: Any) -> tuple[Tensor, int]:
+        numbers = (key,) if self.key is None else self.key(key)
+        with _seeded(np.random.SeedSequence([self.seed % (1 << 63), *numbers])):
+            return self.items[key]  # type: ignore[no-any-return]
+
+
+def share_of(batch_size: int, rank: int, world: int) -> range:
+    """Which images of a batch are a process's, the same number for each.
+
+    Raises:
+        DistributedError: they can't be shared out equally.
+    """
+    if batch_size % world:
+        raise DistributedError(
+            f"{batch_size} images can't be shared out equally to {world} processes: choose a batch size that is a "
+            f"multiple of {world}, and leave out an incomplete last batch"
+        )
+    size = batch_size // world
+    return range(rank * size, (rank + 1) * size)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,8 @@ from qzoo.data.folders import FolderLoader, split_folder
 from qzoo.data.image_folder import ImageFolder
 from qzoo.data.imagenet import ImageNetFolder
 from qzoo.data.sets import data_set, is_stream
-from qzoo.data.streams import open_source, stream_batches
+from qzoo.data.sources import UNKNOWN, open_source
+from qzoo.data.streams import LabelMap, Reader, StreamLoader, stream_batches
 from qzoo.data.tensors import TensorLoader, crop_flip, crop_flip_erase
 from qzoo.data.transforms import Augmentation, training_transform
 from qzoo.errors import ArgumentError, DataError
@@ -49,7 +50,7 @@ def load_data(
     subset: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
-    num_classes: int | None = None,
+    classes: int | Sequence[str] | None = None,
     skip_broken: bool = False,
 ) -> Loader:
     """Load a data set as batches that are prepared for a model.
@@ -61,14 +62,14 @@ def load_data(
         data: ImageNet: a folder of folders named by WordNet id. Fashion-MNIST: a folder of idx files; the
             embedded test set (or the training set where it is found) without. CIFAR: the folder that torchvision
             was given. Others: a folder with a folder of images a class. In place of a folder: ``"hfds:NAME[:SPLIT]"``,
-            ``"wds:PATTERN"``, ``"parquet:PATH"`` or ``"npz:FILE"``, see :mod:`qzoo.data.streams`.
+            ``"wds:PATTERN"``, ``"parquet:PATH"`` or ``"npz:FILE"``, see :mod:`qzoo.data.sources`.
         split: ``"train"`` or ``"test"``; a folder of images that has no ``train`` and ``val`` in it is one split.
         subset: ``"start:stop"``, images counted from 0 in an order that is always the same: the file's for
             Fashion-MNIST and CIFAR, by the SHA-256 of the relative path for folders, their own for streams.
             ``":128"`` and ``"128:"`` are disjoint.
         batch_size: images a batch; the last one may be smaller.
         workers: processes that decode images; 0 decodes in this one.
-        num_classes: of the model, which the labels of a stream are checked against.
+        classes: of the model, their number or their names, which the labels of a stream are checked against.
         skip_broken: leave out images that do not decode; the loader's ``broken`` names those of the last pass.
 
     Returns:
@@ -90,23 +91,14 @@ def load_data(
         )
     known = data_set(labels)
     if is_stream(data):
-        source = open_source(str(data), split, known.classes or num_classes)
+        source = open_source(str(data), split, known.classes or _number(classes))
+        reader = Reader(preprocessing, LabelMap(labels, source.names, classes))
         start, stop = parse_subset(subset, source.count)
-        return stream_batches(
-            source,
-            preprocessing,
-            labels,
-            start,
-            stop,
-            batch_size,
-            workers,
-            num_classes=num_classes,
-            skip_broken=skip_broken,
-        )
+        return stream_batches(source, reader, start, stop, batch_size, workers, skip_broken=skip_broken)
     if not known.in_folders:
-        images, classes = _tensors(labels, split, data)
+        images, indices = _tensors(labels, split, data)
         start, stop = parse_subset(subset, len(images))
-        return TensorLoader(images[start:stop], classes[start:stop], preprocessing, batch_size)
+        return TensorLoader(images[start:stop], indices[start:stop], preprocessing, batch_size)
     root = split_folder(_folder(labels, data), split)
     dataset = image_files(labels, root, preprocessing)
     start, stop = parse_subset(subset, len(dataset))
@@ -145,14 +137,16 @@ def load_training_data(
     seed: int = 0,
     workers: int = 0,
     augmentation: Augmentation | None = None,
-) -> TensorLoader | FolderLoader:
+    classes: int | Sequence[str] | None = None,
+) -> TensorLoader | FolderLoader | StreamLoader:
     """Load a data set for training: epochs of shuffled, augmented batches; ``set_epoch`` chooses one.
 
     Args:
-        preprocessing, labels, data, batch_size, workers: as of :func:`load_data`.
-        subset: part of the training split, or of a folder that is one split, in the order of :func:`load_data`.
+        preprocessing, labels, data, batch_size, workers, classes: as of :func:`load_data`.
+        subset: part of the training split, or of a folder or a stream that is one split, in the order of
+            :func:`load_data`. A stream whose number of images is not known needs one with an end.
         seed: of order and augmentation.
-        augmentation: of folders of images; crop and flip if None. The data sets in memory have their own.
+        augmentation: of folders and streams; crop and flip if None. The data sets in memory have their own.
 
     Returns:
         A loader for :func:`qzoo.train`.
@@ -169,18 +163,25 @@ def load_training_data(
         >>> len(loader)
         1
     """
-    loader: TensorLoader | FolderLoader
+    loader: TensorLoader | FolderLoader | StreamLoader
     if is_stream(data):
-        raise DataError(
-            f"{data}: a training draws its images in another order each epoch; give a folder of them"
-        )
-    if not data_set(labels).in_folders:
-        images, classes = _tensors(labels, "train", data)
+        source = open_source(str(data), "train", data_set(labels).classes or _number(classes))
+        start, stop = parse_subset(subset, source.count)
+        if stop == UNKNOWN:
+            raise DataError(
+                f"{data}: how many images there are is not known before the end, and an epoch has a length; say how "
+                "many to train on, such as :1281167 (--subset)"
+            )
+        transform = training_transform(preprocessing, augmentation)
+        reader = Reader(preprocessing, LabelMap(labels, source.names, classes), transform)
+        loader = StreamLoader(source, reader, start, stop, batch_size, seed, workers)
+    elif not data_set(labels).in_folders:
+        images, indices = _tensors(labels, "train", data)
         start, stop = parse_subset(subset, len(images))
         augment = crop_flip_erase if labels == "fashion-mnist" else crop_flip
         loader = TensorLoader(
             images[start:stop],
-            classes[start:stop],
+            indices[start:stop],
             preprocessing,
             batch_size,
             shuffle=True,
@@ -198,6 +199,10 @@ def load_training_data(
             f"{stop - start} training images don't fill one batch of {batch_size}; lower batch_size (--batch-size)"
         )
     return loader
+
+
+def _number(classes: int | Sequence[str] | None) -> int | None:
+    return classes if classes is None or isinstance(classes, int) else len(classes) or None
 
 
 def image_files(

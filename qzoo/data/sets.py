@@ -63,7 +63,7 @@ STREAMS = ("hfds", "wds", "parquet", "npz")
 
 
 def is_stream(data: object) -> bool:
-    """Whether ``data`` names images in another form than a folder, see :mod:`qzoo.data.streams`."""
+    """Whether ``data`` names images in another form than a folder, see :mod:`qzoo.data.sources`."""
     return str(data).partition(":")[0] in STREAMS and ":" in str(data)
 
 

@@ -1,147 +1,262 @@
-"""Images where they lie, in place of a folder: Hugging Face data sets, WebDataset shards, Parquet files, NPZ arrays.
-
-``--data`` and :func:`qzoo.data.load_data` take
-
-========================  ==========================================================================================
-``hfds:NAME[:SPLIT]``     a data set on the Hub, or a folder that ``datasets`` reads; it is streamed
-``wds:PATTERN``           tar shards (Aizman et al. 2019, arXiv:2001.01858), local or by URL: ``val-{000..063}.tar``
-``parquet:PATH``          Parquet files with a column of encoded images and one of labels: a file, a folder, a pattern
-``npz:FILE``              NumPy arrays ``images`` (uint8) and ``labels``, or ``train_images``, ``x_test`` and the like
-========================  ==========================================================================================
-
-Each has one fixed order, in which a subset is cut; the first images are had without reading the others. One process
-reads, the workers decode. No content is ever unpickled. timm's readers share a stream out by shards and workers, so
-that its order depends on their number, and go on after a damaged shard; this is why they are not used here.
-"""
+"""Batches and epochs of a source (:mod:`qzoo.data.sources`): one process reads, the workers decode."""
 
 from __future__ import annotations
 
-import gzip
-import itertools
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.request import urlopen
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from qzoo.data.files import FORMATS, Batches, decode_image, eight_bit_image
+from qzoo.data.files import Batches, decode_image, eight_bit_image
+from qzoo.data.folders import Drawn, share_of
 from qzoo.data.labels import imagenet_synsets
 from qzoo.data.sets import data_set
-from qzoo.errors import DataError, MissingDependencyError, QzooError
+from qzoo.data.sources import UNKNOWN, WNID, Part, Sample, Source
+from qzoo.errors import DataError
 from qzoo.preprocessing import Preprocessing
 
-UNKNOWN = 1 << 40
-"""Stands for the number of images where nothing says it before they are read: shards on another machine."""
-
-_TIMEOUT = 60.0  # seconds that a server may be silent
-_TESTS = ("validation", "val", "valid", "test")
-_IMAGES = frozenset(suffix[1:] for suffix in FORMATS)
-_WNID = re.compile(r"(?:.*/)?(n\d{8})(?:[_/].*)?")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image as it is stored, with its label and a name for messages.
-
-    Attributes:
-        image: an encoded file, or uint8 pixels [H, W] or [H, W, C].
-        label: a class index, a WordNet id or the name of a class.
-    """
-
-    name: str
-    image: bytes | np.ndarray
-    label: int | str
-
-
-class Source(Protocol):
-    """Labelled images in one order.
-
-    Attributes:
-        count: their number, or :data:`UNKNOWN`.
-        names: of the classes, by index, where the data say them.
-        split: "train" or "test"; data that have one split are their own "test".
-    """
-
-    count: int
-    names: tuple[str, ...]
-    split: str
-
-    def samples(self, start: int) -> Iterator[Sample]:
-        """The images from ``start`` on."""
-
-
-def open_source(data: str | Path, split: str, classes: int | None = None) -> Source:
-    """Find the images of a split.
-
-    Args:
-        data: one of the forms above.
-        split: "train" or "test".
-        classes: of the model, which tells the column of labels where there are several.
-
-    Raises:
-        DataError: nothing there, or not laid out as expected.
-        MissingDependencyError: the extra "data" is not installed.
-    """
-    kind, _, rest = str(data).partition(":")
-    if not rest:
-        raise DataError(f"{data}: nothing follows the colon; expected such as {kind}:{_KINDS[kind][1]}")
-    return _KINDS[kind][0](rest, split, classes)
+BUFFER = 2048
+"""Images, as they are stored, that a training draws the next one from: 230 MB of ImageNet's."""
 
 
 def stream_batches(
     source: Source,
-    preprocessing: Preprocessing,
-    labels: str,
+    reader: Reader,
     start: int,
     stop: int,
     batch_size: int,
     workers: int = 0,
     *,
-    num_classes: int | None = None,
     skip_broken: bool = False,
 ) -> Batches:
-    """Batches of the images ``start`` to ``stop`` of a source, in its order.
+    """Batches of the images ``start`` to ``stop`` of a source, in its order; none has images of two files.
+
+    So the batches are the same however many processes share them: where each can have files of its own, it reads no
+    others.
 
     Args:
-        labels: the model's label set, as of :func:`qzoo.data.load_data`.
-        num_classes: of the model, which no label may reach; None: those that the label set or the source has.
+        reader: makes inputs of samples.
         skip_broken: leave out images that do not decode.
     """
-    read = _Reader(preprocessing, LabelMap(labels, source.names, num_classes))
+    pieces = _pieces(source.parts, start, stop)
+    to_the_end = stop >= source.count
 
-    def batches() -> Iterator[list[Sample]]:
-        count = 0
-        samples = itertools.islice(source.samples(start), stop - start)
-        while batch := list(itertools.islice(samples, batch_size)):
-            count += len(batch)
+    def batches(rank: int, world: int, first: int) -> Iterator[list[Sample]]:
+        alone = world > 1 and not first
+        if pieces is not None:
+            if alone and len(pieces) >= world:
+                return _counted(pieces[rank::world], batch_size)
+            return islice(_counted(pieces, batch_size), first + rank, None, world)
+        if alone and len(source.parts) >= world and to_the_end:
+            return _uncounted(source.parts, batch_size, start, stop, lambda i: i % world == rank)
+        return islice(_uncounted(source.parts, batch_size, start, stop), first + rank, None, world)
+
+    length = None if pieces is None else sum(-(-(end - begin) // batch_size) for _, begin, end in pieces)
+    return Batches(reader, batches, length, workers, skip_broken)
+
+
+def _pieces(parts: Iterable[Part], start: int, stop: int) -> list[tuple[Part, int, int]] | None:
+    """Which of its images each part has to give, from one position to another; None where a count is not known."""
+    pieces, place = [], 0
+    for part in parts:
+        if part.count == UNKNOWN:
+            return None
+        pieces.append((part, max(0, start - place), min(part.count, stop - place)))
+        place += part.count
+    return [piece for piece in pieces if piece[1] < piece[2]]
+
+
+def _counted(pieces: Iterable[tuple[Part, int, int]], batch_size: int) -> Iterator[list[Sample]]:
+    """The batches of some pieces.
+
+    Raises:
+        DataError: a part has fewer images than it said.
+    """
+    for part, start, stop in pieces:
+        place = start
+        for batch in _chunks(islice(part.samples(start), stop - start), batch_size):
+            place += len(batch)
             yield batch
-        if count < stop - start and stop < UNKNOWN:
-            raise DataError(f"subset {start}:{stop}: the data end after {start + count} images; choose less")
-
-    length = None if stop >= UNKNOWN else -(-(stop - start) // batch_size)
-    return Batches(read, batches, length, workers, skip_broken)
+        if place < stop:
+            raise DataError(f"a file of {part.count} images ends after {place}; was it written meanwhile?")
 
 
-class _Reader:
-    """A sample as a model's input and class index."""
+def _uncounted(
+    parts: Sequence[Part],
+    batch_size: int,
+    start: int,
+    stop: int,
+    mine: Callable[[int], bool] | None = None,
+) -> Iterator[list[Sample]]:
+    """The batches of parts whose images are counted by reading them.
 
-    def __init__(self, preprocessing: Preprocessing, label_map: LabelMap) -> None:
+    Args:
+        mine: which parts to give the batches of, where ``stop`` is the end; the others are read up to ``start`` only.
+
+    Raises:
+        DataError: the data end before ``stop``.
+    """
+    place = 0
+    for i, part in enumerate(parts):
+        if place >= stop:
+            return
+        if place >= start and mine is not None and not mine(i):
+            continue
+        samples = part.samples(0)
+        place += sum(1 for _ in islice(samples, max(0, start - place)))
+        if place < start or (mine is not None and not mine(i)):
+            continue
+        for batch in _chunks(islice(samples, stop - place), batch_size):
+            place += len(batch)
+            yield batch
+    if place < stop < UNKNOWN and mine is None:
+        raise DataError(f"subset {start}:{stop}: the data end after {place} images; choose less")
+
+
+def _chunks(samples: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    samples = iter(samples)
+    while batch := list(islice(samples, size)):
+        yield batch
+
+
+class Reader:
+    """Makes a model's input and class index of a sample.
+
+    Args:
+        preprocessing: of the model.
+        label_map: to the model's classes.
+        transform: in place of the preprocessing's, for training.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        label_map: LabelMap,
+        transform: Callable[[Any], Tensor] | None = None,
+    ) -> None:
         self.mode = "L" if preprocessing.input_size[0] == 1 else "RGB"
-        self.transform, self.label_map = preprocessing.transform(), label_map
+        self.transform, self.label_map = transform or preprocessing.transform(), label_map
 
     def __getitem__(self, sample: Sample) -> tuple[Any, int]:
         label = self.label_map.index(sample)
-        if isinstance(sample.image, bytes):
-            return self.transform(decode_image(sample.image, sample.name, self.mode)), label
-        return self.transform(eight_bit_image(sample.image, sample.name, self.mode)), label
+        decode: Any = decode_image if isinstance(sample.image, bytes) else eight_bit_image
+        return self.transform(decode(sample.image, sample.name, self.mode)), label
 
 
-# ---- labels ----
+class StreamLoader:
+    """Epochs of a source: float32 [B, C, H, W] and int64 [B], the same for the same seed and epoch.
+
+    Each epoch takes the files in another order (where it can: all of them are used, or their images are counted) and
+    draws each image out of :data:`BUFFER` that were read, as WebDataset and tf.data do. What is drawn depends on seed,
+    epoch and place alone, as of :class:`qzoo.data.folders.FolderLoader`; what is before a start within the epoch is
+    read, and not decoded. An incomplete last batch is left out.
+
+    Args:
+        source: the images.
+        reader: makes inputs of samples; its transform may draw from the global generators.
+        start, stop: positions in the source's order.
+        batch_size: images a batch.
+        seed: of order and augmentation.
+        workers: processes that decode; 0 decodes in this one.
+        buffer: images that one is drawn from.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        reader: Reader,
+        start: int,
+        stop: int,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        buffer: int = BUFFER,
+    ) -> None:
+        self.source, self.reader, self.first, self.stop = source, reader, start, stop
+        self.batch_size, self.seed, self.workers, self.buffer = batch_size, seed, workers, buffer
+        self.epoch, self.start, self.share = 0, 0, (0, 1)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches to leave out."""
+        self.epoch, self.start = epoch, start
+
+    def take(self, rank: int, world: int) -> None:
+        """Decode only the images of each batch that are this process's."""
+        share_of(self.batch_size, rank, world)
+        self.share = (rank, world)
+
+    def __len__(self) -> int:
+        return (self.stop - self.first) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mine = share_of(self.batch_size, *self.share)
+        loader: DataLoader[Any] = DataLoader(
+            Drawn(_Placed(self.reader), self.seed * 1_000_003 + self.epoch, key=_place),
+            batch_sampler=([batch[i] for i in mine] for batch in self._batches()),  # type: ignore[arg-type]
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else every pass would move the global generator
+        )
+        yield from loader
+
+    def _batches(self) -> Iterator[list[_Key]]:
+        draws = np.random.Generator(np.random.PCG64([self.seed % (1 << 63), self.epoch]))
+        drawn = _chunks(_shuffled(self._keys(draws), self.buffer, draws), self.batch_size)
+        full = 0
+        for full, batch in enumerate(islice((b for b in drawn if len(b) == self.batch_size), len(self)), 1):
+            if full > self.start:
+                yield batch
+        if full < len(self):
+            raise DataError(f"the data end before {self.stop} images; choose less (--subset)")
+
+    def _keys(self, draws: np.random.Generator) -> Iterator[_Key]:
+        """The samples with their places, file by file."""
+        parts = self.source.parts
+        pieces = _pieces(parts, self.first, self.stop)
+        if pieces is not None:
+            for i in draws.permutation(len(pieces)).tolist():
+                part, start, stop = pieces[i]
+                for j, sample in enumerate(islice(part.samples(start), stop - start), start):
+                    yield i, j, sample
+            return
+        whole = self.first == 0 and self.stop >= self.source.count
+        order = draws.permutation(len(parts)).tolist() if whole else range(len(parts))
+        found = ((i, j, sample) for i in order for j, sample in enumerate(parts[i].samples(0)))
+        yield from islice(found, self.first, self.stop)
+
+
+_Key = tuple[int, int, Sample]  # number of the file, place in it
+
+
+class _Placed:
+    """A reader of samples that come with their places."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, key: _Key) -> tuple[Any, int]:
+        return self.reader[key[2]]
+
+
+def _place(key: _Key) -> tuple[int, int]:
+    return key[:2]
+
+
+def _shuffled(items: Iterable[_Key], size: int, draws: np.random.Generator) -> Iterator[_Key]:
+    """Each item out of ``size`` that were read."""
+    buffer: list[_Key] = []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
+        i = int(draws.integers(size))
+        yield buffer[i]
+        buffer[i] = item
+    yield from (buffer[i] for i in draws.permutation(len(buffer)).tolist())
 
 
 class LabelMap:
@@ -150,23 +265,32 @@ class LabelMap:
     Args:
         labels: the model's label set.
         names: of the data's classes, by index; () where the data don't say them.
-        num_classes: of the model, where it is known.
+        classes: of the model: their number or their names, where these are known.
 
     Raises:
-        DataError: the names are of other classes than the label set's, or of another number.
+        DataError: the names are of other classes than the model's, or of another number.
     """
 
-    def __init__(self, labels: str, names: tuple[str, ...] = (), num_classes: int | None = None) -> None:
+    def __init__(
+        self, labels: str, names: tuple[str, ...] = (), classes: int | Sequence[str] | None = None
+    ) -> None:
         known = data_set(labels)
-        own = tuple(known.class_names()) if known.class_names is not None else names
-        self.labels, self.classes = labels, known.classes or num_classes or len(names) or UNKNOWN
+        given = () if classes is None or isinstance(classes, int) else tuple(classes)
+        own = tuple(known.class_names()) if known.class_names is not None else given or names
+        number = classes if isinstance(classes, int) else len(given)
+        self.labels, self.classes = labels, known.classes or number or len(names) or UNKNOWN
+        if names and own is names and len(names) != self.classes:
+            raise DataError(
+                f"the data have {len(names)} classes, such as {names[0]!r}, which are not the model's "
+                f"{self.classes}; give data of these classes"
+            )
         synsets = imagenet_synsets() if labels == "imagenet-1k" else ()
         self.places = {name: i for keys in (own, synsets) for i, name in enumerate(keys)}
         self.order = self._order(names, own, synsets) if names else None
 
     def _order(self, names: tuple[str, ...], own: tuple[str, ...], synsets: tuple[str, ...]) -> list[int]:
         """The model's index of each of the data's classes."""
-        if synsets and all(name in self.places and _WNID.fullmatch(name) for name in names):
+        if synsets and all(name in self.places and WNID.fullmatch(name) for name in names):
             return [self.places[name] for name in names]
         if len(names) == self.classes and _in_order(names, own):
             return list(range(len(names)))
@@ -218,311 +342,3 @@ def _in_order(names: tuple[str, ...], own: tuple[str, ...]) -> bool:
 def _plain(name: str) -> str:
     """A name without case, spaces and punctuation."""
     return re.sub(r"[\W_]", "", name).casefold()
-
-
-# ---- Hugging Face data sets and Parquet ----
-
-
-def _extra(package: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise MissingDependencyError(f"this data needs {package}: pip install 'qzoo[data]'") from error
-
-
-class _Rows:
-    """Rows of a streamed data set of the package ``datasets``.
-
-    Args:
-        stream: gives the ``datasets.IterableDataset``.
-        title: for messages.
-    """
-
-    def __init__(
-        self, stream: Callable[[], Any], title: str, split: str, count: int, classes: int | None
-    ) -> None:
-        self.title, self.split, self.count = title, split, count
-        with _reading(title):
-            self.rows = stream()
-            features = self.rows.features or self.rows._resolve_features().features or {}
-        self.image = _one(
-            title, "images", features, [name for name, kind in features.items() if _is_image(name, kind)]
-        )
-        labelled = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]
-        fitting = [name for name in labelled if features[name].num_classes == classes]
-        plain = [name for name in ("label", "labels", "fine_label", "cls", "wnid") if name in features]
-        self.label = _one(title, "labels", features, fitting or labelled or plain)
-        self.names = tuple(getattr(features[self.label], "names", None) or ())
-
-    def samples(self, start: int) -> Iterator[Sample]:
-        images = _extra("datasets").Image(decode=False)
-        with _reading(self.title):
-            rows = self.rows.select_columns([self.image, self.label]).cast_column(self.image, images)
-            for i, row in enumerate(rows.skip(start) if start else rows, start):
-                stored = row[self.image] or {}
-                name = f"{self.title}, image {i}" + (f" ({stored['path']})" if stored.get("path") else "")
-                yield Sample(name, stored.get("bytes") or _content(stored.get("path")), row[self.label])
-
-
-def _hub(rest: str, split: str, classes: int | None) -> Source:
-    """``NAME[:SPLIT]``."""
-    datasets = _extra("datasets")
-    name, _, wanted = rest.partition(":")
-    with _reading(f"hfds:{rest}"):
-        builder = datasets.load_dataset_builder(name)
-        splits = builder.info.splits or {}
-        names = list(splits) or datasets.get_dataset_split_names(name)
-    if wanted and wanted not in names:
-        raise DataError(f"hfds:{rest}: no split {wanted!r}; expected one of {', '.join(names)}")
-    tests = [key for key in _TESTS if key in names]
-    alone = bool(wanted) or not tests or "train" not in names
-    chosen = wanted or ("train" if split == "train" and not alone else [*tests, *names][0])
-    count = getattr(splits.get(chosen), "num_examples", 0) or UNKNOWN
-    return _Rows(
-        lambda: builder.as_streaming_dataset(split=chosen),
-        f"hfds:{name}:{chosen}",
-        "test" if alone else split,
-        count,
-        classes,
-    )
-
-
-def _parquet(rest: str, split: str, classes: int | None) -> Source:
-    """A file, the files of a folder, or those of a pattern."""
-    datasets = _extra("datasets")
-    import pyarrow.parquet as parquet
-
-    files = _local(rest, "*.parquet")
-    with _reading(f"parquet:{rest}"):
-        count = sum(parquet.read_metadata(file).num_rows for file in files)
-
-    def stream() -> Any:
-        return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-
-    return _Rows(stream, f"parquet:{rest}", "test", count, classes)
-
-
-def _local(pattern: str, inside: str) -> list[str]:
-    """Files by name, by a pattern, or in a folder; sorted."""
-    import glob
-
-    where = str(Path(pattern) / "**" / inside) if Path(pattern).is_dir() else pattern
-    files = [pattern] if Path(pattern).is_file() else sorted(glob.glob(where, recursive=True))
-    if not files:
-        raise DataError(f"{pattern}: no such file, and no files of that pattern ({inside})")
-    return files
-
-
-def _is_image(name: str, kind: Any) -> bool:
-    """Whether a column holds images: as such, as bytes with a path, or as bytes under a usual name."""
-    if type(kind).__name__ == "Image":
-        return True
-    if isinstance(kind, dict):
-        return "bytes" in kind
-    return getattr(kind, "dtype", "") == "binary" and name in ("image", "img", "bytes", *_IMAGES)
-
-
-def _one(title: str, what: str, features: dict[str, Any], found: list[str]) -> str:
-    if not found:
-        raise DataError(
-            f"{title} has no column of {what}; its columns are {', '.join(features) or 'unknown'}"
-        )
-    return found[0]
-
-
-def _content(path: str | None) -> bytes:
-    """An image that is stored beside the rows."""
-    if not path:
-        return b""
-    with _extra("fsspec").open(path, "rb") as file:
-        return bytes(file.read())
-
-
-@contextmanager
-def _reading(title: str) -> Iterator[None]:
-    """Explain what goes wrong in the readers of other packages, in one line."""
-    try:
-        yield
-    except QzooError:
-        raise
-    except Exception as error:  # they raise nearly every type
-        text = (str(error.args[0] if error.args else "") or type(error).__name__).strip().splitlines()[0]
-        on_hub = title.startswith("hf")
-        chain = f"{error!r} {error.__cause__!r} {error.__context__!r}"
-        if on_hub and re.search(r"gated|\b40[13]\b|Unauthorized|authenticated|GatedRepo", chain):
-            raise DataError(
-                f"{title}: access is refused ({text}); accept its terms on the Hub, then log in with `hf auth "
-                "login` or set HF_TOKEN"
-            ) from error
-        raise DataError(f"{title} can't be read ({text}); check the name, or download it again") from error
-
-
-# ---- WebDataset shards ----
-
-
-class _Shards:
-    """Shards by the readers of ``webdataset``, of whose samples image and label are taken as bytes.
-
-    Its decoders, which would unpickle a ``.pyd``, and its own opening of URLs, which may run a shell, are not used;
-    other files in the shards are passed over.
-    """
-
-    split = "test"
-    names: tuple[str, ...] = ()
-
-    def __init__(self, rest: str, split: str, classes: int | None) -> None:
-        self.tars = _extra("webdataset.tariterators")
-        self.title = f"wds:{rest}"
-        with _reading(self.title):
-            expanded = list(_extra("braceexpand").braceexpand(rest))
-        self.urls = [u for part in expanded for u in ([part] if "://" in part else _local(part, "*.tar"))]
-        if any(url.startswith("pipe:") for url in self.urls):
-            raise DataError(f"{self.title}: a pipe would run a command; give files or URLs of shards")
-        remote = any("://" in url for url in self.urls)
-        self.count = UNKNOWN if remote else sum(map(self._images, self.urls))
-
-    def _images(self, path: str) -> int:
-        """Number of images in a local shard, by the names in it."""
-        import tarfile
-
-        with _reading(path), tarfile.open(path) as tar:
-            names = [member.name for member in tar if member.isreg()]
-            tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
-            ended = tar.fileobj.read(512) == bytes(512)  # type: ignore[union-attr]
-        if not ended:
-            raise _cut_off(path)
-        return len({base for base, suffix in map(self.tars.base_plus_ext, names) if _kind(suffix) == "image"})
-
-    def samples(self, start: int) -> Iterator[Sample]:
-        found = itertools.chain.from_iterable(map(self._shard, self.urls))
-        return itertools.islice(found, start, None)
-
-    def _shard(self, url: str) -> Iterator[Sample]:
-        with _reading(url), _opened(url) as raw:
-            stream: Any = _Watched(gzip.GzipFile(fileobj=raw) if url.endswith(("gz", "tgz")) else raw)
-            files = self.tars.tar_file_expander([{"url": url, "stream": stream}], select_files=_wanted)
-            for fields in self.tars.group_by_keys(files):
-                image = next((fields[key] for key in fields if _kind(key) == "image"), None)
-                if image is not None:
-                    name = f"{url}, {fields['__key__']}"
-                    yield Sample(name, image, _label(name, fields))
-            if not stream.ended:
-                raise _cut_off(url)
-
-
-def _opened(url: str) -> Any:
-    """A shard as a file. fsspec's own HTTP would need one more package, and reads ahead in pieces."""
-    if url.startswith(("http://", "https://")):
-        return urlopen(url, timeout=_TIMEOUT)
-    return _extra("fsspec").open(url, "rb")
-
-
-def _cut_off(url: str) -> DataError:
-    return DataError(f"{url} is cut off: the end of the archive is missing; download it again")
-
-
-class _Watched:
-    """A file whose last bytes are known: tarfile takes a file that ends early for a whole one."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.tail = file, b""
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self.file.read(size)
-        self.tail = (self.tail + data[-512:])[-512:]
-        return data
-
-    @property
-    def ended(self) -> bool:
-        """Whether a block of zeros was read last, which ends an archive."""
-        return self.tail == bytes(512)
-
-
-def _kind(suffix: str | None) -> str:
-    """What a file of a shard is: "image", "label" or ""."""
-    if suffix is None or suffix.startswith("__"):
-        return ""
-    last = suffix.lower().rpartition(".")[2]
-    return "image" if last in _IMAGES else "label" if suffix.lower() in ("cls", "json") else ""
-
-
-def _wanted(name: str) -> bool:
-    return bool(_kind(name.rpartition("/")[2].partition(".")[2]))
-
-
-def _label(name: str, fields: dict[str, Any]) -> int | str:
-    """A class index, a WordNet id or a name: of ``.cls``, else of "label" in ``.json``, else in the image's name."""
-    try:
-        if "cls" in fields:
-            return fields["cls"].decode().strip()  # type: ignore[no-any-return]
-        label = json.loads(fields["json"])["label"] if "json" in fields else None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{name} has a label that can't be read ({error!r}); write a class index") from error
-    match = _WNID.fullmatch(fields["__key__"])
-    if label is None and match:
-        return match[1]
-    if isinstance(label, bool) or not isinstance(label, int | str):
-        raise DataError(f"{name} has no label; expected .cls, or .json with 'label', beside the image")
-    return label
-
-
-# ---- NumPy arrays ----
-
-
-class _Arrays:
-    """Two arrays of an NPZ file, in memory."""
-
-    names: tuple[str, ...] = ()
-
-    def __init__(self, rest: str, split: str, classes: int | None) -> None:
-        self.title = f"npz:{rest}"
-        with _reading(self.title):
-            file = np.load(rest, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise DataError(f"{self.title} is no NPZ file; numpy.savez makes one")
-        with _reading(self.title), file:
-            train, tests = _keys(file, "train"), [keys for name in _TESTS if (keys := _keys(file, name))]
-            whole = _keys(file, "")
-            self.split = split if train and tests else "test"
-            keys = (train if split == "train" and tests else None) or (tests and tests[0]) or whole or train
-            if not keys:
-                raise DataError(f"{self.title} holds {', '.join(file.files)}; expected 'images' and 'labels'")
-            self.images, self.labels = file[keys[0]], file[keys[1]].reshape(-1)
-        if self.images.ndim == 4 and self.images.shape[1] in (1, 3) and self.images.shape[3] not in (1, 3):
-            self.images = self.images.transpose(0, 2, 3, 1)
-        if (
-            self.images.dtype != np.uint8
-            or self.images.ndim not in (3, 4)
-            or self.labels.dtype.kind not in "iuU"
-        ):
-            raise DataError(
-                f"{self.title}: {keys[0]} are {self.images.dtype} {list(self.images.shape)} and {keys[1]} "
-                f"{self.labels.dtype}; expected uint8 [N, H, W] or [N, H, W, C], and class indices or names"
-            )
-        if len(self.images) != len(self.labels):
-            raise DataError(f"{self.title} has {len(self.images)} images but {len(self.labels)} labels")
-        self.count = len(self.images)
-
-    def samples(self, start: int) -> Iterator[Sample]:
-        for i in range(start, self.count):
-            yield Sample(f"{self.title}, image {i}", self.images[i], self.labels[i].item())
-
-
-def _keys(file: Iterable[str], split: str) -> tuple[str, str] | None:
-    """Names of the arrays of a split."""
-    pairs = [("images", "labels"), ("x", "y"), ("data", "target")]
-    forms = [(f"{split}_{a}", f"{split}_{b}") for a, b in pairs] + [
-        (f"{a}_{split}", f"{b}_{split}") for a, b in pairs
-    ]
-    names = set(file)
-    return next((form for form in (forms if split else pairs) if names.issuperset(form)), None)
-
-
-_KINDS: dict[str, tuple[Callable[[str, str, int | None], Source], str]] = {
-    "hfds": (_hub, "ILSVRC/imagenet-1k:validation"),
-    "wds": (_Shards, "val-{000..063}.tar"),
-    "parquet": (_parquet, "val.parquet"),
-    "npz": (_Arrays, "images.npz"),
-}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def build(
     job: BuildJob = BuildJob(),  # noqa: B008 - immutable
     *,
     report: Callable[[str], None] | None = None,
+    group: Group | None = None,
 ) -> Path:
     """Build the quantized checkpoint ``name``: float weights, calibration, ONNX, figures, card.
 
@@ -56,6 +58,8 @@ def build(
         options: what to do otherwise than the plan of the name says, see :class:`qzoo.options.Plan`.
         job: images, device, and places of files.
         report: gets a line for each step.
+        group: the processes that share the pass for the ranges, a training, and the images that are measured on; by
+            default this one, on the job's device. All see ``job.runs``; rank 0 exports and writes.
 
     Returns:
         The folder: config.json, packed weights, ONNX files, card.
@@ -75,7 +79,7 @@ def build(
         raise UnknownModelError(f"{name!r} is not quantized; give a scheme, such as {name}-w8a8")
     parsed = dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag)
     full = str(parsed)
-    options = options or BuildOptions()
+    options, group = options or BuildOptions(), group or Group(device=job.device)
     config = for_data_set(planned_config(full, options.get("float_weights")), job.dataset)
     for target in job.onnx:
         onnx_name(config, target)  # refuses an unknown one
@@ -84,14 +88,18 @@ def build(
     folder, state = job.folder(full), Path(job.runs) / full
     make: Callable[[Path, Steps], tuple[Measurement, ...] | None]
     if parsed.qat:
-        make = partial(_tuned, full, *_training(full, folder, options), options.get("float_weights"), job)
+        training = _training(full, folder, options)
+        make = partial(_tuned, full, *training, options.get("float_weights"), job, group)
     else:
         plan, images, checks = _prepared(full, folder, config, options, job)
-        make = partial(_calibrated, full, plan, images, checks, job)
+        make = partial(_calibrated, full, plan, images, checks, job, group)
     state.mkdir(parents=True, exist_ok=True)
-    with exclusive(state):
-        metrics = make(state, Steps(state, report, job.again))
-        return _assemble(state, job.onnx, metrics, folder)
+    with exclusive(state) if group.first else nullcontext():
+        metrics = make(state, Steps(state, report, job.again, group))
+        if group.first:
+            _assemble(state, job.onnx, metrics, folder)
+        group.broadcast(None)  # all return when it is whole
+    return folder.absolute()
 
 
 def _prepared(
@@ -113,10 +121,18 @@ def _prepared(
 
 
 def _calibrated(
-    name: str, plan: Plan, images: Images, checks: Images, job: BuildJob, state: Path, steps: Steps
+    name: str,
+    plan: Plan,
+    images: Images,
+    checks: Images,
+    job: BuildJob,
+    group: Group,
+    state: Path,
+    steps: Steps,
 ) -> tuple[Measurement, ...]:
     """A checkpoint without training, in the steps' folder; returns its figures, none where there are no images."""
-    model, exact = start_of(name, plan, job)
+    with group.first_alone():
+        model, exact = start_of(name, plan, job)
     start = config_of(model)
     common = {"float": encode(start.float_source), "data": str(job.data or ""), "device": job.device.type}
     if job.skip_broken:
@@ -132,7 +148,7 @@ def _calibrated(
     }
 
     def calibrate() -> None:
-        calibrate_to(state / CHECKPOINT, model, plan, images, job, Group(device=job.device))
+        calibrate_to(state / CHECKPOINT, model, plan, images, job, group)
 
     steps.run("calibrate", inputs, calibrate, _FILES)
     made = load_pretrained(state / CHECKPOINT)
@@ -149,7 +165,7 @@ def _calibrated(
         onnx=state / onnx_name(config, "onnxruntime") if can_run_onnx() else None,
         steps=steps,
         inputs={**common, "weights": config.files[WEIGHTS]},
-        device=job.device,
+        group=group,
     )
 
 
@@ -163,14 +179,14 @@ def _export(
         inputs = {"weights": config.files[WEIGHTS], "metadata": encode(config.preprocessing)}
 
         def action(target: str = target) -> Any:
-            return export_files(model, config, state, [target])
+            return export_files(model, config, state, [target]) if steps.group.first else None
 
         steps.run(f"export for {target}", inputs, action, [onnx_name(config, target)])
 
 
 def _assemble(
     state: Path, targets: tuple[str, ...], metrics: tuple[Measurement, ...] | None, out: Path
-) -> Path:
+) -> None:
     """The checkpoint folder from the steps' files; what an older one had and this one has not goes."""
     out = out.absolute()
     old = read_config(out).files if (out / "config.json").is_file() else {}
@@ -193,7 +209,6 @@ def _assemble(
         if is_inside(out / name, out):  # the old config.json may be anybody's
             (out / name).unlink(missing_ok=True)
     write_card(out)
-    return out
 
 
 def _training(name: str, folder: Path, options: BuildOptions) -> tuple[TrainOptions, int]:
@@ -226,6 +241,7 @@ def _tuned(
     batch_size: int,
     float_weights: str | Path | None,
     job: BuildJob,
+    group: Group,
     state: Path,
     steps: Steps,
 ) -> None:
@@ -243,7 +259,6 @@ def _tuned(
             out=folder,
             progress=job.progress,
         )
-        group = Group(device=job.device)
         tune_checkpoint(name, options, training, float_weights=float_weights, group=group)
 
     inputs = {

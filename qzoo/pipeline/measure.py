@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.accuracy import Evaluation, evaluate
+from qzoo.accuracy import Evaluation, RecordedLogits, evaluate
 from qzoo.config import Measurement, config_of
+from qzoo.distributed import Group
 from qzoo.errors import MissingDependencyError
 from qzoo.export.onnx import export_onnx
 from qzoo.fields import decode, encode
@@ -37,7 +38,7 @@ def measure(
     onnx: Path | None = None,
     steps: Steps | None = None,
     inputs: dict[str, Any] | None = None,
-    device: torch.device | str = "cpu",
+    group: Group | None = None,
 ) -> tuple[Measurement, ...]:
     """Accuracy of the float model, the simulation for each target, and the ONNX file where it can run.
 
@@ -49,12 +50,14 @@ def measure(
         onnx: the file for ONNX Runtime, exported here if None.
         steps: remembers finished rows.
         inputs: what the figures depend on, for ``steps``.
-        device: of the rows in torch; afterwards both models are on the CPU.
+        group: the processes that share the images; on its device are the rows in torch. Afterwards both models are on
+            the CPU.
     """
+    group = group or Group()
     scheme = str(config_of(model).scheme)
-    rows = Rows(reference, load, images, progress, steps or Steps(), inputs or {})
+    rows = Rows(reference, load, images, progress, steps or Steps(group=group), inputs or {}, group)
     for module in (model, reference):
-        module.to(device)
+        module.to(group.device)
     found = [rows.float_row()]
     for target in targets:
         found.append(rows.row(set_target(model, target), "torch", scheme, target))
@@ -64,7 +67,10 @@ def measure(
         found.append(rows.row(_Session(onnx), "onnxruntime", scheme, "onnxruntime"))
     elif can_run_onnx():
         with temporary_folder() as scratch:
-            file = export_onnx(model, scratch / "model.onnx", target="onnxruntime")
+            file = scratch / "model.onnx"
+            if group.first:
+                export_onnx(model, file, target="onnxruntime")
+            file.write_bytes(group.broadcast(file.read_bytes() if group.first else b""))
             found.append(rows.row(_Session(file), "onnxruntime", scheme, "onnxruntime"))
     return tuple(found)
 
@@ -85,23 +91,29 @@ class Rows:
         progress: bool,
         steps: Steps,
         inputs: dict[str, Any],
+        group: Group,
     ) -> None:
         self._reference, self._load, self._images = reference, load, images
-        self._progress, self._steps = progress, steps
+        self._progress, self._steps, self._group = progress, steps, group
         self._inputs = {**inputs, "images": encode(images)}
         self._logits: list[Tensor] = []
 
     def float_row(self) -> Measurement:
         """The reference itself; call it first."""
 
+        kept = None if self._steps.folder is None else self._steps.folder / _LOGITS
+        alone = self._group.world == 1  # a process of several has the logits of its own batches only
+
         def action() -> Any:
             self._logits.clear()
-            result = evaluate(self._record, self._load(), progress=self._progress)
-            if self._steps.folder is not None:
-                _save_logits(self._steps.folder / _LOGITS, torch.cat(self._logits))
+            result = evaluate(self._record, self._load(), progress=self._progress, group=self._group)
+            if kept is not None and alone:
+                _save_logits(kept, torch.cat(self._logits))
+            elif kept is not None and self._group.first:
+                kept.unlink(missing_ok=True)
             return encode(measurement(result, self._images, "torch", "float", None))
 
-        files = () if self._steps.folder is None else (_LOGITS,)
+        files = (_LOGITS,) if kept is not None and alone else ()
         row = self._steps.run("evaluate float", self._inputs, action, files)
         return decode(Measurement, row, "float row")
 
@@ -111,7 +123,9 @@ class Rows:
         """A quantized model against the reference."""
 
         def action() -> Any:
-            result = evaluate(model, self._load(), reference=self._recorded(), progress=self._progress)
+            result = evaluate(
+                model, self._load(), reference=self._recorded(), progress=self._progress, group=self._group
+            )
             return encode(measurement(result, self._images, runtime, precision, target))
 
         name = f"evaluate {precision} in {runtime} for {target}"
@@ -123,12 +137,16 @@ class Rows:
         self._logits.append(logits)
         return logits
 
-    def _recorded(self) -> Tensor:
-        if not self._logits and self._steps.folder is not None:
+    def _recorded(self) -> Callable[[Tensor], Tensor] | Tensor:
+        """The reference's logits, or itself where they were not kept."""
+        kept = None if self._steps.folder is None else self._steps.folder / _LOGITS
+        if self._group.world > 1:
+            return RecordedLogits(torch.cat(self._logits)) if self._logits else self._reference
+        if not self._logits and kept is not None and kept.is_file():
             from safetensors.torch import load_file
 
-            self._logits.append(load_file(self._steps.folder / _LOGITS)["logits"])
-        return torch.cat(self._logits)
+            self._logits.append(load_file(kept)["logits"])
+        return torch.cat(self._logits) if self._logits else self._reference
 
 
 class _Session:

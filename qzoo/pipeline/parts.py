@@ -10,14 +10,15 @@ import hashlib
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qzoo.config import Arguments, Config
 from qzoo.data import ImageFolder, Loader, image_files, load_data, parse_subset
 from qzoo.data.files import ImageFiles
 from qzoo.data.folders import split_folder
 from qzoo.data.sets import DATA_SETS, SAMPLES, Seen, data_set, is_stream
-from qzoo.data.streams import UNKNOWN, LabelMap, open_source
+from qzoo.data.sources import UNKNOWN, open_source
+from qzoo.data.streams import LabelMap
 from qzoo.errors import DataError
 from qzoo.export.described import Described
 
@@ -58,9 +59,7 @@ class Images:
             subset=self.subset,
             batch_size=batch_size,
             workers=workers,
-            num_classes=model.arguments.num_classes
-            if isinstance(model, Config)
-            else len(model.classes) or None,
+            classes=model.classes or (model.arguments.num_classes if isinstance(model, Config) else None),
             skip_broken=skip_broken,
         )
 
@@ -107,7 +106,7 @@ def calibration_images(config: Config, data: str | Path | None, subset: str | No
         DataError: no such data, or a subset that they don't have.
     """
     whole, files = _split(config, data, "train")
-    start, stop = _trained_on(config, files) or (0, whole.count)
+    start, stop = _trained_on(config, files, whole) or (0, whole.count)
     first = data_set(config.labels).calibration or max(1, min(128, whole.count // 4))
     return _part(whole, subset or f"{start}:{min(start + first, stop)}")
 
@@ -117,11 +116,16 @@ def training_images(config: Config, data: str | Path | None, subset: str | None)
     trained on before, else four fifths.
 
     Raises:
-        DataError: no such data, or a subset that they don't have.
+        DataError: no such data, a subset that they don't have, or images whose number is not known.
     """
     whole, files = _split(config, data, "train")
+    if subset is None and whole.count == UNKNOWN:
+        raise DataError(
+            f"how many images {whole.text} has is not known before the end, and an epoch has a length; say which to "
+            "train on, such as :1281167 (--subset)"
+        )
     if subset is None and whole.split == "test":
-        start, stop = _trained_on(config, files) or (0, max(1, whole.count * 4 // 5))
+        start, stop = _trained_on(config, files, whole) or (0, max(1, whole.count * 4 // 5))
         subset = f"{start}:{stop}"
     return _part(whole, subset or ":")
 
@@ -220,8 +224,10 @@ def made_on(config: Config, data: str | Path | None, images: Images, use: str) -
     """
     if not images.count or data is None or not data_set(config.labels).in_folders:
         return config
-    if is_stream(data):  # what it was calibrated on is in its record, by the places in the stream
-        return replace(config, classes=open_source(str(data), images.split).names or config.classes)
+    if is_stream(data):  # what it was made on is in its records, by the places in the stream
+        if config.classes or data_set(config.labels).classes is not None:
+            return config
+        return replace(config, classes=open_source(str(data), images.split).names)
     files = _files(config, data, images.split)
     start, stop = parse_subset(images.subset, len(files))
     step = max(1, (stop - start) // SAMPLES)
@@ -271,16 +277,10 @@ def _stream(config: Config, data: str, split: str) -> Images:
     """
     classes = config.arguments.num_classes
     source = open_source(data, split, classes)
-    LabelMap(config.labels, source.names, classes)
-    if (
-        config.labels == "folders"
-        and source.names
-        and (len(source.names) != classes or config.classes not in ((), source.names))
-    ):
-        raise DataError(
-            f"{data} has {len(source.names)} classes, such as {source.names[0]!r}, which are not the {classes} of "
-            f"{config.name}; give the data that it was trained on"
-        )
+    try:
+        LabelMap(config.labels, source.names, config.classes or classes)
+    except DataError as error:
+        raise DataError(f"{data}: {error}") from error
     count = "" if source.count == UNKNOWN else f" ({source.count} images)"
     one_split = "" if source.split == "test" else f" {source.split}"
     return Images(f"{data}{one_split}{count}", source.split, ":", source.count)
@@ -318,19 +318,29 @@ def _part(whole: Images, subset: str) -> Images:
 
 def _used(config: Config, files: ImageFiles | None, whole: Images | None = None) -> list[_Range]:
     """The images of a folder, or of a stream, that a model was made on."""
-    record = config.calibration
     if files is None:
-        same = whole is not None and record is not None and record.subset and record.data == whole.text
-        if not same or record is None or whole is None:
-            return []
-        return [_Range(*parse_subset(record.subset, whole.count), "calibration")]
+        return [] if whole is None else _recorded(config, whole)
     found = [(_positions(files, old), old.use) for old in config.seen]
     return [_Range(*positions, use) for positions, use in found if positions is not None]
 
 
-def _trained_on(config: Config, files: ImageFiles | None) -> tuple[int, int] | None:
-    """Positions of the images that a model was trained on last, None where the folder has none of them."""
-    trained = [part for part in _used(config, files) if part.use == "training"]
+def _recorded(config: Config, whole: Images) -> list[_Range]:
+    """Places in a stream, or in a data set of one order, that the records of calibration and training name."""
+    made, trained = config.calibration, config.training or {}
+    records: list[tuple[str, Any, Any]] = [("training", trained.get("data"), trained.get("subset"))]
+    if made is not None:
+        records.append(("calibration", made.data, made.subset))
+    return [
+        _Range(*parse_subset(str(subset), whole.count), use)
+        for use, data, subset in records
+        if subset and data == whole.text
+    ]
+
+
+def _trained_on(config: Config, files: ImageFiles | None, whole: Images) -> tuple[int, int] | None:
+    """Positions of the images that a model was trained on last, None where the data have none of them."""
+    stream = whole if is_stream(whole.text) else None
+    trained = [part for part in _used(config, files, stream) if part.use == "training"]
     return (trained[-1].start, trained[-1].stop) if trained else None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from qzoo.distributed import Group
 from qzoo.errors import QzooError
 from qzoo.files import remove_scratch, write_text
 from qzoo.version import __version__
@@ -27,42 +28,49 @@ class Steps:
             :func:`qzoo.files.exclusive`); None remembers nothing.
         report: gets a line for each step.
         again: forget what was finished.
+        group: the processes that take the steps together; rank 0 remembers them.
 
     Raises:
         QzooError: the folder's ``steps.json`` can't be read.
     """
 
     def __init__(
-        self, folder: Path | None = None, report: Callable[[str], None] | None = None, again: bool = False
+        self,
+        folder: Path | None = None,
+        report: Callable[[str], None] | None = None,
+        again: bool = False,
+        group: Group | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.group = folder, group or Group()
         self._report = report or (lambda text: None)
-        self._done: dict[str, Any] = {} if folder is None or again else _read(folder / STATE)
-        if folder is not None:
+        self._done: dict[str, Any] = {}
+        if folder is not None and self.group.first:
+            self._done = {} if again else _read(folder / STATE)
             remove_scratch(folder)
 
     def run(
         self, name: str, inputs: dict[str, Any], action: Callable[[], Any], files: Iterable[str] = ()
     ) -> Any:
-        """The step's result, from ``action`` or from last time.
+        """The step's result, from ``action`` or from last time; in every process that of rank 0.
 
         Args:
             inputs: all that the result depends on, as JSON values. qzoo's code and torch's version are added.
             action: returns what JSON has; called where the inputs are others, or a file is not what it was.
-            files: paths in the folder that the action writes.
+            files: paths in the folder that the action writes, in rank 0.
         """
         inputs = json.loads(json.dumps({**inputs, "code": code_digest(), "torch": torch.__version__}))
         old = self._done.get(name)
-        if old is not None and old["inputs"] == inputs and self._whole(old["files"]):
+        done = old is not None and old["inputs"] == inputs and self._whole(old["files"])
+        if self.group.broadcast(done):
             self._report(f"{name}: done before")
-            return old["result"]
+            return self.group.broadcast(old and old["result"])
         self._report(name)
         result = json.loads(json.dumps(action(), allow_nan=False))
-        if self.folder is not None:
+        if self.folder is not None and self.group.first:
             hashes = {file: hub.sha256_of(self.folder / file) for file in files}
             self._done[name] = {"inputs": inputs, "result": result, "files": hashes}
             write_text(self.folder / STATE, json.dumps(self._done, indent=1) + "\n")
-        return result
+        return self.group.broadcast(result)
 
     def _whole(self, files: dict[str, str]) -> bool:
         if self.folder is None:

@@ -12,7 +12,8 @@ from qzoo.accuracy import evaluate
 from qzoo.config import WEIGHTS, Config, FloatSource, config_of, fresh
 from qzoo.data import ImageFolder
 from qzoo.data.folders import split_folder
-from qzoo.data.sets import DATA_SETS, data_set
+from qzoo.data.sets import DATA_SETS, data_set, is_stream
+from qzoo.data.sources import open_source
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
 from qzoo.options import TrainOptions
@@ -46,7 +47,7 @@ def train_checkpoint(
         job: images and places.
         start: float weights to fine-tune, by name or folder, in place of random ones. Where the images have another
             number of classes, the classifier is new.
-        group: the processes that train together; rank 0 alone measures the result and writes.
+        group: the processes that train together; rank 0 alone writes.
 
     Returns:
         The checkpoint folder: config.json with options and metrics, master weights, card.
@@ -63,9 +64,9 @@ def train_checkpoint(
         model = untrained(name, job) if start is None else _started(name, job, start)
     config = config_of(model)
     done = run_training(model, config, options, job, group, origin={"start": weights_of(config)})
+    result = evaluate(model, done.test, progress=job.progress, group=group)
     if not group.first:
         return job.folder(config.name)
-    result = evaluate(model, done.test, progress=job.progress)
     metrics = (measurement(result, done.checks, "torch", "float", None),)
     origin = None if start is None else {"start": Path(start).name}
     return write_checkpoint(model, config, metrics, done, options, job, group.world, origin)
@@ -149,11 +150,18 @@ def _with_config(model: nn.Module, config: Config) -> nn.Module:
 
 
 def _classes(job: TrainJob) -> tuple[int, tuple[str, ...]]:
-    """How many classes the images have, and the names that a folder gives them."""
+    """How many classes the images have, and the names that a folder or a stream gives them."""
     classes = data_set(job.dataset).classes
     if classes is not None:
         return classes, ()
     if job.data is None:
         raise DataError("--dataset folders needs --data FOLDER, with one folder of images a class")
+    if is_stream(job.data):
+        names = open_source(str(job.data), "train").names
+        if not names:
+            raise DataError(
+                f"{job.data} doesn't say what its classes are called; give --dataset, or a folder"
+            )
+        return len(names), names
     names = ImageFolder(split_folder(job.data, "train"), Preprocessing()).classes
     return len(names), names

@@ -14,7 +14,7 @@ from qzoo.cards.card import write_card
 from qzoo.config import WEIGHTS, Config, Measurement
 from qzoo.data import ImageFolder, Loader, load_training_data
 from qzoo.data.folders import split_folder
-from qzoo.data.sets import DATA_SETS, data_set
+from qzoo.data.sets import DATA_SETS, data_set, is_stream
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError
 from qzoo.options import TrainOptions
@@ -29,8 +29,9 @@ from qzoo.zoo.checkpoint import save_pretrained
 class TrainJob(Job):
     """Where a training's images come from, and where its files go.
 
-    ``data`` is a folder with ``train`` and ``val`` in it, or one that is cut in two; it is not needed for Fashion-MNIST
-    where its training set is found or can be downloaded. ``workers`` are those of each process that trains.
+    ``data`` is a folder with ``train`` and ``val`` in it, or one that is cut in two, or a stream; it is not needed for
+    Fashion-MNIST where its training set is found or can be downloaded. ``workers`` are those of each process that
+    trains.
 
     Attributes:
         subset: ``"start:stop"`` of the training images; by default all, or four fifths of a folder that is one split.
@@ -100,9 +101,10 @@ def run_training(
             batch_size=job.batch_size,
             seed=options.seed,
             workers=job.workers,
+            classes=config.classes or config.arguments.num_classes,
         )
         known = data_set(config.labels)
-        place = None if known.embedded else job.data
+        place = None if known.embedded and not is_stream(job.data) else job.data
         test = checks.load(config, place, batch_size=known.batch, workers=job.workers)
     run = Path(job.runs) / config.name
     log = train(
@@ -162,7 +164,8 @@ def training_record(
     options: TrainOptions, job: TrainJob, done: Trained, labels: str, processes: int = 1
 ) -> dict[str, Any]:
     """What the training needs to be repeated, and what it cost; threads are those of each process."""
-    given = {"dataset": job.dataset, "subset": job.subset, "evaluation_subset": job.evaluation_subset}
+    subset = done.images.subset if is_stream(job.data) else job.subset
+    given = {"dataset": job.dataset, "subset": subset, "evaluation_subset": job.evaluation_subset}
     return {
         "data": done.images.text,
         **{key: value for key, value in given.items() if value},
@@ -179,8 +182,9 @@ def training_record(
 
 
 def _check_classes(config: Config, data: str | Path | None) -> None:
-    """A folder's classes are numbered by its own names: both splits must have the same."""
-    if data is None or data_set(config.labels).classes is not None:
+    """A folder's classes are numbered by its own names: both splits must have the same. Those of a stream are compared
+    with the model's."""
+    if data is None or is_stream(data) or data_set(config.labels).classes is not None:
         return
     splits = [
         ImageFolder(split_folder(data, split), config.preprocessing).classes for split in ("train", "test")

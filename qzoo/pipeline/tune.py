@@ -58,7 +58,7 @@ def tune_checkpoint(
             are the start. Of another, its weights are, with ranges calibrated anew: from more bits to fewer, as in
             progressive quantization (Zhuang et al. 2018, arXiv:1711.00205, section 3.2).
         layers: bits of single layers, by name; see :class:`qzoo.scheme.Scheme`.
-        group: the processes that train together; rank 0 alone measures the result and writes.
+        group: the processes that train together; rank 0 alone writes.
 
     Returns:
         The checkpoint folder: config.json with options and metrics, packed weights, card.
@@ -78,11 +78,11 @@ def tune_checkpoint(
     bits = " ".join(f"{layer}={bits}" for layer, bits in layers)
     begun = {"start": began, "float": weights_of(config_of(teacher)), "layer bits": bits or "none"}
     done = run_training(model, config, options, job, group, teacher, begun)
-    if not group.first:
-        return job.folder(config.name)
     round_biases(model, next(iter(done.test))[0], target=TARGET)
     checks, progress = done.checks, job.progress
-    metrics = measure(model, teacher, lambda: done.test, checks, progress, (TARGET,), device=group.device)
+    metrics = measure(model, teacher, lambda: done.test, checks, progress, (TARGET,), group=group)
+    if not group.first:
+        return job.folder(config.name)
     set_target(model, TARGET)
     origin = {"target": TARGET}
     if float_weights is not None:

@@ -114,6 +114,7 @@ def train(
         if options.method != "ste":
             learn_ranges(model, options.method)
         training = _Run(model, options, None if teacher is None else teacher.eval().to(group.device), group)
+        training.taken = epochs.take(group.rank, group.world)
         training.resume(None if folder is None else folder / "state.pt", len(epochs), dict(origin or {}))
         if training.log:  # a run may have been killed between its state and its log
             _write_logs(folder, training.log, tensorboard, group)
@@ -185,6 +186,7 @@ class _Run:
         self.lr, self.total = 0.0, 0.0
         self.path: Path | None = None
         self.batches, self.start = 0, 0
+        self.taken = False  # the loader gives this process's part of each batch
         self.origin: dict[str, str] = {}
         self.log: list[dict[str, float]] = []
         self._began, self._before = time.perf_counter(), 0.0
@@ -290,7 +292,9 @@ class _Run:
                 self.optimizer.zero_grad(set_to_none=True)
             last = min(batches, (step + 1) * options.accumulate)
             with self.group.talking():
-                loss = self._loss(self.group.part(images), self.group.part(labels))
+                if not self.taken:
+                    images, labels = self.group.part(images), self.group.part(labels)
+                loss = self._loss(images, labels)
                 self.scaler.scale(loss / (last - step * options.accumulate)).backward()
             self.total += loss.item()
             if i + 1 == last:

@@ -19,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qzoo.data import load_data
+from qzoo.data import Augmentation, load_data, load_training_data
 from qzoo.data.labels import CIFAR10, FASHION_MNIST, imagenet_names, imagenet_synsets
-from qzoo.data.streams import LabelMap, Sample
+from qzoo.data.sources import Sample
+from qzoo.data.streams import LabelMap, StreamLoader
 from qzoo.distributed import Group
 from qzoo.errors import DataError
 from qzoo.preprocessing import Preprocessing
@@ -134,10 +135,14 @@ def test_subsets_workers_and_ranks_part_the_images(kind: str, tmp_path: Path) ->
     loader = load_data(SMALL, "imagenet-1k", data, subset="3:9", batch_size=2, workers=2)
     assert torch.cat([labels for _, labels in loader]).tolist() == LABELS[3:9]
     whole = load_data(SMALL, "imagenet-1k", data, batch_size=3)
-    parts = [list(Group(rank, 3).deal(whole)) for rank in range(3)]
-    assert [[number for number, _ in part] for part in parts] == [[0, 3], [1], [2]]
-    dealt = dict(batch for part in parts for batch in part)
-    assert torch.cat([dealt[i][1] for i in range(4)]).tolist() == LABELS
+    expected = sorted(labels.tolist() for _, labels in whole)
+    for world in (2, 3, 4):
+        for start in (0, 1):
+            parts = [list(Group(rank, world).deal(whole, start)) for rank in range(world)]
+            numbers = [number for part in parts for number, _ in part]
+            assert len(set(numbers)) == len(numbers)
+            dealt = [labels.tolist() for part in parts for _, (_, labels) in part]
+            assert sorted([*dealt, *([LABELS[:3]] if start else [])]) == expected
     with pytest.raises(DataError, match="does not fit 10 images"):
         load_data(SMALL, "imagenet-1k", data, subset="5:11")
 
@@ -158,6 +163,26 @@ def test_names_of_classes_become_the_models_indices(tmp_path: Path) -> None:
         load_data(grey, "cifar-100", same)
 
 
+def test_names_of_a_models_own_classes(tmp_path: Path) -> None:
+    """Of a network of the user's: its names are in another order in the data, or are the labels themselves."""
+    cat_dog = Preprocessing((3, 8, 8), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    labels = [i % 2 for i in range(COUNT)]
+    data = write_parquet(tmp_path / "a", ("dog", "cat"), labels)
+    of_model = [1 - i for i in labels]
+    assert next(iter(load_data(cat_dog, "folders", data, classes=("cat", "dog"))))[1].tolist() == of_model
+    assert next(iter(load_data(cat_dog, "folders", data)))[1].tolist() == labels
+    files = {f"{i}.png": png(p) for i, p in enumerate(PIXELS)}
+    files |= {f"{i}.cls": (b"cat", b"dog")[k] for i, k in enumerate(labels)}
+    shard = f"wds:{write_tar(tmp_path / 'a.tar', dict(sorted(files.items())))}"
+    assert next(iter(load_data(cat_dog, "folders", shard, classes=("cat", "dog"))))[1].tolist() == labels
+    with pytest.raises(DataError, match="'dog', which is no class of folders"):
+        load_data(cat_dog, "folders", data, classes=("cat", "cow"))
+    with pytest.raises(
+        DataError, match="the data have 2 classes, such as 'dog', which are not the model's 3"
+    ):
+        load_data(cat_dog, "folders", data, classes=3)
+
+
 def test_imagenets_own_names_keep_their_order() -> None:
     assert LabelMap("imagenet-1k", imagenet_names()).order == list(range(1000))  # two of them are cranes
     assert LabelMap("imagenet-1k").index(Sample("x", b"", "n15075141")) == 999
@@ -170,7 +195,7 @@ def test_a_label_outside_the_classes_is_named(label: int, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=rf"image 6 \(6.png\) has the label {label}.* classes 0 to 9"):
         list(loader)
     with pytest.raises(DataError, match="classes 0 to 2"):
-        list(load_data(SMALL, "folders", data, num_classes=3))
+        list(load_data(SMALL, "folders", data, classes=3))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -260,6 +285,21 @@ def test_shards_over_http_are_read_no_further_than_asked(server: Server) -> None
         list(load_data(SMALL, "imagenet-1k", f"wds:{server.url}/part-9.tar"))
 
 
+def test_a_process_reads_its_own_shards_and_no_others(server: Server) -> None:
+    """All of them only where the place in the data is to be found out, or there are fewer shards than processes."""
+    data = f"wds:{server.url}/part-{{0..2}}.tar"
+    found: list[int] = []
+    for rank in range(3):
+        server.sent.clear()
+        loader = load_data(SMALL, "imagenet-1k", data, subset="2:", batch_size=3)
+        found += [label for _, (_, labels) in Group(rank, 3).deal(loader) for label in labels.tolist()]
+        assert list(server.sent) == list(dict.fromkeys(["/part-0.tar", f"/part-{rank}.tar"]))
+    assert found == LABELS[2:]
+    server.sent.clear()
+    list(Group(1, 4).deal(load_data(SMALL, "imagenet-1k", data)))
+    assert len(server.sent) == 3
+
+
 @pytest.mark.parametrize("end", ["in an image", "between two"])
 def test_a_shard_that_is_cut_off_is_named(end: str, server: Server, tmp_path: Path) -> None:
     content = (tmp_path / "part-0.tar").read_bytes()
@@ -294,6 +334,71 @@ def test_nothing_is_unpickled_and_no_shell_is_run(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"{name} can't be read"):
             load_data(SMALL, "cifar-10", f"npz:{tmp_path / name}")
     assert not (tmp_path / "ran").exists()
+
+
+# ---- epochs ----
+
+
+def labels_of(loader: object) -> list[list[int]]:
+    return [labels.tolist() for _, labels in loader]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_has_each_image_once_in_an_order_of_its_own(kind: str, tmp_path: Path) -> None:
+    plain = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    data = write(kind, tmp_path)
+    if kind == "npz":
+        data = f"npz:{tmp_path / 'test.npz'}"
+        np.savez(tmp_path / "test.npz", images=PIXELS, labels=LABELS)
+    inputs = {tuple(image.flatten().tolist()): label for image, label in zip(INPUTS, LABELS, strict=True)}
+
+    def loader(**options: object) -> StreamLoader:
+        given = {"batch_size": 3, "seed": 5, "augmentation": plain, **options}
+        return load_training_data(SMALL, "imagenet-1k", data, **given)  # type: ignore[arg-type, return-value]
+
+    epochs = []
+    for epoch in range(4):
+        one = loader()
+        one.set_epoch(epoch)
+        batches = list(one)
+        epochs.append([label for _, labels in batches for label in labels.tolist()])
+        assert [len(labels) for _, labels in batches] == [3, 3, 3]
+        pairs = [
+            (tuple(x.flatten().tolist()), y)
+            for xs, ys in batches
+            for x, y in zip(xs, ys.tolist(), strict=True)
+        ]
+        assert len(set(pairs)) == 9
+        near = torch.tensor(list(inputs))
+        for image, label in pairs:
+            distance = (near - torch.tensor(image)).abs().amax(1)
+            assert distance.min() < 1e-5
+            assert list(inputs.values())[int(distance.argmin())] == label
+    assert len({tuple(labels) for labels in epochs}) == 4
+    whole = loader(subset="1:9", augmentation=Augmentation(), batch_size=2)
+    expected = [(images, labels.tolist()) for images, labels in whole]
+    assert sorted(label for _, labels in expected for label in labels) == sorted(LABELS[1:9])
+    whole.set_epoch(0, 3)
+    ((images, labels),) = whole
+    assert torch.equal(images, expected[3][0])
+    halves = [
+        loader(subset="1:9", augmentation=Augmentation(), batch_size=2, workers=rank) for rank in (0, 1)
+    ]
+    for rank, half in enumerate(halves):
+        half.take(rank, 2)
+    for (images, labels), *parts in zip(expected, *halves, strict=True):
+        assert torch.equal(torch.cat([x for x, _ in parts]), images)
+        assert [label for _, part in parts for label in part.tolist()] == labels
+
+
+def test_an_epoch_needs_a_length(server: Server) -> None:
+    data = f"wds:{server.url}/part-{{0..2}}.tar"
+    with pytest.raises(DataError, match=r"not known before the end.*--subset"):
+        load_training_data(SMALL, "imagenet-1k", data)
+    loader = load_training_data(SMALL, "imagenet-1k", data, subset=":8", batch_size=4)
+    assert sorted(label for labels in labels_of(loader) for label in labels) == sorted(LABELS[:8])
+    with pytest.raises(DataError, match="the data end before 12 images"):
+        list(load_training_data(SMALL, "imagenet-1k", data, subset=":12", batch_size=4))
 
 
 # ---- arrays and names ----
@@ -339,7 +444,7 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gate)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 import os
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
-from qzoo.data import load_data
+from qzoo.data import Augmentation, load_data, load_training_data
 from qzoo.errors import DataError
 from qzoo.preprocessing import Preprocessing
 try:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import qzoo
 from qzoo.__main__ import main
-from qzoo.config import config_of
+from qzoo.config import config_of, read_config
 from qzoo.data.fashion_mnist import fashion_mnist
+from qzoo.data.sets import data_set
 from qzoo.pipeline.calibrate import calibrate_checkpoint
-from qzoo.pipeline.parts import evaluation_images, measured_images
+from qzoo.pipeline.parts import evaluation_images, measured_images, training_images
 from qzoo.pipeline.plan import Job, Plan
 
 
@@ -40,3 +43,67 @@ def test_evaluation_leaves_out_what_a_stream_was_calibrated_on(
     )
     with pytest.raises(qzoo.errors.DataError, match="share images"):
         evaluation_images(config_of(model), data, "0:30", chosen)
+
+
+def test_training_on_a_stream_is_kept_apart_from_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One split: four fifths to train on, as of a folder; and what is made of the result keeps to the same cut."""
+    images, labels = fashion_mnist("test")
+    np.savez(tmp_path / "some.npz", images=images[:80].numpy()[:, 0], labels=labels[:80].numpy())
+    data, out = f"npz:{tmp_path / 'some.npz'}", tmp_path / "out"
+    command = ["train", "resnet20.fmnist", "--data", data, "--epochs", "1", "--batch-size", "32", "-q"]
+    assert main([*command, "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    config = qzoo.load_pretrained(out).qzoo_config
+    assert (config.training["subset"], config.training["images"]) == ("0:64", 64)
+    assert config.metrics[0].subset == "64:80"
+    assert f"--data {data}" not in (out / "README.md").read_text()  # a place on this machine
+    assert training_images(config, data, None).subset == "0:64"
+    chosen, said = measured_images(config, data, None)
+    assert (chosen.subset, said) == ("64:80", "64 images that it was made on are left out")
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--data", data, "-q"]) == 0
+    assert "16 images (64 images that it was made on are left out)" in capsys.readouterr().out
+    assert main(["train", "resnet20.fmnist", "--data", "wds:http://localhost/{0..1}.tar", "-q"]) == 2
+    assert "--subset" in capsys.readouterr().err
+
+
+def test_the_commands_leave_broken_images_out_and_count_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, labels = fashion_mnist("test")
+    names = data_set("fashion-mnist").class_names
+    assert names is not None
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'data'")
+    stored = []
+    for i in range(48):
+        file = io.BytesIO()
+        Image.fromarray(images[i, 0].numpy()).save(file, "PNG")
+        stored.append({"bytes": file.getvalue()[: 60 if i in (3, 40) else None], "path": f"{i}.png"})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names()))}
+    )
+    rows = datasets.Dataset.from_dict({"image": stored, "label": labels[:48].tolist()}, features)
+    rows.to_parquet(tmp_path / "some.parquet")
+    data, out = f"parquet:{tmp_path / 'some.parquet'}", tmp_path / "out"
+    command = ["build", "resnet20.fmnist-w8a8", "--data", data, "--calibration-subset", ":12"]
+    command += ["--method", "max", "--no-onnx", "-q"]
+    places = ["--runs", str(tmp_path / "runs"), "--out", str(out)]
+    assert main([*command, *places]) == 2
+    assert "image 3 (3.png) can't be read as an image" in capsys.readouterr().err
+    assert main([*command, "--skip-broken", *places]) == 0
+    config = read_config(out)
+    assert config.calibration is not None
+    assert (config.calibration.subset, config.calibration.images, config.calibration.skipped) == (
+        "0:12",
+        11,
+        1,
+    )
+    assert [(row.images, row.skipped) for row in config.metrics] == [(35, 1)] * len(config.metrics)
+    assert "broken" in (out / "README.md").read_text() or "decode" in (out / "README.md").read_text()
+    capsys.readouterr()
+    evaluate = ["evaluate", str(out), "--data", data, "-q"]
+    assert main(evaluate) == 2
+    assert "image 40 (40.png)" in capsys.readouterr().err
+    assert main([*evaluate, "--skip-broken"]) == 0
+    assert "1 image" in capsys.readouterr().out

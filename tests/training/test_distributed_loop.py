@@ -119,3 +119,4 @@ def test_tuning_in_two_processes(tmp_path: Path) -> None:
     options = TrainOptions(epochs=1, lr=0.0, method="lsq", distill=0.5, freeze_bn=1.0)
     tune_checkpoint("resnet20.fmnist-w4a4_qat", options, job)
     assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
+    assert read_config(tmp_path / "one").metrics == read_config(tmp_path / "two").metrics
