@@ -157,6 +157,7 @@ def test_a_float_checkpoint_is_no_contender() -> None:
         qzoo.benchmark("resnet20.fmnist")
 
 
+@pytest.mark.slow
 def test_two_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
     name = "resnet20.fmnist-w8a8"
     folder = qzoo.create_model(name, pretrained=True).save_pretrained(tmp_path / "mine")
@@ -363,6 +364,7 @@ class Listed:
         return iter([self.batches[i] for i in order])
 
 
+@pytest.mark.slow
 def test_an_iterator_is_measured_whole(setting) -> None:
     assert [row.images for row in pytorch_only(setting, iter(setting[2]))] == [40, 40]
 
@@ -372,6 +374,7 @@ def test_an_iterator_that_does_not_fit_is_refused(setting, small_cache) -> None:
         pytorch_only(setting, iter(setting[2]))
 
 
+@pytest.mark.slow
 def test_a_large_loader_is_read_again_for_every_model(setting, small_cache) -> None:
     again = Listed(setting[2], [[0, 1]])
     figures = [(row.images, row.top1, row.agreement) for row in pytorch_only(setting, again)]
