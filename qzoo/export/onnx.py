@@ -113,8 +113,10 @@ def record(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True)
         import onnxscript  # noqa: F401  (the exporter's own message does not say what to install)
     except ImportError as error:
         raise MissingDependencyError("ONNX export needs onnxscript: pip install 'qzoo[onnx]'") from error
+    from qzoo.export import passes
     from qzoo.quant import onnx_translation
 
+    _leave_hard_swish_whole_(ready, image[:1])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -128,6 +130,7 @@ def record(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True)
                 dynamic_shapes=({0: "batch"},) if dynamic else None,
                 custom_translation_table=onnx_translation.custom_translation_table(),
                 verbose=False,
+                optimize=False,
             )
     except Exception as error:  # the exporter raises many types; the user needs one
         raise ExportError(f"torch.onnx.export could not write {type(ready).__name__}: {error}") from error
@@ -139,4 +142,23 @@ def record(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True)
         raise ExportError(
             f"opset {opset} was asked for, but the exporter wrote {written}: choose {written} or higher"
         )
+    passes.simplify(graph)
     return graph
+
+
+@torch.no_grad()
+def _leave_hard_swish_whole_(ready: nn.Module, image: Tensor) -> None:
+    """Let hard-swish make a new tensor, in place on the model, where that changes nothing.
+
+    The exporter traces the form that overwrites its input as six operators of symbolic sizes, only to drop them again:
+    a third of the time that MobileNetV3-small takes.
+    """
+    found = [module for module in ready.modules() if isinstance(module, nn.Hardswish) and module.inplace]
+    if not found:
+        return
+    expected = ready(image)
+    for module in found:
+        module.inplace = False
+    if not torch.equal(ready(image), expected):  # a forward that reads on under the old name
+        for module in found:
+            module.inplace = True
