@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from qzoo.data.sets import DATA_SETS, Seen
+from qzoo.data.sets import DATA_SETS, SeenImages
 from qzoo.errors import ArgumentError, CheckpointError, QzooError, shown
 from qzoo.fields import decode, encode, like, one_of, parse
 from qzoo.files import coming, sha256_of
@@ -247,7 +247,7 @@ class Config:
     files: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
-    seen: tuple[Seen, ...] = field(default=(), metadata=OPTIONAL)
+    seen: tuple[SeenImages, ...] = field(default=(), metadata=OPTIONAL)
     plain_relu: bool = field(default=False, metadata=OPTIONAL)
     factory: str = field(default="", metadata=OPTIONAL | _FACTORY)
     exclude: tuple[str, ...] = field(default=(), metadata=OPTIONAL)

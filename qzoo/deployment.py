@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _ON_CPU = ("onnxruntime", "openvino")
 
 
-class Deployed(nn.Module):
+class DeployedModel(nn.Module):
     """A module without parameters whose forward is a runtime's. For inference: eval mode, no gradients.
 
     Images and logits are torch tensors; the runtime reads and writes their memory where it can. May be called from
@@ -52,7 +52,7 @@ class Deployed(nn.Module):
         check_tensor(images)
         return self.runner(images)
 
-    def train(self, mode: bool = True) -> Deployed:
+    def train(self, mode: bool = True) -> DeployedModel:
         """Stay in eval mode.
 
         Raises:
@@ -64,7 +64,7 @@ class Deployed(nn.Module):
             )
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Deployed:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeployedModel:
         """What ``half()``, ``to(dtype)`` and the like come down to.
 
         Raises:
@@ -87,7 +87,7 @@ def deploy(
     *,
     threads: int | None = None,
     example: Tensor | None = None,
-) -> Deployed:
+) -> DeployedModel:
     """Deploy a model in a runtime: export it, load the file, and call it on torch tensors.
 
     Warns when less than half of the multiply-adds of a quantized model will run in int8 there (:func:`qzoo.lint` names
@@ -125,7 +125,7 @@ def deploy(
 
         with suppress(GraphError):  # too large to judge, or of OpenVINO's own format: the runtime took it
             warn_of_float(source, runtimes.runtime_named(runtime).target, os.fspath(source))
-    return Deployed(runner, getattr(source, "qzoo_config", None))
+    return DeployedModel(runner, getattr(source, "qzoo_config", None))
 
 
 def load(

@@ -100,14 +100,14 @@ def predict(
 
 
 @dataclass(frozen=True)
-class _Ready:
+class _RunningModel:
     """A running model and its config."""
 
     run: Runner
     config: Config
 
 
-def _label(photo: Photo, ready: _Ready, k: int) -> Labels:
+def _label(photo: Photo, ready: _RunningModel, k: int) -> Labels:
     preprocessing, names = ready.config.preprocessing, ready.config.class_names
     picture = open_image(photo, "L" if preprocessing.input_size[0] == 1 else "RGB")
     logits = ready.run(preprocessing.transform()(picture).unsqueeze(0))[0]
@@ -134,20 +134,20 @@ def _downloaded(repository: str) -> Path:
 
 
 @lru_cache(maxsize=4)
-def _ready(folder: Path, digest: str, runtime: str) -> _Ready:
+def _ready(folder: Path, digest: str, runtime: str) -> _RunningModel:
     """The running model. ``digest``, of the config and so of the weights, tells when the folder was rebuilt."""
     config, threads = read_config(folder), os.cpu_count() or 1
     chosen = runtimes.runtime_named(runtime)
     if not chosen.runs_files:
         model = load_pretrained(folder, target=chosen.target)
-        return _Ready(runtimes.load(model, runtime, threads), config)
+        return _RunningModel(runtimes.load(model, runtime, threads), config)
     name = onnx_name(config, chosen.target)
     file = folder / name
     if name not in config.files or not file.is_file():  # one that is not listed may be of older weights
-        return _Ready(_exported(folder, digest, runtime, threads), config)
+        return _RunningModel(_exported(folder, digest, runtime, threads), config)
     if hub.sha256_of(file) != config.files[name]:
         raise CheckpointError(f"{file} has another SHA-256 than config.json says; remove it, or build again")
-    return _Ready(runtimes.load(file, runtime, threads), config)
+    return _RunningModel(runtimes.load(file, runtime, threads), config)
 
 
 def _exported(folder: Path, digest: str, runtime: str, threads: int) -> Runner:

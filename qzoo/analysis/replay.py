@@ -20,7 +20,7 @@ from qzoo.runtimes.pytorch import output_of
 Key = tuple[tuple[int, int], ...]
 
 
-class _Reached(Exception):
+class _LayerReached(Exception):
     """The layer to stop before has been reached."""
 
 
@@ -72,7 +72,7 @@ class Replay:
         self._recording, self._stop = True, to
         try:
             self.run(images)
-        except _Reached:
+        except _LayerReached:
             pass
         finally:
             self._recording, self._stop = False, None
@@ -91,7 +91,7 @@ class Replay:
             if key in self._finished:
                 return _copy(self._finished[key])
             if module is self._stop:
-                raise _Reached
+                raise _LayerReached
             if self._order is not None:
                 self._order.append(module)
             self._stack.append((key, {}))

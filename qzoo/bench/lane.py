@@ -17,7 +17,7 @@ from qzoo.bench.batches import Batches
 from qzoo.bench.contenders import Contender
 from qzoo.bench.options import Options
 from qzoo.bench.process import Process
-from qzoo.bench.results import Against, Row
+from qzoo.bench.results import PeerSpeedup, Row
 from qzoo.deployment import any_batch
 from qzoo.progress import track
 
@@ -76,7 +76,7 @@ class Lane:
         base = next((lane for lane in floats if lane.contender.runtime == own.runtime), None)
         others = [lane for lane in lanes if lane.contender.source != "qzoo"]
         against = [
-            Against(other.contender.source, other.contender.runtime, batch, *ratio)
+            PeerSpeedup(other.contender.source, other.contender.runtime, batch, *ratio)
             for other in others
             if (own.source, own.precision) == ("qzoo", "int8")
             for batch, ratio in self._speedup(other, clock).items()

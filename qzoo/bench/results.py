@@ -16,7 +16,7 @@ _SPREAD = 1.5  # 90th percentile over median, beyond which turns of one kind dif
 
 
 @dataclass(frozen=True)
-class Against:
+class PeerSpeedup:
     """How many times as fast as a peer's int8 model of the same weights, by the row's clock, with its 95 % interval.
 
     Attributes:
@@ -75,7 +75,7 @@ class Row:
     idle_rss_bytes: int | None = None
     source: str = "qzoo"
     clock: str = "cpu"
-    against: tuple[Against, ...] = ()
+    against: tuple[PeerSpeedup, ...] = ()
 
     @property
     def speedup(self) -> dict[int, tuple[float, float, float]]:

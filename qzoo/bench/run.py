@@ -19,7 +19,7 @@ from qzoo.bench.options import Options
 from qzoo.bench.results import Report, Row
 from qzoo.bench.subject import Source, Subject, subjects
 from qzoo.errors import ArgumentError
-from qzoo.export.described import is_onnx
+from qzoo.export.description import is_onnx
 from qzoo.files import temporary_folder
 from qzoo.progress import track
 
@@ -110,15 +110,15 @@ def _names(names: object) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of one subject: rows, what is to be said of them, and its layers where asked for."""
+class Section:
+    """One subject's part of a report: rows, notes on them, and its layers where asked for."""
 
     rows: list[Row]
     notes: list[str]
     layers: list[dict[str, Any]]
 
 
-def measure(subject: Subject, options: Options) -> Measured:
+def measure(subject: Subject, options: Options) -> Section:
     """Time the contenders of a subject in turns, each in a process of its own, then score them there.
 
     Raises:
@@ -136,7 +136,7 @@ def measure(subject: Subject, options: Options) -> Measured:
                 logits = _logits(subject.exact(), batches, options)
                 for lane in lanes:
                     lane.score = lane.evaluate(batches, reference=logits)
-    return Measured([lane.row(subject.name, lanes) for lane in lanes], [*notes, *subject.notes], layers)
+    return Section([lane.row(subject.name, lanes) for lane in lanes], [*notes, *subject.notes], layers)
 
 
 def _logits(run: Callable[[Tensor], Tensor] | None, batches: Batches, options: Options) -> Tensor | None:
@@ -147,7 +147,7 @@ def _logits(run: Callable[[Tensor], Tensor] | None, batches: Batches, options: O
     return torch.cat([run(images) for images, _ in shown])
 
 
-def new_report(measured: Sequence[Measured], options: Options) -> Report:
+def new_report(sections: Sequence[Section], options: Options) -> Report:
     """All rows, with the machine, the versions and the date they were measured with."""
     settings = {
         "threads": options.threads,
@@ -157,7 +157,7 @@ def new_report(measured: Sequence[Measured], options: Options) -> Report:
     }
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     rows, notes, layers = (
-        tuple(item for each in measured for item in getattr(each, part))
+        tuple(item for each in sections for item in getattr(each, part))
         for part in ("rows", "notes", "layers")
     )
     return Report(rows, date, settings, describe(), notes, layers)

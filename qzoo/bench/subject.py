@@ -24,7 +24,7 @@ from qzoo.data import batch_for, load_data
 from qzoo.data.sets import is_embedded
 from qzoo.deployment import any_batch, load
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
-from qzoo.export.described import Described, described, is_onnx
+from qzoo.export.description import OnnxDescription, is_onnx, read_description
 from qzoo.pipeline.parts import images_of_file, measured_images
 from qzoo.zoo.create import open_model
 from qzoo.zoo.floats import reference_of
@@ -135,7 +135,7 @@ class OnnxFile:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, file: Described, options: Options, source: Source) -> OnnxFile:
+    def of(cls, name: str, file: OnnxDescription, options: Options, source: Source) -> OnnxFile:
         """Find what it is compared with, its runtimes and its images.
 
         Raises:
@@ -157,7 +157,7 @@ class OnnxFile:
                 f"peers are made from a checkpoint's float weights; leave {name} or compare out"
             )
         exact = None if float_weights is None else os.fspath(float_weights)
-        files = {name: file} if exact is None else {exact: described(exact), name: file}
+        files = {name: file} if exact is None else {exact: read_description(exact), name: file}
         batch = _only_batch(files, options)
         for runtime in runtimes:
             rt.check(runtime)
@@ -206,7 +206,7 @@ def subjects(names: Sequence[str], options: Options, source: Source) -> Iterator
     if source.calibrating and source.subset is not None:
         _check_beyond(source.subset, source.calibrating)
     models = _opened([name for name in names if not is_onnx(name)])
-    files = {name: described(name) for name in names if is_onnx(name)}
+    files = {name: read_description(name) for name in names if is_onnx(name)}
     label_sets = {config_of(model).labels for model in models.values()}
     source = replace(source, label_sets=label_sets | {file.labels for file in files.values()})
     described_files = [OnnxFile.of(name, file, options, source) for name, file in files.items()]
@@ -245,7 +245,7 @@ def _check_beyond(subset: str, calibration_images: int) -> None:
         )
 
 
-def _only_batch(files: Mapping[str, Described], options: Options) -> int | None:
+def _only_batch(files: Mapping[str, OnnxDescription], options: Options) -> int | None:
     """The only number of images that the files take; None for any. Raises ArgumentError where another is asked for."""
     fixed = {path: file.batch for path, file in files.items() if file.batch is not None}
     for path, batch in fixed.items():
@@ -256,6 +256,6 @@ def _only_batch(files: Mapping[str, Described], options: Options) -> int | None:
     return next(iter(fixed.values()), None)
 
 
-def _file(runtime: str, path: str, file: Described, batch: int | None) -> Contender:
+def _file(runtime: str, path: str, file: OnnxDescription, batch: int | None) -> Contender:
     where, precision = Path(path).absolute(), "int8" if file.quantized else "float32"
     return Contender(runtime, precision, "qzoo", where, where.stat().st_size, batch=batch)

@@ -51,7 +51,7 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.bench.report import print_table, write_report
     from qzoo.bench.run import benchmark
-    from qzoo.export.described import is_onnx
+    from qzoo.export.description import is_onnx
 
     exact: str | None = args.float_weights
     report = benchmark(

@@ -49,7 +49,7 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.export.described import is_onnx
+    from qzoo.export.description import is_onnx
 
     return (_run_file if is_onnx(args.name) else _run_checkpoint)(args)
 
@@ -62,17 +62,17 @@ def _run_file(args: argparse.Namespace) -> int:
     from qzoo.data import batch_for
     from qzoo.deployment import any_batch, load
     from qzoo.distributed import joined
-    from qzoo.export.described import described, is_onnx
+    from qzoo.export.description import is_onnx, read_description
     from qzoo.pipeline.parts import images_of_file
 
     if args.float_weights is not None and not is_onnx(args.float_weights):
         raise ArgumentError(f"--float {args.float_weights}: an ONNX file is compared with another ONNX file")
-    file, runtime = described(args.name), args.target or "onnxruntime"
+    file, runtime = read_description(args.name), args.target or "onnxruntime"
     with joined(args.timeout, args.device) as group:
         threads = torch.get_num_threads()
         reference = None
         if args.float_weights is not None:
-            batch = described(args.float_weights).batch
+            batch = read_description(args.float_weights).batch
             reference = any_batch(load(args.float_weights, "onnxruntime", threads), batch)
         images, said = images_of_file(file, args.name, args.data, args.subset)
         named = replace(file, labels=args.dataset or file.labels)

@@ -223,7 +223,7 @@ class Batches:
         workers: int = 0,
         skip_broken: bool = False,
     ) -> None:
-        self._items, self._batches, self._length = _Tried(items), batches, length
+        self._items, self._batches, self._length = _ItemsOrErrors(items), batches, length
         self._workers, self._skip = workers, skip_broken
         self.broken: list[str] = []
 
@@ -263,7 +263,7 @@ class _Error:
     broken: bool
 
 
-class _Tried(Dataset[Any]):
+class _ItemsOrErrors(Dataset[Any]):
     """Items, or why there is none."""
 
     def __init__(self, items: Any) -> None:

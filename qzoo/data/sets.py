@@ -167,7 +167,7 @@ def is_embedded(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenImages:
     """Images of a folder that a model was trained or calibrated on, so that no later figure is measured on them.
 
     The images of a folder have a fixed order, by the SHA-256 of their path in it. These are those from ``first`` to
@@ -190,8 +190,8 @@ class Seen:
         wrong = [text for pair in self.samples.items() for text in pair if not _DIGITS.fullmatch(text)]
         if wrong or not 0 < len(self.samples) <= SAMPLES or self.images < 1:
             raise ArgumentError(
-                f"Seen: images must be positive and samples 1 to {SAMPLES} pairs of 16 hex digits, not {self.images} "
-                f"and {wrong[:1] or len(self.samples)}"
+                f"seen images must be 1 or more, with samples of 1 to {SAMPLES} pairs of 16 hex digits, not "
+                f"{self.images} and {wrong[:1] or len(self.samples)}"
             )
 
 

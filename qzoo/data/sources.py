@@ -297,7 +297,7 @@ class _Shards:
 
     def _samples(self, url: str) -> Iterator[Sample]:
         with _reading(url), _opened(url) as raw:
-            stream: Any = _Watched(gzip.GzipFile(fileobj=raw) if url.endswith(("gz", "tgz")) else raw)
+            stream: Any = _WatchedFile(gzip.GzipFile(fileobj=raw) if url.endswith(("gz", "tgz")) else raw)
             files = self.tars.tar_file_expander([{"url": url, "stream": stream}], select_files=_wanted)
             for fields in self.tars.group_by_keys(files):
                 image = next((fields[key] for key in fields if _kind(key) == "image"), None)
@@ -319,7 +319,7 @@ def _cut_off(url: str) -> DataError:
     return DataError(f"{url} is cut off: the end of the archive is missing; download it again")
 
 
-class _Watched:
+class _WatchedFile:
     """A file whose last bytes are known: tarfile takes a file that ends early for a whole one."""
 
     def __init__(self, file: Any) -> None:

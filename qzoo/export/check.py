@@ -243,7 +243,7 @@ def compare_layers(
 
 
 @dataclass(frozen=True)
-class _Recorded:
+class _RecordedQuantizer:
     """A quantizer of activations in a file, by its module path: the tensor of its integers, and how to read them."""
 
     name: str
@@ -253,7 +253,7 @@ class _Recorded:
     zero_point: int
 
 
-def _recorded(graph: Graph, simulation: nn.Module) -> list[_Recorded]:
+def _recorded(graph: Graph, simulation: nn.Module) -> list[_RecordedQuantizer]:
     """The quantizers of activations with one scale that file and simulation have in common."""
     modules = dict(simulation.named_modules())
     found = {}
@@ -265,7 +265,7 @@ def _recorded(graph: Graph, simulation: nn.Module) -> list[_Recorded]:
         if isinstance(modules.get(name), TensorQuantizer) and not graph.is_weight(node):
             readers = graph.readers(node)
             last = readers[0] if [r.op_type for r in readers] == ["Clip"] else node  # to fewer than 8 bits
-            found[name] = _Recorded(name, str(last.outputs[0].name), kind, float(scale), int(zero))
+            found[name] = _RecordedQuantizer(name, str(last.outputs[0].name), kind, float(scale), int(zero))
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""``export_onnx``: a model as an ONNX file with QuantizeLinear/DequantizeLinear pairs, placed for one runtime."""
+"""Export a model to an ONNX file with QuantizeLinear/DequantizeLinear pairs, placed for one runtime."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError, MissingDependencyError
-from qzoo.export.formats import GELU_OPSET, choose_opset
 from qzoo.export.lint.coverage import warn_of_float
-from qzoo.export.order import Order, check_output
-from qzoo.export.prepare import copy_for, fold_and_store_, is_quantized, reduce_weights_
+from qzoo.export.order import Order
+from qzoo.export.prepare import Draft, prepare
 from qzoo.export.write import write
 from qzoo.scheme import DEFAULT_TARGET
 
@@ -72,39 +71,28 @@ def export_onnx(
     Example:
         >>> path = qzoo.export_onnx(model, "resnet20.onnx", target="onnxruntime")
     """
-    order = Order.of(model, path, target, opset, batch, weights, example)
-    from qzoo.export import naming, passes
+    order = Order.of(model, path, target, opset, batch, weights, example, reduce_range)
+    from qzoo.export.naming import describe, name_by_module
     from qzoo.export.rewrites import rewrites
 
-    ready = copy_for(order.model, target)
-    if reduce_range:
-        reduce_weights_(ready)
-    inner = order.image.float() if is_quantized(ready) else order.image
-    written = choose_opset(ready, target, opset, weights)
-    operators = check_output(ready, inner)
-    if opset is None and "aten::gelu" in operators:
-        written = max(written, GELU_OPSET)
-    fold_and_store_(ready, inner)
-    graph = record(ready, inner, written, dynamic=order.dynamic)
-    for rewrite in rewrites(target, weights):
+    draft = prepare(order)
+    graph = record(draft, dynamic=order.dynamic)
+    for rewrite in rewrites(order.target, order.weights, order.image.dtype):
         rewrite(graph)
-    if inner.dtype != order.image.dtype:
-        passes.widen(graph, order.image.dtype)
-    naming.name_by_module(graph)
-    naming.drop_shapes(graph)
-    naming.describe(graph, order.model, target)
+    name_by_module(graph)
+    describe(graph, order.model, order.target)
     write(graph, order.path)
-    if is_quantized(ready):
-        warn_of_float(order.path, target, type(order.model).__name__)
+    if draft.quantized:
+        warn_of_float(order.path, order.target, type(order.model).__name__)
     return order.path
 
 
-def record(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True) -> Any:
+def record(draft: Draft, *, dynamic: bool) -> Any:
     """Record a prepared module as an ``onnx_ir`` model, by torch's exporter.
 
     Args:
-        ready: from :func:`qzoo.export.prepare.prepare`.
-        image: example input [B, C, H, W] on the CPU, B >= 2 when ``dynamic``.
+        draft: from :func:`qzoo.export.prepare.prepare`.
+        dynamic: leave the number of images open; the draft's example then has two or more.
 
     Raises:
         ExportError: the exporter failed, or wrote another opset than asked for.
@@ -116,15 +104,16 @@ def record(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True)
     from qzoo.export import passes
     from qzoo.quant import onnx_translation
 
-    _leave_hard_swish_whole_(ready, image[:1])
+    _leave_hard_swish_whole_(draft.module, draft.image[:1])
+    name = type(draft.module).__name__
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                ready,
-                (image,),
+                draft.module,
+                (draft.image,),
                 dynamo=True,
-                opset_version=opset,
+                opset_version=draft.opset,
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_shapes=({0: "batch"},) if dynamic else None,
@@ -133,14 +122,14 @@ def record(ready: nn.Module, image: Tensor, opset: int, *, dynamic: bool = True)
                 optimize=False,
             )
     except Exception as error:  # the exporter raises many types; the user needs one
-        raise ExportError(f"torch.onnx.export could not write {type(ready).__name__}: {error}") from error
+        raise ExportError(f"torch.onnx.export could not write {name}: {error}") from error
     if program is None:
-        raise ExportError(f"torch.onnx.export gave nothing for {type(ready).__name__}")
+        raise ExportError(f"torch.onnx.export gave nothing for {name}")
     graph: Any = program.model
     written = graph.opset_imports.get("")
-    if written != opset:
+    if written != draft.opset:
         raise ExportError(
-            f"opset {opset} was asked for, but the exporter wrote {written}: choose {written} or higher"
+            f"opset {draft.opset} was asked for, but the exporter wrote {written}: choose {written} or higher"
         )
     passes.simplify(graph)
     return graph

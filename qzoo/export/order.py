@@ -34,6 +34,7 @@ class Order:
     dynamic: bool
     weights: str
     image: Tensor
+    reduce_range: bool = False
 
     @classmethod
     def of(
@@ -45,6 +46,7 @@ class Order:
         batch: str | int,
         weights: str,
         example: Tensor | None,
+        reduce_range: bool,
     ) -> Order:
         """Check the arguments of :func:`qzoo.export_onnx`; raises what that raises for them."""
         target_named(target)
@@ -55,7 +57,7 @@ class Order:
         check_batch(batch)
         dynamic = batch == "dynamic"
         image = example_batch(module, example, 2 if dynamic else int(batch))
-        return cls(module, place, target, opset, dynamic, weights, image)
+        return cls(module, place, target, opset, dynamic, weights, image, reduce_range)
 
 
 def plain_module(model: Any) -> nn.Module:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from qzoo.errors import ExportError
 from qzoo.export.blocks import store_blocks_
-from qzoo.export.formats import kept_axes
-from qzoo.export.order import plain_module
+from qzoo.export.formats import GELU_OPSET, choose_opset, kept_axes
+from qzoo.export.order import Order, check_output, plain_module
 from qzoo.quant import ops
 from qzoo.quant.fold import fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
@@ -25,16 +25,41 @@ from qzoo.quantizers import active_quantizers, switch_target
 _INT32_ROOM = 2.0**30  # runtimes round a bias to int32 in units of input scale x weight scale
 
 
-def prepare(model: nn.Module, target: str, example: Tensor) -> nn.Module:
-    """A copy on the CPU, in eval mode, that computes what the exported file will.
+@dataclass(frozen=True)
+class Draft:
+    """Copy of a model that computes what the exported file will.
 
-    Args:
-        example: an input batch, for finding the BatchNorms to fold.
+    Attributes:
+        module: on the CPU, in eval mode, float32 where anything is quantized.
+        image: the example in the type of the module.
+        opset: that has its formats and operators.
+        quantized: whether any quantizer is on.
+    """
+
+    module: nn.Module
+    image: Tensor
+    opset: int
+    quantized: bool
+
+
+def prepare(order: Order) -> Draft:
+    """Copy the model, switch the target's quantizers on, fold BatchNorm, and put weights on their levels.
 
     Raises:
-        ExportError: quantizers that have no range, are still calibrating, or can't be written.
+        ExportError: quantizers that have no range, are still calibrating, or can't be written; an opset that has not
+            all formats; a module that does not run the example, or gives no tensor.
     """
-    return fold_and_store_(copy_for(model, target), example)
+    ready = copy_for(order.model, order.target)
+    if order.reduce_range:
+        reduce_weights_(ready)
+    quantized = is_quantized(ready)
+    image = order.image.float() if quantized else order.image
+    opset = choose_opset(ready, order.target, order.opset, order.weights)
+    operators = check_output(ready, image)
+    if order.opset is None and "aten::gelu" in operators:
+        opset = max(opset, GELU_OPSET)
+    fold_and_store_(ready, image)
+    return Draft(ready, image, opset, quantized)
 
 
 def copy_for(model: nn.Module, target: str) -> nn.Module:

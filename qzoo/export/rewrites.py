@@ -6,8 +6,10 @@ A new runtime is a row in :data:`FOR`, one in :data:`qzoo.scheme.TARGETS` and a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import onnx_ir as ir
+import torch
 
 from qzoo.export import for_onnxruntime, for_openvino, passes
 
@@ -47,6 +49,7 @@ TIDY: tuple[Rewrite, ...] = (passes.share_zero_points, passes.drop_defaults, pas
 LAST: dict[str, tuple[Rewrite, ...]] = {"onnxruntime": (for_onnxruntime.copy_for_each_quantizer,)}
 
 
-def rewrites(target: str, weights: str) -> tuple[Rewrite, ...]:
-    """The rewrites of a file for a target; ``weights`` as in :func:`qzoo.export_onnx`."""
-    return (*START, *STORE[weights], *FOR[target], *TIDY, *LAST.get(target, ()))
+def rewrites(target: str, weights: str, dtype: torch.dtype) -> tuple[Rewrite, ...]:
+    """List the rewrites of a file for a target; ``weights`` as in :func:`qzoo.export_onnx`, ``dtype`` of its images."""
+    ends = partial(passes.widen, dtype=dtype)
+    return (*START, *STORE[weights], *FOR[target], *TIDY, *LAST.get(target, ()), ends, passes.drop_shapes)

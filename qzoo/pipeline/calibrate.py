@@ -19,7 +19,7 @@ from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, 
 from qzoo.pipeline.plan import Job, Plan
 from qzoo.ptq import (
     Choice,
-    Raised,
+    MixedPrecision,
     Recipe,
     apply_recipe,
     best_alpha,
@@ -37,8 +37,8 @@ from qzoo.zoo.floats import quantized_from
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """What was done.
+class CalibrationResult:
+    """Recipe of a calibration, what it was chosen from, and the images it saw.
 
     Attributes:
         recipe: the recipe.
@@ -53,7 +53,7 @@ class Calibrated:
     candidates: tuple[Candidate, ...]
     images: int
     held_back: int
-    raised: Raised | None = None
+    raised: MixedPrecision | None = None
 
 
 def calibrate_checkpoint(
@@ -62,7 +62,7 @@ def calibrate_checkpoint(
     job: Job = Job(),  # noqa: B008 - immutable
     *,
     group: Group | None = None,
-) -> Calibrated:
+) -> CalibrationResult:
     """Make a quantized checkpoint from float weights; ``qzoo.build`` also measures it and writes a card.
 
     Args:
@@ -102,7 +102,7 @@ def start_of(name: str, plan: Plan, job: Job) -> tuple[nn.Module, nn.Module]:
 
 def calibrate_to(
     folder: Path, model: nn.Module, plan: Plan, images: Images, job: Job, group: Group
-) -> Calibrated:
+) -> CalibrationResult:
     """Calibrate what :func:`start_of` gives, in place, on images of the job, and save it into the folder."""
     model.to(group.device)
     batches, loader = [], None
@@ -130,7 +130,7 @@ def quantize_to(
     skipped: int = 0,
     progress: bool = True,
     group: Group | None = None,
-) -> Calibrated:
+) -> CalibrationResult:
     """Quantize a model with float weights, in place, and save it.
 
     Args:
@@ -147,7 +147,7 @@ def quantize_to(
         config = dataclasses.replace(config_of(model), calibration=calibration)
         if group.first:
             save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
-        return Calibrated(plan.recipe, (), 0, 0)
+        return CalibrationResult(plan.recipe, (), 0, 0)
     raised = mix_precision(model, batches, plan.drop, progress=progress) if plan.drop else None
     choice = None
     if plan.best:
@@ -172,7 +172,7 @@ def quantize_to(
         save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
     candidates = choice.candidates if choice else found.candidates
     compared = choice.held_back if choice else found.select_images
-    return Calibrated(recipe, candidates, found.images, compared, raised)
+    return CalibrationResult(recipe, candidates, found.images, compared, raised)
 
 
 def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | None) -> CalibrationRecord:

@@ -1,7 +1,8 @@
 """Which images of a data set a job calibrates on, trains on and measures on: parts that share nothing.
 
-A folder that is one split is cut once. What a model was made on is kept in its config (:class:`qzoo.data.sets.Seen`),
-so that whatever is made from it, and whatever measures it later, keeps to the same cut.
+A folder that is one split is cut once. What a model was made on is kept in its config
+(:class:`qzoo.data.sets.SeenImages`), so that whatever is made from it, and whatever measures it later, keeps to the
+same cut.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from qzoo.config import Arguments, Config
 from qzoo.data import ImageFolder, Loader, image_files, load_data, parse_subset
 from qzoo.data.files import ImageFiles
 from qzoo.data.folders import split_folder
-from qzoo.data.sets import DATA_SETS, SAMPLES, Seen, data_set, is_stream
+from qzoo.data.sets import DATA_SETS, SAMPLES, SeenImages, data_set, is_stream
 from qzoo.data.sources import UNKNOWN, open_source
 from qzoo.data.streams import LabelMap
 from qzoo.errors import DataError
-from qzoo.export.described import Described
+from qzoo.export.description import OnnxDescription
 
 BATCH = 32
 
@@ -43,7 +44,7 @@ class Images:
 
     def load(
         self,
-        model: Config | Described,
+        model: Config | OnnxDescription,
         data: str | Path | None,
         *,
         batch_size: int = BATCH,
@@ -189,7 +190,7 @@ def measured_images(
 
 
 def images_of_file(
-    file: Described, name: str, data: str | Path | None, subset: str | None
+    file: OnnxDescription, name: str, data: str | Path | None, subset: str | None
 ) -> tuple[Images, str]:
     """The images to measure an ONNX file on, as :func:`measured_images` of the model that it was exported from.
 
@@ -232,7 +233,7 @@ def made_on(config: Config, data: str | Path | None, images: Images, use: str) -
     start, stop = parse_subset(images.subset, len(files))
     step = max(1, (stop - start) // SAMPLES)
     samples = [files.files[i] for i in range(start, stop, step)][:SAMPLES]
-    new = Seen(
+    new = SeenImages(
         use,
         _key(files, start),
         _key(files, stop - 1),
@@ -344,7 +345,7 @@ def _trained_on(config: Config, files: ImageFiles | None, whole: Images) -> tupl
     return (trained[-1].start, trained[-1].stop) if trained else None
 
 
-def _positions(files: ImageFiles, old: Seen) -> tuple[int, int] | None:
+def _positions(files: ImageFiles, old: SeenImages) -> tuple[int, int] | None:
     """Where in a folder the images lie that a model has seen; None where it is another folder: it has fewer than half
     of the samples, which may be doubles."""
     found = 0

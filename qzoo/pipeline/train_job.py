@@ -62,7 +62,7 @@ class TrainJob(Job):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A finished training: its log, its images, and those to measure on."""
 
     log: Log
@@ -79,7 +79,7 @@ def run_training(
     group: Group,
     teacher: nn.Module | None = None,
     origin: dict[str, str] | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train ``model`` in place on the job's images, resumed where a run was stopped; afterwards it is on the CPU.
 
     Args:
@@ -125,7 +125,7 @@ def run_training(
     for module in (model, teacher):
         if module is not None:
             module.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Trained(log, images, checks, test)
+    return TrainingResult(log, images, checks, test)
 
 
 def weights_of(config: Config) -> str:
@@ -140,7 +140,7 @@ def write_checkpoint(
     model: nn.Module,
     config: Config,
     metrics: tuple[Measurement, ...],
-    done: Trained,
+    done: TrainingResult,
     options: TrainOptions,
     job: TrainJob,
     processes: int,
@@ -161,7 +161,7 @@ def write_checkpoint(
 
 
 def training_record(
-    options: TrainOptions, job: TrainJob, done: Trained, labels: str, processes: int = 1
+    options: TrainOptions, job: TrainJob, done: TrainingResult, labels: str, processes: int = 1
 ) -> dict[str, Any]:
     """What the training needs to be repeated, and what it cost; threads are those of each process."""
     subset = done.images.subset if is_stream(job.data) else job.subset

@@ -12,7 +12,7 @@ from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.bias_grid import round_biases
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import equalize
-from qzoo.ptq.mixed_precision import Raised, mix_precision, raise_bits
+from qzoo.ptq.mixed_precision import MixedPrecision, mix_precision, raise_bits
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import smooth
@@ -20,7 +20,7 @@ from qzoo.ptq.smoothquant import smooth
 __all__ = [
     "RECIPES",
     "Choice",
-    "Raised",
+    "MixedPrecision",
     "Recipe",
     "adaround",
     "adaround_sequential",

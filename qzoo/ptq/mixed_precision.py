@@ -31,7 +31,7 @@ from qzoo.runtimes.pytorch import output_of
 
 
 @dataclass(frozen=True)
-class Raised:
+class MixedPrecision:
     """Result of mixed precision: the bits of each layer, and what the model reaches with them.
 
     Attributes:
@@ -68,7 +68,7 @@ def raise_bits(
     sqnr_db: float = 0.0,
     inputs: Mapping[str, Range] | None = None,
     progress: bool = True,
-) -> Raised:
+) -> MixedPrecision:
     """Raise the bits of the most sensitive layers, in place, until both targets are met.
 
     Ranges of weights stay: more bits divide the same range more finely. Learned rounding comes after it, so targets
@@ -126,7 +126,7 @@ def raise_bits(
     average = sum(chosen[name] * size for name, size in sizes.items()) / sum(sizes.values())
     order = tuple(layer.name for layer in candidates[:low])
     met = _enough(reached, agreement, sqnr_db)
-    return Raised(chosen, order, average, reached.agreement, reached.sqnr_db, met)
+    return MixedPrecision(chosen, order, average, reached.agreement, reached.sqnr_db, met)
 
 
 def mix_precision(
@@ -137,7 +137,7 @@ def mix_precision(
     bits: int = 8,
     held_back: float = SHARE,
     progress: bool = True,
-) -> Raised:
+) -> MixedPrecision:
     """Choose the layers that get more bits in weights and inputs, and set these, in place (mixed precision).
 
     Ranges come from most of the images, the choice from those held back, as :func:`qzoo.ptq.best_recipe` does. The

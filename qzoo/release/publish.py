@@ -22,8 +22,8 @@ TARGETS = ("onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True)
-class Published:
-    """What was uploaded, or in a dry run would have been.
+class Publication:
+    """Upload of a checkpoint to the Hub, or what it would be in a dry run.
 
     Attributes:
         repo: the repository's name.
@@ -48,7 +48,7 @@ def publish(
     private: bool = False,
     revision: str = "main",
     dry_run: bool = False,
-) -> Published:
+) -> Publication:
     """Publish a checkpoint on the Hugging Face Hub, with its ONNX files and card; the folder itself stays as it is.
 
     After a broken upload the same call goes on: what the Hub has already is not sent again. The commit is
@@ -85,11 +85,11 @@ def publish(
         files = {p.relative_to(staged).as_posix(): p.stat().st_size for p in staged.rglob("*") if p.is_file()}
         tag = f"v{config.qzoo_version}"
         if dry_run:
-            return Published(repo, "", tag, files)
+            return Publication(repo, "", tag, files)
         digest = hub.sha256_of(staged / "config.json")
         commit = _upload(staged, repo, config, private, revision, tag)
     load_pretrained(hub.download(repo, commit, name=config.name, sha256=digest))
-    return Published(repo, commit, tag, files, digest)
+    return Publication(repo, commit, tag, files, digest)
 
 
 def _upload(staged: Path, repo: str, config: Config, private: bool, revision: str, tag: str) -> str:

@@ -159,8 +159,8 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
         )
 
     summary = (architecture(arch).build.__doc__ or arch).partition("\n")[0]
-    described = (create_model.__doc__ or "").partition("    Example:")[0].rstrip()
-    _, first, rest = described.partition("        pretrained:")  # after the name
+    read_description = (create_model.__doc__ or "").partition("    Example:")[0].rstrip()
+    _, first, rest = read_description.partition("        pretrained:")  # after the name
     build.__name__ = build.__qualname__ = arch
     build.__module__ = "qzoo"
     build.__doc__ = f"{summary}\n\n    Args:\n{first}{rest}\n    "

@@ -36,7 +36,7 @@ def check_token(token: str | bool | None) -> None:
         )
 
 
-class _Bounded:
+class _BoundedFile:
     """A file to write to that takes so many bytes and no more, whatever a server sends."""
 
     def __init__(self, file: BinaryIO, limit: int, name: str) -> None:
@@ -81,7 +81,7 @@ def downloaded(
     temporary = folder / f".{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:
-            bounded: Any = _Bounded(file, limit, str(temporary))
+            bounded: Any = _BoundedFile(file, limit, str(temporary))
             name = urllib.parse.urlsplit(url).path.rpartition("/")[2]
             file_download.http_get(
                 url, bounded, headers=headers, expected_size=size, displayed_filename=name[-40:]

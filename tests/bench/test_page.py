@@ -20,7 +20,7 @@ from PIL import Image
 from qzoo.bench.layers import model_details
 from qzoo.bench.options import Options
 from qzoo.bench.report import write_report
-from qzoo.bench.results import Against, Report, Row
+from qzoo.bench.results import PeerSpeedup, Report, Row
 from qzoo.bench.timing import Timing
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
@@ -67,7 +67,7 @@ def folder(tmp_path_factory) -> Path:
     details["profiles"] = [
         {"runtime": "onnxruntime", "precision": "int8", "source": "qzoo", "batch": 1, "nodes": NODES}
     ]
-    against = (Against("quantize_static", "onnxruntime", 1, 1.07, 1.05, 1.1),)
+    against = (PeerSpeedup("quantize_static", "onnxruntime", 1, 1.07, 1.05, 1.1),)
     rows = (
         row("first-w8a8", "pytorch", "float32", 9.0, sqnr_db=float("inf"), agreement=100.0),
         row("first-w8a8", "onnxruntime", "int8", 3.0, against=against),

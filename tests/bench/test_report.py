@@ -13,7 +13,7 @@ import pytest
 
 from qzoo.bench.plot import _panel
 from qzoo.bench.report import footnotes, print_table, write_report
-from qzoo.bench.results import Against, Report, Row
+from qzoo.bench.results import PeerSpeedup, Report, Row
 from qzoo.bench.timing import Timing
 
 MACHINE = {
@@ -205,7 +205,7 @@ def test_speed_against_peers_and_notes_are_said(report: Report) -> None:
         "int8",
         4.7,
         4.6,
-        against=(Against("quantize_static", "onnxruntime", 8, 1.07, 1.05, 1.1),),
+        against=(PeerSpeedup("quantize_static", "onnxruntime", 8, 1.07, 1.05, 1.1),),
     )
     peer = row("onnxruntime", "int8", 4.9, 4.9, source="quantize_static")
     full = Report((ours, peer), report.date, report.settings, MACHINE, ("torchvision has none",))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo.errors import CalibrationError
-from qzoo.export.prepare import prepare
+from qzoo.export.prepare import copy_for, fold_and_store_
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import round_biases
 from qzoo.ptq.ranges import calibrate
@@ -37,9 +37,9 @@ def units(model: nn.Module) -> dict[str, Tensor]:
 def test_folded_biases_are_whole_and_moved_by_half_a_unit_at_most(w8a8: Pair, batches: list[Batch]) -> None:
     _, model = w8a8
     x = batches[0][0]
-    before = units(prepare(model, "onnxruntime", x))
+    before = units(fold_and_store_(copy_for(model, "onnxruntime"), x))
     moved = round_biases(model, x)
-    after = units(prepare(model, "onnxruntime", x))
+    after = units(fold_and_store_(copy_for(model, "onnxruntime"), x))
     assert before.keys() == after.keys() == moved.keys()
     assert len(before) == 10
     assert max((b - b.round()).abs().max() for b in before.values()) > 0.3

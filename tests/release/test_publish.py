@@ -20,7 +20,7 @@ import qzoo
 from qzoo import registry
 from qzoo.config import WEIGHTS, Config, Measurement, read_config
 from qzoo.errors import CheckpointError, HubError, UnknownModelError
-from qzoo.release.publish import Published, publish
+from qzoo.release.publish import Publication, publish
 from qzoo.release.verify import verify
 from qzoo.zoo import hub
 
@@ -46,7 +46,7 @@ def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish_module, "export_onnx", lambda m, path, target: path.write_text(target * 1000))
 
 
-def put_into_registry(done: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+def put_into_registry(done: Publication, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``register_model(published=...)`` of the architecture would say."""
     entry = registry.architecture("resnet20")
     pins = {NAME: registry.Pin(done.repo, done.commit, done.sha256)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoo.data.sets import DATA_SETS, Seen
+from qzoo.data.sets import DATA_SETS, SeenImages
 from qzoo.errors import ExportError, QzooError
 from qzoo.fields import decode
 from qzoo.preprocessing import Preprocessing
@@ -23,7 +23,7 @@ _QUANTIZED = (*PAIR, *INTEGER_LAYERS)
 
 
 @dataclass(frozen=True)
-class Described:
+class OnnxDescription:
     """A classifier in an ONNX file.
 
     Attributes:
@@ -42,7 +42,7 @@ class Described:
     batch: int | None
     quantized: bool
     assumed: str
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[SeenImages, ...] = ()
 
 
 def is_onnx(where: str | os.PathLike[str]) -> bool:
@@ -50,7 +50,7 @@ def is_onnx(where: str | os.PathLike[str]) -> bool:
     return Path(where).suffix.lower() == ".onnx"
 
 
-def described(path: str | os.PathLike[str]) -> Described:
+def read_description(path: str | os.PathLike[str]) -> OnnxDescription:
     """Read how a file's images are prepared and what its classes are.
 
     Raises:
@@ -85,26 +85,26 @@ def described(path: str | os.PathLike[str]) -> Described:
         f"the file does not say how its images are prepared; {' x '.join(map(str, size))}, mean {mean} and "
     )
     assumed += f"standard deviation {std} are assumed, and the classes of {labels}"
-    return Described(plain, labels, (), batch, quantized, assumed)
+    return OnnxDescription(plain, labels, (), batch, quantized, assumed)
 
 
 def _as_written(
     path: str | os.PathLike[str], facts: dict[str, str], batch: int | None, quantized: bool
-) -> Described:
+) -> OnnxDescription:
     """From the metadata of a file that qzoo wrote. Raises ExportError where it did not write this."""
     try:
         preprocessing = Preprocessing.from_dict(json.loads(facts["qzoo.preprocessing"]))
         classes: Any = json.loads(facts.get("qzoo.classes", "[]"))
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("classes are no list of texts")
-        seen = decode(tuple[Seen, ...], json.loads(facts.get("qzoo.seen", "[]")), "qzoo.seen")
+        seen = decode(tuple[SeenImages, ...], json.loads(facts.get("qzoo.seen", "[]")), "qzoo.seen")
     except (QzooError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ExportError(
             f"the metadata of {str(path)!r} are none that qzoo wrote ({error}); export it again"
         ) from error
     labels = facts.get("qzoo.labels", "")
     labels = labels if labels in DATA_SETS else "folders"
-    return Described(preprocessing, labels, tuple(classes), batch, quantized, "", seen)
+    return OnnxDescription(preprocessing, labels, tuple(classes), batch, quantized, "", seen)
 
 
 def _shape(graph: GraphProto, name: str) -> list[int | None]:
