@@ -1,7 +1,7 @@
 """Checkpoints that are calibrated without data, on the user's machine, where none is published; kept in a cache.
 
 The cache is ``calibrated/<name>/<key>`` in the store (``QZOO_HOME``). The key is of all that the result depends on: the
-content of the float weights, scheme, recipe, and :data:`VERSION` of the method.
+SHA-256 of the file of float weights, scheme, recipe, and :data:`VERSION` of the method.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -98,41 +98,50 @@ def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool =
 
 
 def load_calibrated(
-    config: Config, recipe: Recipe, weights: str, start: Callable[[], nn.Module], target: str | None
+    config: Config, recipe: Recipe, known: Sequence[str], start: Callable[[], nn.Module], target: str | None
 ) -> nn.Module:
     """The checkpoint from the cache; where there is none, it is made, with a warning, and kept.
 
     Args:
         config: of the checkpoint, with its scheme.
         recipe: one without data.
-        weights: what tells the float weights from others.
-        start: gives the model with quantizers on the float weights.
+        known: the SHA-256 that the file of float weights can have; what was made of one of these is found without the
+            file.
+        start: gives the model with quantizers on the float weights; its config says which file they are of.
         target: that the quantizers are to simulate; the scheme's if None.
 
     Raises:
         HubError, CheckpointError: the float weights can't be had, or are not what they should be.
     """
-    folder = home() / "calibrated" / config.name / _key(config, recipe, weights)
-    found = _load(folder, target)
-    if found is not None:
-        return found
-    with _alone(folder.parent):
-        found = _load(folder, target)  # another process may have made it meanwhile
-        if found is not None:
-            return found
+    folder = home() / "calibrated" / config.name
+
+    def cached(digests: Iterable[str]) -> nn.Module | None:
+        found = (_load(folder / _key(config, recipe, digest), target) for digest in digests)
+        return next((model for model in found if model is not None), None)
+
+    if (model := cached(known)) is not None:
+        return model
+    with _alone(folder):
+        if (model := cached(known)) is not None:  # another process has made it meanwhile
+            return model
         model = start()
+        source = config_of(model).float_source
+        digest = source.sha256 if source is not None else ""
+        if digest not in known and (model_of_file := cached([digest])) is not None:
+            return model_of_file
         record = calibrate_without_data(model, recipe)
         made = dataclasses.replace(config_of(model), calibration=record)
-        kept, problem = _keep(model, made, folder)
+        place = folder / _key(config, recipe, digest)
+        kept, problem = _keep(model, made, place)
     _warn(made, _costliest(model, made) if _doubtful(made) else "", problem)
     if kept:
-        return load_pretrained(folder, target=target)
+        return load_pretrained(place, target=target)
     model.qzoo_config = made  # type: ignore[assignment]
     return set_target(model, target or made.target)
 
 
-def _key(config: Config, recipe: Recipe, weights: str) -> str:
-    parts = [VERSION, weights, encode(config.scheme), encode(recipe)]
+def _key(config: Config, recipe: Recipe, digest: str) -> str:
+    parts = [VERSION, digest, encode(config.scheme), encode(recipe)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -153,12 +162,10 @@ def _load(folder: Path, target: str | None) -> nn.Module | None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process at a time makes the checkpoints of a name; where the cache can't be written to, nothing is held."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        yield
-        return
-    with exclusive(folder):
+    with ExitStack() as held:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(exclusive(folder))
         yield
 
 

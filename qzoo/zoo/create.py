@@ -19,6 +19,7 @@ from qzoo.zoo.calibrated import load_calibrated, recipe_without_data
 from qzoo.zoo.checkpoint import build, load_pretrained
 from qzoo.zoo.floats import load_float
 from qzoo.zoo.request import Request
+from qzoo.zoo.sources import known_digests
 
 
 def create_model(
@@ -75,16 +76,15 @@ def create_model(
 def _calibrated(asked: Request, scheme: Scheme) -> nn.Module:
     """The quantized model, calibrated without data on this machine: now, or when it was first asked for."""
     if asked.float_name in hub.checkpoints():
-        weights = read_config(hub.named(asked.float_name)).files[WEIGHTS]
-    else:  # every source has its digest, which a download is held to
-        public = asked.public_weights()
-        weights = str((public.sources, public.sha256, public.revision))
+        known = [read_config(hub.named(asked.float_name)).files[WEIGHTS]]
+    else:
+        known = known_digests(asked.public_weights())
     # one checkpoint for all targets
     start = dataclasses.replace(asked, scheme=with_target(scheme, DEFAULT_TARGET))
     config = start.published_config()
     asked.check_sizes(config)
     recipe = recipe_without_data(asked.entry.family, scheme)
-    return load_calibrated(config, recipe, weights, lambda: load_float(start), asked.target)
+    return load_calibrated(config, recipe, known, lambda: load_float(start), asked.target)
 
 
 def open_model(where: str, target: str | None = None) -> nn.Module:

@@ -61,13 +61,33 @@ def under_own_names(
     return dict(state) if key_map is None or own == found else key_map(state)
 
 
+def known_digests(weights: FloatWeights) -> list[str]:
+    """The whole SHA-256 of each source's file: as it is pinned, or as it was when the file was first used here."""
+    try:
+        first = json.loads(_first_digests().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        first = None
+    found = []
+    for i, source in enumerate(weights.sources):
+        digest = weights.sha256[i] if i < len(weights.sha256) else ""
+        if len(digest) == 64:
+            found.append(digest)
+        elif isinstance(first, dict) and source in first:
+            found.append(str(first[source]))
+    return found
+
+
+def _first_digests() -> Path:
+    return home() / "float_sha256.json"
+
+
 def _same_as_first(source: str, sha256: str, path: Path) -> None:
     """Hold a file of which only the first digits of the SHA-256 are published to the whole one of its first use.
 
     Raises:
         CheckpointError: it is another file than then, or what was stored can't be read or written.
     """
-    record = home() / "float_sha256.json"
+    record = _first_digests()
     try:
         home().mkdir(parents=True, exist_ok=True)
         with exclusive(home()):

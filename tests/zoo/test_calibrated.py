@@ -8,7 +8,6 @@ import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,16 +21,18 @@ from torch import Tensor, nn
 import qzoo
 from qzoo import registry
 from qzoo.cards.card import card
-from qzoo.config import Config, config_of, read_config
+from qzoo.config import Config, FloatSource, config_of, read_config
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
 from qzoo.options import Recipe
 from qzoo.preprocessing import Preprocessing
 from qzoo.quantizers import active_quantizers
 from qzoo.scheme import Scheme
 from qzoo.zoo import calibrated, create, hub
+from qzoo.zoo.sources import known_digests
 
 NAME = "resnet50.tv_in1k"
 RECIPE = Recipe(method="procedural", bias_correction="analytic")
+A, B = "a" * 64, "b" * 64
 
 
 @pytest.fixture(autouse=True)
@@ -142,25 +143,31 @@ def test_refusals_come_before_any_download(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class Small:
-    """``load_calibrated`` on resnet20 with random weights; counts how often it starts."""
+    """``load_calibrated`` on resnet20 with random weights, said to be of a file; counts how often it starts."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.state = qzoo.create_model("resnet20.fmnist").state_dict()
         self.config: Config = config_of(qzoo.create_model("resnet20.fmnist-w8a8"))
+        self.digest = A
         self.started = 0
 
     def start(self) -> nn.Module:
         self.started += 1
         model = qzoo.create_model("resnet20.fmnist-w8a8")
         model.load_state_dict({**model.state_dict(), **self.state}, strict=False)
+        source = FloatSource("folder:resnet20", "", self.digest, "mit")
+        model.qzoo_config = dataclasses.replace(config_of(model), float_source=source)
         return model.eval()
 
-    def load(self, weights: str = "a", recipe: Recipe = RECIPE, start: Callable[[], nn.Module] | None = None):
+    def load(
+        self, digest: str = A, recipe: Recipe = RECIPE, known: bool = True
+    ) -> tuple[nn.Module, list[str]]:
+        self.digest = digest
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model = calibrated.load_calibrated(self.config, recipe, weights, start or self.start, None)
-        return model, [str(warning.message) for warning in caught]
+            found = calibrated.load_calibrated(self.config, recipe, [digest] * known, self.start, None)
+        return found, [str(warning.message) for warning in caught]
 
 
 @pytest.fixture
@@ -179,18 +186,42 @@ def test_other_weights_recipes_bits_and_versions_are_other_checkpoints(
     small.load()
     small.load()
     assert small.started == 1
-    small.load(weights="b")
+    small.load(B)
     assert small.started == 2
     made = {path.parent.name for path in qzoo_home.rglob("config.json")}
     six = dataclasses.replace(small.config, scheme=Scheme(edge_bits=6))
-    keys = [calibrated._key(small.config, RECIPE, weights) for weights in "ab"]
+    keys = [calibrated._key(small.config, RECIPE, digest) for digest in (A, B)]
     assert made == set(keys)
-    keys += [
-        calibrated._key(six, RECIPE, "a"),
-        calibrated._key(small.config, Recipe(method="procedural"), "a"),
-    ]
-    monkeypatch.setattr(calibrated, "VERSION", 2)
-    assert len({*keys, calibrated._key(small.config, RECIPE, "a")}) == 5
+    keys += [calibrated._key(six, RECIPE, A), calibrated._key(small.config, Recipe(method="procedural"), A)]
+    monkeypatch.setattr(calibrated, "VERSION", 0)
+    assert len({*keys, calibrated._key(small.config, RECIPE, A)}) == 5
+
+
+def test_the_key_is_of_the_file_that_was_used(small: Small, qzoo_home: Path) -> None:
+    """Of a source without a pinned SHA-256 the file is read, but not calibrated again."""
+    small.load(A, known=False)
+    (made,) = (path.parent.name for path in qzoo_home.rglob("config.json"))
+    assert made == calibrated._key(small.config, RECIPE, A)
+    _, said = small.load(A, known=False)
+    assert small.started == 2
+    assert said == []
+    small.load(A)
+    assert small.started == 2
+    _, said = small.load(B, known=False)
+    assert len(said) == 1
+
+
+def test_known_digests_are_whole(qzoo_home: Path) -> None:
+    weights = registry.FloatWeights(
+        ("hf:a/b/c", "https://d/e", "pypi:f/g", "https://h"), (A, B[:8], "", B[:8])
+    )
+    assert known_digests(weights) == [A]
+    qzoo_home.mkdir()
+    (qzoo_home / "float_sha256.json").write_text(f'{{"https://d/e": "{B}"}}')
+    assert known_digests(weights) == [A, B]
+    for damage in ("{", "[]"):
+        (qzoo_home / "float_sha256.json").write_text(damage)
+        assert known_digests(weights) == [A]
 
 
 def test_what_is_made_is_what_is_loaded_and_a_damaged_one_is_made_again(
@@ -213,7 +244,7 @@ def test_two_at_once_make_it_once(small: Small) -> None:
         return small.start()
 
     def load() -> None:
-        model = calibrated.load_calibrated(small.config, RECIPE, "a", start, None)
+        model = calibrated.load_calibrated(small.config, RECIPE, [A], start, None)
         found.append(outputs(model))
 
     with warnings.catch_warnings():
@@ -233,7 +264,7 @@ def test_a_kill_in_the_middle_leaves_nothing_and_no_lock(small: Small, qzoo_home
     child = os.fork()
     if child == 0:
         try:
-            calibrated.load_calibrated(small.config, RECIPE, "a", lambda: os._exit(9), None)
+            calibrated.load_calibrated(small.config, RECIPE, [A], lambda: os._exit(9), None)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -248,7 +279,7 @@ def test_a_full_disk_still_gives_the_model(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    expected, _ = small.load(weights="b")
+    expected, _ = small.load(B)
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     model, said = small.load()
     assert len(said) == 1
