@@ -34,6 +34,12 @@ def register(add: Add) -> None:
         action="store_true",
         help="weights of 7 bits, for x86 processors without VNNI, whose sums of 8-bit products are cut off",
     )
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of what is not quantized; float16 for TensorRT, whose float32 is slow (default: float32)",
+    )
     text = (
         "run the file in its runtime and compare with the simulation; exit status 1 below 20 dB, for NaN, and where "
         "OpenVINO is far below ONNX Runtime on the same file"
@@ -59,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
         batch=args.batch,
         weights=args.weights,
         reduce_range=args.reduce_range,
+        dtype=args.dtype,
     )
     say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     quantized = getattr(model, "qzoo_config").scheme is not None  # noqa: B009 - nn.Module hides it from mypy

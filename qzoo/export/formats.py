@@ -5,6 +5,7 @@
 | integers of 2 to 8 bits | int8 / uint8 with the format's own scale | 18 |
 | weights of at most 4 bits with ``weights="int4"`` | int4, two to a byte | 21 |
 | E4M3, E5M2 | float8e4m3fn, float8e5m2 | 19 |
+| float16 between Q and DQ with ``dtype="float16"`` | float16 scales | 19 |
 | integers of 9 to 16 bits | int16 / uint16 with the format's own scale | 21 |
 | weights with a range per block | integers with a DequantizeLinear of ``block_size`` | 21 |
 
@@ -32,18 +33,21 @@ NEWEST_OPSET = min(25, onnx.defs.onnx_opset_version())
 """Beyond 25 the exporter hands the model to onnx's own converter, which loses outputs of DequantizeLinear."""
 
 
-def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str) -> int:
+def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str, half: bool = False) -> int:
     """The operator set to write: the one asked for, or the lowest that has all formats of the model.
 
     Args:
         model: its quantizers that are on are looked at.
         weights: as in :func:`qzoo.export.export_onnx`.
+        half: scales are float16.
 
     Raises:
         ExportError: the opset has not all formats, the target's runtime does not take one, or
             ``weights="int4"`` and no weight is of that format; names the quantizer.
     """
     wanted, reason = LOWEST_OPSET, f"{LOWEST_OPSET} to {NEWEST_OPSET} can be written"
+    if half:
+        wanted, reason = 19, "float16 scales"
     if weights == "int4":
         wanted, reason = 21, "int4 weights"
         _check_int4(model)

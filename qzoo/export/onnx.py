@@ -28,6 +28,7 @@ def export_onnx(
     weights: str = "int8",
     example: Tensor | None = None,
     reduce_range: bool = False,
+    dtype: str = "float32",
 ) -> Path:
     """Export a model to ONNX with Q/DQ nodes and int8 weights; the model itself stays as it is.
 
@@ -56,6 +57,9 @@ def export_onnx(
         reduce_range: round weights of 8 bits to 7, for x86 processors without VNNI: there the sum of two products of a
             uint8 and an int8 is cut off at 16 bits (:func:`qzoo.runtimes.processor.saturates`). The file then differs
             from the simulation by that rounding.
+        dtype: of what is not quantized: ``"float32"``, or for TensorRT ``"float16"``: its networks are strongly typed,
+            and what a file says in float32 runs in float32. Scales are float16 too, to which ranges are widened, and
+            the lowest opset is 19. A float32 model takes and gives float32 all the same.
 
     Returns:
         The path.
@@ -66,18 +70,18 @@ def export_onnx(
             result that is not one tensor, a path that can't be written to, an operator that ONNX has no form for.
         MissingDependencyError: onnxscript is not installed.
         TypeError: a module, path, opset or example of another type.
-        ValueError: an unknown target, batch or weights.
+        ValueError: an unknown target, batch, weights or dtype; float16 for another target than TensorRT.
 
     Example:
         >>> path = qzoo.export_onnx(model, "resnet20.onnx", target="onnxruntime")
     """
-    order = Order.of(model, path, target, opset, batch, weights, example, reduce_range)
+    order = Order.of(model, path, target, opset, batch, weights, example, reduce_range, dtype)
     from qzoo.export.naming import describe, name_by_module
     from qzoo.export.rewrites import rewrites
 
     draft = prepare(order)
     graph = record(draft, dynamic=order.dynamic)
-    for rewrite in rewrites(order.target, order.weights, order.image.dtype):
+    for rewrite in rewrites(order.target, order.weights, order.image.dtype, order.half):
         rewrite(graph)
     name_by_module(graph)
     describe(graph, order.model, order.target)

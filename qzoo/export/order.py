@@ -16,6 +16,7 @@ from qzoo.export.formats import check_opset
 from qzoo.scheme import target_named
 
 WEIGHTS = ("int8", "int4", "float")
+DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Order:
     Attributes:
         model: out of its wrappers.
         image: an example batch [B, C, H, W] on the CPU, in the type of the model.
+        half: what is not quantized is float16.
     """
 
     model: nn.Module
@@ -35,6 +37,7 @@ class Order:
     weights: str
     image: Tensor
     reduce_range: bool = False
+    half: bool = False
 
     @classmethod
     def of(
@@ -47,17 +50,26 @@ class Order:
         weights: str,
         example: Tensor | None,
         reduce_range: bool,
+        dtype: str,
     ) -> Order:
         """Check the arguments of :func:`qzoo.export_onnx`; raises what that raises for them."""
         target_named(target)
         module, place = plain_module(model), check_place(path)
         if weights not in WEIGHTS:
             raise ArgumentError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
+        if dtype not in DTYPES:
+            raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        half = dtype == "float16"
+        if half and target != "tensorrt":
+            raise ArgumentError(
+                f"dtype 'float16' is for target 'tensorrt': the int8 kernels of {target!r} take and give float32; "
+                "leave it out"
+            )
         check_opset(opset)
         check_batch(batch)
         dynamic = batch == "dynamic"
         image = example_batch(module, example, 2 if dynamic else int(batch))
-        return cls(module, place, target, opset, dynamic, weights, image, reduce_range)
+        return cls(module, place, target, opset, dynamic, weights, image, reduce_range, half)
 
 
 def plain_module(model: Any) -> nn.Module:

@@ -27,6 +27,7 @@ from qzoo.export.graph import (
     maker,
     node_like,
     nodes_of,
+    nodes_within,
     readers,
     replace,
     replace_by,
@@ -257,19 +258,87 @@ def widen(model: ir.Model, dtype: torch.dtype) -> None:
     if all(value.dtype == kind for value in model.graph.inputs):
         return
     for value in model.graph.inputs:
-        cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", ir.DataType.FLOAT)], num_outputs=1)
-        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+        cast = _cast(value, ir.DataType.FLOAT)
         value.replace_all_uses_with(cast.outputs[0])
         cast.replace_input_with(0, value)
         value.type = ir.TensorType(kind)
         model.graph.insert_before(model.graph[0], cast)
+    _cast_results(model, kind)
+
+
+def narrow(model: ir.Model, dtype: torch.dtype) -> None:
+    """What is float32 becomes float16, scales of Q and DQ with it; the model takes and gives ``dtype`` as before.
+
+    A Q that reads a float32 image keeps its float32 scale, so that the image is rounded once. Sizes of a Resize stay
+    float32, as ONNX wants them.
+
+    Raises:
+        ExportError: a body of If, Loop or Scan, whose types are not followed.
+    """
+    for node in model.graph:
+        if nodes_within(node):
+            raise ExportError(
+                f"dtype='float16' is not possible: {node.op_type} {node.name} has a body of its own"
+            )
+        for name, attribute in node.attributes.items():
+            if name in ("to", "dtype") and attribute.value == ir.DataType.FLOAT:
+                node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
+            elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.FLOAT:
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(_halved(attribute.value.numpy())))
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT:
+                value.type = ir.TensorType(ir.DataType.FLOAT16)
+    wide = dtype != torch.float16
+    for value in list(model.graph.initializers.values()):
+        if value.dtype == ir.DataType.FLOAT:
+            _narrow_constant(model, value, wide)
+    for value in model.graph.inputs:
+        if not wide:
+            value.type = ir.TensorType(ir.DataType.FLOAT16)
+        elif found := [use for use in value.uses() if use.node.op_type not in ("QuantizeLinear", "Shape")]:
+            cast = _cast(value, ir.DataType.FLOAT16)
+            for reader, index in found:
+                reader.replace_input_with(index, cast.outputs[0])
+            model.graph.insert_before(model.graph[0], cast)
+    if wide:
+        _cast_results(model, ir.DataType.FLOAT)
+
+
+def _narrow_constant(model: ir.Model, value: ir.Value, wide: bool) -> None:
+    """Give the readers of a float32 constant a float16 one, but for those that want it as it is."""
+    narrowed = None
+    for node, index in list(value.uses()):
+        reads_image = wide and node.op_type == "QuantizeLinear" and node.inputs[0] in model.graph.inputs
+        if reads_image or (node.op_type == "Resize" and index > 0):
+            continue
+        if narrowed is None:
+            narrowed = initializer(model, f"{value.name}_float16", _halved(np.asarray(constant(value))))
+        node.replace_input_with(index, narrowed)
+    if narrowed is not None and not value.uses():
+        name = str(value.name)
+        del model.graph.initializers[name]
+        narrowed.name = name
+
+
+def _halved(array: np.ndarray) -> np.ndarray:
+    """As float16; what is finite stays finite."""
+    limit = float(np.finfo(np.float16).max)
+    return np.where(np.isfinite(array), np.clip(array, -limit, limit), array).astype(np.float16)
+
+
+def _cast(value: ir.Value, kind: ir.DataType) -> ir.Node:
+    cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", kind)], num_outputs=1)
+    cast.outputs[0].shape, cast.outputs[0].type = value.shape, ir.TensorType(kind)
+    return cast
+
+
+def _cast_results(model: ir.Model, kind: ir.DataType) -> None:
+    """A Cast behind each output, which takes its name."""
     for i, value in enumerate(list(model.graph.outputs)):
-        cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", kind)], num_outputs=1)
-        result = cast.outputs[0]
-        result.name, value.name = value.name, f"{value.name}_float"
-        result.shape, result.type = value.shape, ir.TensorType(kind)
+        cast = _cast(value, kind)
+        cast.outputs[0].name, value.name = value.name, f"{value.name}_inner"
         model.graph.append(cast)
-        model.graph.outputs[i] = result
+        model.graph.outputs[i] = cast.outputs[0]
 
 
 def share_zero_points(model: ir.Model) -> None:

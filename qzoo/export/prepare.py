@@ -54,11 +54,11 @@ def prepare(order: Order) -> Draft:
         reduce_weights_(ready)
     quantized = is_quantized(ready)
     image = order.image.float() if quantized else order.image
-    opset = choose_opset(ready, order.target, order.opset, order.weights)
+    opset = choose_opset(ready, order.target, order.opset, order.weights, order.half)
     operators = check_output(ready, image)
     if order.opset is None and "aten::gelu" in operators:
         opset = max(opset, GELU_OPSET)
-    fold_and_store_(ready, image)
+    fold_and_store_(ready, image, half=order.half)
     return Draft(ready, image, opset, quantized)
 
 
@@ -90,13 +90,18 @@ def reduce_weights_(ready: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
+def fold_and_store_(ready: nn.Module, example: Tensor, *, half: bool = False) -> nn.Module:
     """Fold BatchNorm and put weights on their levels, in place. Returns the model.
+
+    Args:
+        half: widen ranges until their steps are float16 numbers, before weights are rounded to them.
 
     Raises:
         ExportError: a BatchNorm that can't be folded, or quantizers that can't be written.
     """
     _fold(ready, example[:1])
+    if half:
+        _round_steps_up(ready)
     uses = _Uses(ready, example[:1].float() if is_quantized(ready) else example[:1])
     for module in list(ready.modules()):
         quantizer = weight_quantizer_of(module)
@@ -104,6 +109,20 @@ def fold_and_store_(ready: nn.Module, example: Tensor) -> nn.Module:
             _store_weight(module, quantizer, shared=uses.is_shared(module, quantizer))
     _clip_to_narrow_range(ready)
     return ready
+
+
+def _round_steps_up(ready: nn.Module) -> None:
+    """Give every range the least step that is a float16 number and no smaller, so that nothing more is clipped."""
+    for quantizer in active_quantizers(ready).values():
+        amax = quantizer.amax
+        if amax is None or quantizer.block is not None:
+            continue
+        step = amax.double() / quantizer.maxbound
+        near = step.half()
+        higher = torch.nextafter(near, torch.full_like(near, torch.inf))
+        near = torch.where(near.double() < step, higher, near)
+        quantizer.reset_amax()
+        quantizer.amax = (near.double() * quantizer.maxbound).float().numpy()
 
 
 def _store_weight(layer: Any, quantizer: TensorQuantizer, shared: bool) -> None:

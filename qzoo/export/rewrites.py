@@ -11,7 +11,7 @@ from functools import partial
 import onnx_ir as ir
 import torch
 
-from qzoo.export import for_onnxruntime, for_openvino, passes
+from qzoo.export import for_onnxruntime, for_openvino, for_tensorrt, passes
 
 Rewrite = Callable[[ir.Model], None]
 
@@ -43,13 +43,19 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_openvino.give_shared_convolutions_a_bias,
         for_openvino.keep_rows_apart,
     ),
-    "tensorrt": (),
+    "tensorrt": (for_tensorrt.scale_before_quantizing, for_tensorrt.transpose_before_quantizing),
 }
 TIDY: tuple[Rewrite, ...] = (passes.share_zero_points, passes.drop_defaults, passes.drop_unused)
 LAST: dict[str, tuple[Rewrite, ...]] = {"onnxruntime": (for_onnxruntime.copy_for_each_quantizer,)}
 
 
-def rewrites(target: str, weights: str, dtype: torch.dtype) -> tuple[Rewrite, ...]:
-    """List the rewrites of a file for a target; ``weights`` as in :func:`qzoo.export_onnx`, ``dtype`` of its images."""
-    ends = partial(passes.widen, dtype=dtype)
+def rewrites(target: str, weights: str, dtype: torch.dtype, half: bool = False) -> tuple[Rewrite, ...]:
+    """List the rewrites of a file for a target.
+
+    Args:
+        weights: as in :func:`qzoo.export_onnx`.
+        dtype: of the images.
+        half: what is not quantized becomes float16.
+    """
+    ends = partial(passes.narrow if half else passes.widen, dtype=dtype)
     return (*START, *STORE[weights], *FOR[target], *TIDY, *LAST.get(target, ()), ends, passes.drop_shapes)
