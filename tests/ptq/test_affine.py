@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fidelity import sqnr
 from torch import Tensor, nn
 
 import qzoo
 from qzoo.accuracy import Fidelity
 from qzoo.errors import CheckpointError
+from qzoo.models.vit import VisionTransformer
+from qzoo.preprocessing import Preprocessing
+from qzoo.ptq import Recipe, apply_recipe, correct_bias, equalize, round_biases
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.ranges import calibrate
+from qzoo.quant.fold import fold_batchnorm_
+from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers, quantizers_off, set_target, switch_target
 from qzoo.scheme import Scheme
 
@@ -183,3 +190,163 @@ def test_missing_or_broken_ends_are_refused_by_name(calibrated: nn.Module, tmp_p
     plain = model_of(False)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*_limits"):
         plain.load_state_dict(calibrated.state_dict())
+
+
+class Leaning(nn.Module):
+    """Convolutions with BatchNorm, SiLU and ReLU: ranges that lean to one side."""
+
+    def __init__(self, scheme: Scheme | None) -> None:
+        super().__init__()
+        conv2d = qzoo.models.layers.conv2d
+        self.conv1, self.bn1 = conv2d(1, 8, 3, stride=2, padding=1, quantize=scheme), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = conv2d(8, 8, 3, padding=1, quantize=scheme), nn.BatchNorm2d(8)
+        self.conv3, self.bn3 = (
+            conv2d(8, 16, 3, stride=2, padding=1, nonnegative=True, quantize=scheme),
+            nn.BatchNorm2d(16),
+        )
+        self.fc, self.act, self.relu = (
+            qzoo.models.layers.linear(784, 10, quantize=scheme),
+            nn.SiLU(),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.fc(self.act(self.bn3(self.conv3(x))).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def leaning(batches: list[Batch]) -> tuple[nn.Module, nn.Module]:
+    """Float, and quantized to W3A8 with zero points, not yet calibrated; channels of several sizes."""
+    torch.manual_seed(0)
+    exact = Leaning(None)
+    for norm in exact.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.3, 2.0)
+            nn.init.normal_(norm.bias, std=0.5)
+            norm.momentum = None  # a plain average over the batches
+    with torch.no_grad():
+        for images, _ in batches:
+            exact.train()(images)
+    model = Leaning(Scheme(weight_bits=3, edge_bits=8, affine=True))
+    model.load_state_dict(exact.eval().state_dict())
+    assert sorted(two_ended(model)) == [f"{n}._input_quantizer" for n in ("conv1", "conv2", "fc")]
+    return exact, model.eval()
+
+
+RECIPES = (
+    Recipe(method="mse", rounding="learned"),
+    Recipe(method="mse", rounding="sequential"),
+)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_methods_gain_as_on_symmetric_ranges(
+    leaning: tuple[nn.Module, nn.Module], batches: list[Batch], others: Tensor, recipe: Recipe
+) -> None:
+    exact, fresh = leaning
+    plain, model = copy.deepcopy(fresh), copy.deepcopy(fresh)
+    apply_recipe(plain, batches, Recipe(method="mse"), progress=False)
+    apply_recipe(model, batches, recipe, progress=False)
+    assert all(quantizers(model)[name].limits is not None for name in two_ended(model))
+    assert sqnr(exact, model, others) > sqnr(exact, plain, others)
+
+
+def test_empirical_correction_leaves_no_shift(
+    leaning: tuple[nn.Module, nn.Module], batches: list[Batch]
+) -> None:
+    exact, model = leaning[0], copy.deepcopy(leaning[1])
+    images = torch.cat([batch for batch, _ in batches])
+    apply_recipe(model, batches, Recipe(method="mse"), progress=False)
+    with torch.no_grad():
+        before = (model(images) - exact(images)).mean(0).abs().max()
+        correct_bias(model, batches, method="empirical", progress=False)
+        assert (model(images) - exact(images)).mean(0).abs().max() < 0.01 * before
+
+
+def test_equalization_is_that_of_symmetric_ranges(
+    leaning: tuple[nn.Module, nn.Module], batches: list[Batch], others: Tensor
+) -> None:
+    exact, model = leaning[0], copy.deepcopy(leaning[1])
+    plain = Leaning(Scheme(weight_bits=3, edge_bits=8)).eval()
+    plain.load_state_dict(exact.state_dict())
+    for each in (model, plain):
+        found = equalize(each, batches, progress=False)
+        assert [(pair.layer, pair.reader) for pair in found] == [("conv2", "conv3")]
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in plain.state_dict().items())
+    with quantizers_off(model), torch.no_grad():
+        assert Fidelity.of(model(others), exact(others)).sqnr_db > 80
+
+
+def codes(quantizer: TensorQuantizer, x: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """By NumPy, from the definition: the values that a range of two ends leaves, and its step."""
+    assert quantizer.limits is not None
+    low, high = quantizer.limits.numpy()
+    step = np.float32((high - low) / 255)
+    zero = np.rint(-low / step)
+    return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step, step
+
+
+def test_correction_and_bias_grid_know_the_zero_point(
+    leaning: tuple[nn.Module, nn.Module], batches: list[Batch]
+) -> None:
+    model = copy.deepcopy(leaning[1])
+    calibrate(model, batches, method="max", progress=False)
+    seen: list[Tensor] = []
+    with quantizers_off(model), torch.no_grad():
+        handle = model.fc.register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # type: ignore[union-attr, operator]
+        for images, _ in batches:
+            model(images)
+    handle.remove()
+    x, weight = torch.cat(seen).numpy(), model.fc.weight.detach().numpy()  # type: ignore[union-attr, operator]
+    found, step = codes(quantizers(model)["fc._input_quantizer"], x)
+    amax = np.abs(weight).max(1, keepdims=True)
+    rounded = np.rint(weight / amax * 3) / 3 * amax
+    expected = (found @ rounded.T - x @ weight.T).mean(0)
+    shift = correct_bias(model, batches, progress=False)["fc"]
+    np.testing.assert_allclose(shift, expected, rtol=0.02, atol=2e-5)
+    round_biases(model, batches[0][0][:1])
+    levels = model.fc.bias.detach().numpy() / (step * amax.ravel() / 3)  # type: ignore[union-attr, operator]
+    np.testing.assert_allclose(levels, np.rint(levels), atol=2e-2)
+
+
+def test_folding_batchnorm_keeps_the_integers(
+    leaning: tuple[nn.Module, nn.Module], batches: list[Batch], others: Tensor
+) -> None:
+    model = copy.deepcopy(leaning[1])
+    calibrate(model, batches, progress=False)
+    with torch.no_grad():
+        expected = model(others)
+        assert [pair.layer for pair in fold_batchnorm_(model, others[:1])] == ["conv1", "conv2", "conv3"]
+        assert Fidelity.of(model(others), expected).sqnr_db > 45  # roundings that flip, at most
+
+
+def test_smoothing_behind_layernorm_with_zero_points() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 224, 224)
+    exact = VisionTransformer(48, 3, depth=1, num_classes=10).eval()
+    for module in exact.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.1)
+    with torch.no_grad():
+        for norm in (exact.blocks[0].norm1, exact.blocks[0].norm2):
+            norm.weight[[3, 17, 30]] *= 60
+    found = []
+    for recipe in (Recipe(method="max"), Recipe(method="max", smooth=True)):
+        model = VisionTransformer(48, 3, depth=1, num_classes=10, quantize=Scheme(affine=True)).eval()
+        model.load_state_dict(exact.state_dict())
+        apply_recipe(model, [images], recipe, progress=False)
+        found.append(sqnr(exact, model, images))
+    assert found[1] > found[0] + 3
+
+
+def test_procedural_images_give_both_ends(leaning: tuple[nn.Module, nn.Module], others: Tensor) -> None:
+    exact, model = leaning[0], copy.deepcopy(leaning[1])
+    preprocessing = Preprocessing((1, 28, 28), 1.0, "bilinear", (0.2860,), (0.3530,))
+    apply_recipe(model, [], Recipe(method="procedural"), preprocessing=preprocessing, progress=False)
+    for name in two_ended(model):
+        limits = quantizers(model)[name].limits
+        assert limits is not None
+        assert limits[0] < 0 < limits[1]
+    assert sqnr(exact, model, others) > 5
