@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import data_source
+from qzoo.commands.arguments import data_argument
 from qzoo.errors import one_line
 
 if TYPE_CHECKING:
@@ -31,11 +31,7 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--page", type=Path, help="the zoo's page (default without names: docs/zoo.md, if it is here)"
     )
-    sub.add_argument(
-        "--data",
-        type=data_source,
-        help="measure again those whose recorded figures are of these images, and Fashion-MNIST's",
-    )
+    data_argument(sub, "measure again those whose recorded figures are of these images, and Fashion-MNIST's")
     sub.add_argument(
         "--measure",
         action="store_true",

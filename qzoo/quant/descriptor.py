@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ FLOAT_FORMATS: dict[tuple[int, int], str] = {(4, 3): "e4m3", (5, 2): "e5m2"}
 CALIB_METHODS = ("max", "histogram")
 
 
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class QuantDescriptor:
     """Description of one quantizer: bits, granularity and range.
 
@@ -60,6 +62,20 @@ class QuantDescriptor:
         QuantDescriptor(...)
     """
 
+    num_bits: Bits
+    name: str | None
+    amax: np.ndarray | None
+    fake_quant: bool = True
+    axis: Axis = None
+    scale_amax: float | None = None
+    learn_amax: bool = False
+    calib_method: str = "max"
+    unsigned: bool = False
+    narrow_range: bool = False
+    block: tuple[int, int] | None = None
+    affine: bool = False
+    float_format: str | None = None
+
     def __init__(
         self,
         num_bits: Bits = 8,
@@ -90,32 +106,36 @@ class QuantDescriptor:
             raise ArgumentError(
                 f"calib_method must be one of {', '.join(CALIB_METHODS)}, not {calib_method!r}"
             )
-        self._num_bits, self._float_format = _checked_bits(num_bits, float_format)
-        self._name = name
-        self._fake_quant = fake_quant
-        self._axis = _checked_axis(axis)
-        self._amax = _checked_amax(amax)
-        self._learn_amax = learn_amax
-        self._scale_amax = scale_amax
-        self._calib_method = calib_method
-        self._unsigned = unsigned
-        self._narrow_range = narrow_range
-        self._block = _checked_block(block)
-        self._affine = affine
+        bits, float_format = _checked_bits(num_bits, float_format)
+        vars(self).update(  # past the frozen fields
+            num_bits=bits,
+            name=name,
+            amax=_checked_amax(amax),
+            fake_quant=fake_quant,
+            axis=_checked_axis(axis),
+            scale_amax=scale_amax,
+            learn_amax=learn_amax,
+            calib_method=calib_method,
+            unsigned=unsigned,
+            narrow_range=narrow_range,
+            block=_checked_block(block),
+            affine=affine,
+            float_format=float_format,
+        )
         if affine:
             self._require_one_range_of_integers()
 
     def _require_one_range_of_integers(self) -> None:
         excluded = {
-            "float_format": self._float_format is not None,
-            "axis": self._axis is not None,
-            "block": self._block is not None,
-            "amax": self._amax is not None,
-            "learn_amax": self._learn_amax,
-            "scale_amax": self._scale_amax is not None,
-            "unsigned": self._unsigned,
-            "narrow_range": self._narrow_range,
-            "fake_quant=False": not self._fake_quant,
+            "float_format": self.float_format is not None,
+            "axis": self.axis is not None,
+            "block": self.block is not None,
+            "amax": self.amax is not None,
+            "learn_amax": self.learn_amax,
+            "scale_amax": self.scale_amax is not None,
+            "unsigned": self.unsigned,
+            "narrow_range": self.narrow_range,
+            "fake_quant=False": not self.fake_quant,
         }
         given = [name for name, is_given in excluded.items() if is_given]
         if given:
@@ -124,101 +144,26 @@ class QuantDescriptor:
                 f"leave out {', '.join(given)}"
             )
 
-    @property
-    def num_bits(self) -> Bits:
-        """Integer bits, or (exponent, mantissa) bits of a floating point format."""
-        return self._num_bits
-
-    @property
-    def float_format(self) -> str | None:
-        """``"e4m3"``, ``"e5m2"``, or None for integers."""
-        return self._float_format
-
-    @property
-    def name(self) -> str | None:
-        """The name given, shown by ``str``."""
-        return self._name
-
-    @property
-    def fake_quant(self) -> bool:
-        """True when quantized values stay floating point at their own magnitude."""
-        return self._fake_quant
-
-    @property
-    def axis(self) -> Axis:
-        """The axes that keep a range of their own."""
-        return self._axis
-
-    @property
-    def block(self) -> tuple[int, int] | None:
-        """Axis and size of the groups that share a range, or None."""
-        return self._block
-
-    @property
-    def amax(self) -> np.ndarray | None:
-        """The fixed range as float32, 0-d when a float was given."""
-        return self._amax
-
-    @property
-    def learn_amax(self) -> bool:
-        """True when the range is learned."""
-        return self._learn_amax
-
-    @property
-    def scale_amax(self) -> float | None:
-        """Factor on the range."""
-        return self._scale_amax
-
-    @property
-    def calib_method(self) -> str:
-        """``"max"`` or ``"histogram"``."""
-        return self._calib_method
-
-    @property
-    def unsigned(self) -> bool:
-        """True when only non-negative values are represented."""
-        return self._unsigned
-
-    @property
-    def narrow_range(self) -> bool:
-        """True when the lowest signed integer is left out."""
-        return self._narrow_range
-
-    @property
-    def affine(self) -> bool:
-        """True for a range of two ends and a zero point."""
-        return self._affine
-
     def dict(self) -> builtins.dict[str, Any]:
-        """The fields as plain values; ``QuantDescriptor(**d)`` makes an equal descriptor.
+        """Give the fields as plain values; ``QuantDescriptor(**d)`` makes an equal descriptor.
 
         ``num_bits`` and ``name`` are always there, the others only when they differ from the default.
         """
-        found: builtins.dict[str, Any] = {"num_bits": self._num_bits, "name": self._name}
-        if self._amax is not None:
-            found["amax"] = self._amax.tolist()
-        fields = (
-            ("fake_quant", True),
-            ("axis", None),
-            ("scale_amax", None),
-            ("learn_amax", False),
-            ("calib_method", "max"),
-            ("unsigned", False),
-            ("narrow_range", False),
-            ("block", None),
-            ("affine", False),
-        )
-        found.update((key, getattr(self, key)) for key, default in fields if getattr(self, key) != default)
-        if self._float_format is not None and self._num_bits != (4, 3):
-            found["float_format"] = self._float_format
+        found: builtins.dict[str, Any] = {"num_bits": self.num_bits, "name": self.name}
+        if self.amax is not None:
+            found["amax"] = self.amax.tolist()
+        for field in fields(self)[3:]:
+            value = getattr(self, field.name)
+            if value != field.default and not (field.name == "float_format" and self.num_bits == (4, 3)):
+                found[field.name] = value
         return found
 
     def to_yaml(self) -> str:
-        """The fields as YAML; tuples are written as lists."""
+        """Write the fields as YAML; tuples are written as lists."""
         import yaml  # keep `import qzoo.quant` light
 
-        fields = {key: list(v) if isinstance(v, tuple) else v for key, v in self.dict().items()}
-        return yaml.safe_dump(fields, sort_keys=False)
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in self.dict().items()}
+        return yaml.safe_dump(values, sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> QuantDescriptor:
@@ -230,22 +175,22 @@ class QuantDescriptor:
                 raise ArgumentError(
                     "YAML aliases (*name) have no place in a QuantDescriptor; write the values out"
                 )
-            fields = yaml.safe_load(text)
+            values = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError) as error:
             raise ArgumentError(f"this is no YAML of a QuantDescriptor: {error}") from error
-        if not isinstance(fields, dict):
+        if not isinstance(values, dict):
             raise ArgumentError(
-                f"expected a YAML mapping of QuantDescriptor fields, got {type(fields).__name__}"
+                f"expected a YAML mapping of QuantDescriptor fields, got {type(values).__name__}"
             )
         for key in ("num_bits", "axis", "block"):
-            if isinstance(fields.get(key), list):
-                fields[key] = tuple(fields[key])
-        return cls(**fields)
+            if isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+        return cls(**values)
 
     def _key(self) -> tuple[Any, ...]:
-        amax = None if self._amax is None else (self._amax.shape, self._amax.tobytes())
+        amax = None if self.amax is None else (self.amax.shape, self.amax.tobytes())
         rest = tuple(sorted((k, v) for k, v in self.dict().items() if k not in ("amax", "num_bits", "name")))
-        return (self._num_bits, self._name, amax, *rest)
+        return (self.num_bits, self.name, amax, *rest)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantDescriptor):
@@ -257,22 +202,22 @@ class QuantDescriptor:
 
     def __str__(self) -> str:
         parts = [
-            f"{'unsigned ' if self._unsigned else ''}{self._num_bits}bit",
-            "fake" if self._fake_quant else "real",
-            f"axis={self._axis}" if self._axis is not None else "axis= per-tensor",
+            f"{'unsigned ' if self.unsigned else ''}{self.num_bits}bit",
+            "fake" if self.fake_quant else "real",
+            f"axis={self.axis}" if self.axis is not None else "axis= per-tensor",
         ]
-        if self._block is not None:
-            parts.append(f"block={self._block}")
-        if self._affine:
+        if self.block is not None:
+            parts.append(f"block={self.block}")
+        if self.affine:
             parts.append("affine")
-        if self._amax is not None:
-            parts.append(f"amax={self._amax.tolist()}")
-            parts.append("narrow_range" if self._narrow_range else "full_range")
-        if self._learn_amax:
+        if self.amax is not None:
+            parts.append(f"amax={self.amax.tolist()}")
+            parts.append("narrow_range" if self.narrow_range else "full_range")
+        if self.learn_amax:
             parts.append("learn_amax")
-        if self._scale_amax is not None:
-            parts.append(f"scale_amax={self._scale_amax}")
-        head = "QuantDescriptor" if self._name is None else f"{self._name}: "
+        if self.scale_amax is not None:
+            parts.append(f"scale_amax={self.scale_amax}")
+        head = "QuantDescriptor" if self.name is None else f"{self.name}: "
         return f"{head}({' '.join(parts)})"
 
     __repr__ = __str__

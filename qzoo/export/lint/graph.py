@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -55,10 +55,12 @@ class Graph:
         self.model = deserialized(self._proto, path)
         self.nodes = [node for node in self.model.graph if node.op_type != "Constant"]
         self._by_type: dict[str, list[ir.Node]] = defaultdict(list)
-        for node in self.nodes:
-            self._by_type[node.op_type].append(node)
+        self._types = [node.op_type for node in self.nodes]
+        for node, op_type in zip(self.nodes, self._types, strict=True):
+            self._by_type[op_type].append(node)
         self._holders = {deep: node for node in self.nodes for deep in nodes_within(node)}
         self._readers: dict[ir.Node, list[ir.Node]] = {}
+        self._int_types: dict[ir.Node, str] = {}
         self._origins: dict[tuple[str, ...], dict[_Value, _Value]] = defaultdict(dict)
         self._sinks: dict[tuple[str, ...], dict[ir.Node, list[ir.Node | None]]] = defaultdict(dict)
         self._sinks_left = _MAX_SINKS
@@ -79,7 +81,7 @@ class Graph:
         """The nodes of these types, in the order of the file."""
         if len(op_types) == 1:
             return iter(self._by_type[op_types[0]])
-        return (node for node in self.nodes if node.op_type in op_types)
+        return (node for node, kind in zip(self.nodes, self._types, strict=True) if kind in op_types)
 
     def readers(self, node: ir.Node) -> list[ir.Node]:
         """The nodes that read any output of ``node``, themselves or in a body."""
@@ -112,6 +114,8 @@ class Graph:
     def _origin(self, value: _Value, through: tuple[str, ...]) -> _Value:
         """The tensor that the operators of these types made this one of."""
         known, passed = self._origins[through], []
+        if value in known:
+            return known[value]
         while value not in known:
             passed.append(value)
             node = made_by(value, *through)
@@ -158,6 +162,22 @@ class Graph:
         if self._sinks_left < 0:
             raise GraphError("the graph branches too often to be judged")
         return found
+
+    def path_to_q(self, node: ir.Node, passes: Callable[[ir.Node], bool]) -> list[ir.Node]:
+        """Follow the only reader of each tensor through nodes that ``passes`` lets by.
+
+        Returns:
+            What stands between the node and a QuantizeLinear, which ends it; [] where it does not come to one.
+        """
+        path: list[ir.Node] = []
+        while len(readers := self.readers(node)) == 1 and not is_output(node):
+            (node,) = readers
+            path.append(node)
+            if node.op_type == "QuantizeLinear":
+                return path
+            if not passes(node):
+                break
+        return []
 
     def is_quantized_once(self, node: ir.Node) -> bool:
         """Whether the values go into one Q and nowhere else."""
@@ -298,6 +318,11 @@ class Graph:
 
     def int_type(self, node: ir.Node) -> str:
         """The quantized type of a Q or DQ: ``"int8"``, ``"uint8"``, ``"float8e4m3fn"``, ...; "" if unknown."""
+        if node not in self._int_types:
+            self._int_types[node] = self._int_type(node)
+        return self._int_types[node]
+
+    def _int_type(self, node: ir.Node) -> str:
         if zero := input_of(node, 2):
             return stored_type(zero)
         if node.op_type == "QuantizeLinear":

@@ -88,8 +88,7 @@ def deserialized(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
         GraphError: a body, an attribute or an input is not valid.
     """
     log = logging.getLogger("onnx_ir.serde")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of names in bodies, and of outputs, that nothing makes
+    before, log.disabled = log.disabled, True  # it warns of names in bodies, and of outputs, that nothing makes
     try:
         found: ir.Model = RemoveInitializersFromInputsPass()(ir.from_proto(model)).model
     except Exception as error:  # SerdeError, with the one that says what it is as its first cause
@@ -97,7 +96,7 @@ def deserialized(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
             error = error.__cause__  # type: ignore[assignment]
         raise GraphError(f"{str(path)!r}: {_line(error)}") from error
     finally:
-        log.setLevel(level)
+        log.disabled = before
     return found
 
 

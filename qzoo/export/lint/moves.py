@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qzoo.export.graph import input_of, is_output, made_by, text
+from qzoo.export.graph import input_of, made_by, text
 from qzoo.export.lint.graph import Graph
 from qzoo.export.lint.rule import ORT, Hits, Rule
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS, KERNELS, MOVES, WEIGHTED
@@ -60,25 +60,12 @@ def _before_q(graph: Graph) -> Hits:
         # Matrix products have integer kernels that write float, too.
         if not graph.has_int8_kernel(node) or node.op_type == "MatMul" or graph.writes_float(node):
             continue
-        path = _path_to_q(graph, node)
+        path = graph.path_to_q(node, lambda step: step.op_type in (*MOVES, *CLAMPS))[:-1]
         kinds = [step.op_type for step in path]
         moved = [i for i, kind in enumerate(kinds) if kind in MOVES and not _passes_relu(node, kind)]
         late = bool(moved) and any(kind in CLAMPS for kind in kinds[moved[0] :])
         if late or any(kind in _STAY for kind in kinds):
             yield (node, *path)
-
-
-def _path_to_q(graph: Graph, node: ir.Node) -> list[ir.Node]:
-    """What stands between the node and the one Q that reads it; nothing if several read it."""
-    path: list[ir.Node] = []
-    while len(readers := graph.readers(node)) == 1 and not is_output(node):
-        (node,) = readers
-        if node.op_type == "QuantizeLinear":
-            return path
-        if node.op_type not in (*MOVES, *CLAMPS):
-            break
-        path.append(node)
-    return []
 
 
 def _passes_relu(node: ir.Node, kind: str) -> bool:

@@ -44,7 +44,8 @@ def _int8_joined(graph: Graph) -> Hits:
             found = [q for q in sources if q is not None and graph.int_type(q) == "int8"]
             if found and None not in sources:
                 yield (found[0], concat)
-        path = _fused_path(graph, concat)
+        # ReLU and scaling by constants that OpenVINO fuses with the Q behind.
+        path = graph.path_to_q(concat, lambda n: n.op_type == "Relu" or _is_fused_scale(graph, n))
         if path and graph.int_type(path[-1]) == "int8" and _feeds_convolution(graph, path[-1]):
             yield (concat, *path)
 
@@ -71,19 +72,6 @@ def _quantizer(graph: Graph, value: ir.Value | None) -> ir.Node | None:
         ]
         node = maker(operands[0]) if operands else None
     return None
-
-
-def _fused_path(graph: Graph, node: ir.Node) -> list[ir.Node]:
-    """ReLU and scaling by constants that OpenVINO fuses with the Q behind; ends with the Q."""
-    path: list[ir.Node] = []
-    while len(readers := graph.readers(node)) == 1 and not is_output(node):
-        (node,) = readers
-        path.append(node)
-        if node.op_type == "QuantizeLinear":
-            return path
-        if node.op_type != "Relu" and not _is_fused_scale(graph, node):
-            break
-    return []
 
 
 def _is_fused_scale(graph: Graph, node: ir.Node) -> bool:

@@ -71,7 +71,9 @@ def GRUCell(x: torch.Tensor, state: State, weights: Weights) -> State:
     return (new + z * (h - new),)
 
 
-CELLS: dict[str, Callable[[torch.Tensor, State, Weights], State]] = {
+Cell = Callable[[torch.Tensor, State, Weights], State]
+
+CELLS: dict[str, Cell] = {
     "LSTM": LSTMCell,
     "GRU": GRUCell,
     "RNN_TANH": RNNTanhCell,
@@ -122,10 +124,7 @@ def RNN(
 
 
 def _forward_in_time(
-    cell: Callable[[torch.Tensor, State, Weights], State],
-    steps: Sequence[torch.Tensor],
-    state: State,
-    weights: Weights,
+    cell: Cell, steps: Sequence[torch.Tensor], state: State, weights: Weights
 ) -> tuple[list[torch.Tensor], State]:
     outputs = []
     finished: list[State] = []
@@ -143,10 +142,7 @@ def _forward_in_time(
 
 
 def _backward_in_time(
-    cell: Callable[[torch.Tensor, State, Weights], State],
-    steps: Sequence[torch.Tensor],
-    initial: State,
-    weights: Weights,
+    cell: Cell, steps: Sequence[torch.Tensor], initial: State, weights: Weights
 ) -> tuple[list[torch.Tensor], State]:
     outputs = []
     state = tuple(s[: steps[-1].shape[0]] for s in initial)

@@ -17,6 +17,7 @@ import copy
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 from qzoo.errors import ArgumentError
@@ -62,6 +63,13 @@ class QuantInputMixin:
     def input_quantizer(self) -> TensorQuantizer:
         """The quantizer of the input."""
         return self._input_quantizer
+
+
+class InputQuantized(QuantInputMixin):
+    """Gives a layer of torch, the next base class, a quantized input; the layer's ``forward`` stays torch's own."""
+
+    def forward(self, input: torch.Tensor) -> Any:
+        return super().forward(self._input_quantizer(input))  # type: ignore[misc]
 
 
 class QuantMixin(QuantInputMixin):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.nn.modules import instancenorm
 
-from qzoo.quant.nn.modules._utils import QuantInputMixin, pop_quant_desc_in_kwargs
+from qzoo.quant.nn.modules._utils import InputQuantized, pop_quant_desc_in_kwargs
 
 __all__ = ["QuantInstanceNorm1d", "QuantInstanceNorm2d", "QuantInstanceNorm3d"]
 
 
-class _QuantInstanceNorm(instancenorm._InstanceNorm, QuantInputMixin):
+class _QuantInstanceNorm(InputQuantized, instancenorm._InstanceNorm):
     def __init__(
         self,
         num_features: int,
@@ -31,9 +31,6 @@ class _QuantInstanceNorm(instancenorm._InstanceNorm, QuantInputMixin):
         descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.init_quantizer(descriptor)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(self._input_quantizer(input))
 
 
 class QuantInstanceNorm1d(_QuantInstanceNorm, instancenorm.InstanceNorm1d):

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.nn.modules import pooling
 
-from qzoo.quant.nn.modules._utils import QuantInputMixin, pop_quant_desc_in_kwargs
+from qzoo.quant.nn.modules._utils import InputQuantized, pop_quant_desc_in_kwargs
 
 
-class _QuantMaxPool(pooling._MaxPoolNd, QuantInputMixin):
+class _QuantMaxPool(InputQuantized, pooling._MaxPoolNd):
     def __init__(
         self,
         kernel_size: Any,
@@ -27,9 +26,6 @@ class _QuantMaxPool(pooling._MaxPoolNd, QuantInputMixin):
         descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
         self.init_quantizer(descriptor)
-
-    def forward(self, input: torch.Tensor) -> Any:
-        return super().forward(self._input_quantizer(input))
 
 
 class QuantMaxPool1d(_QuantMaxPool, pooling.MaxPool1d):
@@ -71,7 +67,7 @@ class QuantMaxPool3d(_QuantMaxPool, pooling.MaxPool3d):
     """
 
 
-class QuantAvgPool1d(pooling.AvgPool1d, QuantInputMixin):
+class QuantAvgPool1d(InputQuantized, pooling.AvgPool1d):
     """Quantized 1-d average pooling: ``nn.AvgPool1d`` of a quantized input.
 
     Args:
@@ -96,11 +92,8 @@ class QuantAvgPool1d(pooling.AvgPool1d, QuantInputMixin):
         super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad)
         self.init_quantizer(descriptor)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(self._input_quantizer(input))
 
-
-class _QuantAvgPool(pooling._AvgPoolNd, QuantInputMixin):
+class _QuantAvgPool(InputQuantized, pooling._AvgPoolNd):
     def __init__(
         self,
         kernel_size: Any,
@@ -114,9 +107,6 @@ class _QuantAvgPool(pooling._AvgPoolNd, QuantInputMixin):
         descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
         super().__init__(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
         self.init_quantizer(descriptor)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(self._input_quantizer(input))
 
 
 class QuantAvgPool2d(_QuantAvgPool, pooling.AvgPool2d):
@@ -145,14 +135,11 @@ class QuantAvgPool3d(_QuantAvgPool, pooling.AvgPool3d):
     """
 
 
-class _QuantAdaptiveAvgPool(pooling._AdaptiveAvgPoolNd, QuantInputMixin):
+class _QuantAdaptiveAvgPool(InputQuantized, pooling._AdaptiveAvgPoolNd):
     def __init__(self, output_size: Any, **kwargs: Any) -> None:
         descriptor = pop_quant_desc_in_kwargs(type(self), input_only=True, **kwargs)
         super().__init__(output_size)
         self.init_quantizer(descriptor)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(self._input_quantizer(input))
 
 
 class QuantAdaptiveAvgPool1d(_QuantAdaptiveAvgPool, pooling.AdaptiveAvgPool1d):
