@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 _X86 = ("x86_64", "amd64", "i386", "i686")
 _WITH_VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
+@cache
 def processor_facts() -> dict[str, str]:
-    """What Linux tells of the first processor, by name, such as ``"model name"`` and ``"flags"``; empty elsewhere."""
+    """Read what Linux tells of the processor, by name, such as ``"model name"`` and ``"flags"``; empty elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     facts: dict[str, str] = {}
     if cpuinfo.exists():

@@ -61,6 +61,7 @@ class Graph:
         self._holders = {deep: node for node in self.nodes for deep in nodes_within(node)}
         self._readers: dict[ir.Node, list[ir.Node]] = {}
         self._int_types: dict[ir.Node, str] = {}
+        self._known_numbers: dict[tuple[ir.Node, int], np.ndarray | None] = {}
         self._origins: dict[tuple[str, ...], dict[_Value, _Value]] = defaultdict(dict)
         self._sinks: dict[tuple[str, ...], dict[ir.Node, list[ir.Node | None]]] = defaultdict(dict)
         self._sinks_left = _MAX_SINKS
@@ -311,10 +312,12 @@ class Graph:
         return np.zeros((), np.int64) if input_of(node, 2) is None else self._numbers(node, 2, "zero point")
 
     def _numbers(self, node: ir.Node, index: int, role: str) -> np.ndarray | None:
-        value = self.array(node.inputs[index])
-        if value is not None and (value.dtype.kind in "OSU" or value.size == 0):
-            raise GraphError(f"the {role} of {label(node)!r} is no number")
-        return value
+        if (node, index) not in self._known_numbers:
+            value = self.array(node.inputs[index])
+            if value is not None and (value.dtype.kind in "OSU" or value.size == 0):
+                raise GraphError(f"the {role} of {label(node)!r} is no number")
+            self._known_numbers[node, index] = value
+        return self._known_numbers[node, index]
 
     def int_type(self, node: ir.Node) -> str:
         """The quantized type of a Q or DQ: ``"int8"``, ``"uint8"``, ``"float8e4m3fn"``, ...; "" if unknown."""

@@ -88,7 +88,10 @@ def deserialized(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
         GraphError: a body, an attribute or an input is not valid.
     """
     log = logging.getLogger("onnx_ir.serde")
-    before, log.disabled = log.disabled, True  # it warns of names in bodies, and of outputs, that nothing makes
+    before, log.disabled = (
+        log.disabled,
+        True,
+    )  # it warns of names in bodies, and of outputs, that nothing makes
     try:
         found: ir.Model = RemoveInitializersFromInputsPass()(ir.from_proto(model)).model
     except Exception as error:  # SerdeError, with the one that says what it is as its first cause
