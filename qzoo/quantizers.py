@@ -108,6 +108,26 @@ def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantiz
     }
 
 
+def shared_ranges(model: nn.Module) -> list[list[str]]:
+    """List the quantizers that have one range: those of a group (:func:`qzoo.quantize` makes them) with the same bits.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Their names, a list for each range that several have.
+
+    Example:
+        >>> shared_ranges(model)
+        []
+    """
+    found: dict[tuple[str, object], list[str]] = {}
+    for name, quantizer in quantizers(model).items():
+        if quantizer.group:
+            found.setdefault((quantizer.group, quantizer.num_bits), []).append(name)
+    return [names for names in found.values() if len(names) > 1]
+
+
 def name_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     """Name the quantizers of a model by their place in it, for error messages.
 

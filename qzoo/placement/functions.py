@@ -6,6 +6,7 @@ that is not in it is unknown: nothing is placed around it.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,8 @@ def _table() -> tuple[dict[Any, Function], dict[str, Function]]:
     for name, row in by_name.items():
         for place in _PLACES:
             function = getattr(place, name, None)
+            if isinstance(function, (types.GetSetDescriptorType, property)):  # such as Tensor.T
+                function = function.__get__
             if callable(function):
                 by_function[function] = row
     return by_function, by_name
@@ -150,6 +153,14 @@ def function_of(function: Callable[..., Any]) -> Function:
     row = FUNCTIONS.get(function)
     name = name_of(function)
     return row or _BY_NAME.get(name) or Function(name.strip("_"), _UNKNOWN)
+
+
+def is_counted(given: list[Any]) -> bool:
+    """Whether a call with these operands counts among the calls of its function, by which a site is known.
+
+    Integers don't: in training, BatchNorm counts its batches by an ``add_``.
+    """
+    return any(isinstance(value, Tensor) and value.is_floating_point() for value in given)
 
 
 def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

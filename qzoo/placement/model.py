@@ -247,6 +247,8 @@ class _Builder:
                     weight = operation.weight.removeprefix(f"{scope}.") if scope else operation.weight
                     found[scope, Site(name, -1, weight)].append(operation)
                 continue
+            if "counted" not in operation.attributes:
+                continue
             index = counts[scope, number, name]
             counts[scope, number, name] += 1
             found[scope, Site(name, index)].append(operation)
@@ -456,6 +458,8 @@ class _Builder:
         for operation in self.trace.operations:
             if operation.function.name not in LAYERS or operation.layer or operation.weight in placed:
                 continue
+            if operation.operands[0] is None:
+                continue  # computed from constants
             where = operation.stack[-1][0] if operation.stack else ""
             if not self.excluded & {name for name, _ in operation.stack}:
                 reason = (

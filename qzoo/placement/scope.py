@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from qzoo.errors import QuantizationError
 from qzoo.placement.einsum import product_of
-from qzoo.placement.functions import FUNCTIONS, Function, operands, replaced
+from qzoo.placement.functions import FUNCTIONS, Function, is_counted, operands, replaced
 
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -191,6 +191,8 @@ def _names(
         for site, names in module.sites.items():
             if site.weight and weight is parameter_of(module, site.weight):
                 return names
+        return None
+    if not is_counted(operands(function, args, kwargs)):
         return None
     index = counts.get(function.name, 0)
     counts[function.name] = index + 1

@@ -17,7 +17,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from qzoo.placement.einsum import product_of
-from qzoo.placement.functions import NO_VALUES, Function, function_of, name_of, operands
+from qzoo.placement.functions import (
+    FUNCTIONS,
+    NO_VALUES,
+    Function,
+    function_of,
+    is_counted,
+    name_of,
+    operands,
+)
 
 _NONNEGATIVE = (
     "relu",
@@ -63,7 +71,8 @@ class Operation:
         weight: the name of the parameter that a layer's function was given as its weight, "" where it is none.
         attributes: what its arguments decide: ``nonnegative`` (it never gives a negative number), ``spatial`` (a mean
             of height and width), ``smooth`` (an interpolation that is not to the nearest), ``gather`` (an index),
-            ``negative`` (a padding below zero), ``product`` (an einsum that is a product of matrices).
+            ``negative`` (a padding below zero), ``product`` (an einsum that is a product of matrices), ``counted``
+            (see :func:`qzoo.placement.functions.is_counted`).
     """
 
     function: Function
@@ -77,7 +86,7 @@ class Operation:
 
 @dataclass
 class Trace:
-    """A model's operations, in the order in which they ran.
+    """A model's operations, in the order in which they ran, those on constants included.
 
     Attributes:
         calls: how often each module ran, by name.
@@ -173,8 +182,9 @@ class _Recorder(TorchFunctionMode):
             and function.name != "__setitem__"
         ):
             return result
-        if any(value is not None for value in (*before, *known)):
-            attributes = _attributes(func, function, args, kwargs)
+        counted = func in FUNCTIONS and is_counted(given)
+        if counted or any(value is not None for value in (*before, *known)):
+            attributes = _attributes(func, function, args, kwargs) | ({"counted"} if counted else set())
             self._add(function, tuple(self._stack), given, others, result, attributes, before=before)
         return result
 

@@ -11,6 +11,8 @@ For a model whose data can't be had; :mod:`qzoo.ptq.procedural` serves those wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,8 @@ from qzoo.ptq.layers import layers_of
 from qzoo.ptq.ranges import Calibration
 from qzoo.ptq.relu6 import without_relu6_unseen
 from qzoo.ptq.statistics import Channels, batchnorm_statistics
-from qzoo.quantizers import require_quantizers
+from qzoo.quant.nn import Range
+from qzoo.quantizers import require_quantizers, shared_ranges
 
 
 def calibrate_data_free(
@@ -71,9 +74,11 @@ def calibrate_data_free(
         some(equalize(model, [image], statistics=known, progress=False))
         known = batchnorm_statistics(model, inputs, image, sigmas)
     weights = weight_ranges(model)
-    for name, channels in known.items():
-        if name in quantizers:
-            quantizers[name].set_range(channels.amax(), channels.limits())
+    ranges = {name: _range([channels]) for name, channels in known.items() if name in quantizers}
+    for names in shared_ranges(model):
+        ranges |= dict.fromkeys(names, _range([known[name] for name in names]))
+    for name, range_ in ranges.items():
+        quantizers[name].set_range(*range_)
     for name, amax in weights.items():
         quantizers[name].set_range(amax)
     if correct:
@@ -89,6 +94,12 @@ def of_images(preprocessing: Preprocessing, device: torch.device | None = None) 
     )
     low, high = -mean / std, (1 - mean) / std
     return Channels((low + high) / 2, (high - low).square() / 12, low, high)
+
+
+def _range(parts: Iterable[Channels]) -> Range:
+    """The range that holds all of these."""
+    ends = torch.stack([part.limits() for part in parts])
+    return Range(ends.abs().amax(), torch.stack([ends[:, 0].amin(), ends[:, 1].amax()]))
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from qzoo.ptq.collect import attached, collect, weight_ranges
 from qzoo.ptq.ranges import Calibration
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import Range, TensorQuantizer
-from qzoo.quantizers import device_of, quantizers_off, require_quantizers
+from qzoo.quantizers import device_of, quantizers_off, require_quantizers, shared_ranges
 from qzoo.runtimes.pytorch import output_of
 
 IMAGES = 128
@@ -67,8 +67,12 @@ def calibrate_procedural(
     with attached([found[name].register_forward_pre_hook(watch) for name, watch in watches.items()]):
         statistics = collect(model, batches, histograms=True, progress=progress)
     largest, best = (statistics.ranges(method, 100.0) for method in ("max", "mse"))
+    bounds = {name: watch.bound() for name, watch in watches.items()}
+    for names in shared_ranges(model):
+        same = {bounds[name] for name in names}
+        bounds |= dict.fromkeys(names, same.pop() if len(same) == 1 else None)
     for name, range_ in best.items():
-        found[name].set_range(*_widened(range_, largest[name], watches[name].bound()))
+        found[name].set_range(*_widened(range_, largest[name], bounds[name]))
     for name, amax in weights.items():
         found[name].set_range(amax)
     return Calibration(PROCEDURAL, 0)

@@ -16,6 +16,7 @@ from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.quant import ops
 from qzoo.quant.calib.weights import quantized_weights
 from qzoo.quant.nn import Range, TensorQuantizer
+from qzoo.quantizers import quantizers, shared_ranges
 
 _SMALLEST = 1e-6
 
@@ -161,7 +162,7 @@ def learn_ranges(model: nn.Module, rule: str) -> list[str]:
     Every quantizer that is on gets a :class:`LearnedRange`, or :class:`LearnedLimits` where it has a zero point. With
     "lsq" every range is learned, starting from the calibrated one; weights of fewer than 8 bits start from
     2 mean(abs(w)) / sqrt(Qp) a step (Esser et al., section 2.1). With "pact" the activations are; weights keep their
-    frozen ranges.
+    frozen ranges. Quantizers that share a range learn one.
 
     Args:
         model: calibrated, every quantizer with one range or one per channel.
@@ -207,6 +208,11 @@ def learn_ranges(model: nn.Module, rule: str) -> list[str]:
             amax = 2 * mean * quantizer.maxbound**0.5
         quantizer.learner = LearnedRange(amax, rule, quantizer.maxbound)
         names.append(name)
+    found = quantizers(model)
+    for shared in shared_ranges(model):
+        learning = [found[name] for name in shared if name in names]
+        for quantizer in learning[1:]:
+            quantizer.learner = learning[0].learner
     return names
 
 

@@ -198,6 +198,38 @@ def test_roles_beside_layer_norms() -> None:
     assert made.qzoo_placement.left == ()
 
 
+class Counts(nn.Module):
+    """Adds before the one that has quantizers: of constants, of integers, and in training that of BatchNorm's batches."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv, self.bn, self.a = conv(width, width), nn.BatchNorm2d(width), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        constant = (self.a + self.a) * 0 + 1 + (torch.tensor(1) + 1)
+        return x + self.bn(self.conv(x)) * (constant / 3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_other_calls_of_the_function_do_not_move_a_site(training: bool) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, SIZE, SIZE)
+    made = qzoo.quantize(with_statistics(Network(Counts()), images), images).train(training)
+    seen = {}
+    for name in ("residual_quantizer", "branch_quantizer"):
+        made.block.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: args[0]})
+        )
+    parts = []
+    made.block.register_forward_pre_hook(lambda module, args: parts.append(args[0]))
+    made.block.bn.register_forward_hook(lambda module, args, output: parts.append(output))
+    with quantizers_off(made):
+        made(images)
+    torch.testing.assert_close(seen["residual_quantizer"], parts[0], rtol=0, atol=0)
+    torch.testing.assert_close(seen["branch_quantizer"], parts[1], rtol=0, atol=0)
+    assert made.block.bn.num_batches_tracked == 1 + training
+
+
 def test_a_classifier_that_is_a_convolution_is_the_last_layer() -> None:
     head = nn.Sequential(conv(8, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     made = qzoo.quantize(
