@@ -199,7 +199,7 @@ def test_roles_beside_layer_norms() -> None:
 
 
 class Counts(nn.Module):
-    """Adds before the one that has quantizers: of constants, of integers, and in training that of BatchNorm's batches."""
+    """Adds before the one that has quantizers: constants, integers, and in training BatchNorm's count."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
