@@ -65,13 +65,13 @@ class Size:
     dropout: float = 0.2
 
     def channels(self, base: int) -> int:
-        """The scaled number of channels: the nearest multiple of 8, but not below 90 %."""
+        """Return the scaled number of channels: the nearest multiple of 8, but not below 90 %."""
         scaled = base * self.width
         rounded = max(8, int(scaled + 4) // 8 * 8)
         return rounded + 8 if rounded < 0.9 * scaled else rounded
 
     def blocks(self) -> tuple[int, ...]:
-        """The number of blocks in each stage; the first and the last are not deepened."""
+        """Return the number of blocks in each stage; the first and the last are not deepened."""
         first, *inner, last = (stage[3] for stage in STAGES)
         return (first, *(math.ceil(blocks * self.depth) for blocks in inner), last)
 
@@ -84,7 +84,7 @@ class Style:
     bn_eps: float = 1e-5
 
     def padding(self, kernel_size: int) -> int | str:
-        """The ``padding`` of a convolution that keeps the size (over its stride)."""
+        """Return the ``padding`` of a convolution that keeps the size (over its stride)."""
         return "same" if self.same_padding else kernel_size // 2
 
 

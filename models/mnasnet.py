@@ -45,7 +45,7 @@ STAGES = (
 
 
 def scaled(channels: int, width: float) -> int:
-    """The nearest multiple of 8, but not below 90 % of ``channels * width``."""
+    """Return the nearest multiple of 8, but not below 90 % of ``channels * width``."""
     wanted = channels * width
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * wanted else rounded + 8
@@ -151,7 +151,7 @@ class MNASNet(HubMixin, nn.Module):
 
 
 def timm_names() -> dict[str, str]:
-    """The names of timm's MNASNets, ``mnasnet_100`` and its kin, and ours."""
+    """Return the names of timm's MNASNets, ``mnasnet_100`` and its kin, and ours."""
     names = {"conv_stem": "layers.0", "bn1": "layers.1", "conv_head": "layers.14", "bn2": "layers.15"}
     names |= zip(
         [f"blocks.0.0.{layer}" for layer in ("conv_dw", "bn1", "conv_pw", "bn2")],

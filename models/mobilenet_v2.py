@@ -138,7 +138,7 @@ class MobileNetV2(HubMixin, nn.Module):
 
 
 def timm_names() -> dict[str, str]:
-    """The names of timm's ``mobilenetv2_100``, whose blocks are numbered within their stages, and ours."""
+    """Return the names of timm's ``mobilenetv2_100``, whose blocks are numbered within their stages, and ours."""
     names = {"conv_stem": "features.0.0", "bn1": "features.0.1", "classifier": "classifier.1"}
     blocks = [(stage, i) for stage, (_, _, depth, _) in enumerate(STAGES) for i in range(depth)]
     for number, (stage, i) in enumerate(blocks, start=1):

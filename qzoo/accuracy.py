@@ -196,7 +196,7 @@ class Evaluation:
     skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 

@@ -138,11 +138,11 @@ class CalibrationRecord:
     skipped: int = field(default=0, metadata=OPTIONAL)
 
     def applied(self) -> Recipe:
-        """The methods that were applied, with the one for the ranges that "auto" chose."""
+        """Return the methods that were applied, with the one for the ranges that "auto" chose."""
         return self._recipe(self.method, self.percentile)
 
     def asked(self) -> Recipe:
-        """The methods that were asked for: they give the same ranges from the same images."""
+        """Return the methods that were asked for: they give the same ranges from the same images."""
         chosen = self.candidates and not self.recipe
         percentile = None if self.percentile == PERCENTILE else self.percentile
         recipe = self._recipe("auto" if chosen else self.method, percentile)
@@ -304,7 +304,7 @@ class Config:
         return source.license if source is not None else known.license
 
     def to_json(self) -> str:
-        """The text of the file, ending in a newline."""
+        """Return the text of the file, ending in a newline."""
         order = ("format_version", "name", "architecture", "arguments", "form", "scheme")
         values = encode(self)
         values = {key: values[key] for key in (*order, *(k for k in values if k not in order))}
@@ -333,7 +333,7 @@ class Config:
 
 
 def read_config(folder: str | Path) -> Config:
-    """The config of a checkpoint folder.
+    """Read the config of a checkpoint folder.
 
     Where a process was killed while it replaced the checkpoint, the config that fits the weights is taken.
 
@@ -344,7 +344,7 @@ def read_config(folder: str | Path) -> Config:
     try:
         if (config := _config_coming(path, folder)) is not None:
             return config
-        if not path.is_file():  # nor a link to a device, a pipe: reading might not end
+        if not path.is_file():  # or a link to a device or a pipe: reading might not end
             found = "it has no file config.json" if path.parent.is_dir() else "there is no such folder"
             raise CheckpointError(f"{folder} is no checkpoint: {found}")
         return _read(path, folder)
@@ -380,7 +380,7 @@ def _read(path: Path, folder: str | Path) -> Config:
 
 
 def fresh(config: Config, name: str) -> Config:
-    """The config of a model that is made from another: what was recorded of that one's training and figures goes."""
+    """Make the config of a model from that of another, without what was recorded of its training and figures."""
     return replace(
         config,
         name=name,
@@ -395,7 +395,7 @@ def fresh(config: Config, name: str) -> Config:
 
 
 def config_of(model: nn.Module) -> Config:
-    """The config that :func:`qzoo.create_model` and :func:`qzoo.load_pretrained` leave on their models.
+    """Return the config that :func:`qzoo.create_model` and :func:`qzoo.load_pretrained` leave on their models.
 
     Raises:
         CheckpointError: the model was made in another way.
@@ -487,7 +487,7 @@ def _check_training(training: Mapping[str, Any], *, quantized: bool) -> None:
 
 
 def is_plain_path(text: str) -> bool:
-    """Whether a text names a file below a folder on every system: relative, no dots, no drive."""
+    """Tell whether a text names a file below a folder on every system: relative, no dots, no drive."""
     path = PurePosixPath(text)
     return (
         bool(text)

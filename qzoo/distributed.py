@@ -54,7 +54,7 @@ class Group:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank, in every process. Tensors arrive on the CPU.
+        """Gather every process's value, by rank, in every process. Tensors arrive on the CPU.
 
         Raises:
             DistributedError: another process has ended, or did not answer in time.
@@ -89,7 +89,7 @@ class Group:
             self.broadcast(None)
 
     def deal(self, loader: Iterable[Any], start: int = 0) -> Iterator[tuple[int, Any]]:
-        """This process's batches of ``loader`` with their numbers: ``start + rank``, and then every ``world``-th.
+        """Deal out this process's batches of ``loader`` with their numbers: ``start + rank``, then every ``world``-th.
 
         Nothing is padded or dropped: each batch goes to exactly one process. The images of other processes'
         batches are not read where the loader is a list or a ``DataLoader``. A stream of several files gives each
@@ -110,12 +110,12 @@ class Group:
         return zip(_numbers(first, self.world), _every(loader, first, self.world), strict=False)
 
     def share(self, loader: Iterable[Any], start: int = 0) -> int | None:
-        """How many batches :meth:`deal` will give; None when ``loader`` has no length."""
+        """Return how many batches :meth:`deal` will give; None when ``loader`` has no length."""
         total = length(loader)
         return None if total is None else max(0, -(-(total - start - self.rank) // self.world))
 
     def part(self, batch: Tensor) -> Tensor:
-        """This process's images of a batch that all processes have, [B, ...] to [B / world, ...].
+        """Return this process's images of a batch that all processes have, [B, ...] to [B / world, ...].
 
         Raises:
             DistributedError: the images can't be shared out equally.
@@ -130,7 +130,7 @@ class Group:
         return batch.chunk(self.world)[self.rank]
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """``model``, wrapped so that gradients are averaged over the processes; they start from rank 0's state.
+        """Wrap ``model`` so that gradients are averaged over the processes; they start from rank 0's state.
 
         Buffers are left to each process: ranges do not change, and BatchNorm's statistics are averaged after
         each epoch, see :meth:`average_`.

@@ -29,7 +29,7 @@ def like(pattern: str, what: str) -> dict[str, Any]:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """A JSON object without duplicate keys, NaN or infinity. Raises CheckpointError for anything else."""
+    """Parse a JSON object without duplicate keys, NaN or infinity. Raises CheckpointError for anything else."""
 
     def refuse(constant: str) -> float:
         raise CheckpointError(f"config.json: {constant} is no JSON number")
@@ -79,7 +79,7 @@ def _kind(value: Any) -> str:
 
 
 def decode(kind: Any, value: Any, path: str) -> Any:
-    """``value``, as JSON gave it, as an instance of the annotated type; an error names ``path``."""
+    """Make an instance of the annotated type of ``value``, as JSON gave it; an error names ``path``."""
     if kind is Any:
         return _plain(value, path, 0)
     origin, arguments = get_origin(kind), get_args(kind)

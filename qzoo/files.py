@@ -45,7 +45,7 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(path: Path, digest: Any) -> str:
-    """A file's digest, in hex digits, by one of :mod:`hashlib`'s algorithms."""
+    """Return a file's digest, in hex digits, by one of :mod:`hashlib`'s algorithms."""
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -54,7 +54,7 @@ def digest_of(path: Path, digest: Any) -> str:
 
 @contextlib.contextmanager
 def scratch_beside(folder: Path) -> Iterator[Path]:
-    """An empty folder on the same file system as ``folder``, which need not exist; what is left of it goes.
+    """Make an empty folder on the file system of ``folder``, which need not exist; what is left of it goes.
 
     Raises:
         CheckpointError: ``folder`` is something else than a folder.
@@ -72,7 +72,7 @@ def scratch_beside(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(prefix: str = "qzoo-", place: Path | None = None) -> Iterator[Path]:
-    """An empty folder that goes at the end; those that killed processes left under the same prefix go first.
+    """Make an empty folder that goes at the end; those that killed processes left under the same prefix go first.
 
     Args:
         place: where to make it; by default where the system has its temporary files.
@@ -168,18 +168,18 @@ def place(scratch: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 def coming(path: Path) -> Path:
-    """Where :func:`place` keeps the file that is about to replace ``path``."""
+    """Return where :func:`place` keeps the file that is about to replace ``path``."""
     return path.with_name(f".{path.name}.coming")
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether no link on the way leads out of the folder; what ``path`` itself is doesn't matter."""
+    """Tell whether no link on the way leads out of the folder; what ``path`` itself is doesn't matter."""
     return path.parent.resolve().is_relative_to(folder.resolve())
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """One process at a time, where the system has advisory locks; others wait."""
+    """Let in one process at a time, where the system has advisory locks; others wait."""
     try:
         import fcntl
     except ImportError:  # Windows: hashes still tell a mixture

@@ -77,7 +77,7 @@ class Preprocessing:
         return math.floor(self.input_size[1] / self.crop_pct)
 
     def transform(self) -> Callable[[Any], Any]:
-        """A torchvision transform: PIL image -> float32 tensor of shape ``input_size``.
+        """Return a torchvision transform: PIL image -> float32 tensor of shape ``input_size``.
 
         It raises DataError for images that :func:`check_size` refuses, before or after the resize.
         """
@@ -109,11 +109,11 @@ class Preprocessing:
         return image
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; :meth:`from_dict` reads it back."""
+        """Return a JSON-ready dictionary; :meth:`from_dict` reads it back."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of :meth:`to_dict` (JSON turns tuples into lists; they become tuples again)."""
+        """Undo :meth:`to_dict` (JSON turns tuples into lists; they become tuples again)."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def length(items: Iterable[object]) -> int | None:
-    """``len(items)``, None where there is none (as of a ``DataLoader`` of a stream)."""
+    """Return ``len(items)``, None where there is none (as of a ``DataLoader`` of a stream)."""
     try:
         return len(items) if isinstance(items, Sized) else None
     except TypeError:

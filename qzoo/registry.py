@@ -198,7 +198,7 @@ class ModelEntry:
         return next(iter(self.weights), None)
 
     def default(self, argument: str) -> int:
-        """The builder's own ``num_classes`` or ``in_channels``.
+        """Return the builder's own ``num_classes`` or ``in_channels``.
 
         Raises:
             ArgumentError: it has none.
@@ -376,7 +376,7 @@ def import_models(where: str) -> None:
 
 @functools.cache
 def families() -> tuple[str, ...]:
-    """Names of the modules in ``qzoo.models`` that define architectures: one file a family."""
+    """Return names of the modules in ``qzoo.models`` that define architectures: one file a family."""
     folder = Path(__file__).parent / "models"
     return tuple(sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem != "layers"))
 
@@ -402,7 +402,7 @@ def _load_plugins() -> None:
 
 
 def architecture(name: str) -> ModelEntry:
-    """The entry of an architecture.
+    """Return the entry of an architecture.
 
     Raises:
         UnknownModelError: no such architecture; the message suggests near names.
@@ -417,7 +417,7 @@ def architecture(name: str) -> ModelEntry:
 
 
 def canonical(name: str) -> str:
-    """The zoo's name of an architecture: what an alias stands for, and any other name as it is."""
+    """Return the zoo's name of an architecture: what an alias stands for, and any other name as it is."""
     if name in _entries:
         return name
     _load_families()
@@ -425,7 +425,7 @@ def canonical(name: str) -> str:
 
 
 def list_architectures(pattern: str = "*") -> list[str]:
-    """Names of the architectures that match a shell pattern, in a reader's order (resnet18, resnet101).
+    """Return names of the architectures that match a shell pattern, in a reader's order (resnet18, resnet101).
 
     One whose alias matches is among them, under the zoo's name.
     """
@@ -435,7 +435,7 @@ def list_architectures(pattern: str = "*") -> list[str]:
 
 
 def known_names() -> list[str]:
-    """All that :func:`architecture` knows: names and aliases."""
+    """Return all that :func:`architecture` knows: names and aliases."""
     _load_families()
     return [name for entry in _entries.values() for name in (entry.name, *entry.aliases)]
 
@@ -463,7 +463,7 @@ def parse_name(name: str) -> ModelName:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text has the form of a model's name."""
+    """Tell whether a text has the form of a model's name."""
     return len(text) <= _LONGEST and _NAME.fullmatch(text) is not None
 
 

@@ -60,7 +60,7 @@ class Inspection:
     quantizers: tuple[QuantizerInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
     def __str__(self) -> str:

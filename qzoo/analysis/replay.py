@@ -59,7 +59,7 @@ class Replay:
                     module.__dict__["forward"] = own
 
     def order(self, images: Tensor) -> list[nn.Module]:
-        """The modules in the order of their first call."""
+        """Return the modules in the order of their first call."""
         self._order = []
         try:
             self.run(images)
@@ -78,7 +78,7 @@ class Replay:
             self._recording, self._stop = False, None
 
     def run(self, images: Tensor) -> Tensor:
-        """The model's output; what is remembered is not computed again."""
+        """Run the model; what is remembered is not computed again."""
         self._stack = [((), {})]
         return output_of(self.model, images)
 

@@ -56,7 +56,7 @@ class Sensitivity:
     layers: tuple[LayerLoss, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; an infinite SQNR becomes None."""
+        """Return a JSON-ready dictionary; an infinite SQNR becomes None."""
         values = asdict(self)
         for part in (values, *values["layers"]):
             for key in [k for k in part if k.startswith("sqnr")]:

@@ -14,7 +14,7 @@ _CACHE_BYTES = 2**30  # a data set up to this size is decoded once, not once for
 
 
 def repeatable(loader: Batches) -> Batches:
-    """The batches as a list where they fit into memory, else the loader, watched to give the same in every pass.
+    """List the batches where they fit into memory, else watch the loader give the same in every pass.
 
     Raises:
         DataError: no images; or an iterator, which can be read once only, over more than are kept.

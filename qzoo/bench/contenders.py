@@ -150,6 +150,6 @@ def _module(
 
 
 def profiled(contender: Contender) -> bool:
-    """Whether its runtime tells the time of every node."""
+    """Tell whether its runtime tells the time of every node."""
     runtime: Any = rt.runtime_named(contender.runtime)
     return bool(runtime.provider) or contender.runtime == "openvino"

@@ -50,7 +50,7 @@ class Lane:
         self.first_ms = 1e3 * self.process.first()
 
     def run(self, images: Tensor) -> Tensor:
-        """The logits of a batch."""
+        """Return the logits of a batch."""
         self.process.images(images.numpy())
         return torch.from_numpy(self.process.run())
 
@@ -69,7 +69,7 @@ class Lane:
         return evaluate(any_batch(self.run, size), shown, reference=reference, progress=False)
 
     def row(self, model: str, lanes: Sequence[Lane]) -> Row:
-        """All that was learnt, against the float model in this runtime, and peers, among ``lanes``."""
+        """Sum up what was learnt, against the float model in this runtime and peers among ``lanes``."""
         own, score = self.contender, self.score
         clock = "cpu" if self.options.threads == 1 and rt.runtime_named(own.runtime).on_cpu else "wall"
         floats = [lane for lane in lanes if lane.contender.precision == "float32"]
@@ -119,7 +119,7 @@ class Lane:
 
 @contextmanager
 def running(contenders: Sequence[Contender], name: str, options: Options) -> Iterator[list[Lane]]:
-    """A process for each contender, ended with the block; ``name`` is the model's, for messages."""
+    """Run a process for each contender until the block ends; ``name`` is the model's, for messages."""
     with ExitStack() as stack:
         yield [
             Lane(each, stack.enter_context(Process(f"{each.title} of {name}", options.limit)), options)

@@ -77,12 +77,12 @@ class Process:
         return answer["wall"], answer["cpu"]
 
     def run(self) -> np.ndarray:
-        """The logits [B, classes] of the images."""
+        """Return the logits [B, classes] of the images."""
         shape = self._ask("run")["shape"]
         return np.fromfile(self._folder / "logits", np.float32).reshape(shape)
 
     def peak_memory(self) -> int | None:
-        """The most memory (resident set, bytes) since the model was loaded; None where it is not known."""
+        """Return the most memory (resident set, bytes) since the model was loaded; None where it is not known."""
         peak: int | None = self._ask("memory")["peak"]
         return peak
 

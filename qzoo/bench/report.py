@@ -34,7 +34,7 @@ def print_table(report: Report, width: int | None = None) -> None:
 
 
 def footnotes(report: Report) -> list[str]:
-    """What a reader has to know besides the figures, in lines."""
+    """Return what a reader has to know besides the figures, in lines."""
     machine, settings = report.machine, report.settings
     versions = [
         f"{p} {machine[p]}"
@@ -171,7 +171,7 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """One line for each row and batch size; the machine and the date are in every line."""
+    """Write a line for each row and batch size; the machine and the date are in every line."""
     lines = []
     for row in report.rows:
         values = row.to_dict()

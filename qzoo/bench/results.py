@@ -102,7 +102,7 @@ class Row:
         return 1e3 * batch / self.latency[batch].wall
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary; an infinite SQNR becomes None."""
+        """Return a JSON-ready dictionary; an infinite SQNR becomes None."""
         values = {k: v for k, v in vars(self).items() if k not in ("latency", "cpu_speedup", "wall_speedup")}
         values["sqnr_db"] = self.sqnr_db if self.sqnr_db is not None and math.isfinite(self.sqnr_db) else None
         values["images_per_second"] = self.images_per_second
@@ -154,7 +154,7 @@ class Report:
         return list(dict.fromkeys(row.model for row in self.rows))
 
     def warnings(self) -> list[str]:
-        """What makes the figures doubtful, in sentences; empty on a quiet machine."""
+        """Return what makes the figures doubtful, in sentences; empty on a quiet machine."""
         found = []
         alone = [t for row in self.rows if row.clock == "cpu" for t in row.latency.values()]
         busy = max((t.wall_over_cpu for t in alone), default=1.0)
@@ -177,7 +177,7 @@ class Report:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary, documented in docs/benchmark.md."""
+        """Return a JSON-ready dictionary, documented in docs/benchmark.md."""
         return {
             "schema": SCHEMA,
             "date": self.date,

@@ -148,7 +148,7 @@ def _logits(run: Callable[[Tensor], Tensor] | None, batches: Batches, options: O
 
 
 def new_report(sections: Sequence[Section], options: Options) -> Report:
-    """All rows, with the machine, the versions and the date they were measured with."""
+    """Return all rows, with the machine, the versions and the date they were measured with."""
     settings = {
         "threads": options.threads,
         "batches": list(options.batches),

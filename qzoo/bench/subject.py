@@ -46,7 +46,7 @@ class Source:
     label_sets: Collection[str] = ()
 
     def folder(self, labels: str) -> str | Path | None:
-        """Where a model's images are; None for embedded ones, which Fashion-MNIST takes among other label sets."""
+        """Return where a model's images are; None for embedded ones: Fashion-MNIST's, among other label sets."""
         embedded = len(self.label_sets) > 1 and is_embedded(labels)
         return (
             None
@@ -105,11 +105,11 @@ class Checkpoint:
         return found, [f"{self.name}: {note}" for note in notes]
 
     def layers(self, images: Tensor, lanes: list[Lane], options: Options) -> list[dict[str, Any]]:
-        """What the page shows of the layers."""
+        """Return what the page shows of the layers."""
         return [model_details(self.name, self.quantized, images, lanes, options)]
 
     def exact(self) -> Callable[[Tensor], Tensor] | None:
-        """The float model, ready to run."""
+        """Return the float model, ready to run."""
         return rt.load(self.reference, "pytorch", os.cpu_count() or 1)
 
 
@@ -181,15 +181,15 @@ class OnnxFile:
         return cls(name, found, exact, batch, loader, labelled, tuple(notes))
 
     def write(self, images: Tensor, options: Options, folder: Path) -> tuple[list[Contender], list[str]]:
-        """The contenders, whose files are there."""
+        """Return the contenders, whose files are there."""
         return self.contenders, []
 
     def layers(self, images: Tensor, lanes: list[Lane], options: Options) -> list[dict[str, Any]]:
-        """A file's layers are not studied."""
+        """Return nothing: the layers of a file are not studied."""
         return []
 
     def exact(self) -> Callable[[Tensor], Tensor] | None:
-        """The float file, ready to run; None without one."""
+        """Return the float file, ready to run; None without one."""
         if self.float_file is None:
             return None
         return any_batch(load(self.float_file, "onnxruntime", os.cpu_count() or 1), self.batch)
@@ -199,7 +199,7 @@ Subject = Checkpoint | OnnxFile
 
 
 def subjects(names: Sequence[str], options: Options, source: Source) -> Iterator[Subject]:
-    """The checkpoints and ONNX files of a benchmark; whatever is refused is so before the first one.
+    """Open the checkpoints and ONNX files of a benchmark; whatever is refused is so before the first one.
 
     Checkpoints are made one by one, as each holds its float model.
     """

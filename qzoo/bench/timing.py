@@ -41,7 +41,7 @@ class Timing:
     wall_over_cpu: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
@@ -62,7 +62,7 @@ class Samples:
 
     @classmethod
     def of(cls, turns: Sequence[Turn]) -> Samples:
-        """From what a clock said, turn by turn."""
+        """Sort what a clock said, turn by turn."""
         wall, cpu = np.array([np.median(calls) for calls, _ in turns]), np.array([mean for _, mean in turns])
         calls = np.concatenate([np.asarray(calls) for calls, _ in turns])
         spent = sum(mean * len(calls) for calls, mean in turns)
@@ -109,7 +109,7 @@ def measure(
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:
-    """How many times as fast: the ratio of the medians, and its 95 % bootstrap interval over rounds.
+    """Return how many times as fast: the ratio of the medians, and its 95 % bootstrap interval over rounds.
 
     Args:
         slow, fast: seconds a call, [rounds] each, of the same rounds (:attr:`Samples.cpu`, :attr:`Samples.wall`).

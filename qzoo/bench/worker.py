@@ -73,11 +73,11 @@ class Worker:
         return {"shape": logits.shape}
 
     def memory(self) -> dict[str, Any]:
-        """The most memory this process has had since the model was loaded, bytes; None where it is not known."""
+        """Return the most memory this process has had since the model was loaded, bytes; None where it is not known."""
         return {"peak": _status("VmHWM")}
 
     def profile(self, runtime: str, source: str, threads: int, runs: int) -> dict[str, Any]:
-        """The median time of every node."""
+        """Measure the median time of every node."""
         return {"nodes": profile.node_times(runtime, source, threads, self._images, runs, self._folder)}
 
 

@@ -17,7 +17,7 @@ PATH = ".eval_results/qzoo.yaml"
 
 
 def eval_results(config: Config) -> str:
-    """The text of the file: top-1 in percent of every measured row; "" where the data set has no place on the Hub."""
+    """Write the text of the file: top-1 of every measured row; "" where the data set has no place on the Hub."""
     dataset = DATA_SETS.get(config.labels)
     if dataset is None or not dataset.hub or not config.metrics:
         return ""

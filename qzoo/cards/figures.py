@@ -12,7 +12,7 @@ NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVIN
 
 
 def measured(config: Config) -> str:
-    """The section of a card."""
+    """Write the section of a card on what was measured."""
     if not config.metrics:
         without = config.calibration is not None and config.calibration.applied().data_free
         return "Calibrated without data, accuracy not measured." if without else "Nothing yet."
@@ -86,7 +86,7 @@ def _speedup(row: Latency) -> str:
 
 
 def size_of_weights(config: Config) -> str:
-    """``"4.87 MB, 26.0 % of the float tensors"``; "" where no weights have been built."""
+    """Return ``"4.87 MB, 26.0 % of the float tensors"``; "" where no weights have been built."""
     size = config.sizes.get(WEIGHTS)
     if size is None:
         return ""
@@ -106,7 +106,7 @@ def float_bytes(config: Config) -> int:
 
 
 def runtime_name(row: Measurement) -> str:
-    """Where a row was measured, in words."""
+    """Return where a row was measured, in words."""
     runtime = NAMES.get(row.runtime, row.runtime)
     if row.target is None or row.runtime == row.target:
         return runtime
@@ -114,7 +114,7 @@ def runtime_name(row: Measurement) -> str:
 
 
 def clocks_in_words(clocks: Iterable[str]) -> str:
-    """``"by CPU time"`` for {"cpu"}; for speed-ups of models of which some run on GPUs, both."""
+    """Return ``"by CPU time"`` for {"cpu"}; for speed-ups of models of which some run on GPUs, both."""
     found = set(clocks)
     if found == {"cpu", "wall"}:
         return "by CPU time, on GPUs by wall time"

@@ -17,7 +17,7 @@ _FOUND = {f"{known.title} train" for known in DATA_SETS.values() if known.found}
 
 
 def recipe(config: Config) -> str:
-    """The section of a card."""
+    """Write the section of a card on how the checkpoint was made."""
     parts = []
     if config.scheme is not None:
         parts.append(_places(config, config.scheme))

@@ -16,7 +16,7 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=/@+-]*")
 
 
 def escaped(value: _Value) -> _Value:
-    """The value with every text in it, such as a config's, as Markdown that shows it and does nothing else."""
+    """Return the value with every text in it, such as a config's, as Markdown that shows it and does nothing else."""
     found: Any = value
     if isinstance(value, str):
         found = _SPECIAL.sub(r"\\\g<0>", one_line(value))
@@ -31,7 +31,7 @@ def escaped(value: _Value) -> _Value:
 
 
 def word(value: object) -> str:
-    """A text of a config as an argument of a printed command: three dots where a shell might read more in it."""
+    """Return a text of a config as an argument of a printed command: three dots where a shell might read more in it."""
     text = plain(value)
     return text if isinstance(value, (int, float)) or _WORD.fullmatch(text) else "..."
 
@@ -42,6 +42,6 @@ def number(value: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

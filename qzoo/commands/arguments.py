@@ -16,14 +16,14 @@ from qzoo.options import flag
 
 
 def positive(text: str) -> int:
-    """A type of argument: a whole number of 1 and more."""
+    """Parse an argument that is a whole number of 1 or more."""
     if text.isdecimal() and 0 < int(text) < 2**31:
         return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
 
 
 def from_zero(text: str) -> int:
-    """A type of argument: a whole number of 0 and more."""
+    """Parse an argument that is a whole number of 0 or more."""
     if text.isdecimal() and int(text) < 2**31:
         return int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number of 0 or more, not {text!r}")
@@ -38,7 +38,7 @@ def _seconds(text: str) -> float:
 
 
 def import_argument(sub: argparse.ArgumentParser) -> None:
-    """``--import``, done by :func:`import_given`."""
+    """Add ``--import``, which :func:`import_given` carries out."""
     sub.add_argument(
         "--import",
         action="append",
@@ -58,21 +58,21 @@ def import_given(args: argparse.Namespace) -> None:
 
 
 def checkpoint_folder(text: str | None) -> Path | None:
-    """The folder that ``--float`` gives, or the name of a checkpoint. Raises QzooError where there is neither."""
+    """Find the folder that ``--float`` gives, or names. Raises QzooError where there is neither."""
     from qzoo.zoo import hub
 
     return None if text is None else hub.locate(text)
 
 
 def own_folder(text: str) -> Path:
-    """A folder to write into, or the name of a checkpoint of the user's store."""
+    """Find a folder to write into, or the name of a checkpoint of the user's store."""
     from qzoo.zoo.store import stored
 
     return Path(text) if Path(text).is_dir() else stored().get(text, Path(text))
 
 
 def workers_argument(sub: argparse.ArgumentParser) -> None:
-    """``--workers``."""
+    """Add ``--workers``."""
     sub.add_argument("--workers", type=_workers, default=0, help="processes that decode images (default: 0)")
 
 
@@ -87,7 +87,7 @@ def _workers(text: str) -> int:
 
 
 def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None:
-    """``--device``, and ``--timeout`` of the processes that torchrun starts."""
+    """Add ``--device``, and ``--timeout`` of the processes that torchrun starts."""
     sub.add_argument(
         "--device",
         choices=["cpu", "cuda", "auto"],
@@ -104,12 +104,12 @@ def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None
 
 
 def data_source(text: str) -> str | Path:
-    """A type of argument: a folder, or images in another form, which is no path."""
+    """Parse an argument that names a folder, or images in another form, which is no path."""
     return text if is_stream(text) else Path(text)
 
 
 def data_argument(sub: argparse.ArgumentParser, what: str) -> None:
-    """``--data``, and what is done with its broken images."""
+    """Add ``--data``."""
     sub.add_argument(
         "--data",
         type=data_source,
@@ -119,33 +119,33 @@ def data_argument(sub: argparse.ArgumentParser, what: str) -> None:
 
 
 def broken_argument(sub: argparse.ArgumentParser) -> None:
-    """``--skip-broken``."""
+    """Add ``--skip-broken``."""
     sub.add_argument(
         "--skip-broken", action="store_true", help="leave out images that do not decode, and count them"
     )
 
 
 def data_arguments(sub: argparse.ArgumentParser) -> None:
-    """``--data`` and ``--subset``."""
+    """Add ``--data`` and ``--subset``."""
     data_argument(sub, "labelled images (not needed for Fashion-MNIST)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the images, in a fixed shuffled order")
 
 
 def reference_argument(sub: argparse.ArgumentParser) -> None:
-    """``--float`` of what is measured against a float model."""
+    """Add ``--float``, the model to compare with."""
     text = "the float model to compare with: its folder or name, of an ONNX file another one"
     sub.add_argument("--float", dest="float_weights", help=text)
 
 
 def dataset_argument(sub: argparse.ArgumentParser, default: str = "what the weights are for") -> None:
-    """``--dataset``."""
+    """Add ``--dataset``."""
     sub.add_argument("--dataset", choices=list(DATA_SETS), default="", help=f"default: {default}")
 
 
 def option_arguments(
     sub: argparse.ArgumentParser, options: Mapping[str, Field[Any]], defaults: Mapping[str, str] | None = None
 ) -> None:
-    """A flag for every field of :func:`qzoo.options.train_options` and its like, read by :func:`given_options`.
+    """Add a flag for every field of :func:`qzoo.options.train_options` and its like; :func:`given_options` reads them.
 
     Args:
         defaults: in words, where they are not the fields' own.
@@ -166,7 +166,7 @@ def option_arguments(
 
 
 def given_options(args: argparse.Namespace, options: Mapping[str, Field[Any]]) -> dict[str, Any]:
-    """The values of those flags of :func:`option_arguments` that were given.
+    """Return the values of those flags of :func:`option_arguments` that were given.
 
     Raises:
         ValueError: bits of layers in another form than ``fc=4``.
@@ -177,7 +177,7 @@ def given_options(args: argparse.Namespace, options: Mapping[str, Field[Any]]) -
 
 
 def given_fields(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The values of a job that a command has arguments for; what its fields are called, they are called."""
+    """Collect the values of a job from the arguments of a command that have the names of its fields."""
     known = [f.name for f in fields(kind) if hasattr(args, f.name)]
     return {**{name: getattr(args, name) for name in known}, "progress": not args.quiet}
 

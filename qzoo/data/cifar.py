@@ -15,7 +15,7 @@ from qzoo.errors import DataError
 
 
 def cifar(labels: str, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
-    """One split.
+    """Load one split.
 
     Args:
         labels: ``"cifar-10"`` or ``"cifar-100"``.

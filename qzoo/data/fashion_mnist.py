@@ -35,7 +35,7 @@ _FILES = {
 
 
 def fashion_mnist(split: str, root: str | Path | None = None) -> tuple[Tensor, Tensor]:
-    """One split of Fashion-MNIST.
+    """Load one split of Fashion-MNIST.
 
     Args:
         split: ``"train"`` (60,000 images) or ``"test"`` (10,000).

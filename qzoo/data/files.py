@@ -236,8 +236,8 @@ class Batches:
         return self.dealt(0, 1)
 
     def dealt(self, rank: int, world: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one of ``world`` processes, without the ``first`` ones of all; others are read only where they
-        have to be, and not decoded."""
+        """Deal out the batches of one of ``world`` processes, without the ``first`` ones of all; others are read only
+        where they have to be, and not decoded."""
         self.broken = []
         loader: DataLoader[Any] = DataLoader(
             self._items,

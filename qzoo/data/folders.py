@@ -19,7 +19,7 @@ _TEST = ("val", "test", "valid")
 
 
 def split_folder(root: str | Path, split: str) -> Path:
-    """``root/train`` or ``root/val`` (``test``, ``valid``), where both hold folders of classes; else ``root``."""
+    """Find ``root/train`` or ``root/val`` (``test``, ``valid``), where both hold folders of classes; else ``root``."""
     folder = Path(root)
     train, tests = folder / "train", [folder / name for name in _TEST]
     test = next((path for path in tests if _has_folders(path)), None)
@@ -98,7 +98,7 @@ class Drawn(Dataset[tuple[Tensor, int]]):
 
 
 def share_of(batch_size: int, rank: int, world: int) -> range:
-    """Which images of a batch are a process's, the same number for each.
+    """Return which images of a batch are a process's, the same number for each.
 
     Raises:
         DistributedError: they can't be shared out equally.

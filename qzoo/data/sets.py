@@ -63,7 +63,7 @@ STREAMS = ("hfds", "wds", "parquet", "npz")
 
 
 def is_stream(data: object) -> bool:
-    """Whether ``data`` names images in another form than a folder, see :mod:`qzoo.data.sources`."""
+    """Tell whether ``data`` names images in another form than a folder, see :mod:`qzoo.data.sources`."""
     return str(data).partition(":")[0] in STREAMS and ":" in str(data)
 
 
@@ -149,7 +149,7 @@ DATA_SETS = {
 
 
 def data_set(name: str) -> DataSet:
-    """The data set of a name.
+    """Return the data set of a name.
 
     Raises:
         DataError: an unknown one; suggests.
@@ -162,7 +162,7 @@ def data_set(name: str) -> DataSet:
 
 
 def is_embedded(name: str) -> bool:
-    """Whether the test images of a config's ``labels`` come with the package; also for unknown names."""
+    """Tell whether the test images of a config's ``labels`` come with the package; also for unknown names."""
     return name in DATA_SETS and DATA_SETS[name].embedded
 
 

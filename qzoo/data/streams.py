@@ -307,7 +307,7 @@ class LabelMap:
         return [at.pop() for at in found]
 
     def index(self, sample: Sample) -> int:
-        """The class index of a sample.
+        """Return the class index of a sample.
 
         Raises:
             DataError: a label outside the classes.

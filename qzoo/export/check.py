@@ -99,7 +99,7 @@ class Check:
         return self.max_difference == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -220,7 +220,7 @@ def _as_written(path: str | os.PathLike[str], images: Tensor) -> Tensor:
 def compare_layers(
     path: str | os.PathLike[str], simulation: nn.Module, images: Tensor, runtime: str = "onnxruntime"
 ) -> tuple[LayerDifference, ...]:
-    """The integers of every activation quantizer, in a copy of the file that gives them as outputs.
+    """Compare the integers of every activation quantizer, in a copy of the file that gives them as outputs.
 
     Args:
         simulation: of the file's target, float32, in eval mode.

@@ -46,7 +46,7 @@ class OnnxDescription:
 
 
 def is_onnx(where: str | os.PathLike[str]) -> bool:
-    """Whether a text means an ONNX file, and no checkpoint."""
+    """Tell whether a text means an ONNX file, and no checkpoint."""
     return Path(where).suffix.lower() == ".onnx"
 
 

@@ -112,7 +112,7 @@ def keep_activations_before_float8(model: ir.Model) -> None:
 
 
 def multiply_patches(model: ir.Model) -> None:
-    """A convolution whose stride is its size (patch embedding, ConvNeXt's stem) becomes a product of matrices.
+    """Make a product of matrices of a convolution whose stride is its size (patch embedding, ConvNeXt's stem).
 
     The same integers. ONNX Runtime runs a convolution in int8 only where a Q stands right behind it, but a product of
     matrices also where its sums go on in float, as before a position embedding or a LayerNorm.
@@ -257,7 +257,7 @@ def multiply_rows(model: ir.Model) -> None:
 
 
 def pad_image_channels(model: ir.Model) -> None:
-    """The first convolution gets channels of zeros up to four, in its int8 weight and in the quantized image.
+    """Pad the first convolution with channels of zeros up to four, in its int8 weight and in the quantized image.
 
     The results are the same integers. ONNX Runtime's x86 kernel reads pixels in groups of four channels; with fewer
     it copies every window of the image first, which costs more than the padding.

@@ -144,7 +144,7 @@ def _has_constant(node: ir.Node) -> bool:
 
 
 def average_signed_by_convolution(model: ir.Model) -> None:
-    """An AveragePool that counts its padding, of int8 activations, becomes a depthwise convolution by ones.
+    """Make a depthwise convolution by ones of an AveragePool of int8 activations that counts its padding.
 
     OpenVINO pads the pooling with the integer 0 where it has given the tensor a zero point of 128, as it does for
     every signed tensor that a convolution reads; a convolution it pads with the zero point.
@@ -181,7 +181,7 @@ def _counts_padding(pool: ir.Node) -> bool:
 
 
 def give_shared_convolutions_a_bias(model: ir.Model) -> None:
-    """An int8 convolution without bias that has several readers gets one of 1e-30, which no sum of float32 sees.
+    """Give an int8 convolution with several readers and no bias one of 1e-30, which no sum of float32 sees.
 
     With a dynamic batch OpenVINO gives only one of the readers the sums in their scale, the others the integers
     themselves. With a bias it does not, if not all of it is zero.
@@ -210,7 +210,7 @@ def _output_channels(conv: ir.Node) -> int | None:
 
 
 def keep_rows_apart(model: ir.Model) -> None:
-    """A Reshape that gathers rows of a matrix, [rows, C] to [batch, N, ...] with N >= C, gets an Unsqueeze before it.
+    """Put an Unsqueeze before a Reshape that gathers rows of a matrix, [rows, C] to [batch, N, ...] with N >= C.
 
     With a dynamic batch OpenVINO reshapes the scale per channel of a linear layer along with the sums, and takes N
     of its values for N rows (or does not load the file).

@@ -42,7 +42,7 @@ def transpose_before_quantizing(model: ir.Model) -> None:
 
 
 def scale_before_quantizing(model: ir.Model) -> None:
-    """A product of two activations that is multiplied by a number: its first operand is, before its Q.
+    """Multiply the first operand before its Q, where a product of two activations is multiplied by a number.
 
     The range is multiplied by the same number, so that the integers stay.
     """

@@ -34,7 +34,7 @@ NEWEST_OPSET = min(25, onnx.defs.onnx_opset_version())
 
 
 def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str, half: bool = False) -> int:
-    """The operator set to write: the one asked for, or the lowest that has all formats of the model.
+    """Choose the operator set to write: the one asked for, or the lowest that has all formats of the model.
 
     Args:
         model: its quantizers that are on are looked at.
@@ -98,7 +98,7 @@ def _is_activation(name: str, quantizer: TensorQuantizer) -> bool:
 
 
 def kept_axes(quantizer: TensorQuantizer) -> tuple[int, ...]:
-    """The axes along which there are several ranges."""
+    """Return the axes along which there are several ranges."""
     amax = quantizer.amax
     return () if amax is None else tuple(d for d, size in enumerate(amax.shape) if size > 1)
 

@@ -16,13 +16,13 @@ import onnx_ir as ir
 
 
 def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
-    """The nodes of these types as they are now, type by type; the caller may change the graph."""
+    """Return the nodes of these types as they are now, type by type; the caller may change the graph."""
     for op_type in op_types:
         yield from [node for node in model.graph if node.op_type == op_type and node.domain == ""]
 
 
 def nodes_within(node: ir.Node) -> list[ir.Node]:
-    """The nodes of the bodies of an If, Loop or Scan, at any depth."""
+    """Return the nodes of the bodies of an If, Loop or Scan, at any depth."""
     bodies = [
         body
         for attribute in node.attributes.values()
@@ -33,7 +33,7 @@ def nodes_within(node: ir.Node) -> list[ir.Node]:
 
 
 def is_stored(value: ir.Value | None) -> bool:
-    """Whether the file holds the value: as an initializer or in a Constant."""
+    """Tell whether the file holds the value: as an initializer or in a Constant."""
     if value is None or value.is_graph_input():
         return False
     node = value.producer()
@@ -41,7 +41,7 @@ def is_stored(value: ir.Value | None) -> bool:
 
 
 def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor that the file holds, not yet read; None for what is computed, and for a Constant without a tensor."""
+    """Return the tensor that the file holds, not yet read; None for what is computed, or holds no tensor."""
     if value is None or not is_stored(value):
         return None
     try:
@@ -51,52 +51,52 @@ def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The value as an array when the file holds it, else None."""
+    """Return the value as an array when the file holds it, else None."""
     tensor = stored(value)
     return None if tensor is None else tensor.numpy()
 
 
 def stored_type(value: ir.Value | None) -> str:
-    """``"int8"`` and the like for what the file holds, else ""."""
+    """Return ``"int8"`` and the like for what the file holds, else ""."""
     tensor = stored(value)
     return "" if tensor is None else tensor.dtype.name.lower()
 
 
 def stored_shape(value: ir.Value | None) -> tuple[int, ...]:
-    """The sizes of what the file holds, else ()."""
+    """Return the sizes of what the file holds, else ()."""
     tensor = stored(value)
     return () if tensor is None else tuple(tensor.shape.numpy())
 
 
 def maker(value: ir.Value | None) -> ir.Node | None:
-    """The node that makes the value; None for inputs, constants and a missing value."""
+    """Return the node that makes the value; None for inputs, constants and a missing value."""
     node = None if value is None else value.producer()
     return None if node is None or node.op_type == "Constant" else node
 
 
 def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """The node that makes the value if it is of these types, else None."""
+    """Return the node that makes the value if it is of these types, else None."""
     node = maker(value)
     return node if node is not None and node.op_type in op_types else None
 
 
 def readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that read the value, one that reads it twice two times."""
+    """Return the nodes that read the value, one that reads it twice two times."""
     return [use.node for use in value.uses()]
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value | None:
-    """The input at a place; None where it is left out."""
+    """Return the input at a place; None where it is left out."""
     return node.inputs[index] if len(node.inputs) > index else None
 
 
 def is_output(node: ir.Node) -> bool:
-    """Whether the graph gives an output of the node."""
+    """Tell whether the graph gives an output of the node."""
     return any(value.is_graph_output() for value in node.outputs)
 
 
 def zero_point(node: ir.Node) -> np.ndarray | None:
-    """The stored zero point of a Q or DQ; None where it is left out or computed."""
+    """Return the stored zero point of a Q or DQ; None where it is left out or computed."""
     return constant(input_of(node, 2))
 
 
@@ -106,32 +106,32 @@ def _attribute(node: ir.Node, name: str, kind: ir.AttributeType, default: Any) -
 
 
 def integer(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute."""
+    """Return an integer attribute."""
     return _attribute(node, name, ir.AttributeType.INT, default)
 
 
 def number(node: ir.Node, name: str, default: float) -> float:
-    """A floating-point attribute."""
+    """Return a floating-point attribute."""
     return _attribute(node, name, ir.AttributeType.FLOAT, default)
 
 
 def integers(node: ir.Node, name: str) -> list[int]:
-    """An attribute of several integers; [] where it is left out."""
+    """Return an attribute of several integers; [] where it is left out."""
     return list(_attribute(node, name, ir.AttributeType.INTS, ()))
 
 
 def text(node: ir.Node, name: str, default: str) -> str:
-    """An attribute that is a word."""
+    """Return an attribute that is a word."""
     return _attribute(node, name, ir.AttributeType.STRING, default)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:
-    """Whether a DequantizeLinear makes the value."""
+    """Tell whether a DequantizeLinear makes the value."""
     return made_by(value, "DequantizeLinear") is not None
 
 
 def runs_in_int8(node: ir.Node) -> bool:
-    """Whether the first two operands come from DequantizeLinear."""
+    """Tell whether the first two operands come from DequantizeLinear."""
     return all(map(is_dequantized, node.inputs[:2]))
 
 
@@ -154,7 +154,7 @@ def node_like(
     result: ir.Value | None = None,
     **attributes: int | Sequence[int],
 ) -> ir.Node:
-    """A new node with the module path of another, and with the type and shape of ``result`` for its output."""
+    """Return a new node with the module path of another, and with the type and shape of ``result`` for its output."""
     given = [ir.AttrInt64(k, v) if isinstance(v, int) else ir.AttrInt64s(k, v) for k, v in attributes.items()]
     node = ir.Node("", op_type, inputs, given, num_outputs=1)
     node.metadata_props.update(like.metadata_props)
@@ -164,7 +164,7 @@ def node_like(
 
 
 def copy_of(node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
-    """The same operator with the same attributes on other inputs."""
+    """Return the same operator with the same attributes on other inputs."""
     copy = node_like(node.op_type, inputs, like=node, result=node.outputs[0])
     copy.attributes.update(node.attributes)
     return copy

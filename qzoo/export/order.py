@@ -73,7 +73,7 @@ class Order:
 
 
 def plain_module(model: Any) -> nn.Module:
-    """The module itself, out of the wrappers of ``torch.compile`` and of data parallel training.
+    """Take a module out of the wrappers of ``torch.compile`` and of data parallel training.
 
     Raises:
         TypeError: no module.
@@ -92,7 +92,7 @@ def plain_module(model: Any) -> nn.Module:
 
 
 def check_place(path: str | os.PathLike[str]) -> Path:
-    """The path, where a file can be written to; folders that are missing are made later.
+    """Check that a file can be written to a path; folders that are missing are made later.
 
     Raises:
         ExportError: it is a folder or a device, or the first of its folders that exists can't be written to.
@@ -123,7 +123,7 @@ def check_batch(batch: str | int) -> None:
 
 
 def example_batch(model: nn.Module, example: Tensor | None, batch: int) -> Tensor:
-    """A batch of one image, repeated, on the CPU in the dtype of the model.
+    """Make a batch of one image, repeated, on the CPU in the dtype of the model.
 
     Raises:
         ExportError: none is given and the model's config names no size, or what is given is no batch of numbers.

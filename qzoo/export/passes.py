@@ -147,7 +147,7 @@ def drop_pooling_of_one(model: ir.Model) -> None:
 
 
 def merge_padding(model: ir.Model) -> None:
-    """An explicit zero Pad before a convolution moves into its ``pads``; Q and DQ may stand between the two.
+    """Move an explicit zero Pad before a convolution into its ``pads``; Q and DQ may stand between the two.
 
     Zero quantizes to zero, so padding before or after Q/DQ is the same; but a Pad between DQ and Conv keeps the
     convolution in floating point.
@@ -267,7 +267,7 @@ def widen(model: ir.Model, dtype: torch.dtype) -> None:
 
 
 def narrow(model: ir.Model, dtype: torch.dtype) -> None:
-    """What is float32 becomes float16, scales of Q and DQ with it; the model takes and gives ``dtype`` as before.
+    """Make float16 of what is float32, scales of Q and DQ too; the model takes and gives ``dtype`` as before.
 
     A Q that reads a float32 image keeps its float32 scale, so that the image is rounded once. Sizes of a Resize stay
     float32, as ONNX wants them.
@@ -342,7 +342,7 @@ def _cast_results(model: ir.Model, kind: ir.DataType) -> None:
 
 
 def share_zero_points(model: ir.Model) -> None:
-    """One tensor of zeros for all Q and DQ that want the same type and shape.
+    """Share one tensor of zeros among all Q and DQ that want the same type and shape.
 
     Weights of convolutions and of linear layers have one each: OpenVINO, in a file whose batch is fixed by
     ``model.reshape``, runs in float both layers that share one.

@@ -63,7 +63,7 @@ def prepare(order: Order) -> Draft:
 
 
 def copy_for(model: nn.Module, target: str) -> nn.Module:
-    """A copy on the CPU, in eval mode, with the target's quantizers on; float32 where anything is quantized.
+    """Copy a model to the CPU, in eval mode, with the target's quantizers on; float32 where anything is quantized.
 
     Scales are float32, and int8 kernels make float32 of their sums, so a half-precision model is widened.
 
@@ -237,7 +237,7 @@ def _fold(ready: nn.Module, image: Tensor) -> None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether any quantizer of the model is on."""
+    """Tell whether any quantizer of the model is on."""
     return any(isinstance(m, TensorQuantizer) and m.is_on for m in model.modules())
 
 

@@ -18,7 +18,7 @@ from qzoo.zoo.store import checkpoint_folder
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint with its weights, whole, and with figures."""
+    """Tell whether a folder holds a checkpoint with its weights, whole, and with figures."""
     try:
         config = read_config(folder)
     except QzooError:

@@ -89,7 +89,7 @@ def calibrate_checkpoint(
 
 
 def start_of(name: str, plan: Plan, job: Job) -> tuple[nn.Module, nn.Module]:
-    """The model to calibrate, on the plan's float weights; and the float model beside it.
+    """Load the model to calibrate, on the plan's float weights, and the float model beside it.
 
     Raises:
         CheckpointError, UnknownModelError, HubError: the float weights can't be had, or are of another architecture.
@@ -176,7 +176,7 @@ def quantize_to(
 
 
 def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | None) -> CalibrationRecord:
-    """What the config says of a calibration."""
+    """Return what the config says of a calibration."""
     tried: tuple[Candidate, ...] = choice.candidates if choice else found.candidates
     methods = {**dataclasses.asdict(recipe), "method": found.method}
     if found.percentile is not None:

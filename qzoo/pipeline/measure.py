@@ -76,7 +76,7 @@ def measure(
 
 
 def can_run_onnx() -> bool:
-    """Whether the packages are here that export ONNX and run it."""
+    """Tell whether the packages are here that export ONNX and run it."""
     return all(importlib.util.find_spec(package) for package in ("onnxruntime", "onnxscript"))
 
 
@@ -99,7 +99,7 @@ class Rows:
         self._logits: list[Tensor] = []
 
     def float_row(self) -> Measurement:
-        """The reference itself; call it first."""
+        """Measure the reference itself; call it first."""
 
         kept = None if self._steps.folder is None else self._steps.folder / _LOGITS
         alone = self._group.world == 1  # a process of several has the logits of its own batches only
@@ -120,7 +120,7 @@ class Rows:
     def row(
         self, model: Callable[[Tensor], Tensor], runtime: str, precision: str, target: str
     ) -> Measurement:
-        """A quantized model against the reference."""
+        """Measure a quantized model against the reference."""
 
         def action() -> Any:
             result = evaluate(
@@ -176,7 +176,7 @@ def _save_logits(path: Path, logits: Tensor) -> None:
 def measurement(
     result: Evaluation, images: Images, runtime: str, precision: str, target: str | None
 ) -> Measurement:
-    """An evaluation as a row of the config."""
+    """Return an evaluation as a row of the config."""
     return Measurement(
         runtime=runtime,
         precision=precision,
@@ -196,7 +196,7 @@ def measurement(
 
 
 def finite(value: float | None) -> float | None:
-    """The value where JSON has it, else None."""
+    """Return the value where JSON has it, else None."""
     return value if value is not None and math.isfinite(value) else None
 
 

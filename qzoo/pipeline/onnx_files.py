@@ -15,7 +15,7 @@ from qzoo.zoo import hub
 
 
 def onnx_name(config: Config, target: str) -> str:
-    """The path inside the folder.
+    """Return the path inside the folder.
 
     Raises:
         ValueError: an unknown target.
@@ -38,7 +38,7 @@ def export_files(model: nn.Module, config: Config, folder: Path, targets: Iterab
 
 
 def with_files(config: Config, folder: Path, names: Iterable[str]) -> Config:
-    """The config with hashes and sizes of these files, and of no others."""
+    """Return the config with hashes and sizes of these files, and of no others."""
     names = list(names)
     return dataclasses.replace(
         config,

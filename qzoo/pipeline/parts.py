@@ -81,7 +81,7 @@ class _Range(NamedTuple):
 
 
 def for_data_set(config: Config, dataset: str) -> Config:
-    """The config of a model whose images are named: of weights of your own, which may not say what they are for.
+    """Return the config of a model whose images are named: of weights of your own, which may not say what they are for.
 
     Args:
         dataset: a name of :data:`qzoo.data.sets.DATA_SETS`; "" leaves it to the config.
@@ -100,7 +100,7 @@ def for_data_set(config: Config, dataset: str) -> Config:
 
 
 def calibration_images(config: Config, data: str | Path | None, subset: str | None) -> Images:
-    """The images to calibrate a model on, by default the first ones: 512 of a data set with a training split,
+    """Choose the images to calibrate a model on, by default the first ones: 512 of a data set with a training split,
     at most 128, and a quarter, of a folder, out of those that the model was trained on.
 
     Raises:
@@ -113,7 +113,7 @@ def calibration_images(config: Config, data: str | Path | None, subset: str | No
 
 
 def training_images(config: Config, data: str | Path | None, subset: str | None) -> Images:
-    """The images to train on: the whole training split; of a folder that is one split, those that the model was
+    """Choose the images to train on: the whole training split; of a folder that is one split, those that the model was
     trained on before, else four fifths.
 
     Raises:
@@ -132,7 +132,7 @@ def training_images(config: Config, data: str | Path | None, subset: str | None)
 
 
 def evaluation_images(config: Config, data: str | Path | None, subset: str | None, before: Images) -> Images:
-    """The images to measure a new model on: the whole test split, without what it is made on.
+    """Choose the images to measure a new model on: the whole test split, without what it is made on.
 
     Args:
         before: what it is calibrated or trained on now. What it was made from says the rest.
@@ -160,7 +160,7 @@ def evaluation_images(config: Config, data: str | Path | None, subset: str | Non
 def measured_images(
     config: Config, data: str | Path | None, subset: str | None, first: int = 0
 ) -> tuple[Images, str]:
-    """The images to measure a finished model on, and what is to be said of them, "" if nothing.
+    """Choose the images to measure a finished model on, and what is to be said of them, "" if nothing.
 
     Args:
         subset: by default the longest part of the test split that the model was neither trained nor calibrated on.
@@ -192,7 +192,7 @@ def measured_images(
 def images_of_file(
     file: OnnxDescription, name: str, data: str | Path | None, subset: str | None
 ) -> tuple[Images, str]:
-    """The images to measure an ONNX file on, as :func:`measured_images` of the model that it was exported from.
+    """Choose the images to measure an ONNX file on, as :func:`measured_images` of the model that it was exported from.
 
     Args:
         name: of the file, for errors.
@@ -208,7 +208,7 @@ def images_of_file(
 
 
 def all_images(config: Config, data: str | Path | None, split: str) -> Images:
-    """All images of a split; a folder without ``train`` and ``val`` is its own test split.
+    """Return all images of a split; a folder without ``train`` and ``val`` is its own test split.
 
     Raises:
         DataError: no such data.
@@ -217,7 +217,7 @@ def all_images(config: Config, data: str | Path | None, split: str) -> Images:
 
 
 def made_on(config: Config, data: str | Path | None, images: Images, use: str) -> Config:
-    """The config of a model that was made on images of a folder: which they are, and what their classes are called.
+    """Record in a config which images of a folder its model was made on, and what their classes are called.
 
     Args:
         images: of :func:`training_images` or :func:`calibration_images`.

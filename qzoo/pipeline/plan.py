@@ -50,7 +50,7 @@ class Job:
             raise ArgumentError(f"out must be a folder, and {self.out} is a file")
 
     def folder(self, name: str) -> Path:
-        """Where the checkpoint goes."""
+        """Return where the checkpoint goes."""
         return Path(self.out) if self.out is not None else checkpoint_folder(name)
 
 
@@ -71,7 +71,7 @@ class BuildJob(Job):
 
 
 def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
-    """The config that says how a checkpoint was, or is to be, made; and where it stands.
+    """Return the config that says how a checkpoint was, or is to be, made; and where it stands.
 
     Looked up in the folder that it is written to, in the user's store (where a ``config.json`` alone is a recipe of the
     user's own), in the package's checkpoints (without their images: other data have other numbers), in the package's
@@ -99,13 +99,13 @@ def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
 
 
 def plan_of(name: str, folder: Path) -> Plan:
-    """The plan that :func:`how_made` finds. Raises as it does."""
+    """Return the plan that :func:`how_made` finds. Raises as it does."""
     config, _ = how_made(name, folder)
     return Plan() if config is None else config.plan
 
 
 def plan_without_data(config: Config, options: BuildOptions) -> Plan:
-    """The plan of a build without data: procedural images, where the options name no other method.
+    """Return the plan of a build without data: procedural images, where the options name no other method.
 
     Args:
         config: of the checkpoint, before it is built.

@@ -35,7 +35,7 @@ def _tuning(schedule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipes() -> list[Config]:
-    """A W8A8 recipe for every architecture whose float weights are public, and tuning for three of them.
+    """Return a W8A8 recipe for every architecture whose float weights are public, and tuning for three of them.
 
     Transformers are smoothed first: a few channels of what their LayerNorms give are far larger than the others
     (:mod:`qzoo.ptq.smoothquant`). Networks of depthwise convolutions lose most by rounding to nearest (Nagel et al.,

@@ -51,7 +51,7 @@ class Steps:
     def run(
         self, name: str, inputs: dict[str, Any], action: Callable[[], Any], files: Iterable[str] = ()
     ) -> Any:
-        """The step's result, from ``action`` or from last time; in every process that of rank 0.
+        """Give the step's result, from ``action`` or from last time; in every process that of rank 0.
 
         Args:
             inputs: all that the result depends on, as JSON values. qzoo's code and torch's version are added.

@@ -73,7 +73,7 @@ def train_checkpoint(
 
 
 def untrained(name: str, job: TrainJob) -> nn.Module:
-    """The float model ``name`` with random weights, and a config that names the data set.
+    """Build the float model ``name`` with random weights, and a config that names the data set.
 
     Raises:
         UnknownModelError: the name of a quantized model, or of no architecture.

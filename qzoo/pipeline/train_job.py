@@ -129,7 +129,7 @@ def run_training(
 
 
 def weights_of(config: Config) -> str:
-    """The weights that a model was loaded with or made from, with the start of their SHA-256."""
+    """Return the weights that a model was loaded with or made from, with the start of their SHA-256."""
     source = config.float_source
     if WEIGHTS in config.files:
         return f"{config.name} {config.files[WEIGHTS][:16]}"
@@ -146,7 +146,7 @@ def write_checkpoint(
     processes: int,
     origin: dict[str, str] | None = None,
 ) -> Path:
-    """The checkpoint folder of a finished training, with its card; returns it.
+    """Write the checkpoint folder of a finished training, with its card; returns it.
 
     Args:
         origin: of a tuned model: its target, and what it started from.
@@ -163,7 +163,7 @@ def write_checkpoint(
 def training_record(
     options: TrainOptions, job: TrainJob, done: TrainingResult, labels: str, processes: int = 1
 ) -> dict[str, Any]:
-    """What the training needs to be repeated, and what it cost; threads are those of each process."""
+    """Return what the training needs to be repeated, and what it cost; threads are those of each process."""
     subset = done.images.subset if is_stream(job.data) else job.subset
     given = {"dataset": job.dataset, "subset": subset, "evaluation_subset": job.evaluation_subset}
     return {

@@ -97,7 +97,7 @@ class Product:
 
 
 def product_of(equation: Any, values: list[Any]) -> Product | None:
-    """The product that an ``einsum`` of these tensors is; None where it is another, or repeats one for another."""
+    """Find the product that an ``einsum`` of these tensors is; None where it is another, or repeats one."""
     if not all(isinstance(value, Tensor) for value in values):
         return None
     product = Product.of(equation, [value.dim() for value in values])

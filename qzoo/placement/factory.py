@@ -85,7 +85,7 @@ def _from_package(package: str, name: str, pretrained: bool, num_classes: int | 
 
 
 def preprocessing_of(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Preprocessing:
-    """The preprocessing that a model of timm says, else ImageNet's; for images of ``input_size``."""
+    """Return the preprocessing that a model of timm says, else ImageNet's; for images of ``input_size``."""
     told: Any = getattr(model, "pretrained_cfg", None)
     told = told if isinstance(told, dict) else {}
     size = input_size or tuple(told.get("input_size") or (3, 224, 224))
@@ -157,7 +157,7 @@ def _config(
 
 
 def rebuild(config: Config, scheme: Scheme | None, model: nn.Module | None = None) -> nn.Module:
-    """The quantized network of a config, with random weights.
+    """Build the quantized network of a config, with random weights.
 
     Args:
         config: with a ``factory``.

@@ -120,7 +120,7 @@ NO_VALUES = frozenset(_NO_VALUES.split())
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of a function, that of the attribute for a getter such as ``Tensor.T``."""
+    """Return the name of a function, that of the attribute for a getter such as ``Tensor.T``."""
     name = getattr(function, "__name__", "")
     return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
 
@@ -149,7 +149,7 @@ FUNCTIONS, _BY_NAME = _table()
 
 
 def function_of(function: Callable[..., Any]) -> Function:
-    """The row of a function; one without a row is unknown."""
+    """Return the row of a function; one without a row is unknown."""
     row = FUNCTIONS.get(function)
     name = name_of(function)
     return row or _BY_NAME.get(name) or Function(name.strip("_"), _UNKNOWN)
@@ -164,7 +164,7 @@ def is_counted(given: list[Any]) -> bool:
 
 
 def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """What the function computes with: the tensors, and numbers in their place; no sizes or axes.
+    """Return what the function computes with: the tensors, and numbers in their place; no sizes or axes.
 
     A site has a quantizer for each of them.
     """
@@ -180,7 +180,7 @@ def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def replaced(
     function: Function, values: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with other operands."""
+    """Replace the operands among the arguments."""
     if function.name in ("cat", "stack"):
         return ((values, *args[1:]), kwargs) if args else (args, {**kwargs, "tensors": values})
     if function.name == "einsum":

@@ -32,13 +32,13 @@ class Classes:
                     self._join(together[0], value)
 
     def of(self, value: Value) -> Value:
-        """What stands for the class of a value."""
+        """Return what stands for the class of a value."""
         while (parent := self._parent.get(value, value)) is not value:
             value = parent
         return value
 
     def is_nonnegative(self, value: Value) -> bool:
-        """Whether a value is never below zero."""
+        """Tell whether a value is never below zero."""
         return is_nonnegative(value, self.signs)
 
     def _join(self, one: Value, other: Value) -> None:

@@ -200,7 +200,7 @@ def _names(
 
 
 def parameter_of(module: nn.Module, name: str) -> Any:
-    """The parameter of a module or of one below it, by its dotted name."""
+    """Return the parameter of a module or of one below it, by its dotted name."""
     path, _, key = name.rpartition(".")
     return getattr(module.get_submodule(path) if path else module, key)
 

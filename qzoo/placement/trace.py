@@ -220,7 +220,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def layer_function(module: nn.Module) -> Function:
-    """The function of a layer; an unknown one for any other module."""
+    """Return the function of a layer; an unknown one for any other module."""
     kinds = (
         (nn.MultiheadAttention, nn.functional.multi_head_attention_forward),
         (nn.Linear, torch._C._nn.linear),

@@ -282,7 +282,7 @@ class _Decision:
 
 
 def operator_of(operation: Operation) -> Operator:
-    """The ONNX operator that an operation becomes."""
+    """Return the ONNX operator that an operation becomes."""
     operator, value = operation.function.operator, operation.operands[0] if operation.operands else None
     if operation.function.name == "einsum" and "product" not in operation.attributes:
         return Operator("Einsum", "other", FLOAT, FLOAT, FLOAT)
@@ -361,7 +361,7 @@ def _depths(trace: Trace) -> dict[Value, int]:
 
 
 def is_nonnegative(value: Value, known: dict[Value, bool]) -> bool:
-    """Whether a value is never below zero, by what made it."""
+    """Tell whether a value is never below zero, by what made it."""
     if value not in known:
         known[value] = False
         known[value] = _is_nonnegative(value, known)

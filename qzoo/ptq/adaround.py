@@ -122,7 +122,7 @@ def _round_layer(layer: Layer, moments: Moments, passes: int, damping: float) ->
 
 
 def regularized(moments: Moments | CrossMoments, damping: float) -> Tensor:
-    """The covariance [groups, n, n], float32, shrunk towards its diagonal where samples are few, and damped.
+    """Return the covariance [groups, n, n], float32, shrunk towards its diagonal where samples are few, and damped.
 
     With fewer samples than weights, rounding could else fit the samples exactly and harm all other images.
     """
@@ -187,10 +187,10 @@ def _best_range(rows: Tensor, largest: Tensor, bound: int, h: Tensor) -> Tensor:
 
 
 def step_of(amax: Tensor, bound: int) -> Tensor:
-    """The step of integers up to ``bound``; 1 where the range is too small to divide by."""
+    """Return the step of integers up to ``bound``; 1 where the range is too small to divide by."""
     return torch.where(amax > ops.TINY, amax / bound, torch.ones_like(amax))
 
 
 def cost_of(d: Tensor, h: Tensor) -> Tensor:
-    """``d H d`` of each row of [groups, rows, n]."""
+    """Return ``d H d`` of each row of [groups, rows, n]."""
     return (torch.matmul(d, h) * d).sum(2)

@@ -32,7 +32,7 @@ class Block:
     layer: Layer
 
     def scaled_skip(self, x: Tensor, quantized: bool) -> Tensor:
-        """The skip [N, C, ...] over the gain of the BatchNorm, as if it were part of the layer's output.
+        """Return the skip [N, C, ...] over the gain of the BatchNorm, as if it were part of the layer's output.
 
         Zero in channels whose gain is too small to matter.
 
@@ -53,7 +53,7 @@ class Block:
 
 @torch.no_grad()
 def tails_of(model: nn.Module, layers: list[Layer], example: Tensor) -> dict[str, Block]:
-    """The blocks whose skip is their input as it is, by the name of their last layer."""
+    """Return the blocks whose skip is their input as it is, by the name of their last layer."""
     found = [
         module
         for module in model.modules()

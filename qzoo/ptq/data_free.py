@@ -88,7 +88,7 @@ def calibrate_data_free(
 
 
 def of_images(preprocessing: Preprocessing, device: torch.device | None = None) -> Channels:
-    """What is known of preprocessed images: black and white are the limits; the rest as if it were even between."""
+    """Assume of preprocessed images that black and white are the limits, and values are even between."""
     mean, std = (
         torch.tensor(v, dtype=torch.float64, device=device) for v in (preprocessing.mean, preprocessing.std)
     )

@@ -78,7 +78,7 @@ class Layer:
                 self.module.bias = nn.Parameter(-delta.to(self.module.weight))
 
     def patches(self, x: Tensor, positions: int, generator: torch.Generator) -> Tensor:
-        """What the layer's weight is multiplied with, at some positions of its output.
+        """Return what the layer's weight is multiplied with, at some positions of its output.
 
         Args:
             x: the layer's input, [N, in, H, W] or [..., in].
@@ -112,7 +112,7 @@ def drawn(count: int, wanted: int, generator: torch.Generator) -> Tensor:
 
 
 def rows_only(layers: list[Layer]) -> list[Layer]:
-    """The layers, for rounding that is learned.
+    """Return the layers, for rounding that is learned.
 
     Raises:
         CalibrationError: a weight has a range per group of inputs.
@@ -128,7 +128,7 @@ def rows_only(layers: list[Layer]) -> list[Layer]:
 
 @torch.no_grad()
 def layers_of(model: nn.Module, example: Tensor | None, calibrated: bool = True) -> list[Layer]:
-    """The layers that run once in a forward pass of ``example``, in that order.
+    """Return the layers that run once in a forward pass of ``example``, in that order.
 
     Raises:
         CalibrationError: there are none, one has no weight range yet, or there is no example.

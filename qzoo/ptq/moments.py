@@ -66,7 +66,7 @@ def input_moments(
     covariance: bool = True,
     progress: bool = True,
 ) -> dict[str, Moments]:
-    """One pass of the float model (its quantizers off) over the data.
+    """Run the float model (its quantizers off) over the data once.
 
     Args:
         positions: output positions an image that count for a convolution.

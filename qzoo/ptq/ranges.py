@@ -42,7 +42,7 @@ class Candidate:
 
     @classmethod
     def of(cls, method: str, fidelity: Fidelity) -> Candidate:
-        """The method with what it reached."""
+        """Return the method with what it reached."""
         return cls(method, fidelity.sqnr_db, fidelity.agreement)
 
     @property
@@ -71,7 +71,7 @@ class Calibration:
     candidates: tuple[Candidate, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 

@@ -30,7 +30,7 @@ class CrossMoments:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> CrossMoments:
-        """From samples: x [groups, samples, n] and y [groups, samples, rows]."""
+        """Take the moments of samples: x [groups, samples, n] and y [groups, samples, rows]."""
         return cls(
             x.shape[1],
             x.sum(1).double(),
@@ -69,12 +69,12 @@ class CrossMoments:
         return self.x.shape[1]
 
     def covariance(self) -> Tensor:
-        """Of x, [groups, n, n]."""
+        """Return the covariance of x, [groups, n, n]."""
         mean = self.x / self.count
         return self.xx / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
 
     def cross_covariance(self) -> Tensor:
-        """Of y and x, [groups, rows, n]."""
+        """Return the covariance of y and x, [groups, rows, n]."""
         return self.yx / self.count - (self.y / self.count).unsqueeze(2) * (self.x / self.count).unsqueeze(1)
 
     def power(self) -> Tensor:
@@ -93,7 +93,7 @@ class CrossMoments:
 
 
 def wanted_weights(weight: Tensor, parts: list[CrossMoments]) -> Tensor:
-    """The weights that ridge regression towards ``weight`` finds, [groups, rows, n], float32.
+    """Return the weights that ridge regression towards ``weight`` finds, [groups, rows, n], float32.
 
     Each row has the strength that errs least on parts that it was not fitted to, or stays as it is.
 

@@ -41,11 +41,11 @@ class Channels:
     high: Tensor
 
     def amax(self) -> Tensor:
-        """The range of the tensor, 0-d float32."""
+        """Return the range of the tensor, 0-d float32."""
         return torch.maximum(self.low.abs(), self.high.abs()).max().float()
 
     def limits(self) -> Tensor:
-        """Both ends of the tensor's range, float32 ``[2]``; zero is within."""
+        """Return both ends of the tensor's range, float32 ``[2]``; zero is within."""
         return torch.stack([self.low.min().clamp(max=0), self.high.max().clamp(min=0)]).float()
 
     def clipped(self, low: float, high: float) -> Channels:
@@ -82,7 +82,7 @@ def _density(x: Tensor) -> Tensor:
 def batchnorm_statistics(
     model: nn.Module, inputs: Channels, image: Tensor, sigmas: float
 ) -> dict[str, Channels]:
-    """What is expected of the tensor that each activation quantizer and each quantized layer reads, by module name.
+    """Expect statistics of the tensor that each activation quantizer and quantized layer reads, by module name.
 
     Args:
         model: with quantizers; needs no ranges.

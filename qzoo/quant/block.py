@@ -17,7 +17,7 @@ Block = tuple[int, int]
 
 
 def split(x: torch.Tensor, block: Block) -> torch.Tensor:
-    """``[.., n, ..]`` to ``[.., n / size, size, ..]``.
+    """Reshape ``[.., n, ..]`` to ``[.., n / size, size, ..]``.
 
     Raises:
         QuantizationError: the axis doesn't divide into blocks.
@@ -32,19 +32,19 @@ def split(x: torch.Tensor, block: Block) -> torch.Tensor:
 
 
 def spread(amax: torch.Tensor, block: Block, rank: int) -> torch.Tensor:
-    """A stored range with the member axis as length 1: it broadcasts to what :func:`split` returns."""
+    """Return a stored range with the member axis as length 1: it broadcasts to what :func:`split` returns."""
     (axis,) = normalize_axes(block[0], rank)
     return amax.unsqueeze(axis + 1) if amax.dim() == rank else amax
 
 
 def squeeze(amax: torch.Tensor, block: Block, rank: int) -> torch.Tensor:
-    """The inverse of :func:`spread`."""
+    """Undo :func:`spread`."""
     (axis,) = normalize_axes(block[0], rank)
     return amax.squeeze(axis + 1) if amax.dim() == rank + 1 else amax
 
 
 def kept_axes(axis: Axis, block: Block, rank: int) -> list[int]:
-    """The axes with a range of their own, counted in the split tensor."""
+    """Return the axes with a range of their own, counted in the split tensor."""
     (group,) = normalize_axes(block[0], rank)
     kept = set(normalize_axes(axis, rank)) if axis is not None else set()
     return sorted({a if a <= group else a + 1 for a in kept} | {group})

@@ -61,7 +61,7 @@ def _load(device: str, module: str) -> _Status:
 
 
 def is_loaded(device: str = "cpu") -> bool:
-    """Whether the native kernels of a device ("cpu" or "cuda") run; otherwise the reference does."""
+    """Tell whether the native kernels of a device ("cpu" or "cuda") run; otherwise the reference does."""
     load()
     return device in _status and _status[device].loaded
 

@@ -26,7 +26,7 @@ from qzoo.quant.ops.numbers import FP8_LIMIT, TINY, bounds
 
 
 def scale_of(amax: torch.Tensor, high: float) -> torch.Tensor:
-    """``amax / high`` in float32, 1 where that is zero."""
+    """Return ``amax / high`` in float32, 1 where that is zero."""
     scale = amax.to(torch.float32) / high
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
@@ -120,7 +120,7 @@ class _Fp8Pair(torch.autograd.Function):
 
 
 def custom_translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For ``torch.onnx.export(..., custom_translation_table=...)``: what quantizers leave in a program.
+    """Translate what quantizers leave in a program, for ``torch.onnx.export(..., custom_translation_table=...)``.
 
     Integers of fewer than 8 bits are clipped to their range and written as int8; 9 to 16 bits need opset 21, 8-bit
     floating point opset 19. A narrow range of 8 bits is written as ONNX's full one: clamp weights to ``+-amax``

@@ -66,7 +66,7 @@ def push_to_hub(
 def upload(
     folder: Path, repo: str, message: str, private: bool, revision: str, token: str | None = None
 ) -> tuple[str, str]:
-    """All files of a folder in one commit; returns the commit and its address. Raises what the client raises."""
+    """Upload all files of a folder in one commit; returns the commit and its address. Raises what the client raises."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(library_name="qzoo", library_version=__version__, token=token)

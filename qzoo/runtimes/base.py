@@ -166,13 +166,13 @@ def opening(runtime: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def plain(error: Exception) -> str:
-    """The words of a runtime in one line, without the places in its own source."""
+    """Put the words of a runtime into one line, without the places in its own source."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("Exception from", "Check '")))
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
-    """The path. Raises FileNotFoundError that names it when there is no such file."""
+    """Return the path. Raises FileNotFoundError that names it when there is no such file."""
     found = Path(path)
     if not found.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; qzoo.export_onnx(model, path) writes one")

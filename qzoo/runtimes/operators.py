@@ -51,7 +51,7 @@ class Operator:
     note: str = ""
 
     def on(self, target: str) -> str:
-        """How the runtime of a target takes it."""
+        """Return how the runtime of a target takes it."""
         return {"onnxruntime": self.onnxruntime, "openvino": self.openvino, "tensorrt": self.tensorrt}[target]
 
     @property
@@ -129,7 +129,7 @@ OPERATORS = {operator.name: operator for operator in _ROWS}
 
 
 def of_kind(*kinds: str) -> tuple[str, ...]:
-    """The types of the operators of some kinds.
+    """Return the types of the operators of some kinds.
 
     Example:
         >>> of_kind("layer")
@@ -139,7 +139,7 @@ def of_kind(*kinds: str) -> tuple[str, ...]:
 
 
 def taken(target: str, *how: str) -> tuple[str, ...]:
-    """The types of the operators that a target's runtime takes in one of these ways.
+    """Return the types of the operators that a target's runtime takes in one of these ways.
 
     Example:
         >>> "Sub" in taken("onnxruntime", FLOAT), "Sub" in taken("openvino", FLOAT)

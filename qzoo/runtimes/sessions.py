@@ -17,7 +17,7 @@ def onnxruntime_session(
     optimized: str | os.PathLike[str] | None = None,
     profile: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """An ``onnxruntime.InferenceSession``.
+    """Open an ``onnxruntime.InferenceSession``.
 
     Args:
         provider: the execution provider; another one than the CPU's falls back to it node by node.
@@ -49,7 +49,7 @@ def onnxruntime_session(
 
 
 def openvino_model(path: str | os.PathLike[str], threads: int = 1, *, profile: bool = False) -> Any:
-    """An ``openvino.CompiledModel`` on the CPU, of an ONNX or an XML file; ``profile`` takes the time of every node.
+    """Compile an ONNX or an XML file with OpenVINO for the CPU; ``profile`` takes the time of every node.
 
     What is not int8 is computed in float32: OpenVINO's own default is bfloat16 where the processor has it, which
     would compare an int8 model with a bfloat16 one under the name of float.

@@ -24,7 +24,7 @@ Log = list[dict[str, float]]
 def load_state(
     path: Path, options: dict[str, Any], batches: int | None = None, origin: Mapping[str, str] | None = None
 ) -> dict[str, Any] | None:
-    """The state of an unfinished run, None where there is none.
+    """Load the state of an unfinished run, None where there is none.
 
     Args:
         options: of the run; one that the file does not know counts as its default.
@@ -145,7 +145,7 @@ def require_tools(*, tensorboard: bool = False, plot: bool = False) -> None:
 
 
 def write_tensorboard(folder: Path, log: Log) -> None:
-    """The log as scalars that TensorBoard shows, written anew.
+    """Write the log anew, as scalars that TensorBoard shows.
 
     Raises:
         MissingDependencyError: tensorboard is not installed (``pip install 'qzoo[train]'``).
@@ -162,7 +162,7 @@ def write_tensorboard(folder: Path, log: Log) -> None:
 
 
 def plot_log(path: Path, log: Log, title: str = "") -> Path:
-    """The learning curve as PNG: loss of the training, and top-1 of the evaluation where there is one.
+    """Plot the learning curve as PNG: loss of the training, and top-1 of the evaluation where there is one.
 
     Raises:
         MissingDependencyError: matplotlib is not installed (``pip install 'qzoo[plot]'``).

@@ -46,7 +46,7 @@ VARIABLE = "QZOO_CALIBRATE"
 
 
 def may_calibrate(asked: str | None) -> bool:
-    """Whether a missing checkpoint is to be made: ``"auto"``, not ``"never"``; None: what the environment says.
+    """Tell whether a missing checkpoint is to be made: ``"auto"``, not ``"never"``; None: what the environment says.
 
     Raises:
         ArgumentError: something else is asked for.
@@ -59,7 +59,7 @@ def may_calibrate(asked: str | None) -> bool:
 
 
 def recipe_without_data(family: Family, scheme: Scheme) -> Recipe:
-    """The recipe of :func:`calibrate_without_data`: weights are rounded by learning where that matters, and can be."""
+    """Choose the recipe without data: weights are rounded by learning where that matters, and can be."""
     integers = scheme.weight_format == "int" and not scheme.group
     if integers and scheme.weight_bits < 8:
         return Recipe(method=PROCEDURAL, rounding="sequential", smooth=family.smooth)
@@ -100,7 +100,7 @@ def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool =
 def load_calibrated(
     config: Config, recipe: Recipe, known: Sequence[str], start: Callable[[], nn.Module], target: str | None
 ) -> nn.Module:
-    """The checkpoint from the cache; where there is none, it is made, with a warning, and kept.
+    """Load the checkpoint from the cache; where there is none, make it, with a warning, and keep it.
 
     Args:
         config: of the checkpoint, with its scheme.

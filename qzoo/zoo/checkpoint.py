@@ -120,7 +120,7 @@ def load_pretrained(
 
 
 def empty_model(config: Config, scheme: Scheme | None, given: nn.Module | None = None) -> nn.Module:
-    """The config's architecture without memory for its parameters, to assign loaded tensors to.
+    """Build the config's architecture without memory for its parameters, to assign loaded tensors to.
 
     What :func:`qzoo.quantize` made is made again, in memory; of the ``given`` network where there is one.
     """
@@ -136,7 +136,7 @@ def empty_model(config: Config, scheme: Scheme | None, given: nn.Module | None =
 
 
 def build(config: Config, scheme: Scheme | None) -> nn.Module:
-    """The config's architecture with random weights, and with the scheme's quantizers."""
+    """Build the config's architecture with random weights, and with the scheme's quantizers."""
     entry = architecture(config.architecture)
     model = entry.build(**dataclasses.asdict(config.arguments), quantize=scheme)
     if config.plain_relu:

@@ -97,7 +97,7 @@ def open_model(where: str, target: str | None = None) -> nn.Module:
         folder = (
             "the folder of that name has no config.json"
             if Path(where).is_dir()
-            else f"nor is there a folder {where!r}"
+            else f"there is no folder {where!r}, either"
         )
         raise UnknownModelError(f"{error} ({folder})") from error
 

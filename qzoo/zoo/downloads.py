@@ -60,7 +60,7 @@ class _BoundedFile:
 def downloaded(
     url: str, folder: Path, limit: int, headers: dict[str, str] | None = None, size: int | None = None
 ) -> Iterator[Path]:
-    """A download under a temporary name in ``folder``, to check and to rename; what is left of it goes.
+    """Download under a temporary name in ``folder``, to check and to rename; what is left of it goes.
 
     Args:
         limit: the most bytes that it may have.
@@ -95,7 +95,7 @@ def downloaded(
 
 
 def cached_file(repo: str, file: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
-    """The file in the cache, where it is there and whole."""
+    """Return the file in the cache, where it is there and whole."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     folder = cache_dir or constants.HF_HUB_CACHE
@@ -104,7 +104,7 @@ def cached_file(repo: str, file: str, revision: str | None, cache_dir: str | Pat
 
 
 def fits_its_name(path: Path) -> bool | None:
-    """Whether a file of the cache has the content that its blob's name, an ETag, stands for; None where that says
+    """Tell whether a file of the cache has the content that its blob's name, an ETag, stands for; None where that says
     nothing: it is a link into no ``blobs``, or the ETag is no hash."""
     blob = path.resolve()
     if blob.parent.name != "blobs":
@@ -122,7 +122,7 @@ def download_into_cache(
     cache_dir: str | Path | None,
     token: str | bool | None,
 ) -> Path:
-    """One file of a Hub repository, asked for and downloaded where the cache has no such content.
+    """Ask for one file of a Hub repository, and download it where the cache has no such content.
 
     Raises:
         HubError: the answer names what is no content, no commit or too large, or the file is not what it should be.

@@ -62,7 +62,7 @@ USUAL = Access()
 
 
 def pins() -> Mapping[str, Pin]:
-    """The checkpoints on the Hub that architectures name (``register_model(published=...)``), by name."""
+    """Return the checkpoints on the Hub that architectures name (``register_model(published=...)``), by name."""
     entries = map(architecture, list_architectures())
     return {name: pin for entry in entries for name, pin in entry.published.items()}
 
@@ -74,7 +74,7 @@ def embedded() -> dict[str, Path]:
 
 
 def checkpoints() -> list[str]:
-    """Names of all checkpoints that can be loaded: in the user's store, embedded, or pinned on the Hub."""
+    """Return names of all checkpoints that can be loaded: in the user's store, embedded, or pinned on the Hub."""
     return sorted({*stored(), *embedded(), *pins()}, key=natural_key)
 
 
@@ -84,14 +84,14 @@ def local_folders(name: str) -> list[Path]:
 
 
 def place_of(name: str) -> str:
-    """Where the checkpoint ``name`` lies, in words: a folder of the user's, the package, or a repository."""
+    """Return where the checkpoint ``name`` lies, in words: a folder of the user's, the package, or a repository."""
     if name in stored():
         return str(stored()[name])
     return "in the package" if name in embedded() else f"{pins()[name].repo} on the Hub"
 
 
 def named(name: str, access: Access = USUAL) -> Path:
-    """The folder of the checkpoint ``name``, one of :func:`checkpoints`; downloaded if need be.
+    """Find the folder of the checkpoint ``name``, one of :func:`checkpoints`; download it if need be.
 
     Raises:
         UnknownModelError: no checkpoint of that name; says which exist and how to build one.
@@ -110,7 +110,7 @@ def named(name: str, access: Access = USUAL) -> Path:
 
 
 def locate(where: str | Path, revision: str | None = None, access: Access = USUAL) -> Path:
-    """The folder of a checkpoint, downloaded if need be.
+    """Find the folder of a checkpoint; download it if need be.
 
     Args:
         where: a folder; the name of a checkpoint, such as ``"resnet20.fmnist-w8a8"``; or a repository on the Hub,
@@ -174,7 +174,7 @@ def _near(path: Path) -> str:
 
 
 def missing_checkpoint(name: str) -> str:
-    """What to say when there is no checkpoint ``name``: which there are, and how to build it."""
+    """Return what to say when there is no checkpoint ``name``: which there are, and how to build it."""
     known = checkpoints()
     parsed = parse_name(name)
     architectures = list_architectures()
@@ -236,7 +236,7 @@ def download(
 
 
 def download_pin(name: str, access: Access = USUAL) -> Path:
-    """The folder of a pinned checkpoint: config.json and weights, checked. Raises as :func:`download`."""
+    """Download a pinned checkpoint: config.json and weights, checked. Raises as :func:`download`."""
     pin = pins()[name]
     return download(pin.repo, pin.revision, name=name, sha256=pin.sha256, access=access)
 
@@ -249,7 +249,7 @@ def fetch(
     access: Access = USUAL,
     limit: int = LARGEST,
 ) -> Path:
-    """One file of a Hub repository, from the cache or downloaded.
+    """Fetch one file of a Hub repository, from the cache or by a download.
 
     Args:
         sha256: expected SHA-256 or a prefix; "" takes any content.
@@ -317,7 +317,7 @@ def _check_network(endpoint: str) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """A download's or upload's failure in words, and what to do. Never contains a token."""
+    """Explain a download's or upload's failure, and what to do. Never contains a token."""
     from huggingface_hub import errors
 
     if isinstance(error, HubError):
@@ -355,7 +355,7 @@ def explain(error: BaseException) -> str:
 
 
 def redact(text: str) -> str:
-    """The text without anything that looks like an access token, or a password in an address."""
+    """Remove what looks like an access token, or a password in an address, from a text."""
     from huggingface_hub import get_token
 
     for part in (get_token() or "").split():  # of any form

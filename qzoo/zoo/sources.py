@@ -26,7 +26,7 @@ from qzoo.zoo.tensors import check_plain
 def load_float_weights(
     weights: FloatWeights, name: str, expected: Collection[str], key_map: KeyMap | None = None
 ) -> tuple[dict[str, Tensor], FloatSource]:
-    """The state dict of the first source that can be had.
+    """Load the state dict of the first source that can be had.
 
     Args:
         name: ``arch.tag``, for messages.
@@ -54,7 +54,7 @@ def load_float_weights(
 def under_own_names(
     state: Mapping[str, Tensor], expected: Collection[str], key_map: KeyMap | None
 ) -> dict[str, Tensor]:
-    """A state dict with the model's names: as it is if it has them, else through the key map."""
+    """Return a state dict with the model's names: as it is if it has them, else through the key map."""
     own, found = (
         {key for key in keys if not key.endswith("num_batches_tracked")} for keys in (expected, state)
     )  # old files lack these
@@ -62,7 +62,7 @@ def under_own_names(
 
 
 def known_digests(weights: FloatWeights) -> list[str]:
-    """The whole SHA-256 of each source's file: as it is pinned, or as it was when the file was first used here."""
+    """Return the SHA-256 of each source's file: as it is pinned, or as it was when first used here."""
     try:
         first = json.loads(_first_digests().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -109,7 +109,7 @@ def _same_as_first(source: str, sha256: str, path: Path) -> None:
 
 
 def find(source: str, sha256: str = "", revision: str = "") -> tuple[Path, str]:
-    """The file of one source, fetched if need be, and its revision (a commit, a package's version, or "").
+    """Find the file of one source, fetched if need be, and its revision (a commit, a version of a package, or "").
 
     Raises:
         HubError: it can't be had; says why and what to do.
@@ -128,7 +128,7 @@ def find(source: str, sha256: str = "", revision: str = "") -> tuple[Path, str]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict of a safetensors file or a torch file (tensors only: no pickled code is run).
+    """Read a state dict from a safetensors file or a torch file (tensors only: no pickled code is run).
 
     Its tensors have memory of their own: mapped ones would change with the file.
 

@@ -14,7 +14,7 @@ from qzoo.registry import is_name
 
 
 def home() -> Path:
-    """The store's folder, which need not exist."""
+    """Return the store's folder, which need not exist."""
     given = os.environ.get("QZOO_HOME")
     if given:
         return Path(given).expanduser().absolute()
@@ -22,7 +22,7 @@ def home() -> Path:
 
 
 def checkpoint_folder(name: str) -> Path:
-    """Where a checkpoint of this name is written to, and where it is looked for."""
+    """Return the folder that a checkpoint of this name is written to, and looked for in."""
     return home() / "checkpoints" / name
 
 

@@ -16,7 +16,7 @@ _SHOWN = 8
 
 
 def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
-    """Every quantizer that a target may switch on has a finite, non-negative range; a two-ended one both ends.
+    """Check that quantizers a target may switch on have a finite, non-negative range, or both ends of one.
 
     Args:
         enabled_only: demand one only of the quantizers that are on.
@@ -62,12 +62,12 @@ def _in_order(limits: Tensor | None) -> bool:
 
 
 def is_range(key: str) -> bool:
-    """Whether a key of a state dict is the range of a quantizer, which exists only once it is known."""
+    """Tell whether a key of a state dict is the range of a quantizer, which exists only once it is known."""
     return key.rpartition(".")[2] in ("_amax", "_limits")
 
 
 def check_plain(state: Mapping[str, Tensor], where: str) -> None:
-    """Every tensor is dense and has its values: torch's files hold sparse, nested and empty ones (meta), too.
+    """Check that tensors are dense and have values: torch's files hold sparse, nested and empty (meta) ones, too.
 
     Raises:
         CheckpointError: names those that are not.
@@ -80,7 +80,7 @@ def check_plain(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """No float tensor holds NaN or infinity, and no variance of a BatchNorm is negative: they would compute NaN.
+    """Check that no float tensor holds NaN or infinity, and no variance of a BatchNorm is negative: they give NaN.
 
     Raises:
         CheckpointError: names the tensors.
@@ -126,7 +126,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
 def checked_state(
     model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str, *, ranges_too: bool = True
 ) -> dict[str, Tensor]:
-    """The tensors as a state dict of the model; it stays as it is.
+    """Return the tensors as a state dict of the model; it stays as it is.
 
     Args:
         ranges_too: those that the model has are missing where the tensors lack them.
@@ -194,7 +194,7 @@ def _range_shape(weight: Tensor, quantizer: TensorQuantizer) -> tuple[int, ...]:
 
 
 def range_fits(amax: Tensor, weight: Tensor, quantizer: TensorQuantizer) -> bool:
-    """Whether a range is one for all, or has the shape that the quantizer gives it."""
+    """Tell whether a range is one for all, or has the shape that the quantizer gives it."""
     return amax.numel() == 1 or tuple(amax.shape) == _range_shape(weight, quantizer)
 
 
@@ -203,6 +203,6 @@ def _describe(tensor: Tensor) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """The first few names, for a message."""
+    """Return the first few names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -42,7 +42,7 @@ def test_pretrained_comes_second_as_in_timm() -> None:
         (lambda: qzoo.load_pretrained(__file__), CheckpointError, "is a file.*load_calibrated"),
         (lambda: qzoo.resnet20(quantize="W8A8"), ValueError, "did you mean 'w8a8'"),
         (lambda: qzoo.resnet56(pretrained=True, quantize=True), UnknownModelError, "none of resnet56 has been"),
-        (lambda: open_model("my-tuned"), UnknownModelError, "nor is there a folder 'my-tuned'"),
+        (lambda: open_model("my-tuned"), UnknownModelError, "there is no folder 'my-tuned', either"),
         (lambda: open_model("runs/my-tuned/best"), CheckpointError, "is no folder"),
         (lambda: qzoo.save_pretrained(nn.Linear(2, 2), "unused"), CheckpointError, "register_model"),
         (lambda: qzoo.publish("unused"), CheckpointError, "unused is no checkpoint: there is no such folder"),

@@ -44,7 +44,7 @@ class Finding:
         return f"{self.rule} [{', '.join(self.targets)}] {' > '.join(self.nodes)}: {self.why} {self.fix}"
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary."""
+        """Return a JSON-ready dictionary."""
         return asdict(self)
 
 
@@ -91,7 +91,7 @@ class Report:
     coverage: list[Coverage]
 
     def summary(self) -> str:
-        """One line: how many layers there are, and what share of the multiply-adds runs in int8 where."""
+        """Return one line: how many layers there are, and what share of the multiply-adds runs in int8 where."""
         layers = self.coverage[0].layers
         return f"{layers} layer{'' if layers == 1 else 's'}, of them in int8: {', '.join(map(str, self.coverage))}"
 
@@ -123,7 +123,7 @@ def _findings(hits: dict[Rule, list[tuple[ir.Node, ...]]]) -> list[Finding]:
 
 
 def written_for(path: str | os.PathLike[str]) -> str | None:
-    """The target that a file of qzoo was exported for; None for other files."""
+    """Return the target that a file of qzoo was exported for; None for other files."""
     return _target_of(Graph(path))
 
 

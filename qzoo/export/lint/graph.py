@@ -79,13 +79,13 @@ class Graph:
         return all(isinstance(n, int) and n > 0 for x in self.model.graph.inputs for n in x.shape or ())
 
     def of(self, *op_types: str) -> Iterator[ir.Node]:
-        """The nodes of these types, in the order of the file."""
+        """Return the nodes of these types, in the order of the file."""
         if len(op_types) == 1:
             return iter(self._by_type[op_types[0]])
         return (node for node, kind in zip(self.nodes, self._types, strict=True) if kind in op_types)
 
     def readers(self, node: ir.Node) -> list[ir.Node]:
-        """The nodes that read any output of ``node``, themselves or in a body."""
+        """Return the nodes that read any output of ``node``, themselves or in a body."""
         if node not in self._readers:
             found: list[ir.Node] = []
             for value in node.outputs:
@@ -97,7 +97,7 @@ class Graph:
         return self._readers[node]
 
     def array(self, value: _Value) -> np.ndarray | None:
-        """The values of a stored tensor."""
+        """Return the values of a stored tensor."""
         tensor = stored(value)
         if tensor is None:
             return None
@@ -109,7 +109,7 @@ class Graph:
         return self._arrays[value]
 
     def source(self, value: _Value, through: tuple[str, ...] = MOVES) -> ir.Node | None:
-        """The node that computed the values: the producer, looked at through some operators."""
+        """Return the node that computed the values: the producer, looked at through some operators."""
         return maker(self._origin(value, through))
 
     def _origin(self, value: _Value, through: tuple[str, ...]) -> _Value:
@@ -128,7 +128,7 @@ class Graph:
         return known[value]
 
     def sinks(self, node: ir.Node, through: tuple[str, ...] = (*MOVES, *CLAMPS)) -> list[ir.Node | None]:
-        """Who reads the values, looked at through some operators; None stands for an output of the graph."""
+        """Return who reads the values, looked at through some operators; None stands for an output of the graph."""
         known, todo = self._sinks[through], [node]
         while todo:
             top = todo[-1]
@@ -181,7 +181,7 @@ class Graph:
         return []
 
     def is_quantized_once(self, node: ir.Node) -> bool:
-        """Whether the values go into one Q and nowhere else."""
+        """Tell whether the values go into one Q and nowhere else."""
         sinks = self.sinks(node)
         first = sinks[0] if sinks else None
         if first is None or first.op_type != "QuantizeLinear":
@@ -190,7 +190,7 @@ class Graph:
         return all(n is not None and (n is first or _is_copy(n, first)) for n in sinks)
 
     def is_nonnegative(self, clamp: ir.Node) -> bool:
-        """A ReLU, or a Clip whose lower limit is 0."""
+        """Tell whether a clamp is a ReLU, or a Clip whose lower limit is 0."""
         return clamp.op_type == "Relu" or self.limits(clamp)[0] == 0
 
     def limits(self, clip: ir.Node) -> tuple[float | None, float | None]:
@@ -207,34 +207,34 @@ class Graph:
     # Q and DQ
 
     def is_made_of_stored(self, value: _Value) -> bool:
-        """A stored tensor, or one that Q, DQ, Cast or moves make of it."""
+        """Tell whether the file holds a tensor, or one that Q, DQ, Cast or moves make it of."""
         return is_stored(self._origin(value, _OF_STORED))
 
     def is_weight(self, node: ir.Node) -> bool:
-        """A Q or DQ of something stored: a weight or a bias."""
+        """Tell whether a Q or DQ is of something stored: a weight or a bias."""
         return self.is_made_of_stored(node.inputs[0])
 
     def is_dequantized(self, value: _Value) -> bool:
-        """The output of a DQ of an activation, maybe moved (see :data:`MOVES`)."""
+        """Tell whether a DQ of an activation makes the tensor, maybe moved (see :data:`MOVES`)."""
         node = self.source(value)
         return node is not None and node.op_type == "DequantizeLinear" and not self.is_weight(node)
 
     def has_weight(self, node: ir.Node) -> bool:
-        """Whether the second operand is stored (and not another activation)."""
+        """Tell whether the second operand is stored (and not another activation)."""
         return self.is_made_of_stored(node.inputs[1])
 
     def runs_quantized(self, node: ir.Node | None) -> bool:
-        """A weighted layer with both operands from DQ."""
+        """Tell whether a node is a weighted layer with both operands from DQ."""
         if node is None or node.op_type not in WEIGHTED or not self.is_dequantized(node.inputs[0]):
             return False
         return is_dq(self.source(node.inputs[1]))
 
     def is_int8_layer(self, value: _Value) -> bool:
-        """The output of a layer with both operands from DQ."""
+        """Tell whether a layer with both operands from DQ makes the tensor."""
         return self.runs_quantized(maker(value))
 
     def has_int8_kernel(self, node: ir.Node) -> bool:
-        """A layer or operator that ONNX Runtime computes in int8 if one Q reads the output."""
+        """Tell whether ONNX Runtime computes a layer or operator in int8 if one Q reads the output."""
         if node.op_type not in KERNELS:
             return self.runs_quantized(node)
         places = OPERATORS[node.op_type].operands  # data, and not a condition, a size or an axis
@@ -261,7 +261,7 @@ class Graph:
         return any(dq is not None and is_dq(dq) and self.int_type(dq) == "uint8" for dq in parts)
 
     def is_equal_concat(self, value: _Value) -> bool:
-        """The output of a Concat of tensors that were dequantized alike, maybe moved or with a ReLU behind.
+        """Tell whether a Concat of tensors dequantized alike makes the tensor, maybe moved or with a ReLU behind.
 
         They have one type and one scale, and one zero point unless the Concat is one of channels: OpenVINO computes
         with a zero point per channel. Behind a ReLU the zero point must be the lowest value.
@@ -290,11 +290,11 @@ class Graph:
         return parts
 
     def writes_float(self, node: ir.Node) -> bool:
-        """A Gemm whose int8 kernel can: with a bias of integers or none; a float one is quantized only before Q."""
+        """Tell whether a Gemm has an int8 kernel that writes float: with a bias of integers or none."""
         return node.op_type == "Gemm" and not is_stored(input_of(node, 2))
 
     def parameters(self, node: ir.Node) -> tuple[bytes, bytes, str]:
-        """What makes two Q or DQ equal: scale, zero point, type."""
+        """Return what makes two Q or DQ equal: scale, zero point, type."""
         scale, zero = self.scale(node), self.zero_point(node)
         return (
             b"" if scale is None else scale.tobytes(),
@@ -303,12 +303,12 @@ class Graph:
         )
 
     def scale(self, node: ir.Node) -> np.ndarray | None:
-        """The scale of a Q or DQ; None when computed."""
+        """Return the scale of a Q or DQ; None when computed."""
         value = self._numbers(node, 1, "scale")
         return None if value is None else value.astype(np.float32)
 
     def zero_point(self, node: ir.Node) -> np.ndarray | None:
-        """The zero point of a Q or DQ: stored values, zeros when left out, None when computed."""
+        """Return the zero point of a Q or DQ: stored values, zeros when left out, None when computed."""
         return np.zeros((), np.int64) if input_of(node, 2) is None else self._numbers(node, 2, "zero point")
 
     def _numbers(self, node: ir.Node, index: int, role: str) -> np.ndarray | None:
@@ -320,7 +320,7 @@ class Graph:
         return self._known_numbers[node, index]
 
     def int_type(self, node: ir.Node) -> str:
-        """The quantized type of a Q or DQ: ``"int8"``, ``"uint8"``, ``"float8e4m3fn"``, ...; "" if unknown."""
+        """Return the quantized type of a Q or DQ: ``"int8"``, ``"uint8"``, ``"float8e4m3fn"``, ...; "" if unknown."""
         if node not in self._int_types:
             self._int_types[node] = self._int_type(node)
         return self._int_types[node]
@@ -335,7 +335,7 @@ class Graph:
 
 
 def is_dq(node: ir.Node | None) -> bool:
-    """Whether the node is there and a DequantizeLinear."""
+    """Tell whether the node is there and a DequantizeLinear."""
     return node is not None and node.op_type == "DequantizeLinear"
 
 
@@ -344,5 +344,5 @@ def _is_copy(node: ir.Node, other: ir.Node) -> bool:
 
 
 def label(node: ir.Node) -> str:
-    """The node's name, or that of its first output where it has none; control characters are escaped."""
+    """Return the node's name, or that of its first output where it has none; control characters are escaped."""
     return one_line(node.name or next((str(value.name) for value in node.outputs), node.op_type))

@@ -202,7 +202,7 @@ def _gathered_rows(graph: Graph) -> Hits:
 
 
 def gathers_rows(width: int, sizes: Iterable[int]) -> bool:
-    """Whether rows of this width, reshaped to these sizes, come together, as many as the width or more.
+    """Tell whether rows of this width, reshaped to these sizes, come together, as many as the width or more.
 
     >>> gathers_rows(64, [-1, 196, 64]), gathers_rows(64, [-1, 49, 64]), gathers_rows(64, [-1, 64, 1, 1])
     (True, False, False)

@@ -63,7 +63,7 @@ def _is_safe(model: ModelProto) -> bool:
 
 
 def product(sizes: list[int] | None) -> int:
-    """How many numbers a tensor of these sizes has."""
+    """Return how many numbers a tensor of these sizes has."""
     found = 1
     for size in sizes or ():
         found *= size

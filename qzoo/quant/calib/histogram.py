@@ -161,7 +161,7 @@ class HistogramCalibrator(_Calibrator):
         start_bin: int = 128,
         percentile: float = 99.99,
     ) -> torch.Tensor | None:
-        """The range, a 0-d float32 tensor, or None before data. The histogram stays as it is.
+        """Return the range, a 0-d float32 tensor, or None before data. The histogram stays as it is.
 
         Args:
             method: ``"percentile"``: the left edge of the bin where the cumulative share reaches
@@ -202,7 +202,7 @@ class HistogramCalibrator(_Calibrator):
         ].clone()
 
     def compute_limits(self, method: str, *, percentile: float = 99.99) -> torch.Tensor | None:
-        """Both ends of the range, float32 ``[2]``, or None before data (or without ``two_ended``).
+        """Return both ends of the range, float32 ``[2]``, or None before data (or without ``two_ended``).
 
         Args:
             method: ``"max"``: the lowest and the highest value; ``"percentile"``: the ends within which that share of
@@ -268,7 +268,7 @@ class HistogramCalibrator(_Calibrator):
         self._lowest, self._highest = min(self._lowest, other._lowest), max(self._highest, other._highest)
 
     def empty_like_this(self) -> HistogramCalibrator:
-        """A calibrator with the same bins and nothing in them: what it counts merges exactly into this one."""
+        """Make a calibrator with the same bins, empty: what it counts merges exactly into this one."""
         empty = HistogramCalibrator(
             self._num_bits,
             None,
@@ -367,7 +367,7 @@ def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:
 
 
 def percentile_ends(signed: torch.Tensor, percentile: float) -> torch.Tensor:
-    """The ends, in bins from zero, ``[2]``, within which a share of ``signed`` lies: counts ``[2 bins]``, zero amidst.
+    """Find the ends, in bins from zero, of a share of ``signed``: counts ``[2 bins]``, zero amidst.
 
     Of either end the inner edge, as :func:`percentile_bin` has it.
     """

@@ -88,11 +88,11 @@ class MaxCalibrator(_Calibrator):
         self._amaxs = []
 
     def compute_amax(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-        """The running maximum, float32, or None before data. Arguments of other calibrators are ignored."""
+        """Return the running maximum, float32, or None before data. Arguments of other calibrators are ignored."""
         return self._calib_amax
 
     def compute_limits(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-        """The lowest and the highest value, float32 ``[2]``, or None before data (or without ``two_ended``)."""
+        """Return the lowest and the highest value, float32 ``[2]``, or None before data (or without ``two_ended``)."""
         return self._ends
 
     def _fold_ends(self, local: torch.Tensor) -> None:

@@ -74,7 +74,7 @@ def calibrate_weights(
 
 
 def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Tensor, TensorQuantizer]]:
-    """The weights that a module quantizes, each with its quantizer; empty for other modules.
+    """Return the weights that a module quantizes, each with its quantizer; empty for other modules.
 
     A module may define ``quantized_weights()`` itself (recurrent layers do).
     """

@@ -46,7 +46,7 @@ def check_broadcast(x: Tensor, amax: Tensor) -> None:
 
 
 def trimmed(x: Tensor, amax: Tensor) -> Tensor:
-    """`amax` without leading dimensions that `x` does not have (they are of length 1), after checking it."""
+    """Return `amax` without leading dimensions that `x` does not have (they are of length 1), after checking it."""
     check_broadcast(x, amax)
     return amax.reshape(amax.shape[amax.dim() - x.dim() :]) if amax.dim() > x.dim() else amax
 
@@ -143,7 +143,7 @@ def fake_quantize_out(
     *,
     out: Tensor,
 ) -> Tensor:
-    """`fake_quantize` into memory that exists already; `out` may be `x`. Not differentiable.
+    """Run `fake_quantize` into memory that exists already; `out` may be `x`. Not differentiable.
 
     Raises:
         QuantizationError: `out` differs from `x` in shape or type, or `amax` does not broadcast to `x`.
@@ -166,7 +166,7 @@ def fake_quantize_out(
 
 
 def integer_dtype(num_bits: int, unsigned: bool = False) -> torch.dtype:
-    """The smallest integer type that holds the format.
+    """Return the smallest integer type that holds the format.
 
     Raises:
         QuantizationError: more than 16 bits, or fewer than 1.
@@ -179,7 +179,7 @@ def integer_dtype(num_bits: int, unsigned: bool = False) -> torch.dtype:
 
 
 def quantize_reference(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
-    """`quantize` in plain torch, on any device."""
+    """Run `quantize` in plain torch, on any device."""
     scale, low, high = levels(trimmed(x, amax), num_bits, unsigned, narrow_range)
     q = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x))).round_().clamp_(low, high)
     return torch.empty_like(x, dtype=integer_dtype(num_bits, unsigned)).copy_(q.nan_to_num_(0.0))
@@ -188,7 +188,7 @@ def quantize_reference(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, n
 def dequantize_reference(
     q: Tensor, amax: Tensor, num_bits: int, unsigned: bool, dtype: torch.dtype
 ) -> Tensor:
-    """`dequantize` in plain torch, on any device."""
+    """Run `dequantize` in plain torch, on any device."""
     scale, _, high = levels(trimmed(q, amax), num_bits, unsigned, True)
     out = torch.empty_like(q, dtype=dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -214,7 +214,7 @@ _dequantize_op = declare(
 def quantize(
     x: Tensor, amax: Tensor, num_bits: int = 8, unsigned: bool = False, narrow_range: bool = True
 ) -> Tensor:
-    """The integers themselves: int8 or uint8 up to 8 bits, int16 or uint16 up to 16; NaN becomes 0.
+    """Quantize to the integers: int8 or uint8 up to 8 bits, int16 or uint16 up to 16; NaN becomes 0.
 
     Raises:
         QuantizationError: more than 16 bits, or `amax` does not broadcast to `x`.

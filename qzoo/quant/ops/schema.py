@@ -75,12 +75,12 @@ def require_bits(num_bits: Any, unsigned: bool) -> None:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision the arithmetic runs in: float64 stays, everything else is computed in float32."""
+    """Return the precision the arithmetic runs in: float64 stays, everything else is computed in float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def levels(amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """`(scale, lowest, highest)` for a range, all of the shape of `amax`.
+    """Return `(scale, lowest, highest)` for a range, all of the shape of `amax`.
 
     A range that is too small to divide by, or a format without a positive level, keeps only the level 0: both
     limits become 0 and the scale 1, so that no infinity appears and a NaN in the input still comes through.
@@ -93,12 +93,12 @@ def levels(amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> t
 
 
 def divide(numerator: float, amax: Tensor) -> Tensor:
-    """`numerator / amax`, rounded once: torch makes a reciprocal and a product of a number over a tensor."""
+    """Return `numerator / amax`, rounded once: torch makes a reciprocal and a product of a number over a tensor."""
     return torch.full_like(amax, numerator).div_(amax)
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether `x` is an ordinary eager tensor: nothing records the operators that are applied to it."""
+    """Tell whether `x` is an ordinary eager tensor: nothing records the operators that are applied to it."""
     # is_compiling comes first: a compiler that traces this function stops here and never sees the rest
     return not torch.compiler.is_compiling() and type(x) in _PLAIN and torch._C._get_tracing_state() is None
 

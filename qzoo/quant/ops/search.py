@@ -190,7 +190,7 @@ _GRID = 24
 
 
 def search_limits(signed: Tensor, width: float, ends: Tensor, num_bits: int, method: str) -> Tensor:
-    """Both ends of the affine range that loses least, float32 `[2]`, where `signed` lies.
+    """Return both ends of the affine range that loses least, float32 `[2]`, where `signed` lies.
 
     Candidates are shares of the two ends: first a grid of 24 for each. Around the best, squared errors are searched in
     finer grids; relative entropies bin by bin, one end after the other. The costs are those of :func:`mse_search` and

@@ -132,7 +132,7 @@ def histogram_(
 
 
 def histogram_rows(x: Tensor, num_bins: int) -> tuple[Tensor, Tensor]:
-    """One histogram of `|x|` per row of `x` `[rows, ...]`, each over `[0, its own maximum]`.
+    """Return one histogram of `|x|` per row of `x` `[rows, ...]`, each over `[0, its own maximum]`.
 
     Returns:
         `(counts int64 [rows, num_bins], maximum float32 [rows])`. The row of a channel of zeros, or of a

@@ -28,11 +28,11 @@ class Weights:
     input_quantizer: Quantizer
 
     def join(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """``[x, h]`` along features, quantized."""
+        """Join and quantize ``[x, h]`` along features."""
         return self.input_quantizer(torch.cat((x, h), dim=1))
 
     def gates(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """``[x, h] @ weight.T + biases``."""
+        """Compute ``[x, h] @ weight.T + biases``."""
         bias = None
         if self.bias_ih is not None and self.bias_hh is not None:
             bias = self.bias_ih + self.bias_hh
@@ -40,7 +40,7 @@ class Weights:
 
 
 def LSTMCell(x: torch.Tensor, state: State, weights: Weights) -> State:
-    """One step of an LSTM: ``[N, in]`` and ``(h, c)`` to the next ``(h, c)``."""
+    """Take one step of an LSTM: ``[N, in]`` and ``(h, c)`` to the next ``(h, c)``."""
     h, c = state
     i, f, g, o = weights.gates(x, h).chunk(4, 1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -48,17 +48,17 @@ def LSTMCell(x: torch.Tensor, state: State, weights: Weights) -> State:
 
 
 def RNNTanhCell(x: torch.Tensor, state: State, weights: Weights) -> State:
-    """One step of an Elman RNN with tanh."""
+    """Take one step of an Elman RNN with tanh."""
     return (torch.tanh(weights.gates(x, state[0])),)
 
 
 def RNNReLUCell(x: torch.Tensor, state: State, weights: Weights) -> State:
-    """One step of an Elman RNN with ReLU."""
+    """Take one step of an Elman RNN with ReLU."""
     return (torch.relu(weights.gates(x, state[0])),)
 
 
 def GRUCell(x: torch.Tensor, state: State, weights: Weights) -> State:
-    """One step of a GRU. The candidate gate keeps its two products apart, on one joint quantization."""
+    """Take one step of a GRU. The candidate gate keeps its two products apart, on one joint quantization."""
     (h,) = state
     joined = weights.join(x, h)
     n = x.shape[1]

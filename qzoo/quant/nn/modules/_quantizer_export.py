@@ -57,7 +57,7 @@ def check_calibrated(q: TensorQuantizer) -> None:
 
 
 def refuse_tracing(q: TensorQuantizer) -> None:
-    """The TorchScript exporter knows no ``qzoo::fake_quantize``, and says so without a way out."""
+    """Refuse the TorchScript exporter, which knows no ``qzoo::fake_quantize`` and names no way out."""
     raise NotExportableError(
         f"{q._place()} can't be written by torch.onnx.export(dynamo=False) as it is; call it inside "
         "`with qzoo.quant.enable_onnx_export():`, or use qzoo.export_onnx"
@@ -65,7 +65,7 @@ def refuse_tracing(q: TensorQuantizer) -> None:
 
 
 def check_ready(q: TensorQuantizer) -> None:
-    """The checks inside ``enable_onnx_export()``, for a quantizer that isn't disabled.
+    """Check, inside ``enable_onnx_export()``, a quantizer that isn't disabled.
 
     Raises:
         UncalibratedExportError: no range.
@@ -82,7 +82,7 @@ def check_ready(q: TensorQuantizer) -> None:
 
 
 def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-    """The Q/DQ pair, as nodes of the graph being recorded.
+    """Write the Q/DQ pair as nodes of the graph being recorded.
 
     Raises:
         NotExportableError: a format that the pair doesn't have.
@@ -119,7 +119,7 @@ def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Te
 def quantize_dequantize_affine(
     q: TensorQuantizer, inputs: torch.Tensor, limits: torch.Tensor
 ) -> torch.Tensor:
-    """The Q/DQ pair with a zero point, uint8, as nodes of the graph being recorded.
+    """Write the Q/DQ pair with a zero point, uint8, as nodes of the graph being recorded.
 
     Raises:
         NotExportableError: another number of bits than 8.

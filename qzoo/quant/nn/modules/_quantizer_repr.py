@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def describe(q: TensorQuantizer) -> str:
-    """``8bit fake per-tensor amax=dynamic calibrator=MaxCalibrator scale=1.0 quant``."""
+    """Describe a quantizer: ``8bit fake per-tensor amax=dynamic calibrator=MaxCalibrator scale=1.0 quant``."""
     if q._disabled:
         return "disabled"
     parts = [f"{'unsigned ' if q._unsigned else ''}{q._num_bits}bit"]

@@ -53,7 +53,7 @@ class Recurrent(nn.Module, QuantMixin):
         return torch.cat((getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")), dim=1)
 
     def quantized_weights(self) -> Iterator[tuple[torch.Tensor, TensorQuantizer]]:
-        """Each ``[W_ih, W_hh]`` with its quantizer (what ``calibrate_weights`` asks for)."""
+        """Return each ``[W_ih, W_hh]`` with its quantizer (what ``calibrate_weights`` asks for)."""
         for suffix, (_, quantizer) in zip(self._suffixes(), self._pairs(), strict=True):
             yield self._joined(suffix), quantizer
 

@@ -46,7 +46,7 @@ class QuantRNNCellBase(Recurrent):
         return self.mode
 
     def forward(self, input: torch.Tensor, hx: Any = None) -> Any:
-        """``[N, in]`` or ``[in]`` and a state to the next state: ``(h, c)`` for LSTM, ``h`` otherwise.
+        """Map ``[N, in]`` or ``[in]`` and a state to the next state: ``(h, c)`` for LSTM, ``h`` otherwise.
 
         Raises:
             RuntimeError: sizes that don't fit.
@@ -72,7 +72,7 @@ class QuantRNNCellBase(Recurrent):
         return state if lstm else state[0]
 
     def extra_repr(self) -> str:
-        """The sizes, as torch prints them."""
+        """Return the sizes, as torch prints them."""
         return f"{self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'}"
 
 

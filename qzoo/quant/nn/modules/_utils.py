@@ -125,13 +125,13 @@ class QuantMixin(QuantInputMixin):
 
 
 def input_quantizer_of(module: object) -> TensorQuantizer | None:
-    """The quantizer of a module's input; None where it has none."""
+    """Return the quantizer of a module's input; None where it has none."""
     found = getattr(module, "_input_quantizer", None)
     return found if isinstance(found, TensorQuantizer) else None
 
 
 def weight_quantizer_of(module: object) -> TensorQuantizer | None:
-    """The quantizer of a module's weight; None where it has none."""
+    """Return the quantizer of a module's weight; None where it has none."""
     found = getattr(module, "_weight_quantizer", None)
     return found if isinstance(found, TensorQuantizer) else None
 

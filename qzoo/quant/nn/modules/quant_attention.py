@@ -107,7 +107,7 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
             nn.init.zeros_(self.out_proj.bias)
 
     def quantized_weights(self) -> Any:
-        """The packed projection weight with its quantizer (what ``calibrate_weights`` asks for)."""
+        """Return the packed projection weight with its quantizer (what ``calibrate_weights`` asks for)."""
         yield self.in_proj_weight, self._weight_quantizer
 
     def forward(
@@ -121,7 +121,7 @@ class QuantMultiheadAttention(nn.Module, QuantMixin):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``[T, N, E]`` (``[N, T, E]`` with ``batch_first``) or ``[T, E]``; masks and result as in torch.
+        """Attend over ``[T, N, E]`` (``[N, T, E]`` with ``batch_first``) or ``[T, E]``; masks and result as in torch.
 
         Raises:
             ValueError: ``is_causal`` without ``attn_mask``.

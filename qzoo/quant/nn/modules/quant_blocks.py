@@ -22,7 +22,7 @@ __all__ = ["QuantAdd", "QuantConcat", "QuantMatMul"]
 def quantizer_with_role(
     descriptor: QuantDescriptor, role: str, nonnegative: bool = False, symmetric: bool = False
 ) -> TensorQuantizer:
-    """A quantizer that says what it is for."""
+    """Make a quantizer that says what it is for."""
     quantizer = TensorQuantizer(descriptor)
     quantizer.role, quantizer.nonnegative, quantizer.symmetric = role, nonnegative, symmetric
     return quantizer

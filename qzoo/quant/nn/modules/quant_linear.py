@@ -46,7 +46,7 @@ class QuantLinear(linear.Linear, QuantMixin):
         self.init_quantizer(*descriptors)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``[..., in]`` to ``[..., out]``."""
+        """Map ``[..., in]`` to ``[..., out]``."""
         return F.linear(self._input_quantizer(input), self._weight_quantizer(self.weight), self.bias)
 
 

@@ -111,7 +111,7 @@ class QuantRNNBase(Recurrent):
         return [[getattr(self, f"{name}{suffix}") for name in names] for suffix in self._suffixes()]
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: there is no fused kernel that wants the weights in one piece."""
+        """Do nothing: there is no fused kernel that wants the weights in one piece."""
 
     def _initial(self, hx: Any, batch: int, like: torch.Tensor, batched: bool) -> State:
         """The state as a tuple of ``[layers * directions, N, hidden]``, checked."""
@@ -130,7 +130,7 @@ class QuantRNNBase(Recurrent):
         return parts
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        """``[T, N, in]`` (``[N, T, in]`` with ``batch_first``), ``[T, in]`` or a PackedSequence.
+        """Run ``[T, N, in]`` (``[N, T, in]`` with ``batch_first``), ``[T, in]`` or a PackedSequence.
 
         Returns:
             ``(output, state)`` as torch does: ``output`` ``[T, N, directions * hidden]`` or a PackedSequence;
@@ -180,7 +180,7 @@ class QuantRNNBase(Recurrent):
         return state if self.mode == "LSTM" else state[0]
 
     def extra_repr(self) -> str:
-        """The sizes, as torch prints them, then what differs from the default."""
+        """Return the sizes, as torch prints them, then what differs from the default."""
         text = f"{self.input_size}, {self.hidden_size}"
         defaults = (
             ("num_layers", 1),
