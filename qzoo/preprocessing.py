@@ -90,7 +90,7 @@ class Preprocessing:
                 T.Resize(self.resize, InterpolationMode(self.interpolation)),
                 T.CenterCrop(self.input_size[1:]),
                 T.ToTensor(),
-                T.Normalize(self.mean, self.std),
+                T.Normalize(self.mean, self.std, inplace=True),  # ToTensor made a tensor of its own
             ]
         )
 

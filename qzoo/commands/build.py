@@ -34,6 +34,16 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--qat", action="store_true", help="with --all: the recipes that train, too, hours on a GPU for each"
     )
+    sub.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="with --all: one after the other, or many at a time on a Ray cluster (default: local)",
+    )
+    sub.add_argument(
+        "--address",
+        help="of the Ray cluster, auto or HOST:6379 (default: one on this machine)",
+    )
     dataset_argument(sub)
     data_argument(sub, "images")
     broken_argument(sub)
@@ -63,9 +73,12 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    import torch
+
     from qzoo.distributed import joined
     from qzoo.pipeline.build import build
     from qzoo.pipeline.build_all import build_all
+    from qzoo.pipeline.cluster import Cluster
     from qzoo.pipeline.plan import BuildJob
     from qzoo.pipeline.summary import summary
 
@@ -76,16 +89,21 @@ def _run(args: argparse.Namespace) -> int:
     options = BuildOptions(**given_options(args, build_options()))  # type: ignore[typeddict-item]
     if args.all and options:
         raise ArgumentError(f"--all builds recipes as they are; leave out {', '.join(options)}")
+    if args.engine == "ray" and not args.all:
+        raise ArgumentError("--engine ray is for --all; torchrun shares one NAME out")
+    if args.address and args.engine != "ray":
+        raise ArgumentError("--address is for --engine ray")
+    onnx = () if args.no_onnx else tuple(args.onnx)
+    if args.engine == "ray":
+        job = BuildJob(**{**given_fields(args, BuildJob), "device": torch.device("cpu"), "onnx": onnx})
+        cluster = Cluster(args.address, args.device, args.threads, tuple(args.imports))
+        return _all(build_all(job, qat=args.qat, cluster=cluster))
     with joined(args.timeout, args.device) as group:
         if group.world > 1 and args.all:
             raise ArgumentError("torchrun is for one NAME; --all --engine ray shares checkpoints out")
-        onnx = () if args.no_onnx else tuple(args.onnx)
         job = BuildJob(**{**given_fields(args, BuildJob), "device": group.device, "onnx": onnx})
         if args.all:
-            failed = build_all(job, qat=args.qat)
-            if failed:
-                say(f"{len(failed)} failed: {', '.join(failed)}")
-            return 1 if failed else 0
+            return _all(build_all(job, qat=args.qat))
         options["float_weights"] = checkpoint_folder(args.float_weights)
         report = say if group.first and not args.quiet else None
         folder = build(args.name, options, job, report=report, group=group)
@@ -94,3 +112,10 @@ def _run(args: argparse.Namespace) -> int:
             say(summary(folder))
         say(folder)
     return 0
+
+
+def _all(failed: dict[str, str]) -> int:
+    """The exit status of ``--all``, after a line of those that failed."""
+    if failed:
+        say(f"{len(failed)} failed: {', '.join(failed)}")
+    return 1 if failed else 0

@@ -132,6 +132,9 @@ def _decoded(file: Any, formats: tuple[str, ...], mode: str) -> Any:
 
     with Image.open(file, formats=formats) as image:
         check_size(*image.size)
+        if image.mode == mode:
+            image.load()
+            return image  # which Pillow would copy to convert it
         return _eight_bits(image).convert(mode)
 
 

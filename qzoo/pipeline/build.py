@@ -187,11 +187,9 @@ def _export(
 def _assemble(
     state: Path, targets: tuple[str, ...], metrics: tuple[Measurement, ...] | None, out: Path
 ) -> None:
-    """The checkpoint folder from the steps' files; what an older one had and this one has not goes."""
-    out = out.absolute()
-    old = read_config(out).files if (out / "config.json").is_file() else {}
+    """The checkpoint folder from the steps' files."""
     config = read_config(state / CHECKPOINT)
-    with scratch_beside(out) as scratch:
+    with scratch_beside(out.absolute()) as scratch:
         shutil.copy2(state / CHECKPOINT / WEIGHTS, scratch / WEIGHTS)
         names = []
         for target in targets:
@@ -203,7 +201,20 @@ def _assemble(
         config = dataclasses.replace(config, metrics=config.metrics if metrics is None else metrics)
         config = with_files(config, scratch, names)
         (scratch / "config.json").write_text(config.to_json(), encoding="utf-8")
-        place(scratch, out, [*names, "config.json"])
+        install(scratch, out.absolute())
+
+
+def install(made: Path, out: Path) -> None:
+    """Move a checkpoint's files into its folder, and write the card; what an older one had and this one has not goes.
+
+    Args:
+        made: config.json and the files that it lists, on the same file system.
+        out: the folder.
+    """
+    old = read_config(out).files if (out / "config.json").is_file() else {}
+    config = read_config(made)
+    names = [name for name in config.files if name != WEIGHTS]
+    place(made, out, [*names, WEIGHTS, "config.json"])
     own = {WEIGHTS, *(onnx_name(config, target) for target in TARGETS)}
     for name in (old.keys() & own) - config.files.keys():
         if is_inside(out / name, out):  # the old config.json may be anybody's

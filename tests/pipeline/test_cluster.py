@@ -1,0 +1,112 @@
+"""``build --all --engine ray``: a real local Ray, a worker that is killed, and the files of a plain build."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qzoo.__main__ import main
+from qzoo.config import CalibrationRecord
+from qzoo.data.fashion_mnist import fashion_mnist
+from qzoo.pipeline.build_all import build_all, is_complete
+from qzoo.pipeline.cluster import Cluster
+from qzoo.pipeline.plan import BuildJob
+from qzoo.zoo.request import new_config
+
+build_all_module = import_module("qzoo.pipeline.build_all")
+NAMES = ("resnet20.fmnist-w8a8", "resnet20.fmnist-w4a8")
+BROKEN = "resnet32.fmnist-w4a8"  # its recipe needs more images than there are
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """100 images; and recipes that calibrate on 20 of them, where both builds look for them."""
+    images, labels = fashion_mnist("test")
+    np.savez(tmp_path / "some.npz", images=images[:100].numpy()[:, 0], labels=labels[:100].numpy())
+    calibration = CalibrationRecord("max", "Fashion-MNIST test", "0:20", 20)
+    recipes = [dataclasses.replace(new_config(name), calibration=calibration) for name in NAMES]
+    broken = dataclasses.replace(calibration, subset="0:200")
+    recipes.append(dataclasses.replace(new_config(BROKEN), calibration=broken))
+    monkeypatch.setattr(build_all_module, "recipes", lambda: recipes)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("plain", "gathered"):
+        for recipe in recipes:
+            (tmp_path / folder / recipe.name).mkdir(parents=True)
+            (tmp_path / folder / recipe.name / "config.json").write_text(recipe.to_json())
+    return f"npz:{tmp_path / 'some.npz'}"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for name in NAMES for path in (folder / name).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on_and_the_files_are_those_of_a_plain_build(data: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    said: list[str] = []
+    killed: list[str] = []
+
+    def report(line: str) -> None:
+        said.append(line)
+        name, _, step = line.partition(": ")
+        if step.startswith("evaluate float") and not killed:
+            (process,) = (re.search(r"process (\d+)", x) for x in said if x.startswith(f"{name}: begun on"))
+            assert process is not None
+            os.kill(int(process[1]), signal.SIGKILL)
+            killed.append(name)
+
+    job = BuildJob(data=data, out=Path("gathered"), runs=Path("ray-runs"), progress=False)
+    failed = build_all(job, report=report, cluster=Cluster(threads=1))
+    assert failed.keys() == {BROKEN}
+    assert "'0:200' does not fit 100 images" in failed[BROKEN]
+    (name,) = killed
+    assert sum(line.startswith(f"{name}: begun on") for line in said) == 2
+    assert f"{name}: calibrate: done before" in said
+    assert len({re.sub(".*process", "", line) for line in said if "begun on" in line}) >= 2  # two at a time
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plain = dataclasses.replace(job, out=Path("plain"), runs=Path("runs"))
+    assert build_all(plain, report=lambda line: None).keys() == {BROKEN}
+    torch.set_num_threads(before)
+    assert len(contents(Path("plain"))) == 8
+    assert contents(Path("gathered")) == contents(Path("plain"))
+    assert all(is_complete(Path("gathered") / name) for name in NAMES)
+    again: list[str] = []
+    assert build_all(job, report=again.append).keys() == {BROKEN}
+    assert [line for line in again if line.endswith(": complete")] == [f"{name}: complete" for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["resnet20.fmnist-w8a8", "--engine", "ray"], "--engine ray is for --all"),
+        (["--all", "--address", "auto"], "--address is for --engine ray"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_one_line(
+    data: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "2")
+    monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "1")
+    command = ["build", "--all", "--engine", "ray", "--address", "127.0.0.1:1", "--out", "gathered"]
+    assert main([*command, "--data", data]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "the Ray cluster 127.0.0.1:1 can't be reached" in lines[-1]
