@@ -220,8 +220,8 @@ def _connected(address: str | None) -> Iterator[Any]:
         if address is None:
             raise QzooError(f"Ray can't be started on this machine ({told(error)[0]}); try again") from error
         raise QzooError(
-            f"the Ray cluster {address} can't be reached ({told(error)[0]}); check --address, and that its machines have "
-            "the same Python, Ray and qzoo"
+            f"the Ray cluster {address} can't be reached ({told(error)[0]}); check --address, and that its machines "
+            "have the same Python, Ray and qzoo"
         ) from error
     try:
         yield ray
