@@ -20,6 +20,7 @@ from qzoo.export.graph import (
     input_of,
     integer,
     integers,
+    made_by,
     maker,
     node_like,
     nodes_of,
@@ -72,18 +73,42 @@ def clip_integers(model: ir.Model) -> None:
         ends = np.clip(np.rint(levels) + int(zero.item()), info.min, info.max).astype(zero.dtype)
         if (ends[0], ends[1]) == (info.min, info.max):
             continue  # Q clips there itself: the runtime drops the Clip
-        name = str(q.outputs[0].name)
-        limits = [
-            initializer(model, f"{name}_{end}", np.array(level))
-            for end, level in zip(("low", "high"), ends, strict=True)
-        ]
-        uses = list(q.outputs[0].uses())
-        new = node_like("Clip", [q.outputs[0], *limits], like=q)
-        new.outputs[0].type = q.outputs[0].type
-        model.graph.insert_after(q, new)
-        for reader, index in uses:
-            reader.replace_input_with(index, new.outputs[0])
+        _clip_behind(model, q, ends)
         q.replace_input_with(0, clip.inputs[0])
+
+
+def clip_signed(model: ir.Model) -> None:
+    """Make Q, Clip of integers from the zero point on of ReLU, signed Q: the same values, since Q is monotone.
+
+    ONNX Runtime computes a ReLU with its layer where the Q behind has no level below zero. A ReLU whose values are
+    joined with others that may be negative has a Q that does, and would leave the layer in float.
+    """
+    for q in nodes_of(model, "QuantizeLinear"):
+        relu, zero = made_by(q.inputs[0], "Relu"), zero_point(q)
+        if relu is None or zero is None or zero.size != 1 or zero.dtype not in (np.int8, np.uint8):
+            continue
+        if zero.item() == np.iinfo(zero.dtype).min or len(relu.outputs[0].uses()) > 1:
+            continue
+        if q.outputs[0].is_graph_output() or relu.outputs[0].is_graph_output():
+            continue
+        _clip_behind(model, q, np.array([zero.item(), np.iinfo(zero.dtype).max], zero.dtype))
+        q.replace_input_with(0, relu.inputs[0])
+        model.graph.remove(relu, safe=True)
+
+
+def _clip_behind(model: ir.Model, q: ir.Node, ends: np.ndarray) -> None:
+    """Let all that read the integers read them clipped to both ends."""
+    name = str(q.outputs[0].name)
+    limits = [
+        initializer(model, f"{name}_{end}", np.array(level))
+        for end, level in zip(("low", "high"), ends, strict=True)
+    ]
+    uses = list(q.outputs[0].uses())
+    new = node_like("Clip", [q.outputs[0], *limits], like=q)
+    new.outputs[0].type = q.outputs[0].type
+    model.graph.insert_after(q, new)
+    for reader, index in uses:
+        reader.replace_input_with(index, new.outputs[0])
 
 
 def keep_activations_before_float8(model: ir.Model) -> None:

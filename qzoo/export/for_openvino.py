@@ -27,7 +27,7 @@ from qzoo.export.graph import (
     runs_in_int8,
     zero_point,
 )
-from qzoo.export.lint.openvino import gathers_rows
+from qzoo.export.lint.openvino import gathers_rows, readers_that_round
 from qzoo.export.passes import use_unsigned
 from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, POOLS
 
@@ -143,19 +143,26 @@ def _has_constant(node: ir.Node) -> bool:
     return any(constant(value) is not None for value in node.inputs)
 
 
-def average_signed_by_convolution(model: ir.Model) -> None:
-    """Make a depthwise convolution by ones of an AveragePool of int8 activations that counts its padding.
+def average_by_convolution(model: ir.Model) -> None:
+    """Make a depthwise convolution by ones of an AveragePool of integers that OpenVINO computes wrongly.
 
-    OpenVINO pads the pooling with the integer 0 where it has given the tensor a zero point of 128, as it does for
-    every signed tensor that a convolution reads; a convolution it pads with the zero point.
+    OpenVINO pads the pooling with the integer 0 where it has given the tensor a zero point of 128, as it does for every
+    signed tensor that a convolution reads; a convolution it pads with the zero point. And before a BatchNorm or
+    arithmetic it rounds the average to the steps of its input, see
+    :func:`qzoo.export.lint.openvino.readers_that_round`.
     """
+    dynamic = any(value.shape and not isinstance(value.shape[0], int) for value in model.graph.inputs)
     for pool in nodes_of(model, "AveragePool"):
         x = pool.inputs[0]
         dq = maker(x)
         if x is None or x.shape is None or dq is None or dq.op_type != "DequantizeLinear":
             continue
         zero, channels = zero_point(dq), x.shape[1]
-        if zero is None or not _is_signed(zero) or not isinstance(channels, int) or not _counts_padding(pool):
+        if zero is None or not isinstance(channels, int) or integer(pool, "ceil_mode", 0):
+            continue
+        padded, counted = any(integers(pool, "pads")), integer(pool, "count_include_pad", 0) == 1
+        wrong = padded and counted and _is_signed(zero)
+        if not wrong and ((padded and not counted) or not readers_that_round(pool, dynamic)):
             continue
         kernel = integers(pool, "kernel_shape")
         name = f"{pool.outputs[0].name}_ones"
@@ -172,12 +179,6 @@ def average_signed_by_convolution(model: ir.Model) -> None:
 
 def _is_signed(zero: np.ndarray) -> bool:
     return zero.dtype == np.int8 or bool(zero.any())
-
-
-def _counts_padding(pool: ir.Node) -> bool:
-    """Whether there is padding, which counts in the average as zeros; and none beyond it, which does not."""
-    counts, beyond = integer(pool, "count_include_pad", 0), integer(pool, "ceil_mode", 0)
-    return counts == 1 and beyond == 0 and any(integers(pool, "pads"))
 
 
 def give_shared_convolutions_a_bias(model: ir.Model) -> None:

@@ -38,7 +38,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
     "openvino": (
         for_openvino.pool_maxima,
         for_openvino.quantize_before_moves,
-        for_openvino.average_signed_by_convolution,
+        for_openvino.average_by_convolution,
         for_openvino.use_unsigned_where_misread,
         for_openvino.give_shared_convolutions_a_bias,
         for_openvino.keep_rows_apart,
@@ -46,7 +46,9 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
     "tensorrt": (for_tensorrt.scale_before_quantizing, for_tensorrt.transpose_before_quantizing),
 }
 TIDY: tuple[Rewrite, ...] = (passes.share_zero_points, passes.drop_defaults, passes.drop_unused)
-LAST: dict[str, tuple[Rewrite, ...]] = {"onnxruntime": (for_onnxruntime.copy_for_each_quantizer,)}
+LAST: dict[str, tuple[Rewrite, ...]] = {
+    "onnxruntime": (for_onnxruntime.copy_for_each_quantizer, for_onnxruntime.clip_signed),
+}
 
 
 def rewrites(target: str, weights: str, dtype: torch.dtype, half: bool = False) -> tuple[Rewrite, ...]:

@@ -28,7 +28,8 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     """Turn a calibrated model, in place, into one whose int8 run has no rounding differences. Returns the model.
 
     Folds BatchNorm, switches to ``target``, rounds every scale down to a power of two, puts the weights on their
-    levels and rounds biases to multiples of input scale x weight scale.
+    levels and rounds biases to multiples of input scale x weight scale. A BatchNorm that no layer takes up multiplies
+    by a power of two.
 
     Args:
         example: an input batch, for finding the BatchNorms.
@@ -47,9 +48,21 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
                 continue
             module.amax = _power_of_two(module.amax, module.maxbound).cpu().numpy()
     for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            _round_norm(module)
         if weight_quantizer_of(module) is not None:
             _round_parameters(name, module)
     return model
+
+
+def on_levels(model: nn.Module, images: Tensor) -> Tensor:
+    """The images on the levels of the model's first quantizer: OpenVINO rounds them with one multiplication more."""
+    first = next(
+        m for m in model.modules() if isinstance(m, TensorQuantizer) and m.role == "input" and m.is_on
+    )
+    step = first.step_size
+    assert step is not None
+    return (images / step).round() * step
 
 
 def _round_limits(quantizer: TensorQuantizer, even: bool) -> None:
@@ -71,6 +84,18 @@ def _power_of_two(amax: Tensor, bound: float) -> Tensor:
     fallback = amax.max().clamp(min=bound * 2.0**-7)
     step = torch.where(amax > ops.TINY, amax, fallback).double() / bound
     return (step.log2().floor().exp2() * bound).float()
+
+
+def _round_norm(norm: Any) -> None:
+    """Factors of a power of two, terms of multiples of 2**-10, and a variance with which nothing is divided by."""
+    if norm.weight is None or norm.running_var is None:
+        return
+    factor = (norm.running_var + norm.eps).rsqrt() * norm.weight
+    term = norm.bias - norm.running_mean * factor
+    norm.weight.copy_(factor.abs().log2().floor().exp2() * factor.sign())
+    norm.bias.copy_((term * 2**10).round() / 2**10)
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
 
 
 def _round_parameters(name: str, layer: Any) -> None:

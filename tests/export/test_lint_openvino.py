@@ -68,6 +68,15 @@ def pooled(d: Sketch, x: str) -> str:
     return d.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4)
 
 
+def average(d: Sketch) -> str:
+    """Of what has much wider steps than it needs."""
+    return d.op("AveragePool", d.pair("image", UINT8, F32(0.3)), kernel_shape=[2, 2])
+
+
+def narrow(d: Sketch, x: str) -> str:
+    return d.pair(x, UINT8, F32(0.0317))
+
+
 def joined(d: Sketch) -> str:
     """A Concat that nothing else has to do with."""
     return concat(d, d.op("Exp", "image"), "image")
@@ -268,6 +277,26 @@ FORMS: dict[str, dict[str, Form]] = {
     "average-rounded": {
         "convolution behind": Form(lambda d: d.layer(pool(d, d.pair("image", UINT8, F32(0.3)), 0)), True),
         "Q between": Form(lambda d: d.layer(d.pair(pool(d, d.pair("image", UINT8, F32(0.3)), 0))), False),
+        "BatchNormalization and Q": Form(
+            lambda d: [d.layer(narrow(d, norm(d, x := average(d)))), d.layer(narrow(d, x))], True
+        ),
+        "BatchNormalization and Q, fixed": Form(
+            lambda d: [d.layer(narrow(d, norm(d, x := average(d)))), d.layer(narrow(d, x))], False, 2
+        ),
+        "BatchNormalization and ReLU": Form(
+            lambda d: d.layer(narrow(d, d.op("Relu", norm(d, average(d))))), False
+        ),
+        "BatchNormalization, no Q": Form(lambda d: norm(d, average(d)), True, 2),
+        "two Q": Form(lambda d: [d.layer(narrow(d, x := average(d))), narrow(d, d.op("Relu", x))], False),
+        "a scale": Form(lambda d: d.layer(narrow(d, d.op("Mul", average(d), d.const(F32(0.7))))), False),
+        "add": Form(
+            lambda d: d.layer(
+                narrow(d, d.op("Add", average(d), d.op("MaxPool", "image", kernel_shape=[2, 2])))
+            ),
+            True,
+        ),
+        "multiply, fixed": Form(lambda d: d.op("Mul", x := average(d), d.op("Tanh", x)), True, 2),
+        "sigmoid": Form(lambda d: d.op("Sigmoid", average(d)), False),
     },
     "maximum-before-q": {
         "ReduceMax": Form(lambda d: d.layer(d.pair(maximum(d, bare(d, True)), INT8), 8, 1), True),

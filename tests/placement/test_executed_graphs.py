@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from exact import make_exact_
+from exact import make_exact_, on_levels
 from networks import network, share_in_onnxruntime, share_in_openvino, with_statistics
 from torch import Tensor, nn
 
@@ -49,6 +49,7 @@ def check(model: nn.Module, images: Tensor, exact: str, folder: Path) -> None:
         if target == "openvino":
             pytest.importorskip("openvino")
         rounded = make_exact_(copy.deepcopy(quantized), target, images[:1])
+        images = on_levels(rounded, images)
         path = qzoo.export_onnx(rounded, folder / f"{target}.onnx", target=target, example=images[:1])
         assert share(path, images[:1]) >= 0.99
         with torch.no_grad():
@@ -68,7 +69,31 @@ def test_joins_of_what_is_never_negative_with_what_may_be(tmp_path: Path) -> Non
         torchvision.models.DenseNet(8, (2, 2), 16, num_classes=10),
         torch.randn(2, 3, 32, 32),
     )
-    check(with_statistics(model, images), images, "", tmp_path)
+    check(with_statistics(model, images), images, "onnxruntime openvino", tmp_path)
+
+
+class Joined(nn.Module):
+    """A layer with a ReLU and one without, joined: their common range has a sign."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.shared = shared
+        self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.behind, self.beside, self.fc = nn.Conv2d(16, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.left(x).relu()
+        out = self.behind(torch.cat([left, self.right(x)], 1)).relu()
+        if self.shared:
+            out = out + self.beside(left).relu()
+        return self.fc(out.mean((2, 3)))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_relu_in_a_signed_join(shared: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Joined(shared), torch.randn(2, 3, 16, 16)
+    check(with_statistics(model, images), images, "onnxruntime openvino", tmp_path)
 
 
 @pytest.mark.slow

@@ -12,7 +12,17 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from qzoo.export.graph import input_of, integer, integers, is_output, is_stored, made_by, maker, stored_shape
+from qzoo.export.graph import (
+    input_of,
+    integer,
+    integers,
+    is_output,
+    is_stored,
+    made_by,
+    maker,
+    readers,
+    stored_shape,
+)
 from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import OV, Hits, Rule
 from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, POOLS, WEIGHTED
@@ -162,6 +172,34 @@ def _rounded_average(graph: Graph) -> Hits:
         layers = [node for node in graph.sinks(pool) if node is not None and node.op_type in CONVOLUTIONS]
         if graph.is_dequantized(pool.inputs[0]):
             yield from ((pool, layer) for layer in layers if _has_int8_weight(graph, layer))
+            yield from ((pool, reader) for reader in readers_that_round(pool, _is_dynamic(graph)))
+
+
+def readers_that_round(pool: ir.Node, dynamic: bool) -> list[ir.Node]:
+    """The operators behind an average of integers for whose sake OpenVINO rounds it to the steps of its input.
+
+    Those are arithmetic with another computed tensor, and a scale of each channel (BatchNorm) that is not fused with
+    the average and a Q behind; with a dynamic batch no scale is that has other readers of the average beside it.
+    """
+    found = []
+    several = len(pool.outputs[0].uses()) > 1 or pool.outputs[0].is_graph_output()
+    for reader in readers(pool.outputs[0]):
+        others = [value for value in reader.inputs if value is not pool.outputs[0]]
+        joins = reader.op_type in ARITHMETIC and not any(map(is_stored, others))
+        scales = reader.op_type == "BatchNormalization" or (
+            reader.op_type in ARITHMETIC and any(prod(stored_shape(value)) > 1 for value in others)
+        )
+        if joins or (scales and ((several and dynamic) or not _quantized_next(reader))):
+            found.append(reader)
+    return found
+
+
+def _quantized_next(node: ir.Node) -> bool:
+    """Whether one Q alone reads the node, maybe behind a ReLU."""
+    behind = readers(node.outputs[0])
+    if len(behind) == 1 and behind[0].op_type == "Relu":
+        behind = readers(behind[0].outputs[0])
+    return [reader.op_type for reader in behind] == ["QuantizeLinear"]
 
 
 def _maximum(graph: Graph) -> Hits:
@@ -311,9 +349,9 @@ RULES = (
     Rule(
         "average-rounded",
         (OV,),
-        "Between a DequantizeLinear and a convolution with integer weights OpenVINO rounds the average to the steps of "
-        "its input.",
-        "Quantize the average with a scale of its own.",
+        "Between a DequantizeLinear and a convolution with integer weights, arithmetic with another tensor, or a scale "
+        "of each channel, OpenVINO rounds the average to the steps of its input.",
+        "Quantize the average with a scale of its own, or write a depthwise convolution of ones.",
         _rounded_average,
     ),
     Rule(
