@@ -89,3 +89,37 @@ def test_definition_is_the_template_renamed(tmp_path: Path, monkeypatch: pytest.
     assert isinstance(model, nn.Module)
     assert type(model).__name__ == "SmallOne"
     assert "tiny" not in (folder / "small_one.py").read_text().lower()
+
+
+@pytest.mark.parametrize(
+    ("source", "call"),
+    [
+        ("timm:test_efficientnet", 'timm.create_model("test_efficientnet"'),
+        ("timm:test_vit", 'timm.create_model("test_vit"'),
+        ("torchvision:squeezenet1_1", 'torchvision.models.get_model("squeezenet1_1"'),
+    ],
+)
+@pytest.mark.slow
+def test_tests_of_a_project_that_starts_from_a_network_pass(tmp_path: Path, source: str, call: str) -> None:
+    """Its checks hold, and its definition is an architecture: it trains no class of the zoo's, and reloads."""
+    pytest.importorskip("onnxruntime")
+    assert main(["new", "my_net", "--out", str(tmp_path), "--from", source]) == 0
+    folder = tmp_path / "my_net"
+    assert call in (folder / "my_net.py").read_text()
+    printed = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=folder)
+    assert "8 passed" in printed
+    code = """if True:
+        import torch, qzoo, my_net
+        model = qzoo.create_model("my_net", quantize="w8a8", num_classes=5)
+        qzoo.calibrate(model, [torch.rand(2, 3, my_net.SIZE, my_net.SIZE)], progress=False)
+        loaded = qzoo.load_pretrained(qzoo.save_pretrained(model, "made"))
+        x = torch.rand(1, 3, my_net.SIZE, my_net.SIZE)
+        print(torch.equal(loaded(x), model.eval()(x)))"""
+    assert run(sys.executable, "-c", code, folder=folder).endswith("True\n")
+
+
+@pytest.mark.parametrize("start", ["keras:resnet50", "timm:no_such_network", "resnet18"])
+def test_starts_that_are_no_network_are_refused(tmp_path: Path, start: str) -> None:
+    with pytest.raises(ArgumentError, match=r"expected timm:NAME|has no network"):
+        write_project("my_net", tmp_path, start)
+    assert not list(tmp_path.iterdir())
