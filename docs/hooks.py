@@ -1,4 +1,5 @@
-"""Pages that MkDocs makes while it builds the site: models, support matrix, API reference, ``llms.txt``.
+"""Pages that MkDocs makes while it builds the site: models, support matrix, API reference, ``llms.txt``,
+notebooks, pictures and the demo.
 
 Nothing of them is kept in the repository: they come from the registry, the checkpoints' ``config.json``, the table of
 operators and ``scheme.TARGETS``, so that they can't be stale.
@@ -12,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from demo import demo
+from figures import figures
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from notebooks import notebooks
 
 import qzoo
 from qzoo.bench.latency import speedup_text
@@ -291,8 +295,8 @@ def _heading(file: File) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made."""
-    for path, text in generated().items():
-        files.append(File.generated(config, path, content=text))
+    for path, content in {**generated(), **notebooks(), **figures(), **demo()}.items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 

@@ -8,7 +8,10 @@ A page may use, without making them, a ``model``, its ``images``, a ``loader`` a
 from __future__ import annotations
 
 import argparse
+import contextlib
+import doctest
 import importlib.util
+import io
 import re
 import shlex
 from pathlib import Path
@@ -44,7 +47,8 @@ STAND_INS = {
     "ORG/NAME": "org/name",
     "FILE": "x.onnx",
 }
-SLOW = {"README.md", "docs/migration.md"}  # ResNet-50, exported
+SLOW = {"README.md", "docs/migration.md", "docs/guide/resnet50.md"}  # ResNet-50, exported
+_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -57,9 +61,16 @@ def page(name: str) -> str:
 
 
 def run(text: str, names: dict[str, Any]) -> None:
-    """Execute the Python blocks of a page, one after the other."""
-    for block in blocks(text, "python"):
-        exec(compile(block, "printed", "exec"), names)
+    """Execute the Python blocks of a page, one after the other; a text block right behind one is what it prints."""
+    for block, _, expected in re.findall(
+        r"^```python\n(.*?)^```$(\n\n```text\n(.*?)^```$)?", text, re.MULTILINE | re.DOTALL
+    ):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed) if expected else contextlib.nullcontext():
+            exec(compile(block, "printed", "exec"), names)
+        if expected:
+            same = doctest.OutputChecker().check_output(expected, printed.getvalue(), _FLAGS)
+            assert same, f"{block}\nprints\n{printed.getvalue()}\nand not\n{expected}"
 
 
 def pages_with_python() -> list[Any]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import qzoo
 from qzoo.registry import list_architectures
 from qzoo.release.tables import embedded_configs, quantized_row
 from qzoo.runtimes.operators import OPERATORS
@@ -17,6 +23,7 @@ from qzoo.scheme import TARGETS
 
 pytest.importorskip("mkdocs", reason="pip install -e '.[docs]'")
 pytest.importorskip("mkdocstrings", reason="pip install -e '.[docs]'")
+pytest.importorskip("nbclient", reason="pip install -e '.[docs]'")
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -24,16 +31,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site. A link to a page or heading that is not there is a warning, which strict makes an error."""
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
-
+    """The built site. A link to a page or heading that is not there is a warning, which strict makes an error; so is
+    a notebook that raises."""
     folder = tmp_path_factory.mktemp("site")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
-        config.plugins.on_startup(command="build", dirty=False)
-        build(config)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -43,6 +46,18 @@ def rows(page: str) -> list[list[str]]:
         [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
         for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
     ]
+
+
+def dump(page: str, *options: str) -> str:
+    """The document that a browser makes of a page; it resolves no names, so that nothing comes from elsewhere."""
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]
+    command = [str(CHROMIUM), *flags, *options, "--dump-dom", page]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
@@ -98,6 +113,43 @@ def test_reference_shows_types_and_examples(site: Path) -> None:
     assert ":class:" not in text
 
 
+def test_pictures_show_the_figures_of_the_guide(site: Path) -> None:
+    """The ranges in the histogram are those that the example of the chapter prints."""
+    printed = re.findall(
+        r"^(max|percentile|mse|entropy) +([\d.]+)$", _source("guide/calibration.md"), re.MULTILINE
+    )
+    picture = (site / "figures" / "histogram.svg").read_text(encoding="utf-8")
+    assert len(printed) == 4
+    assert re.findall(r">((?:max|percentile|mse|entropy) [\d.]+)<", picture) == [
+        " ".join(pair) for pair in printed
+    ]
+    for page in ("guide/post-training", "guide/calibration", "guide/export", "."):
+        text = (site / page / "index.html").read_text(encoding="utf-8")
+        assert re.search(r'<img [^>]*src="(?:\.\./)*figures/\w+\.svg"', text), page
+
+
+def _source(page: str) -> str:
+    return (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
+def test_notebooks_are_committed_without_output_and_shown_with_it(site: Path) -> None:
+    names = sorted(path.stem for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert names == ["first_model", "own_model", "qat_low_bits"]
+    for name in names:
+        cells = json.loads(_source(f"notebooks/{name}.ipynb"))["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), name
+        assert (site / "notebooks" / f"{name}.ipynb").is_file()
+        assert (site / "notebooks" / f"{name}-0.png").read_bytes().startswith(b"\x89PNG")
+    text = re.sub(
+        r"<[^>]+>", "", (site / "notebooks" / "qat_low_bits" / "index.html").read_text(encoding="utf-8")
+    )
+    reached = {
+        kind: float(top1)
+        for kind, top1 in re.findall(r"(?:w2a2 )?(float|calibrated|trained) ([\d.]+) %", text)
+    }
+    assert reached["calibrated"] < 40 < 75 < reached["trained"] < reached["float"]
+
+
 def test_llms_txt_names_pages_that_exist(site: Path) -> None:
     links = re.findall(r"^- \[(.+)\]\((.+)\)$", (site / "llms.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(links) > 10
@@ -106,10 +158,81 @@ def test_llms_txt_names_pages_that_exist(site: Path) -> None:
         assert not title.endswith(".md")
 
 
+class DemoServer(ThreadingHTTPServer):
+    """The site over HTTP, and a page around its demo that is loaded only when the demo has said something."""
+
+    FRAME = """<iframe src="/demo/?image={name}"></iframe><img src="/hold"><script>
+    const frame = document.querySelector("iframe");
+    const timer = setInterval(() => {{
+      const box = frame.contentDocument.getElementById("demo");
+      const text = box && box.querySelector("[role=status]").textContent;
+      if (!text || text.startsWith("Loading")) return;
+      clearInterval(timer);
+      fetch("/done", {{ method: "POST", body: box.innerHTML }});
+    }}, 100);
+    </script>"""
+
+    def __init__(self, site: Path) -> None:
+        self.site, self.done, self.said = site, threading.Event(), ""
+        super().__init__(("127.0.0.1", 0), DemoHandler)
+
+
+class DemoHandler(SimpleHTTPRequestHandler):
+    server: DemoServer
+
+    def __init__(self, request: Any, client: Any, server: DemoServer) -> None:
+        super().__init__(request, client, server, directory=str(server.site))
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/frame/"):
+            self.answer(200, self.server.FRAME.format(name=self.path.rpartition("/")[2]).encode())
+        elif self.path == "/hold":
+            self.server.done.wait(200)
+            self.answer(404)
+        else:
+            super().do_GET()
+
+    def do_POST(self) -> None:
+        self.server.said = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.done.set()
+        self.answer(200)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium (of Debian)")
+@pytest.mark.parametrize("name", ["cat", "espresso"])
+def test_demo_labels_as_python_does(site: Path, name: str) -> None:
+    """The int8 file in a browser, with nothing but the site's own files, against the same file in ONNX Runtime."""
+    if not (site / "demo" / "model.onnx").exists():
+        pytest.skip("the site was built without npm")
+    with DemoServer(site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        dump(f"http://127.0.0.1:{server.server_port}/frame/{name}")
+        server.shutdown()
+    shown = {
+        html.unescape(label): float(share) / 100
+        for label, share in re.findall(r"<li>([^<]+): ([\d.]+) %</li>", server.said)
+    }
+    photo = ROOT / "docs" / "assets" / "demo" / f"{name}.jpg"
+    expected = dict(qzoo.predict(photo, "tf_efficientnet_lite0.in1k-w8a8", k=1000))
+    assert len(shown) == 5, server.said
+    assert {label for label, share in expected.items() if share > 0.05} <= set(shown)
+    for label, share in shown.items():
+        assert share == pytest.approx(expected[label], abs=0.1), label
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium (of Debian)")
 def test_browser_filters_in_a_browser(site: Path) -> None:
     page = f"{(site / 'models' / 'index.html').as_uri()}?filter=fmnist+w4a4"
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = dump(page)
     assert [row[0] for row in rows(dom) if row] == ["resnet20.fmnist-w4a4_qat", "resnet32.fmnist-w4a4_qat"]
     assert dom.count('<tr hidden="">') > 20
