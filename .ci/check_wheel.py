@@ -1,37 +1,137 @@
-"""Check that a wheel holds what an installation needs: ``python .ci/check_wheel.py dist/*.whl``."""
+"""Check a release: ``python .ci/check_wheel.py wheelhouse/*.whl``, in an environment with ``pip install -e ".[dev]"``.
+
+Looks at the wheel's name, version, changelog and contents; then installs it in a new environment, which sees this one's
+packages but neither the checkout nor a compiler, and runs the README's main job and a part of the tests there.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import site
+import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+# What fails first where the package lacks a file, kernels, or something that only the checkout has.
+SMOKE = (
+    "tests/test_import.py",
+    "tests/test_preprocessing.py",
+    "tests/quant/test_native.py",
+    "tests/quant/test_walkthrough.py",
+    "tests/zoo/test_checkpoint.py",
+    "tests/data/test_tensors.py",
+)
+JOB = ("benchmark", "resnet20.fmnist-w8a8", "--runtimes", "onnxruntime", "--seconds", "1", "--out", "report")
 
 
-def missing(wheel: Path) -> list[str]:
-    """Files of the checkout that should be in the wheel, and are not."""
-    names = set(zipfile.ZipFile(wheel).namelist())
-    needed = ["qzoo/_C.abi3.so", "qzoo/py.typed"]
-    needed += [f"qzoo/bench/page/page.{kind}" for kind in ("html", "css", "js")]
-    needed += [str(path.relative_to(ROOT)) for path in (ROOT / "qzoo/data/files").iterdir()]
+def named_wrongly(wheel: Path) -> list[str]:
+    """What is wrong with the wheel's name, its version and the changelog."""
+    (version,) = re.findall(r'^__version__ = "(.+)"$', _text("qzoo/version.py"), re.MULTILINE)
+    heading = re.findall(r"^## (.+)$", _text("CHANGELOG.md"), re.MULTILINE)[0]
+    wrong = []
+    if not wheel.name.startswith(f"qzoo-{version}-"):
+        wrong.append(f"it is not of version {version} (qzoo/version.py)")
+    if "-cp310-abi3-" not in wheel.name:
+        wrong.append("it is not for the stable ABI (cp310-abi3)")
+    if "manylinux" not in wheel.name:
+        wrong.append("it is for this machine only: auditwheel repair")
+    if heading.split()[0] != version or "unreleased" in heading:
+        wrong.append(f"CHANGELOG.md begins with {heading!r}, and not with {version} and a date")
+    return wrong
+
+
+def incomplete(wheel: Path) -> list[str]:
+    """Files of the checkout that the wheel lacks, or has otherwise: code, page, images, cards and checkpoints."""
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
+    needed = {
+        f"qzoo/bench/page/page.{kind}": ROOT / f"qzoo/bench/page/page.{kind}"
+        for kind in ("html", "css", "js")
+    }
+    needed["qzoo/py.typed"] = ROOT / "qzoo/py.typed"
+    needed |= {f"qzoo/data/files/{path.name}": path for path in (ROOT / "qzoo/data/files").iterdir()}
     for folder in (ROOT / "qzoo").rglob("__init__.py"):
-        needed += [str(path.relative_to(ROOT)) for path in folder.parent.glob("*.py")]
-    needed += [f"qzoo/models/{path.name}" for path in (ROOT / "models").glob("*.py")]
-    needed += [f"qzoo/{p.relative_to(ROOT)}" for p in (ROOT / "model_cards").glob("*/*") if p.is_file()]
-    return sorted(set(needed) - names)
+        needed |= {str(path.relative_to(ROOT)): path for path in folder.parent.glob("*.py")}
+    needed |= {f"qzoo/models/{path.name}": path for path in (ROOT / "models").glob("*.py")}
+    cards = [path for path in (ROOT / "model_cards").glob("*/*") if path.is_file()]
+    needed |= {f"qzoo/{path.relative_to(ROOT)}": path for path in cards}
+    wrong = [f"{name} is missing" for name in {*needed, "qzoo/_C.abi3.so"} - names]
+    wrong += [
+        f"{name} is another"
+        for name in needed.keys() & names
+        if archive.read(name) != needed[name].read_bytes()
+    ]
+    return sorted(wrong)
+
+
+def broken(wheel: Path) -> list[str]:
+    """What does not work where the wheel is installed, and nothing else of the checkout is at hand."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        python = _installed(wheel, folder / "venv")
+        (folder / "work").mkdir()
+        shutil.copytree(ROOT / "tests", folder / "work/tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder / "work")
+        steps = {
+            "qzoo env": ("-m", "qzoo", "env"),
+            "the README's main job": ("-m", "qzoo", *JOB),
+            "qzoo verify": ("-m", "qzoo", "verify"),
+            "the smoke part of the tests": ("-m", "pytest", "-n", "0", *SMOKE),
+        }
+        wrong = []
+        for step, arguments in steps.items():
+            code, printed = _run(python, *arguments, folder=folder / "work")
+            if code:
+                wrong.append(f"{step} failed:\n{printed[-3000:]}")
+            if step == "qzoo env" and not re.search(r"kernels \(cpu\) +native", printed):
+                wrong.append(f"its kernels do not run:\n{printed}")
+        return wrong
+
+
+def _installed(wheel: Path, folder: Path) -> Path:
+    """The interpreter of a new environment with the wheel in it, and the packages of this one."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin/python"
+    code, printed = _run(
+        python, "-m", "pip", "install", "--no-deps", "--no-index", str(wheel.resolve()), folder=folder
+    )
+    if code:
+        raise SystemExit(printed)
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    return python
+
+
+def _run(python: Path, *arguments: str, folder: Path) -> tuple[int, str]:
+    """Exit status and output of the interpreter, which finds no compiler and nothing that the caller set."""
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "QZOO"))
+    }
+    env |= {"PATH": str(python.parent), "QZOO_HOME": str(folder / "home")}
+    done = subprocess.run(
+        [python, *arguments], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def main(paths: list[str]) -> int:
-    """Print what is missing and the size of each wheel; 1 where something is wrong."""
+    """Print each wheel's size and what is wrong with it; 1 where something is."""
     wrong = not paths
-    for path in map(Path, paths):
-        left = missing(path)
-        tagged = "-cp310-abi3-" in path.name
-        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; missing: {', '.join(left) or 'nothing'}")
-        if not tagged:
-            print(f"{path.name}: not for the stable ABI (cp310-abi3)")
-        wrong = wrong or bool(left) or not tagged
+    for wheel in map(Path, paths):
+        found = [*named_wrongly(wheel), *incomplete(wheel), *broken(wheel)]
+        print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB; {'nothing is wrong' if not found else ''}")
+        print("".join(f"  {line}\n" for line in found), end="")
+        wrong = wrong or bool(found)
     return int(wrong)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ MODEL, QUANTIZER = "resnet20.fmnist", "layer1.0.conv2._input_quantizer"
 GREY, BLUE, RED, GREEN, GOLD = "#808080", "#4051b5", "#c0392b", "#2e8b57", "#b8860b"
 SIZE = (6.4, 3.4)
 BITS = (8, 6, 5, 4, 3, 2)
+SENSITIVITY = Path(__file__).parent / "sensitivity"  # what `qzoo sensitivity NAME --out FILE` wrote, by name
 _TABLE = Path(__file__).parent / "guide" / "post-training.md"
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small files, the reader's font
@@ -49,7 +51,12 @@ def figures() -> dict[str, bytes]:
     drawn = {"levels": levels, "histogram": histogram, "error": error, "bits": bits, "graph": graph,
              "weights": weights, "logits": logits}  # fmt: skip
     sizes = {"graph": (8.0, 1.3)}
-    return {f"figures/{name}.svg": svg(draw, *sizes.get(name, SIZE)) for name, draw in drawn.items()}
+    pictures = {f"figures/{name}.svg": svg(draw, *sizes.get(name, SIZE)) for name, draw in drawn.items()}
+    for path in SENSITIVITY.glob("*.json"):
+        pictures[f"figures/sensitivity-{path.stem}.svg"] = svg(
+            functools.partial(sensitivity, path.stem), *SIZE
+        )
+    return pictures
 
 
 def svg(draw: Callable[[Any], None], width: float, height: float) -> bytes:
@@ -192,6 +199,25 @@ def logits(axes: Any) -> None:
     axes.plot(exact.flatten(), int8.flatten(), ".", color=BLUE, markersize=1, rasterized=True)
     axes.set(xlabel="logit, float in torch", ylabel="logit, int8 in ONNX Runtime",
              title=f"500 images, 10 classes: the same answer on {100 * same:.1f} %")  # fmt: skip
+
+
+def sensitivity_of(name: str) -> dict[str, Any] | None:
+    """What ``qzoo sensitivity`` measured of a checkpoint; None where nothing is kept."""
+    path = SENSITIVITY / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def sensitivity(name: str, axes: Any) -> None:
+    """The layers that cost most when they alone are quantized."""
+    measured = sensitivity_of(name)
+    assert measured is not None
+    layers = [layer for layer in measured["layers"] if layer["sqnr_db"] is not None][:15]
+    axes.barh([layer["name"] for layer in layers], [layer["sqnr_db"] for layer in layers], color=BLUE)
+    axes.axvline(measured["sqnr_db"], color=RED, linestyle="--")
+    axes.text(measured["sqnr_db"], -0.9, f"all quantized {measured['sqnr_db']:.1f}", color=RED, va="bottom")
+    axes.invert_yaxis()
+    axes.set(xlabel=f"SQNR of the logits with one layer quantized, dB ({measured['images']} images)")
+    axes.tick_params(axis="y", labelsize=7)
 
 
 _COLORS = {"QuantizeLinear": GOLD, "DequantizeLinear": GREEN, "Conv": BLUE, "Add": BLUE, "Relu": GREY}

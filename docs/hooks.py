@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import demo
-from figures import figures
+from figures import figures, sensitivity_of
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -60,6 +60,7 @@ FORMATS = (
     ("weights and activations of 4 bits, stored as int8", "w4a4", "int8"),
     ("weights of 8-bit floating point, E4M3", "w8e4m3a8", "int8"),
 )
+_METHOD = "[how we measure](../benchmark.md)."
 
 
 def generated() -> dict[str, str]:
@@ -152,17 +153,19 @@ def browser(configs: list[Config]) -> str:
         if not own:
             licences = ", ".join(sorted({weights.license for weights in entry.weights.values()}))
             rows.append(
-                (f"[{arch}]({arch}.md)", _family(entry), "classification", "recipe only", *[""] * 5, licences)
+                (f"[{arch}]({arch}.md)", _family(entry), "classification", "recipe only", *[""] * 6, licences)
             )
     head = (
         "name", "family", "task", "weights and activations", "size, MB (of float)", "top-1, %", "drop, points",
-        "agreement, %", "speed-up in ONNX Runtime", "licence",
+        "agreement, %", "latency in ONNX Runtime, ms", "speed-up in ONNX Runtime", "licence",
     )  # fmt: skip
     return f"""# Models
 
-Click a heading to sort, type to filter. Top-1 is of the images that the checkpoint's card names: Fashion-MNIST's test
-images, or images of the ImageNet sample; rows of different data can't be compared. Where only a recipe stands,
-`qzoo build NAME --data DIR` makes the checkpoint, and no figure is claimed.
+Click a heading to sort. The field filters by words, and by limits on columns: `resnet w8a8`, `size<1 drop<0.2`,
+`latency<1 apache`. Latency is of one image on one thread, on the machine that the card names. Top-1 is of the images
+that the card names: Fashion-MNIST's test images, or images of the ImageNet sample; rows of different data can't be
+compared. Where only a recipe stands, `qzoo build NAME --data DIR` makes the checkpoint, and no figure is claimed.
+Reproduce: `qzoo verify --measure` measures what is embedded again, `qzoo benchmark NAME` the latencies.
 
 <div class="filterable" markdown="1">
 
@@ -190,9 +193,25 @@ def _checkpoint_row(config: Config) -> tuple[str, ...]:
         f"{row.top1:.2f}" if row else "",
         drop_text(config) if quantized else "",
         number(row.agreement) if row and quantized else "",
+        _latency_text(config) if quantized else "",
         speedup_text(config) if quantized else "",
         config.license,
     )
+
+
+def _latency_text(config: Config) -> str:
+    """Of the quantized file in ONNX Runtime, one image on one thread."""
+    rows = (row for row in config.latency if (row.runtime, row.batch, row.threads) == ("onnxruntime", 1, 1))
+    return next((f"{row.median_ms:.2f}" for row in rows if row.speedup is not None), "")
+
+
+def _latencies(configs: list[Config]) -> list[tuple[str, ...]]:
+    """Every timed run of some checkpoints."""
+    return [
+        (config.name, row.runtime, row.precision, str(row.batch), str(row.threads), f"{row.median_ms:.2f}",
+         f"{row.p90_ms:.2f}", f"{row.speedup:.2f}" if row.speedup else "", row.machine, row.date)
+        for config in configs for row in config.latency
+    ]  # fmt: skip
 
 
 def model_page(arch: str, configs: list[Config]) -> str:
@@ -201,7 +220,9 @@ def model_page(arch: str, configs: list[Config]) -> str:
     own = [config for config in configs if config.architecture == arch]
     module = importlib.import_module(entry.build.__module__)
     source = Path(module.__file__ or "").resolve().relative_to(ROOT)
-    about = (module.__doc__ or "").strip()
+    about = re.sub(
+        r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", (module.__doc__ or "").strip()
+    )
     float_weights = [
         (f"`{arch}.{tag}`", f"`{weights.sources[0]}`", weights.license)
         for tag, weights in entry.weights.items()
@@ -215,12 +236,28 @@ def model_page(arch: str, configs: list[Config]) -> str:
             (f"[`{config.name}`](../cards/{config.name}.md)", *_checkpoint_row(config)[3:]) for config in own
         ]
         head = ("checkpoint", "bits", "size, MB (of float)", "top-1, %", "drop, points", "agreement, %",
-                "speed-up in ONNX Runtime", "licence")  # fmt: skip
+                "latency in ONNX Runtime, ms", "speed-up in ONNX Runtime", "licence")  # fmt: skip
         parts += [
             "## Checkpoints",
             table(head, rows),
             "Each card has the images behind the figures, latencies with their machine, and the command that made it.",
         ]
+    timed = _latencies(own)
+    if timed:
+        head = ("checkpoint", "runtime", "precision", "batch", "threads", "median, ms", "90 %, ms", "speed-up",
+                "machine", "date")  # fmt: skip
+        parts += [
+            "## Latency",
+            table(head, timed),
+            f"Reproduce: `qzoo benchmark NAME --batch 1 8`; {_METHOD}",
+        ]
+    for config in own:
+        if sensitivity_of(config.name) is not None:
+            parts += [
+                f"## Sensitivity of {config.name}",
+                f"![SQNR of the logits, layer by layer](../figures/sensitivity-{config.name}.svg)",
+                f"The longest bars lose least. Reproduce: `qzoo sensitivity {config.name}`.",
+            ]
     made = any(config.name == example for config in own)
     commands = [] if made else [f"qzoo build {example} --data imagenet"]
     commands += [

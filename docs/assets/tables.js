@@ -1,4 +1,4 @@
-// Tables inside <div class="filterable"> get a field that filters rows by words, and headings that sort.
+// Tables inside <div class="filterable"> get a field that filters rows by words and figures, and headings that sort.
 "use strict";
 
 function keyOf(row, column) {
@@ -12,13 +12,23 @@ function compare(a, b) {
   return typeof a === "number" ? -1 : 1; // figures before words and empty cells
 }
 
+// A word of the text, or a limit such as size<5 on the column whose heading begins so.
+function fits(row, heads, word) {
+  const limit = /^([a-z][a-z-]*)([<>])(-?[\d.]+)$/.exec(word);
+  const column = limit ? heads.findIndex((head) => head.textContent.trim().toLowerCase().startsWith(limit[1])) : -1;
+  if (column < 0) return row.textContent.toLowerCase().includes(word);
+  const value = keyOf(row, column);
+  return typeof value === "number" && (limit[2] === "<" ? value < limit[3] : value > limit[3]);
+}
+
 function enhance(box) {
   const table = box.querySelector("table");
   if (!table || box.querySelector("input")) return;
   const rows = () => Array.from(table.tBodies[0].rows);
+  const heads = Array.from(table.tHead.rows[0].cells);
   const input = document.createElement("input");
   input.type = "search";
-  input.placeholder = "filter by words: name, task, bits, licence";
+  input.placeholder = "filter: resnet w8a8 apache size<5 drop<0.5";
   input.setAttribute("aria-label", "Filter the table");
   input.style.cssText = "width:100%;padding:.5em;margin:.5em 0;border:1px solid;border-radius:.2em;font:inherit";
   const count = document.createElement("p");
@@ -27,14 +37,12 @@ function enhance(box) {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const row of rows()) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
+      row.hidden = !words.every((word) => fits(row, heads, word));
       shown += row.hidden ? 0 : 1;
     }
     count.textContent = `${shown} of ${rows().length}`;
   };
   input.addEventListener("input", filter);
-  const heads = Array.from(table.tHead.rows[0].cells);
   heads.forEach((head, column) => {
     head.tabIndex = 0;
     head.style.cursor = "pointer";
