@@ -187,9 +187,9 @@ def test_python_of_the_card_of_ones_own_checkpoint(
 
 
 def commands() -> list[str]:
-    """Every command of the shell blocks, and of the README's table."""
+    """Every command of the shell blocks, and of the table of commands."""
     lines = [line for name in PAGES for block in blocks(page(name), "bash") for line in block.splitlines()]
-    table = [line for line in page("README.md").splitlines() if line.startswith("|")]
+    table = [line for line in page("docs/commands.md").splitlines() if line.startswith("|")]
     inline = [code for line in table for code in re.findall(r"`((?:qzoo|torchrun) [^`]*)`", line)]
     parts = [part.strip() for line in (*lines, *inline) for part in line.split("&&")]
     return sorted({part for part in parts if part})
