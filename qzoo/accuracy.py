@@ -135,12 +135,14 @@ def decibel(signal: float, noise: float) -> float:
     return -math.inf if signal == 0 else 10 * math.log10(signal / noise)
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Compute the Wilson score interval of a share, in percent (Wilson, 1927, "Probable inference").
+_Z = 1.959964  # quantile of the normal distribution for 95 %
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Compute the 95 % Wilson score interval of a share, in percent (Wilson, 1927, "Probable inference").
 
     Args:
         successes, trials: counts.
-        z: quantile of the normal distribution; the default gives 95 %.
 
     Returns:
         Lower and upper bound, in percent.
@@ -156,8 +158,8 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     if not 0 <= successes <= trials or trials == 0:
         raise ArgumentError(f"{successes} successes of {trials} trials is no share")
     share = successes / trials
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    centre, norm = share + z * z / (2 * trials), 1 + z * z / trials
+    spread = _Z * math.sqrt(share * (1 - share) / trials + _Z * _Z / (4 * trials * trials))
+    centre, norm = share + _Z * _Z / (2 * trials), 1 + _Z * _Z / trials
     return 100 * max(0.0, (centre - spread) / norm), 100 * min(1.0, (centre + spread) / norm)
 
 

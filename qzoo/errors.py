@@ -83,6 +83,9 @@ def printable(text: str) -> str:
     return "\n".join(map(one_line, text.split("\n")))
 
 
-def shown(text: str, length: int = 60) -> str:
+_LONGEST = 60  # characters of a text that a message quotes
+
+
+def shown(text: str) -> str:
     """Quote a text of a file or a user for a message: control characters escaped, and cut where it is long."""
-    return repr(text) if len(text) <= length else f"{text[:length]!r}..."
+    return repr(text) if len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."

@@ -16,16 +16,15 @@ from qzoo.errors import one_line
 from qzoo.files import write_text
 
 
-def print_table(report: Report, width: int | None = None) -> None:
+def print_table(report: Report) -> None:
     """Print all rows to standard output: accuracy and latency, then what the models cost besides.
 
-    Args:
-        width: columns of the terminal; by default its own; where there is none, what the tables need, at least 120.
+    As wide as the terminal; where there is none, as the tables need, at least 120 columns.
     """
     from rich.console import Console
 
-    console, tables = Console(width=width), (_table(report), _costs(report))
-    if width is None and not console.is_terminal:
+    console, tables = Console(), (_table(report), _costs(report))
+    if not console.is_terminal:
         console = Console(width=max(120, *(Console(width=1000).measure(table).maximum for table in tables)))
     for table in tables:
         console.print(table)

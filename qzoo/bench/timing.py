@@ -16,6 +16,8 @@ import numpy as np
 
 from qzoo.progress import track
 
+_DRAWS = 1000  # of a bootstrap
+
 Turn = tuple[Sequence[float], float]
 """What one turn took: wall seconds of each call, and CPU seconds of a call on average."""
 
@@ -108,14 +110,14 @@ def measure(
     return {name: Samples.of(values) for name, values in turns.items()}
 
 
-def ratio(slow: np.ndarray, fast: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:
+def ratio(slow: np.ndarray, fast: np.ndarray) -> tuple[float, float, float]:
     """Return how many times as fast: the ratio of the medians, and its 95 % bootstrap interval over rounds.
 
     Args:
         slow, fast: seconds a call, [rounds] each, of the same rounds (:attr:`Samples.cpu`, :attr:`Samples.wall`).
     """
     generator = np.random.default_rng(0)
-    picks = generator.integers(0, len(slow), (draws, len(slow)))
+    picks = generator.integers(0, len(slow), (_DRAWS, len(slow)))
     resampled = np.median(slow[picks], axis=1) / np.median(fast[picks], axis=1)
     low, high = np.percentile(resampled, (2.5, 97.5))
     return float(np.median(slow) / np.median(fast)), float(low), float(high)

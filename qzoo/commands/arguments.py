@@ -86,13 +86,13 @@ def _workers(text: str) -> int:
     return count
 
 
-def process_arguments(sub: argparse.ArgumentParser, device: str = "cpu") -> None:
+def process_arguments(sub: argparse.ArgumentParser) -> None:
     """Add ``--device``, and ``--timeout`` of the processes that torchrun starts."""
     sub.add_argument(
         "--device",
         choices=["cpu", "cuda", "auto"],
-        default=device,
-        help=f"auto: a GPU for each process where there are enough (default: {device})",
+        default="cpu",
+        help="auto: a GPU for each process where there are enough (default: cpu)",
     )
     sub.add_argument(
         "--timeout",

@@ -26,7 +26,6 @@ class TensorRtRunner(Runner):
 
     Args:
         threads: of no effect; the GPU computes.
-        batches: least, optimal and largest batch size.
 
     Raises:
         ExportError: TensorRT can't parse or build the file; its own messages are in the error.
@@ -34,14 +33,12 @@ class TensorRtRunner(Runner):
 
     runtime = "tensorrt"
 
-    def __init__(
-        self, path: str | os.PathLike[str], threads: int = 1, batches: tuple[int, int, int] = _BATCHES
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         super().__init__(threads)
         import tensorrt as trt
 
         self._logger = trt.Logger(trt.Logger.WARNING)
-        plan = _plan(trt, self._logger, str(existing(path)), batches)
+        plan = _plan(trt, self._logger, str(existing(path)))
         self._runtime = trt.Runtime(self._logger)
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -68,7 +65,7 @@ class TensorRtRunner(Runner):
         return y.to(images.device)
 
 
-def _plan(trt: Any, logger: Any, path: str, batches: tuple[int, int, int]) -> Any:
+def _plan(trt: Any, logger: Any, path: str) -> Any:
     """The serialized engine."""
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -80,7 +77,7 @@ def _plan(trt: Any, logger: Any, path: str, batches: tuple[int, int, int]) -> An
     source = network.get_input(0)
     if source.shape[0] == -1:
         profile = builder.create_optimization_profile()
-        profile.set_shape(source.name, *((batch, *source.shape[1:]) for batch in batches))
+        profile.set_shape(source.name, *((batch, *source.shape[1:]) for batch in _BATCHES))
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

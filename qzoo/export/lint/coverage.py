@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
@@ -13,7 +14,6 @@ from qzoo.export.graph import integer, is_stored
 from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import ORT, TRT, Rule
 from qzoo.export.lint.rules import hits_of
-from qzoo.export.lint.shapes import product
 from qzoo.runtimes.operators import CLAMPS, INTEGER_LAYERS, MOVES, PAIR, WEIGHTED
 
 _WEIGHTS_ALONE = {"MatMulNBits": (0, 1)}
@@ -75,7 +75,7 @@ def covered(
     return found
 
 
-def warn_of_float(path: str | os.PathLike[str], target: str, name: str, stacklevel: int = 3) -> None:
+def warn_of_float(path: str | os.PathLike[str], target: str, name: str) -> None:
     """Warn when less than half of the multiply-adds of a Q/DQ file will run in int8.
 
     Args:
@@ -89,7 +89,7 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str, stacklev
         warnings.warn(
             f"{name}: only {100 * found.share:.3g} % of the multiply-adds ({found.int8} of {found.layers} layers) will "
             f"run in int8 in {target}; `qzoo lint FILE --target {target}` names the reasons",
-            stacklevel=stacklevel,
+            stacklevel=3,
         )
 
 
@@ -153,14 +153,14 @@ def _of_layer(node: ir.Node, shapes: Mapping[str, list[int]]) -> int | None:
     )
     if node.op_type == "MatMulNBits":
         count = integer(node, "N", 0)
-        return product(x) * count if x else None
+        return prod(x) * count if x else None
     if node.op_type == "ConvTranspose":  # every input pixel meets the weights of its channel
-        return product(x) * product(w[1:]) if x and w else None
+        return prod(x) * prod(w[1:]) if x and w else None
     if "Conv" in node.op_type:
-        return product(y) * product(w[1:]) if y and w else None
+        return prod(y) * prod(w[1:]) if y and w else None
     if node.op_type == "Gemm":
         turned = integer(node, "transA", 0)
-        return product(y) * x[0 if turned else -1] if y and x else None
+        return prod(y) * x[0 if turned else -1] if y and x else None
     if y and x:
-        return product(y) * x[-1]
-    return product(x) * w[-1] if x and w else None
+        return prod(y) * x[-1]
+    return prod(x) * w[-1] if x and w else None

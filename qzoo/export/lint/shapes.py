@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import onnx
 from onnx import ModelProto, TensorProto
 
@@ -31,7 +33,7 @@ def shapes_of(model: ModelProto) -> dict[str, list[int]]:
         if dims and not dims[0].dim_value:
             dims[0].dim_value = 1
     for tensor in stored.values():
-        if product(list(tensor.dims)) > _LARGE or tensor.data_location == TensorProto.EXTERNAL:
+        if prod(tensor.dims) > _LARGE or tensor.data_location == TensorProto.EXTERNAL:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             graph.input.append(value)
         else:
@@ -49,7 +51,7 @@ def shapes_of(model: ModelProto) -> dict[str, list[int]]:
 
 def _is_safe(model: ModelProto) -> bool:
     """Whether no shape that is computed in the graph grows without end, as by Concat(x, x) again and again."""
-    sizes = {tensor.name: product(list(tensor.dims)) for tensor in model.graph.initializer}
+    sizes = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
     for node in (n for top in model.graph.node for n in (top, *nodes_within(top))):
         if node.op_type not in _OF_SHAPES:
             continue
@@ -60,11 +62,3 @@ def _is_safe(model: ModelProto) -> bool:
             return False
         sizes.update(dict.fromkeys(node.output, size))
     return True
-
-
-def product(sizes: list[int] | None) -> int:
-    """Return how many numbers a tensor of these sizes has."""
-    found = 1
-    for size in sizes or ():
-        found *= size
-    return found
