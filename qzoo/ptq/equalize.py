@@ -24,18 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.errors import CalibrationError, QuantizationError
+from qzoo.errors import CalibrationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attached, images_of
-from qzoo.ptq.layers import Layer, layers_of
+from qzoo.ptq.layers import Layer, layers_of, rescaling
 from qzoo.ptq.statistics import Channels
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers_off
 from qzoo.zoo.checkpoint import replace_relu6
-
-_TOLERANCE = 1e-3  # of the largest output, on the first batch
 
 
 @dataclass(frozen=True)
@@ -102,23 +100,14 @@ def equalize(
     """
     batches = [images_of(batch) for batch in loader]
     layers = layers_of(model, batches[0][:1] if batches else None, calibrated=False)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    with evaluating(model), quantizers_off(model):
-        expected = model(batches[0])
+    cause = "an activation between two of its layers is read elsewhere too"
+    with rescaling(model, batches[0], "equalization", cause):
         pairs = _pairs(model, layers, batches[0][:1])
         if statistics is None:
             channels = _measure(model, pairs, batches, progress)
         else:
             channels = {b.name: _Channels.expected(statistics[b.name]) for _, b in pairs}
-        done = [_equalize(a, b, channels[b.name]) for a, b in pairs]
-        change = (model(batches[0]) - expected).abs().max().item()
-    if not change <= _TOLERANCE * expected.abs().max().item():
-        model.load_state_dict(state)
-        raise QuantizationError(
-            f"equalization would change the model's output by {change:.3g}: an activation between two of its "
-            "layers is read elsewhere too"
-        )
-    return done
+        return [_equalize(a, b, channels[b.name]) for a, b in pairs]
 
 
 def some(pairs: list[Equalization]) -> list[Equalization]:

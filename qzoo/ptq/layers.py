@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +12,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qzoo.errors import CalibrationError
+from qzoo.errors import CalibrationError, QuantizationError
 from qzoo.ptq.calls import calls_of
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.quant.nn.modules.quant_conv_same import pad_same
 from qzoo.quantizers import quantizers_off
+
+_TOLERANCE = 1e-3  # of the largest output, on the first batch
+
+
+@contextmanager
+def rescaling(model: nn.Module, images: Tensor, what: str, cause: str) -> Iterator[None]:
+    """Rescale weights within, in eval mode and without quantizers, such that the model's output stays.
+
+    Args:
+        images: a batch that the output is compared on.
+        what, cause: the operation and why it may change the output, for the error.
+
+    Raises:
+        QuantizationError: the output has changed; the weights are as before.
+    """
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with evaluating(model), quantizers_off(model):
+        expected = model(images)
+        yield
+        change = (model(images) - expected).abs().max().item()
+    if not change <= _TOLERANCE * expected.abs().max().item():
+        model.load_state_dict(state)
+        raise QuantizationError(f"{what} would change the model's output by {change:.3g}: {cause}")
 
 
 @dataclass(frozen=True)

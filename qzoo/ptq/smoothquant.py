@@ -16,17 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
+from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attached, images_of
-from qzoo.quant.fold import evaluating
+from qzoo.ptq.layers import rescaling
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
-from qzoo.quantizers import quantizers_off
 
 ALPHA = 0.5
 ALPHAS = (0.15, 0.5, 0.85)  # what is tried where it is searched
-_TOLERANCE = 1e-3  # of the largest output, on the first batch
 
 
 @dataclass(frozen=True)
@@ -72,20 +70,11 @@ def smooth(
     batches = [images_of(batch) for batch in loader]
     if not batches:
         raise CalibrationError("the loader gave no images; pass calibration images")
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    with evaluating(model), quantizers_off(model):
-        expected = model(batches[0])
+    cause = "the output of a LayerNorm is read by something that is no quantized linear layer"
+    with rescaling(model, batches[0], "smoothing", cause):
         readers = _readers(model, batches[0][:1])
         largest = _largest(model, list(readers), batches, progress)
-        done = [_smooth(model, name, found, largest[name], alpha) for name, found in readers.items()]
-        change = (model(batches[0]) - expected).abs().max().item()
-    if not change <= _TOLERANCE * expected.abs().max().item():
-        model.load_state_dict(state)
-        raise QuantizationError(
-            f"smoothing would change the model's output by {change:.3g}: the output of a LayerNorm is read by "
-            "something that is no quantized linear layer"
-        )
-    return done
+        return [_smooth(model, name, found, largest[name], alpha) for name, found in readers.items()]
 
 
 def _readers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
