@@ -13,6 +13,7 @@ whatever the target, so one checkpoint serves all runtimes.
 | ``pool`` | the input of an average pooling | CPU runtimes |
 | ``activation`` | what is read in float, behind an int8 kernel | ONNX Runtime, whose kernels need a Q right behind |
 | ``output`` | the classifier's output | CPU runtimes |
+| ``norm`` | the input of a LayerNorm behind a convolution | ONNX Runtime, TensorRT: the convolution writes int8 |
 | ``product`` | an operand of a product of two activations | TensorRT, OpenVINO (ONNX Runtime gains nothing) |
 | ``stream`` | either input of an add between LayerNorms | no target: the adds of a transformer stay in float |
 """
@@ -30,7 +31,7 @@ DEFAULT_TARGET = "onnxruntime"
 
 # Of a dataclass field: config.json leaves it out where it has its default.
 OPTIONAL = {"optional": True}
-ROLES = ("input", "weight", "residual", "branch", "pool", "output", "activation", "product", "stream")
+ROLES = ("input", "weight", "residual", "branch", "pool", "output", "activation", "norm", "product", "stream")
 # As str(Scheme) writes it: no leading zeros, no digits of other scripts, so that a scheme has one name.
 SCHEME_PATTERN = r"w([1-9][0-9]{0,4})(e4m3|e5m2)?(?:g([1-9][0-9]{0,4}))?a([1-9][0-9]{0,4})"
 _SCHEME = re.compile(SCHEME_PATTERN)
@@ -63,10 +64,18 @@ TARGETS = {
     target.name: target
     for target in (
         Target(
-            "tensorrt", frozenset({"input", "weight", "residual", "product"}), unsigned=False, affine=False
+            "tensorrt",
+            frozenset({"input", "weight", "residual", "norm", "product"}),
+            unsigned=False,
+            affine=False,
         ),
         Target("onnxruntime", frozenset(ROLES) - {"product", "stream"}, unsigned=True, affine=True),
-        Target("openvino", frozenset(ROLES) - {"branch", "activation", "stream"}, unsigned=True, affine=True),
+        Target(
+            "openvino",
+            frozenset(ROLES) - {"branch", "activation", "norm", "stream"},
+            unsigned=True,
+            affine=True,
+        ),
     )
 }
 

@@ -13,7 +13,7 @@ from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.quantizers import activation_descriptor, activation_quantizer, set_target, weight_descriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, as_scheme, with_target
 
-ALL = {"input", "weight", "residual", "branch", "pool", "output", "activation", "product", "stream"}
+ALL = {"input", "weight", "residual", "branch", "pool", "output", "activation", "norm", "product", "stream"}
 
 
 def test_text_and_scheme_are_one() -> None:
@@ -81,9 +81,9 @@ def test_descriptors() -> None:
 def test_roles_and_targets_as_documented() -> None:
     assert set(ROLES) == ALL
     assert {name: (set(t.roles), t.unsigned) for name, t in TARGETS.items()} == {
-        "tensorrt": ({"input", "weight", "residual", "product"}, False),
+        "tensorrt": ({"input", "weight", "residual", "norm", "product"}, False),
         "onnxruntime": (ALL - {"product", "stream"}, True),
-        "openvino": (ALL - {"branch", "activation", "stream"}, True),
+        "openvino": (ALL - {"branch", "activation", "norm", "stream"}, True),
     }
 
 

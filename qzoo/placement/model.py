@@ -491,7 +491,7 @@ _ATTENTION = ("query_quantizer", "key_quantizer", "value_quantizer")
 
 
 def _name(function: str, role: str, place: int) -> str:
-    if role in ("residual", "branch", "pool", "activation"):
+    if role in ("residual", "branch", "pool", "activation", "norm"):
         return f"{role}_quantizer"
     if role == "stream":
         return ("residual_quantizer", "branch_quantizer")[place]

@@ -9,7 +9,9 @@ A quantizer sits on an edge, from a value to an operation that reads it, with a 
   an integer kernel makes an operand, it is an ``input`` as elsewhere.
 * ``pool``: of averages.
 * ``activation``: what only ONNX Runtime wants: its integer kernels need a Q right behind them, where the others
-  compute an activation, a BatchNorm or a LayerNorm with the layer before, or in float.
+  compute an activation or a BatchNorm with the layer before, or in float.
+* ``norm``: of a LayerNorm behind a convolution, as in ConvNeXt. TensorRT wants it too: by NVIDIA's Model Optimizer
+  (pull request 1117) its convolutions are faster where they write int8.
 * ``output``: of the last layer.
 
 Values that an operation only hands on, or joins, have one range together with what they are made of: a class.
@@ -249,7 +251,11 @@ class _Decision:
             ):
                 continue  # the residual stream of a transformer: a Q before each norm would bring no speed
             elif reader.function.known or reader.layer:
-                self._set(reader, place, "activation", True)
+                maker = _source(value).maker
+                convolved = maker is not None and operator_of(maker).name == "Conv"
+                self._set(
+                    reader, place, "norm" if convolved and _is_layer_norm(reader) else "activation", True
+                )
             else:
                 self._leave(reader, "an operation that qzoo does not know, between layers in int8")
 

@@ -115,6 +115,43 @@ def test_a_scale_behind_the_product_moves_before_the_pair(tmp_path: Path) -> Non
         assert sqnr(model(images), OnnxRuntimeRunner(path)(images)) > 60
 
 
+class NextBlock(nn.Module):
+    """As in ConvNeXt: a depthwise convolution, LayerNorm over channels last, two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.fc1, self.fc2 = nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        x = x + self.fc2(nn.functional.gelu(self.fc1(y))).permute(0, 3, 1, 2)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_convolution_before_layernorm_writes_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 16, 16)
+    model = qzoo.quantize(NextBlock().eval(), images, target="tensorrt")
+    qzoo.calibrate(model, [images], progress=False)
+    path = export_onnx(model, tmp_path / "model.onnx", target="tensorrt", example=images, dtype="float16")
+    graph = onnx.load(path).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    node, chain = next(n for n in graph.node if n.op_type == "LayerNormalization"), []
+    while node.op_type != "Conv":
+        node = makers[node.input[0]]
+        chain.append(node.op_type)
+    assert chain == ["DequantizeLinear", "QuantizeLinear", "Transpose", "Conv"]
+    with torch.no_grad():
+        assert sqnr(model(images), OnnxRuntimeRunner(path)(images)) > 30
+    names = {name for name, quantizer in quantizers(model).items() if quantizer.role == "norm"}
+    assert names == {"norm.norm_quantizer"}
+    set_target(model, "openvino")
+    assert not quantizers(model)["norm.norm_quantizer"].is_on
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_float16_of_convolutions_and_of_half_models(build, tmp_path: Path, dtype: torch.dtype) -> None:
     model, images = build("resnet8", 28)
