@@ -47,6 +47,11 @@ class Epochs:
         take(rank, world)
         return True
 
+    def give_back(self) -> None:
+        """Leave the loader as it was before :meth:`take`."""
+        if callable(take := getattr(self.loader, "take", None)):
+            take(0, 1)
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its batches to leave out."""
         self.epoch = epoch

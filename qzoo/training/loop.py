@@ -122,6 +122,7 @@ def train(
             training.log.append(training.row(epochs, epoch, eval_loader, progress, save_every))
             training.save(0)
             _write_logs(folder, training.log, tensorboard, group)
+    epochs.give_back()
     training.finish()
     return training.log
 

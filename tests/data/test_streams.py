@@ -99,6 +99,10 @@ def write(kind: str, folder: Path) -> str:
     return {"wds": write_shards, "parquet": write_parquet, "npz": write_npz}[kind](folder)
 
 
+def labels_of(loader: object) -> list[list[int]]:
+    return [labels.tolist() for _, labels in loader]  # type: ignore[attr-defined]
+
+
 CARD = """---
 dataset_info:
   features:
@@ -225,6 +229,28 @@ def test_a_broken_file_of_a_folder_is_skipped_if_asked(tmp_path: Path) -> None:
         list(load_data(SMALL, "folders", tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "hfds"])
+def test_files_of_rows_are_read_one_by_one(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files whose rows are counted, and a data set that says how many rows all of its files have."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra 'data'")
+    monkeypatch.setattr("qzoo.data.sources._LARGE", 3)
+    (tmp_path / "set").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for i, (start, stop) in enumerate([(0, 4), (4, 7), (7, 10)]):
+        rows = [{"bytes": png(p), "path": ""} for p in PIXELS[start:stop]]
+        table = datasets.Dataset.from_dict({"image": rows, "label": LABELS[start:stop]}, features)
+        table.to_parquet(tmp_path / "set" / f"test-{i}.parquet")
+    (tmp_path / "set" / "README.md").write_text(CARD)
+    loader = load_data(SMALL, "imagenet-1k", f"{kind}:{tmp_path / 'set'}", subset="2:", batch_size=2)
+    assert labels_of(loader) == [LABELS[2:4], LABELS[4:6], LABELS[6:7], LABELS[7:9], LABELS[9:]]
+    parts = [[y.tolist() for _, (_, y) in Group(rank, 3).deal(loader)] for rank in range(3)]
+    assert parts == [[LABELS[2:4]], [LABELS[4:6], LABELS[6:7]], [LABELS[7:9], LABELS[9:]]]
+    epoch = load_training_data(SMALL, "imagenet-1k", f"{kind}:{tmp_path / 'set'}", batch_size=5)
+    assert sorted(label for labels in labels_of(epoch) for label in labels) == sorted(LABELS)
+
+
 # ---- shards ----
 
 
@@ -337,10 +363,6 @@ def test_nothing_is_unpickled_and_no_shell_is_run(tmp_path: Path) -> None:
 
 
 # ---- epochs ----
-
-
-def labels_of(loader: object) -> list[list[int]]:
-    return [labels.tolist() for _, labels in loader]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", KINDS)
