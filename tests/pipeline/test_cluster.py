@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -12,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from qzoo.__main__ import main
 from qzoo.config import CalibrationRecord
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.pipeline.build_all import build_all, is_complete
-from qzoo.pipeline.cluster import Cluster
+from qzoo.pipeline.cluster import Cluster, _Table
 from qzoo.pipeline.plan import BuildJob
 from qzoo.zoo.request import new_config
 
@@ -83,6 +85,30 @@ def test_a_killed_worker_goes_on_and_the_files_are_those_of_a_plain_build(data: 
     again: list[str] = []
     assert build_all(job, report=again.append).keys() == {BROKEN}
     assert [line for line in again if line.endswith(": complete")] == [f"{name}: complete" for name in NAMES]
+
+
+def test_the_table_says_what_each_checkpoint_does() -> None:
+    said: list[str] = []
+    with _Table(("one-w8a8", "two-w8a8", "three-w8a8"), said.append, show=False) as table:
+        table.add("one-w8a8", "begun on host-a, process 7")
+        table.add("one-w8a8", "calibrate")
+        table.add("two-w8a8", "begun on host-a, process 8")
+        table.add("two-w8a8", "begun on host-b, process 9")
+        table.end("two-w8a8", "no such weights")
+    console = Console(width=100, file=io.StringIO())
+    console.print(table.render())
+    rows = {
+        words[0]: words[1:-1]
+        for line in console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        if (words := [word.strip() for word in line.strip("│").split("│")])[0].endswith("w8a8")
+    }
+    assert rows == {
+        "one-w8a8": ["calibrate", "host-a", "1"],
+        "two-w8a8": ["no such weights", "host-b", "2"],
+        "three-w8a8": ["waits", "", ""],
+    }
+    assert said[1] == "one-w8a8: calibrate"
+    assert said[-1] == "two-w8a8: no such weights"
 
 
 @pytest.mark.parametrize(
