@@ -163,12 +163,18 @@ class _Decision:
         return max(ends, key=lambda place: (self.depth[operation.operands[place]], -place), default=-1)  # type: ignore[index]
 
     def _is_fused(self, value: Value) -> bool:
-        """The output of a layer, through BatchNorm, scale and moves, that has one reader."""
+        """The output of a layer, through BatchNorm, scale, ReLU and moves, that has one reader.
+
+        OpenVINO computes all of these with the add, and leaves out a Q between.
+        """
         while len(value.readers) == 1 and not value.returned and value.maker is not None:
             maker = value.maker
             if maker.function.name in LAYERS:
                 return True
-            passes = operator_of(maker).kind == "move" or operator_of(maker).name == "BatchNormalization"
+            passes = (
+                operator_of(maker).kind in ("move", "clamp")
+                or operator_of(maker).name == "BatchNormalization"
+            )
             scales = (
                 operator_of(maker).kind == "arithmetic" and sum(v is not None for v in maker.operands) == 1
             )

@@ -77,6 +77,24 @@ def narrow(d: Sketch, x: str) -> str:
     return d.pair(x, UINT8, F32(0.0317))
 
 
+def image(d: Sketch) -> str:
+    return d.pair("image", INT8, F32(0.0217))
+
+
+def beside(d: Sketch) -> str:
+    """What is added to a convolution, quantized."""
+    return d.pair(d.op("MaxPool", "image", kernel_shape=[1, 1]), INT8, F32(0.0317))
+
+
+def steps(d: Sketch, x: str, zero=UINT8) -> str:
+    return d.pair(x, zero, F32(0.05))
+
+
+def added(d: Sketch, a: str, b: str, relu: bool = False) -> str:
+    total = d.op("Add", a, b)
+    return d.layer(d.pair(d.op("Relu", total) if relu else total, UINT8, F32(0.0437)))
+
+
 def joined(d: Sketch) -> str:
     """A Concat that nothing else has to do with."""
     return concat(d, d.op("Exp", "image"), "image")
@@ -297,6 +315,43 @@ FORMS: dict[str, dict[str, Form]] = {
         ),
         "multiply, fixed": Form(lambda d: d.op("Mul", x := average(d), d.op("Tanh", x)), True, 2),
         "sigmoid": Form(lambda d: d.op("Sigmoid", average(d)), False),
+    },
+    "branch-not-rounded": {
+        "convolution": Form(lambda d: added(d, beside(d), steps(d, d.layer(image(d)), INT8)), True),
+        "convolution, fixed": Form(lambda d: added(d, beside(d), steps(d, d.layer(image(d)), INT8)), True, 2),
+        "ReLU": Form(lambda d: added(d, beside(d), steps(d, d.op("Relu", d.layer(image(d))))), True),
+        "Clip": Form(
+            lambda d: added(
+                d, beside(d), steps(d, d.op("Clip", d.layer(image(d)), d.const(F32(0)), d.const(F32(6))))
+            ),
+            True,
+        ),
+        "a factor": Form(
+            lambda d: added(d, beside(d), steps(d, d.op("Mul", d.layer(image(d)), d.const(F32(0.7))), INT8)),
+            True,
+        ),
+        "beside float": Form(lambda d: added(d, "image", steps(d, d.op("Relu", d.layer(image(d))))), True),
+        "ReLU behind": Form(
+            lambda d: added(d, beside(d), steps(d, d.op("Relu", d.layer(image(d)))), relu=True), True
+        ),
+        "no Q": Form(lambda d: added(d, beside(d), d.op("Relu", d.layer(image(d)))), False),
+        "another convolution without Q": Form(
+            lambda d: added(d, d.op("Relu", d.layer(image(d))), steps(d, d.op("Relu", d.layer(image(d))))),
+            False,
+        ),
+        "two": Form(
+            lambda d: added(
+                d, steps(d, d.op("Relu", d.layer(image(d)))), steps(d, d.op("Relu", d.layer(image(d))))
+            ),
+            True,
+        ),
+        "sigmoid": Form(lambda d: added(d, beside(d), steps(d, d.op("Sigmoid", d.layer(image(d))))), False),
+        "another reader": Form(
+            lambda d: [added(d, beside(d), x := steps(d, d.op("Relu", d.layer(image(d))))), d.layer(x)], False
+        ),
+        "no Q behind": Form(
+            lambda d: d.op("Add", beside(d), steps(d, d.op("Relu", d.layer(image(d))))), False
+        ),
     },
     "maximum-before-q": {
         "ReduceMax": Form(lambda d: d.layer(d.pair(maximum(d, bare(d, True)), INT8), 8, 1), True),

@@ -243,6 +243,27 @@ def test_a_classifier_that_is_a_convolution_is_the_last_layer() -> None:
     ]
 
 
+class Activated(nn.Module):
+    """A layer is added behind its ReLU, as in the branches of an HRNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + x) + F.relu6(self.conv1(x))
+
+
+def test_the_branch_of_an_add_may_be_a_relu() -> None:
+    """OpenVINO computes it with the add, and leaves out a Q between (``branch-not-rounded`` of lint)."""
+    torch.manual_seed(0)
+    made = qzoo.quantize(Network(Activated()).eval(), torch.randn(2, 3, SIZE, SIZE))
+    roles = {n: q.role for n, q in quantizers(made.block).items() if "conv" not in n}
+    assert sorted(roles.values()) == ["branch", "branch", "residual", "residual"]
+    relu6 = [q for q in quantizers(made.block).values() if q.role == "branch" and q.nonnegative]
+    assert len(relu6) == 1
+
+
 def test_a_shuffle_has_one_range() -> None:
     _, made, _ = quantized("shuffle")
     names = ("move_quantizer", "conv._input_quantizer", "concat_quantizer")

@@ -202,6 +202,46 @@ def _quantized_next(node: ir.Node) -> bool:
     return [reader.op_type for reader in behind] == ["QuantizeLinear"]
 
 
+def _unrounded_branch(graph: Graph) -> Hits:
+    for add in graph.of("Add"):
+        behind = [node.op_type for node in readers(add.outputs[0])]
+        if is_output(add) or not {"QuantizeLinear", "Relu"} & set(behind):
+            continue
+        if any(_fused_layer(graph, value) for value in add.inputs):
+            continue  # that one is computed with the add
+        pairs = [_pair_between(graph, value) for value in add.inputs]
+        yield from ((*pair, add) for pair in pairs if pair)
+
+
+def _pair_between(graph: Graph, value: ir.Value | None) -> tuple[ir.Node, ...]:
+    """A convolution and the Q behind it, where that and its DQ are read by one operator alone."""
+    dq = made_by(value, "DequantizeLinear")
+    q = made_by(dq.inputs[0], "QuantizeLinear") if dq is not None else None
+    if dq is None or q is None or not len(readers(q.outputs[0])) == len(readers(dq.outputs[0])) == 1:
+        return ()
+    layer = _fused_layer(graph, q.inputs[0], graph.zero_point(q))
+    return () if layer is None else (layer, q)
+
+
+def _fused_layer(graph: Graph, value: ir.Value | None, zero: np.ndarray | None = None) -> ir.Node | None:
+    """The int8 convolution whose result the value is, behind ReLU, Clip or a constant factor without other readers.
+
+    Args:
+        zero: of the Q that reads the value: behind a ReLU, one with levels below zero is rounded.
+    """
+    node, clamped = maker(value), False
+    while node is not None and len(readers(node.outputs[0])) == 1 and not is_output(node):
+        if node.op_type in CONVOLUTIONS:
+            signed = zero is not None and bool(zero.any())
+            return node if _has_int8_weight(graph, node) and not (clamped and signed) else None
+        scales = node.op_type == "Mul" and any(map(is_stored, node.inputs))
+        if node.op_type not in CLAMPS and not scales:
+            return None
+        clamped = clamped or node.op_type in CLAMPS
+        node = next((found for source in node.inputs if (found := maker(source)) is not None), None)
+    return None
+
+
 def _maximum(graph: Graph) -> Hits:
     for node in graph.of(*EXTREMA):
         if node.op_type != "ReduceMin" and graph.is_dequantized(node.inputs[0]):
@@ -353,6 +393,13 @@ RULES = (
         "of each channel, OpenVINO rounds the average to the steps of its input.",
         "Quantize the average with a scale of its own, or write a depthwise convolution of ones.",
         _rounded_average,
+    ),
+    Rule(
+        "branch-not-rounded",
+        (OV,),
+        "OpenVINO computes a convolution with the Add behind it, and leaves out the Q/DQ pair between the two.",
+        "Quantize only the other input of the add (target 'openvino' of qzoo.export_onnx).",
+        _unrounded_branch,
     ),
     Rule(
         "maximum-before-q",
