@@ -39,10 +39,13 @@ def in_onnx_export() -> bool:
     return recording and _writes_onnx()
 
 
-@torch.compiler.assume_constant_result
 def _writes_onnx() -> bool:
     # Asked directly, dynamo takes the answer to be False, and the exporter's second try (strict) goes on.
     return torch.onnx.is_in_onnx_export()
+
+
+# torch.compiler.assume_constant_result does this, and imports dynamo for it, which takes longer than all of qzoo.
+_writes_onnx._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_calibrated(q: TensorQuantizer) -> None:
