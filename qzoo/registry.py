@@ -371,7 +371,22 @@ def import_models(where: str) -> None:
         )
     if is_file and Path(spec.origin or "").resolve() != path.resolve():
         raise ArgumentError(f"{where} has the name of the module {name} ({spec.origin}); rename the file")
-    importlib.import_module(name)
+    module = importlib.import_module(name)
+    module.__dict__["__qzoo_file__"] = path.name if is_file else ""
+
+
+def function_of_file(file: str, name: str) -> Callable[[], Any] | None:
+    """Find a function of a file that :func:`import_models` has imported; None where it was never given that file.
+
+    Args:
+        file: its name without folders, such as ``"my_net.py"``.
+        name: of the function.
+    """
+    module = sys.modules.get(Path(file).stem)
+    if module is None or module.__dict__.get("__qzoo_file__") != file:
+        return None
+    found = module.__dict__.get(name)
+    return found if callable(found) else None
 
 
 @functools.cache

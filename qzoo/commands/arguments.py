@@ -58,10 +58,11 @@ def import_given(args: argparse.Namespace) -> None:
 
 
 def checkpoint_folder(text: str | None) -> Path | None:
-    """Find the folder that ``--float`` gives, or names. Raises QzooError where there is neither."""
+    """Find the folder that ``--float`` gives or names; a factory stays as it is. Raises QzooError for anything else."""
+    from qzoo.placement.factory import is_factory
     from qzoo.zoo import hub
 
-    return None if text is None else hub.locate(text)
+    return None if text is None else Path(text) if is_factory(text) else hub.locate(text)
 
 
 def own_folder(text: str) -> Path:

@@ -33,19 +33,19 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    import torch
+
+    import qzoo
     from qzoo.config import config_of
     from qzoo.export.onnx import export_onnx
     from qzoo.pipeline.calibrate import quantize_to
     from qzoo.pipeline.parts import calibration_images
-    from qzoo.placement.factory import quantize_factory
+    from qzoo.placement.factory import build_float, preprocessing_of
 
-    model = quantize_factory(
-        args.network,
-        args.scheme,
-        args.target,
-        size=args.size,
-        pretrained=not args.random,
-        exclude=tuple(args.exclude),
+    network = build_float(args.network, pretrained=not args.random, size=args.size)
+    example = torch.zeros(1, *preprocessing_of(network, args.size).input_size)
+    model = qzoo.quantize(
+        network, example, args.scheme, args.target, exclude=args.exclude, factory=args.network
     )
     config = config_of(model)
     plan = Plan(calibration_subset=args.subset).changed(

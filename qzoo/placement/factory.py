@@ -6,66 +6,87 @@ its user names the file, and never because a checkpoint does.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from qzoo.config import Arguments, Config
+from qzoo.config import Arguments, Config, FloatSource
 from qzoo.errors import ArgumentError, CheckpointError, MissingDependencyError, shown
-from qzoo.placement.model import quantize
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from qzoo.registry import import_models
+from qzoo.registry import function_of_file, import_models
 from qzoo.scheme import Scheme
 
 _PACKAGES = ("timm", "torchvision")
 
 
-def build_float(factory: str, pretrained: bool = False, num_classes: int | None = None) -> nn.Module:
+def build_float(
+    factory: str, pretrained: bool = False, arguments: Arguments | None = None, size: int | None = None
+) -> nn.Module:
     """Build the float network that a factory names.
 
     Args:
         factory: ``"timm:resnet18"``, ``"torchvision:resnet18"``, or ``"net.py:make"``, a function without arguments.
         pretrained: with the package's own default weights, which it may download; a file's function decides itself.
-        num_classes: None for the package's default.
+        arguments: classes and channels of one with random weights; None for the package's default.
+        size: of the images, for networks of timm that are built for one size.
 
     Returns:
         The module, in eval mode.
 
     Raises:
         ArgumentError: a factory of another form, or one that does not exist or gives no module.
+        CheckpointError: weights that can't be downloaded.
         MissingDependencyError: the package is not installed.
 
     Example:
         >>> type(build_float("torchvision:resnet18")).__name__
         'ResNet'
     """
-    where, _, name = factory.rpartition(":")
-    if where.endswith(".py") and name.isidentifier():
-        model = _from_file(where, name)
-    elif where in _PACKAGES and name:
-        model = _from_package(where, name, pretrained, num_classes)
+    where, name = _parts(factory)
+    if where in _PACKAGES:
+        model = _from_package(where, name, pretrained, arguments, size)
     else:
+        model = _from_file(where, name)
+    return _module_of(factory, model)
+
+
+def _module_of(factory: str, made: Any) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise ArgumentError(f"{factory} gives a {type(made).__name__}, not a torch.nn.Module")
+    return made.eval()
+
+
+def is_factory(text: str) -> bool:
+    """Whether a text has the form of a factory."""
+    where, _, name = text.rpartition(":")
+    return (where in _PACKAGES and bool(name)) or (where.endswith(".py") and name.isidentifier())
+
+
+def _parts(factory: str) -> tuple[str, str]:
+    """Package or file, and the name in it."""
+    if not is_factory(factory):
         raise ArgumentError(
             f"{shown(factory)} names no network; expected timm:NAME, torchvision:NAME or FILE.py:FACTORY"
         )
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"{factory} gives a {type(model).__name__}, not a torch.nn.Module")
-    return model.eval()
+    where, _, name = factory.rpartition(":")
+    return where, name
 
 
 def _from_file(path: str, name: str) -> Any:
     import_models(path)
-    function = getattr(importlib.import_module(Path(path).stem), name, None)
-    if not callable(function):
+    function = function_of_file(Path(path).name, name)
+    if function is None:
         raise ArgumentError(f"{path} has no function {name!r} that makes the network")
     return function()
 
 
-def _from_package(package: str, name: str, pretrained: bool, num_classes: int | None) -> Any:
+def _from_package(
+    package: str, name: str, pretrained: bool, arguments: Arguments | None, size: int | None
+) -> Any:
     try:
         module: Any = importlib.import_module(package)
     except ImportError as error:
@@ -73,22 +94,31 @@ def _from_package(package: str, name: str, pretrained: bool, num_classes: int | 
     known = module.list_models() if package == "timm" else module.models.list_models()
     if name.partition(".")[0] not in known:
         raise ArgumentError(f"{package} {module.__version__} has no network {shown(name)}")
-    classes = {} if num_classes is None else {"num_classes": num_classes}
+    build = module.create_model if package == "timm" else module.models.get_model
+    options: dict[str, Any] = {} if arguments is None else {"num_classes": arguments.num_classes}
     if package == "timm":
-        return module.create_model(name, pretrained=pretrained, **classes)
-    if pretrained:
-        return module.models.get_model(
-            name, weights="DEFAULT", **({} if num_classes in (None, 1000) else classes)
+        options |= {"pretrained": pretrained} | (
+            {} if arguments is None else {"in_chans": arguments.in_channels}
         )
-    quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return module.models.get_model(name, weights=None, **quiet, **classes)
+        told = module.get_pretrained_cfg(name)
+        if size is not None and told is not None and told.fixed_input_size:
+            options["img_size"] = size
+    else:
+        options["weights"] = "DEFAULT" if pretrained else None
+        if not pretrained and name in ("googlenet", "inception_v3"):
+            options["init_weights"] = False
+    try:
+        return build(name, **options)
+    except OSError as error:  # of the download
+        raise CheckpointError(f"{package}:{name}: its weights can't be had: {error}") from error
 
 
-def preprocessing_of(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> Preprocessing:
-    """Return the preprocessing that a model of timm says, else ImageNet's; for images of ``input_size``."""
+def preprocessing_of(model: nn.Module, size: int | tuple[int, int, int] | None = None) -> Preprocessing:
+    """Return the preprocessing that a model of timm says, else ImageNet's; for images of another size or shape."""
     told: Any = getattr(model, "pretrained_cfg", None)
     told = told if isinstance(told, dict) else {}
-    size = input_size or tuple(told.get("input_size") or (3, 224, 224))
+    own = tuple(told.get("input_size") or (3, 224, 224))
+    size = own if size is None else (own[0], size, size) if isinstance(size, int) else size
     mean, std = tuple(told.get("mean") or IMAGENET_MEAN), tuple(told.get("std") or IMAGENET_STD)
     if len(mean) != size[0]:
         mean, std = (0.5,) * size[0], (0.5,) * size[0]
@@ -98,82 +128,107 @@ def preprocessing_of(model: nn.Module, input_size: tuple[int, int, int] | None =
     return Preprocessing(size, crop if 0.1 <= crop <= 1 else 0.875, interpolation, mean, std)
 
 
-def quantize_factory(
-    factory: str,
-    scheme: str | Scheme = "w8a8",
-    target: str | None = None,
-    *,
-    size: int | None = None,
-    pretrained: bool = True,
-    exclude: tuple[str, ...] = (),
-) -> nn.Module:
-    """Quantize the network that a factory names: build it, place quantizers, and note in a config where it is from.
+def known_factory(model: nn.Module) -> str:
+    """Return where a model of timm says that it is from, ``"timm:NAME"``; "" for any other."""
+    told: Any = getattr(model, "pretrained_cfg", None)
+    if not isinstance(told, dict) or not type(model).__module__.startswith("timm."):
+        return ""
+    name = told.get("architecture")
+    if not isinstance(name, str):
+        return ""
+    return f"timm:{name}.{told['tag']}" if told.get("tag") else f"timm:{name}"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Compute the SHA-256 of a float model's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def factory_config(
+    factory: str, model: nn.Module, scheme: Scheme, image: Tensor, result: Tensor, exclude: tuple[str, ...]
+) -> Config:
+    """Make the config of what :func:`qzoo.quantize` makes of a network, so that it can be saved.
 
     Args:
-        factory, pretrained: see :func:`build_float`.
-        scheme, target, exclude: see :func:`qzoo.quantize`.
-        size: of the images; by default what timm says of the network, else 224.
-
-    Returns:
-        The quantized model, to be calibrated, with its config as ``qzoo_config``.
+        factory: see :func:`build_float`; of a file, its path is left out.
+        model: the float network.
+        scheme: of the quantizers.
+        image, result: what it was run on, [1, C, H, W], and what it gave, [1, classes, ...].
+        exclude: patterns of the modules that stay in float.
 
     Raises:
-        see :func:`build_float` and :func:`qzoo.quantize`.
-
-    Example:
-        >>> model = quantize_factory("torchvision:squeezenet1_1", size=64, pretrained=False)
-        >>> model.qzoo_config.name
-        'squeezenet1_1.torchvision-w8a8'
+        ArgumentError: a factory of another form, or a network of something else than images.
     """
-    model = build_float(factory, pretrained)
-    preprocessing = preprocessing_of(model)
-    if size is not None:
-        preprocessing = preprocessing_of(model, (preprocessing.input_size[0], size, size))
-    example = torch.zeros(1, *preprocessing.input_size)
-    with torch.no_grad():
-        classes = model(example).shape[1]
-    made = quantize(model, example, scheme, target, exclude=exclude)
-    made.qzoo_config = _config(factory, made, preprocessing, classes, exclude)  # type: ignore[assignment]
-    return made
-
-
-def _config(
-    factory: str, made: Any, preprocessing: Preprocessing, classes: int, exclude: tuple[str, ...]
-) -> Config:
-    where, _, name = factory.rpartition(":")
+    where, name = _parts(factory)
+    if image.dim() != 4 or result.dim() < 2:
+        raise ArgumentError(
+            f"factory={factory!r}: a checkpoint is of a network from images [N, C, H, W] to [N, classes], not from "
+            f"{list(image.shape)} to {list(result.shape)}"
+        )
+    channels, height, width = image.shape[1:]
     arch = re.sub("[^a-z0-9_]", "_", name.partition(".")[0].lower())
     tag = re.sub("[^a-z0-9_]", "_", Path(where).stem.lower())
-    scheme: Scheme = made.qzoo_scheme
+    named = factory if where in _PACKAGES else f"{Path(where).name}:{name}"
     return Config(
         name=f"{arch}.{tag}-{scheme}",
         architecture=arch,
-        arguments=Arguments(classes, preprocessing.input_size[0]),
+        arguments=Arguments(result.shape[1], channels),
         scheme=scheme,
-        preprocessing=preprocessing,
-        labels="imagenet-1k" if classes == 1000 else "folders",
-        factory=factory if where in _PACKAGES else f"{Path(where).name}:{name}",
+        preprocessing=preprocessing_of(model, (channels, height, width)),
+        labels="imagenet-1k" if result.shape[1] == 1000 else "folders",
+        float_source=None if image.is_meta else FloatSource(named, "", weights_digest(model), ""),
+        factory=named,
         exclude=exclude,
     )
 
 
-def rebuild(config: Config, scheme: Scheme | None, model: nn.Module | None = None) -> nn.Module:
-    """Build the quantized network of a config, with random weights.
+def factory_float(config: Config, factory: str | None = None) -> nn.Module:
+    """Build the float network that a quantized one was made from, with its weights: the reference of comparisons.
 
     Args:
         config: with a ``factory``.
-        scheme: with the target that it is to simulate; None for the float network.
-        model: the float network, as a checkpoint whose network is of a file needs it.
+        factory: where it is from; the config's by default, if that is no file.
 
     Raises:
-        CheckpointError: the network is of a file, and no model is given.
+        CheckpointError: the network is of a file that was not named, or its weights are others.
     """
+    chosen = factory or config.factory
+    model = _named(config) if factory is None else build_float(chosen, pretrained=True)
     if model is None:
-        if config.factory.partition(":")[0] not in _PACKAGES:
-            raise CheckpointError(
-                f"{config.name} is of the network {config.factory}, code that a checkpoint does not run: build the "
-                "float network yourself, and pass it, load_pretrained(folder, model=network)"
-            )
-        model = build_float(config.factory, num_classes=config.arguments.num_classes)
-    if scheme is None:
-        return model
-    return quantize(model, torch.zeros(1, *config.preprocessing.input_size), scheme, exclude=config.exclude)
+        model = build_float(chosen, True, size=config.preprocessing.input_size[1])
+    if config.float_source is not None and weights_digest(model) != config.float_source.sha256:
+        raise CheckpointError(
+            f"{config.name} was made from other weights than {chosen} has; name a function that gives the float "
+            "network with its weights, --float FILE.py:FACTORY"
+        )
+    return model
+
+
+def network_of(config: Config) -> nn.Module:
+    """Build the float network of a config with a ``factory``, with random weights.
+
+    Raises:
+        CheckpointError: the network is of a file that was not named.
+    """
+    named = _named(config)
+    if named is not None:
+        return named
+    return build_float(config.factory, False, config.arguments, config.preprocessing.input_size[1])
+
+
+def _named(config: Config) -> nn.Module | None:
+    """The network of a file that the user has named in this process; None for a package's."""
+    file, name = _parts(config.factory)
+    if file in _PACKAGES:
+        return None
+    function = function_of_file(file, name)
+    if function is None:
+        raise CheckpointError(
+            f"{config.name} is of the network {config.factory}, code that a checkpoint does not run: name the file, "
+            f"--import PATH/{file}, or pass the float network, load_pretrained(folder, model=network)"
+        )
+    return _module_of(config.factory, function())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, QuantizationError
+from qzoo.placement.factory import factory_config, known_factory
 from qzoo.placement.groups import Classes
 from qzoo.placement.scope import LAYERS, OUTPUT, Scope, Site, scoped
 from qzoo.placement.trace import Operation, Trace, Value, trace
@@ -28,6 +29,7 @@ from qzoo.quantizers import (
     device_of,
     name_quantizers,
     quantizers,
+    set_layer_bits,
     switches_restored,
     weight_descriptor,
     weight_quantizers,
@@ -65,6 +67,7 @@ def quantize(
     target: str | None = None,
     *,
     exclude: str | Iterable[str] = (),
+    factory: str = "",
 ) -> nn.Module:
     """Quantize any float model: copy it, with a quantizer wherever a runtime needs one.
 
@@ -80,10 +83,13 @@ def quantize(
         scheme: as ``quantize`` of :func:`qzoo.create_model`.
         target: the runtime that the quantizers simulate; the Scheme's by default, else "onnxruntime".
         exclude: shell patterns on names of modules that stay in float with all below them: ``"head"``, ``"*.attn"``.
+        factory: where the float model is from: ``"torchvision:NAME"``, ``"timm:NAME"``, or ``"FILE.py:FUNCTION"``.
+            :func:`qzoo.save_pretrained` asks for it, as a checkpoint has to be built again; models of timm know theirs.
 
     Returns:
         The quantized copy, in the mode of the model, with its :class:`Placement` as ``qzoo_placement`` and the Scheme
-        as ``qzoo_scheme``. What could not be placed is named in a warning.
+        as ``qzoo_scheme``; with a factory, also its :class:`~qzoo.config.Config` as ``qzoo_config``. What could not
+        be placed is named in a warning.
 
     Raises:
         QuantizationError: a model that can't be copied, run on the example, or followed.
@@ -96,8 +102,25 @@ def quantize(
         16
     """
     chosen = _scheme(scheme, target)
+    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    made, image, result = with_quantizers(model, example, chosen, patterns)
+    told = factory or known_factory(model)
+    if factory or (told and image.dim() == 4 and result.dim() > 1):
+        config = factory_config(told, model, chosen, image, result, patterns)
+        made.qzoo_config = config  # type: ignore[assignment]
+    return made
+
+
+def with_quantizers(
+    model: nn.Module, example: Tensor, scheme: Scheme, exclude: tuple[str, ...] = ()
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """Copy a float model with quantizers; what :func:`quantize` does, but for the config.
+
+    Returns:
+        The copy, the image that the model ran on, and its result.
+    """
     _check(model, example)
-    excluded = _matching(model, (exclude,) if isinstance(exclude, str) else tuple(exclude))
+    excluded = _matching(model, exclude)
     quantized = _copy(model)
     keep_from_fused_kernels(quantized)
     fold_weight_standardization_(quantized)
@@ -106,20 +129,20 @@ def quantize(
     quantized.eval()
     found = _traced(quantized, image)
     wants = wants_of(found, excluded)
-    builder = _Builder(quantized, found, wants, chosen, excluded)
+    builder = _Builder(quantized, found, wants, scheme, excluded)
     builder.build()
     for module, mode in training:
         module.training = mode
-    result = builder.model
-    name_quantizers(result)
-    _check_same(result, image, found.result)
+    made = set_layer_bits(builder.model, scheme)
+    name_quantizers(made)
+    _check_same(made, image, found.result)
     placement = builder.placement()
     if placement.left:
         text = "; ".join(f"{name}: {reason}" for name, reason in placement.left)
         logger.warning("%s: left in float: %s", type(model).__name__, text)
-    result.qzoo_placement = placement  # type: ignore[assignment]
-    result.qzoo_scheme = chosen  # type: ignore[assignment]
-    return result
+    made.qzoo_placement = placement  # type: ignore[assignment]
+    made.qzoo_scheme = scheme  # type: ignore[assignment]
+    return made, image, found.result
 
 
 def _scheme(scheme: bool | str | Scheme, target: str | None) -> Scheme:

@@ -167,13 +167,15 @@ def mix_precision(
     """
     if not 0 < drop < 100:
         raise ArgumentError(f"the drop must be between 0 and 100 percent, not {drop}")
-    config = config_of(model)
-    if config.scheme is None:
-        raise CalibrationError(f"{config.name} has no quantizers; give it a scheme, such as w4a4")
+    own = getattr(model, "qzoo_scheme", None)
+    config = None if own is not None and not hasattr(model, "qzoo_config") else config_of(model)
+    current = config.scheme if config is not None else own
+    if current is None:
+        raise CalibrationError(f"{type(model).__name__} has no quantizers; give it a scheme, such as w4a4")
     fit, check = hold_back(loader, held_back)
     low, high = copy.deepcopy(model), copy.deepcopy(model)
     names = [layer.name for layer in layers_of(high, fit[0][:1], calibrated=False)]
-    every = replace(config.scheme, layers=tuple((name, bits) for name in names))
+    every = replace(current, layers=tuple((name, bits) for name in names))
     for candidate in (low, set_layer_bits(high, every)):
         calibrate(candidate, fit, method="mse", progress=progress)
     ranges = {layer.name: _input(layer).range for layer in layers_of(high, fit[0][:1])}
@@ -185,9 +187,12 @@ def mix_precision(
             f"top-1, not {drop:g} %; allow more, or calibrate on more images"
         )
     order = [name for name in found.bits if name in found.order]
-    scheme = replace(config.scheme, layers=tuple((name, bits) for name in order))
+    scheme = replace(current, layers=tuple((name, bits) for name in order))
     set_layer_bits(model, scheme)
-    model.qzoo_config = replace(config, scheme=scheme)  # type: ignore[assignment]
+    if config is not None:
+        model.qzoo_config = replace(config, scheme=scheme)  # type: ignore[assignment]
+    if own is not None:
+        model.qzoo_scheme = scheme  # type: ignore[assignment]
     return found
 
 

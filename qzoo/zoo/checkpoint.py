@@ -8,6 +8,7 @@ bit.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from qzoo.config import WEIGHTS, Config, config_of, read_config
 from qzoo.errors import ArgumentError, CheckpointError, QuantizationError
 from qzoo.files import place, scratch_beside
-from qzoo.placement.factory import rebuild
+from qzoo.placement.factory import network_of
+from qzoo.placement.model import with_quantizers
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import name_quantizers, quantizers, set_layer_bits, weight_quantizers
 from qzoo.registry import architecture
@@ -27,6 +29,8 @@ from qzoo.scheme import TARGETS, Scheme, with_target
 from qzoo.version import __version__
 from qzoo.zoo import hub, packing
 from qzoo.zoo.tensors import assign_state, check_finite, check_ranges, expected_tensors, is_range, range_fits
+
+_OWN_FACTORY = "name a function that builds this one, qzoo.quantize(..., factory='FILE.py:FUNCTION')"
 
 
 def save_pretrained(
@@ -62,7 +66,12 @@ def save_pretrained(
         raise CheckpointError(f"form is {form!r}; expected 'master', or 'packed' for a quantized model")
     check_ranges(model)
     if not config.factory.partition(":")[0].endswith(".py"):  # a file's network can't be built here
-        built = empty_model(config, config.scheme)
+        try:
+            built = empty_model(config, config.scheme)
+        except QuantizationError as error:
+            raise CheckpointError(
+                f"{config.factory} builds another network: {error}; {_OWN_FACTORY}"
+            ) from error
         _check_quantizers(model, built, config)
         _check_shapes(model, built, config)
     state = _state(model)
@@ -125,8 +134,12 @@ def empty_model(config: Config, scheme: Scheme | None, given: nn.Module | None =
     What :func:`qzoo.quantize` made is made again, in memory; of the ``given`` network where there is one.
     """
     if config.factory:
-        model = rebuild(config, scheme, given)
-        name_quantizers(model)
+        model = network_of(config) if given is None else copy.deepcopy(given)
+        if config.plain_relu:
+            replace_relu6(model)
+        if scheme is not None:
+            example = torch.zeros(1, *config.preprocessing.input_size)
+            model, *_ = with_quantizers(model, example, scheme, config.exclude)
         model.qzoo_config = config  # type: ignore[assignment]
         return model
     if given is not None:
@@ -230,12 +243,18 @@ def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
     """Refuse what would not load again: tensors that the config's architecture has not, or of other shapes."""
     found = {key: list(value.shape) for key, value in model.state_dict().items() if not is_range(key)}
     wanted = {key: list(value.shape) for key, value in built.state_dict().items() if not is_range(key)}
+    network = config.factory or config.architecture
+    advice = (
+        _OWN_FACTORY
+        if config.factory
+        else "for another number of classes or channels call qzoo.create_model with it, load model.state_dict() into "
+        "that model, and save that"
+    )
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise CheckpointError(
-                f"{key} is {found.get(key, 'missing')}, but {config.architecture} with {config.arguments} has "
-                f"{wanted.get(key, 'no such tensor')}; for another number of classes or channels call "
-                f"qzoo.create_model with it, load model.state_dict() into that model, and save that"
+                f"{key} is {found.get(key, 'missing')}, but {network} with {config.arguments} has "
+                f"{wanted.get(key, 'no such tensor')}; {advice}"
             )
 
 
@@ -245,16 +264,19 @@ def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) 
     if found.keys() != built.keys():
         other = min(found.keys() ^ built.keys())
         text = "a quantizer" if other in found else "no quantizer"
-        raise CheckpointError(
-            f"the model has {text} {other}, unlike {config.architecture} as {config.scheme or 'float'}; a layer can be "
-            "replaced only by one that is quantized in the same way"
+        network, scheme = config.factory or config.architecture, config.scheme or "float"
+        advice = (
+            _OWN_FACTORY
+            if config.factory
+            else "a layer can be replaced only by one that is quantized in the same way"
         )
+        raise CheckpointError(f"the model has {text} {other}, unlike {network} as {scheme}; {advice}")
     for name, quantizer in found.items():
-        own, scheme = _settings(quantizer), _settings(built[name])
+        own, wanted = _settings(quantizer), _settings(built[name])
         for what, value in own.items():
-            if value != scheme[what]:
+            if value != wanted[what]:
                 text = f"has {value} {what}" if what == "bits" else f"has {what} {value}"
-                raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {scheme[what]}")
+                raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {wanted[what]}")
     odd: dict[str, list[str]] = {
         target.name: [
             n for n, q in found.items() if q.role and q.switches.disabled == (q.role in target.roles)

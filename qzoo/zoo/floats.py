@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qzoo.config import WEIGHTS, Arguments, Config, FloatSource, config_of, fresh, read_config
 from qzoo.errors import CheckpointError
+from qzoo.placement.factory import factory_float, is_factory
 from qzoo.quantizers import quantizers
 from qzoo.registry import FloatWeights, ModelEntry, architecture, parse_name
 from qzoo.scheme import Scheme
@@ -202,13 +203,16 @@ def reference_of(config: Config, float_weights: str | Path | None) -> nn.Module:
     """Load the float model that a quantized one is compared with.
 
     Args:
-        float_weights: its folder; None: the weights that the config names.
+        float_weights: its folder, or the factory of a network of one's own (``"FILE.py:FUNCTION"``); None: the
+            weights that the config names.
 
     Raises:
         CheckpointError: the folder's weights are not those that the model was made from.
         UnknownModelError, HubError: see :func:`float_model`.
     """
     source = config.float_source
+    if config.factory and (float_weights is None or is_factory(str(float_weights))):
+        return factory_float(config, None if float_weights is None else str(float_weights))
     if float_weights is None:
         return float_model(config)
     exact = load_pretrained(float_weights)
