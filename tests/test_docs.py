@@ -99,18 +99,21 @@ def test_python_of_the_docs(name: str, reader: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_python_of_the_readme(reader: dict[str, Any], server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["README.md", "docs/guide/resnet50.md"])
+def test_python_of_pages_with_resnet50(
+    name: str, reader: dict[str, Any], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With random weights in place of a publisher's, and small images."""
 
-    def weights(weights: Any, name: str, expected: Any) -> tuple[dict[str, torch.Tensor], FloatSource]:
+    def weights(weights: Any, name: str, *rest: Any) -> tuple[dict[str, torch.Tensor], FloatSource]:
         network = getattr(torchvision.models, name.split(".")[0])()
         return network.state_dict(), FloatSource(weights.sources[0], "1", "0" * 64, weights.license)
 
     monkeypatch.setattr(floats, "load_float_weights", weights)
     monkeypatch.setattr(hub, "EMBEDDED", EMBEDDED)
     loader = [(torch.randn(2, 3, 64, 64), torch.tensor([3, 5]))]
-    run(page("README.md"), {"loader": loader, "test_loader": loader})
-    assert "org/my-resnet50" in server.repos
+    run(page(name), {"loader": loader, "test_loader": loader})
+    assert ("org/my-resnet50" in server.repos) == (name == "README.md")
 
 
 @pytest.mark.slow

@@ -165,8 +165,8 @@ class DemoServer(ThreadingHTTPServer):
     const frame = document.querySelector("iframe");
     const timer = setInterval(() => {{
       const box = frame.contentDocument.getElementById("demo");
-      const text = box && box.querySelector("[role=status]").textContent;
-      if (!text || text.startsWith("Loading")) return;
+      const failed = box && box.querySelector("[role=status]").textContent.startsWith("It did not run");
+      if (!box || !(failed || box.querySelector("li"))) return;
       clearInterval(timer);
       fetch("/done", {{ method: "POST", body: box.innerHTML }});
     }}, 100);
