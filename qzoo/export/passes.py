@@ -55,6 +55,9 @@ def simplify(model: ir.Model) -> None:
     """
     from onnxscript import optimizer, rewriter
 
+    if not hasattr(rewriter, "_DEFAULT_REWRITE_RULES"):  # private: a later onnxscript may not have it
+        optimizer.optimize(model)
+        return
     rules = [rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule.name != "SlicesSplit"]
     common.InlinePass()(model)
     for _ in range(2):

@@ -61,6 +61,15 @@ def test_the_rule_that_is_left_out_exists() -> None:
     assert slow == ["SlicesSplit"]
 
 
+def test_an_onnxscript_without_that_list_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list has a private name; without it the exporter's own optimization runs whole."""
+    model, seen = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), []
+    monkeypatch.delattr(rewriter, "_DEFAULT_REWRITE_RULES")
+    monkeypatch.setattr(optimizer, "optimize", seen.append)
+    passes.simplify(model)
+    assert seen == [model]
+
+
 class OldName(nn.Module):
     """Overwrites a tensor, and reads it on under its old name."""
 
