@@ -8,15 +8,29 @@ initialized by the same draws. :func:`activation_quantizer` quantizes a tensor t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
+from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear, TensorQuantizer
 from qzoo.quant.nn.modules.quant_conv_same import pad_same
-from qzoo.quantizers import activation_descriptor, activation_quantizer, adopt, weight_descriptor
+from qzoo.quantizers import activation_descriptor, activation_quantizer, adopt, is_idle, weight_descriptor
 from qzoo.scheme import Scheme
 
-__all__ = ["Conv2dSame", "activation_quantizer", "conv2d", "init_weights", "linear"]
+__all__ = [
+    "Conv2dSame",
+    "QuantSiLU",
+    "SqueezeExcitation",
+    "StochasticDepth",
+    "activation",
+    "activation_quantizer",
+    "conv2d",
+    "conv_norm_activation",
+    "init_weights",
+    "linear",
+    "share_range",
+]
 
 
 def conv2d(
@@ -112,6 +126,169 @@ def linear(
     return layer
 
 
+def conv_norm_activation(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    function: nn.Module | None,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    stride: int = 1,
+    groups: int = 1,
+    quantize: Scheme | None = None,
+    nonnegative: bool = False,
+    edge: bool = False,
+) -> nn.Sequential:
+    """Make a convolution, its BatchNorm and its activation, [N, in, H, W] -> [N, out, H / stride, W / stride].
+
+    Args:
+        function: the activation; None where the BatchNorm's output goes on as it is.
+        norm: makes the BatchNorm of so many channels.
+        in_channels, out_channels, kernel_size, stride, groups, quantize, nonnegative, edge: as of :func:`conv2d`.
+
+    Returns:
+        The layers, numbered as in torchvision's ``Conv2dNormActivation``.
+
+    Example:
+        >>> [type(layer).__name__ for layer in conv_norm_activation(3, 16, 3, function=torch.nn.ReLU())]
+        ['Conv2d', 'BatchNorm2d', 'ReLU']
+    """
+    conv = conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=(kernel_size - 1) // 2,
+        groups=groups,
+        quantize=quantize,
+        nonnegative=nonnegative,
+        edge=edge,
+    )
+    layers = [conv, norm(out_channels)]
+    return nn.Sequential(*layers, *([] if function is None else [activation(function, quantize)]))
+
+
+def activation(function: nn.Module, quantize: Scheme | None = None) -> nn.Module:
+    """Put the quantizer before an activation that ONNX Runtime's integer kernels need behind a layer.
+
+    They compute a ReLU, and a ReLU6, with the layer before; for any other function they need a Q right behind the
+    layer. OpenVINO and TensorRT compute all of them with it.
+
+    Args:
+        function: ``nn.Hardswish()``, ``nn.SiLU()``, ``nn.Sigmoid()`` ...
+        quantize: None makes no quantizer.
+
+    Returns:
+        The function itself where it needs none, else a module that has the quantizer and computes the function.
+
+    Example:
+        >>> activation(torch.nn.Hardswish())
+        Hardswish()
+        >>> [type(layer).__name__ for layer in activation(torch.nn.Hardswish(), qzoo.Scheme())]
+        ['TensorQuantizer', 'Hardswish']
+    """
+    if quantize is None or isinstance(function, nn.ReLU | nn.ReLU6):
+        return function
+    if isinstance(function, nn.SiLU):
+        return QuantSiLU(quantize)
+    return nn.Sequential(activation_quantizer(quantize, "activation"), function)
+
+
+class QuantSiLU(nn.Module):
+    """SiLU behind an integer kernel: x * sigmoid(x), of which ONNX Runtime computes both parts in int8.
+
+    Args:
+        quantize: of the quantizers before the sigmoid and behind it.
+
+    Example:
+        >>> QuantSiLU(qzoo.Scheme())(torch.zeros(1)).item()
+        0.0
+    """
+
+    def __init__(self, quantize: Scheme) -> None:
+        super().__init__()
+        self.activation_quantizer = activation_quantizer(quantize, "activation")
+        self.sigmoid_quantizer = activation_quantizer(quantize, "activation", nonnegative=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_idle(self.sigmoid_quantizer):
+            return nn.functional.silu(x)
+        x = self.activation_quantizer(x)
+        return x * self.sigmoid_quantizer(torch.sigmoid(x))
+
+
+class SqueezeExcitation(nn.Module):
+    """Squeeze and excitation, a gate for each channel: [N, channels, H, W] -> the same.
+
+    Paper: "Squeeze-and-Excitation Networks" (Hu et al., 2017, arXiv:1709.01507). Parameters as in torchvision.
+
+    Args:
+        channels: of input and output.
+        squeezed: channels between the two layers.
+        function: between the layers, ``nn.ReLU()`` or ``nn.SiLU()``.
+        gate: whose outputs are in 0..1, ``nn.Sigmoid()`` or ``nn.Hardsigmoid()``.
+        quantize: quantizes both layers, the average, and both sides of the product.
+        nonnegative: the input is never below zero.
+
+    Example:
+        >>> SqueezeExcitation(16, 4, torch.nn.ReLU(), torch.nn.Sigmoid())(torch.ones(2, 16, 7, 7)).shape
+        torch.Size([2, 16, 7, 7])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        squeezed: int,
+        function: nn.Module,
+        gate: nn.Module,
+        quantize: Scheme | None = None,
+        nonnegative: bool = False,
+    ) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = conv2d(channels, squeezed, 1, bias=True, quantize=quantize, nonnegative=nonnegative)
+        positive = isinstance(function, nn.ReLU)
+        self.fc2 = conv2d(squeezed, channels, 1, bias=True, quantize=quantize, nonnegative=positive)
+        self.activation = activation(function, quantize)
+        self.scale_activation = activation(gate, quantize)
+        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=nonnegative)
+        edge = quantize and quantize.edge
+        self.gate_quantizer = activation_quantizer(edge, "input", nonnegative=True)
+        self.scaled_quantizer = activation_quantizer(edge, "input", nonnegative=nonnegative)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.activation(self.fc1(self.avgpool(self.pool_quantizer(x))))
+        gate = self.scale_activation(self.fc2(gate))
+        return self.gate_quantizer(gate) * self.scaled_quantizer(x)
+
+
+class StochasticDepth(nn.Module):
+    """Drop the branch of a residual block for some images, in training: [N, ...] -> the same.
+
+    Paper: "Deep Networks with Stochastic Depth" (Huang et al., 2016, arXiv:1603.09382).
+
+    Args:
+        probability: of an image's branch to be dropped.
+
+    Example:
+        >>> StochasticDepth(0.5).eval()(torch.ones(2, 1)).tolist()
+        [[1.0], [1.0]]
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        kept = torch.empty([len(x)] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        kept.bernoulli_(1 - self.probability)
+        if self.probability < 1:
+            kept.div_(1 - self.probability)
+        return x * kept
+
+
 class Conv2dSame(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding: [N, in, H, W] -> [N, out, ceil(H / stride), ceil(W / stride)].
 
@@ -127,6 +304,27 @@ class Conv2dSame(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(pad_same(input, self.kernel_size, self.stride), weight, bias)
+
+
+def share_range(group: str, *modules: nn.Module) -> None:
+    """Calibrate quantizers together, to one range: of values that are joined or moved, and what reads them.
+
+    Runtimes concatenate, pick and pool integers as they are, at no cost, where all have the same scale.
+
+    Args:
+        group: names those that belong together.
+        modules: quantizers, or layers, whose inputs' quantizers are meant; those of a float model are passed over.
+
+    Example:
+        >>> first, second = (conv2d(16, 8, 1, quantize=qzoo.Scheme()) for _ in range(2))
+        >>> share_range("stage1", first, second)
+        >>> first.input_quantizer.group
+        'stage1'
+    """
+    for module in modules:
+        quantizer = getattr(module, "input_quantizer", module)
+        if isinstance(quantizer, TensorQuantizer):
+            quantizer.group = group
 
 
 def init_weights(model: nn.Module) -> None:

@@ -197,6 +197,25 @@ def activation_quantizer(
     return adopt(scheme, quantizer, role, nonnegative)
 
 
+def is_idle(quantizer: nn.Module) -> bool:
+    """Say whether a quantizer neither quantizes nor collects: it hands on what it is given.
+
+    Args:
+        quantizer: a TensorQuantizer, or the ``nn.Identity`` that stands for none.
+
+    Returns:
+        True if it is off.
+
+    Example:
+        >>> is_idle(activation_quantizer(None, "pool"))
+        True
+    """
+    if not isinstance(quantizer, TensorQuantizer):
+        return True
+    disabled, quant, _, calib = quantizer.switches
+    return disabled or not (quant or calib)
+
+
 def adopt(
     scheme: Scheme, quantizer: TensorQuantizer, role: str, nonnegative: bool = False
 ) -> TensorQuantizer:

@@ -19,6 +19,7 @@ from qzoo.export.graph import (
     integer,
     integers,
     is_dequantized,
+    made_by,
     maker,
     node_like,
     nodes_of,
@@ -66,7 +67,7 @@ def quantize_before_moves(model: ir.Model) -> None:
     """MaxPool or Reshape, Q, DQ become Q, DQ, MaxPool or Reshape: the same values, since Q is monotone.
 
     OpenVINO leaves a max pooling before a Q in float, and fuses an average pooling with the Q right behind it only;
-    ONNX Runtime moves the Q itself.
+    ONNX Runtime moves the Q itself. Where what is moved was quantized in the same way already, the Q behind goes.
     """
     for move in reversed([node for node in model.graph if node.op_type in ("MaxPool", "Reshape", "Flatten")]):
         out = move.outputs[0]
@@ -80,12 +81,23 @@ def quantize_before_moves(model: ir.Model) -> None:
             continue
         for node in pairs:
             node.outputs[0].replace_all_uses_with(out)
+        before, levels = made_by(move.inputs[0], "DequantizeLinear"), _levels(q)
+        if before is not None and levels is not None and _levels(before) == levels:
+            continue
         q.replace_input_with(0, move.inputs[0])
         move.replace_input_with(0, pairs[0].outputs[0])
         for node in (q, *pairs):
             source = node.inputs[0]
             node.outputs[0].shape = None if source is None else source.shape
     model.graph.sort()
+
+
+def _levels(node: ir.Node) -> tuple[bytes, bytes, str] | None:
+    """What tells one Q or DQ of a whole tensor from another; None where it is not stored."""
+    scale, zero = constant(node.inputs[1]), zero_point(node)
+    if scale is None or zero is None or scale.size > 1:
+        return None
+    return scale.tobytes(), zero.tobytes(), str(zero.dtype)
 
 
 def use_unsigned_where_misread(model: ir.Model) -> None:

@@ -121,7 +121,10 @@ def store_4_bits(model: ir.Model) -> None:
 
 
 def use_global_pooling(model: ir.Model) -> None:
-    """ReduceMean over height and width becomes GlobalAveragePool, which has an int8 kernel in ONNX Runtime."""
+    """ReduceMean over height and width becomes GlobalAveragePool, which has an int8 kernel in ONNX Runtime.
+
+    A Reshape drops the two axes: ONNX Runtime carries Q and DQ across it, and not across a Flatten.
+    """
     for node in nodes_of(model, "ReduceMean"):
         x, axes = node.inputs[0], constant(input_of(node, 1))
         if x is None or x.shape is None or len(x.shape) != 4 or axes is None:
@@ -131,7 +134,8 @@ def use_global_pooling(model: ir.Model) -> None:
         out = node.outputs[0]
         pool = node_like("GlobalAveragePool", [x], like=node, result=out)
         pool.outputs[0].shape = ir.Shape([x.shape[0], x.shape[1], 1, 1])
-        flat = node_like("Flatten", [pool.outputs[0]], like=node, result=out, axis=1)
+        shape = initializer(model, f"{out.name}_shape", np.array([0, -1]))
+        flat = node_like("Reshape", [pool.outputs[0], shape], like=node, result=out)
         replace_by(model, node, [pool] if integer(node, "keepdims", 1) else [pool, flat])
 
 

@@ -384,8 +384,10 @@ class _Builder:
             names.append(name)
         for extra in _INSIDE.get(site.function, ()):
             name = self._numbered(scope, site, extra)
-            quantizer = TensorQuantizer(activation_descriptor(self.scheme))
-            module.add_module(name, adopt(self.scheme, quantizer, wanted[0].role, nonnegative=True))
+            role = wanted[0].role
+            bits = self.scheme.edge if role == "activation" else self.scheme
+            quantizer = TensorQuantizer(activation_descriptor(bits))
+            module.add_module(name, adopt(self.scheme, quantizer, role, nonnegative=True))
             names.insert(_INSIDE_PLACE[site.function], name)
         return tuple(names)
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from qzoo.errors import QuantizationError
 from qzoo.placement.einsum import product_of
 from qzoo.placement.functions import FUNCTIONS, Function, is_counted, operands, replaced
+from qzoo.quantizers import is_idle
 
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
@@ -205,16 +206,10 @@ def parameter_of(module: nn.Module, name: str) -> Any:
     return getattr(module.get_submodule(path) if path else module, key)
 
 
-def _is_idle(quantizer: Any) -> bool:
-    """Whether it neither quantizes nor collects."""
-    disabled, quant, _, calib = quantizer.switches
-    return disabled or not (quant or calib)
-
-
 def _silu(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: dict[str, Any]) -> Tensor:
     """x * sigmoid(x), of which ONNX Runtime computes both parts in int8."""
     source, gate = quantizers
-    if _is_idle(gate):
+    if is_idle(gate):
         return func(*args, **kwargs)
     x = source(args[0] if args else kwargs["input"])
     return x * gate(torch.sigmoid(x))
@@ -222,7 +217,7 @@ def _silu(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: di
 
 def _attention(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: dict[str, Any]) -> Tensor:
     """The two products of attention, written out where their operands are quantized."""
-    if all(_is_idle(quantizer) for quantizer in quantizers):
+    if all(is_idle(quantizer) for quantizer in quantizers):
         return func(*args, **kwargs)
     return _products(quantizers, *args, **kwargs)
 
@@ -258,7 +253,7 @@ def _einsum(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: 
     """A product of two tensors, as the product of matrices that runtimes have a kernel for."""
     values = operands(FUNCTIONS[func], args, kwargs)
     product = product_of(args[0], values)
-    if product is None or all(_is_idle(quantizer) for quantizer in quantizers):
+    if product is None or all(is_idle(quantizer) for quantizer in quantizers):
         return func(*args, **kwargs)
     return product(*(quantizer(value) for quantizer, value in zip(quantizers, values, strict=True)))
 

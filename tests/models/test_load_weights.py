@@ -80,7 +80,13 @@ def test_timms_network_has_the_parameters_of_ours(alias: str, name: str) -> None
 
 
 SMALL = [
-    (alias, name, 64) for alias, name in (("mobilenetv2_100", "mobilenet_v2"), ("mnasnet_050", "mnasnet0_5"))
+    (alias, name, 64)
+    for alias, name in (
+        ("mobilenetv2_100", "mobilenet_v2"),
+        ("mnasnet_050", "mnasnet0_5"),
+        ("mobilenetv3_small_100", "mobilenet_v3_small"),
+        ("regnety_004", "regnet_y_400mf"),
+    )
 ]
 
 

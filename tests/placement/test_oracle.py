@@ -14,7 +14,14 @@ from qzoo.registry import architecture, list_architectures
 
 CHEAP = (
     *("resnet20", "resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "deit_tiny_patch16_224"),
-    *("squeezenet1_1", "mnasnet0_5"),
+    *(
+        "squeezenet1_1",
+        "mnasnet0_5",
+        "mobilenet_v3_small",
+        "googlenet",
+        "shufflenet_v2_x0_5",
+        "regnet_y_400mf",
+    ),
 )
 # Their adaptive pooling to 7 x 7 or 6 x 6 changes nothing at the size that they are for.
 POOLED = ("vgg", "alexnet")
