@@ -56,18 +56,21 @@ class ConvNorm(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         quantize: Scheme | None,
         stride: int = 1,
+        padding: int | None = None,
         edge: bool = False,
     ) -> None:
+        """``padding`` keeps the size (over the stride) if it is not given."""
         super().__init__()
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.conv = conv2d(
             in_channels,
             out_channels,
             kernel_size,
             stride=stride,
-            padding=kernel_size // 2,
+            padding=(height // 2, width // 2) if padding is None else padding,
             quantize=quantize,
             nonnegative=not edge,
             edge=edge,
@@ -156,8 +159,11 @@ def without_auxiliaries(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state_dict.items() if not key.startswith(("aux1.", "aux2."))}
 
 
+# torchvision's network changes the mean and the deviation of its images to 0.5 before the first layer.
 @register_model(
-    {"tv_in1k": torchvision_weights("googlenet-1378be20.pth", 69.778)}, FAMILY, key_map=without_auxiliaries
+    {"tv_in1k": torchvision_weights("googlenet-1378be20.pth", 69.778, half=True)},
+    FAMILY,
+    key_map=without_auxiliaries,
 )
 def googlenet(**options: Any) -> GoogLeNet:
     """GoogLeNet: 6.6 M parameters, 1.5 G multiply-adds."""

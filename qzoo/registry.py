@@ -73,7 +73,13 @@ class FloatWeights:
 
 
 def torchvision_weights(
-    file: str, top1: float, *, size: int = 224, resize: int = 256, interpolation: str = "bilinear"
+    file: str,
+    top1: float,
+    *,
+    size: int = 224,
+    resize: int = 256,
+    interpolation: str = "bilinear",
+    half: bool = False,
 ) -> FloatWeights:
     """Describe ImageNet weights that torchvision publishes.
 
@@ -84,6 +90,7 @@ def torchvision_weights(
         size: height and width of the images, which are cut from the middle.
         resize: the length of the short side before that.
         interpolation: of the resize.
+        half: a mean and a standard deviation of 0.5, as TensorFlow's networks have, in place of those of ImageNet.
 
     Returns:
         The description.
@@ -93,11 +100,14 @@ def torchvision_weights(
         >>> torchvision_weights("vgg11-8a719046.pth", 69.02).sha256
         ('8a719046',)
     """
+    # Rounded down: three digits give back the side that torchvision names.
+    preprocessing = Preprocessing((3, size, size), math.floor(1000 * size / resize) / 1000, interpolation)
+    if half:
+        preprocessing = dataclasses.replace(preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3)
     return FloatWeights(
         (f"https://download.pytorch.org/models/{file}",),
         (file.removesuffix(".pth").rpartition("-")[2][:8],),
-        # Rounded down: three digits give back the side that torchvision names.
-        preprocessing=Preprocessing((3, size, size), math.floor(1000 * size / resize) / 1000, interpolation),
+        preprocessing=preprocessing,
         license="bsd-3-clause",
         top1=top1,
     )

@@ -52,6 +52,13 @@ FAMILIES = (
         tuple(f"regnet_y_{size}" for size in ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")),
         joins=(("QLinearAdd", 16), ("QLinearMul", 16), ("QLinearSigmoid", 16)),
     ),
+    Family(
+        tuple(f"densenet{depth}" for depth in (121, 161, 169, 201)),
+        joins=(("QLinearConcat", 58),),
+    ),
+    Family(tuple(f"efficientnet_b{number}" for number in range(8))),
+    Family(("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l")),
+    Family(("inception_v3",), 128),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
 ALL = {arch: family for family in FAMILIES for arch in family.architectures}

@@ -86,6 +86,7 @@ SMALL = [
         ("mnasnet_050", "mnasnet0_5"),
         ("mobilenetv3_small_100", "mobilenet_v3_small"),
         ("regnety_004", "regnet_y_400mf"),
+        ("efficientnet_b0", "efficientnet_b0"),
     )
 ]
 

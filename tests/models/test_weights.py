@@ -90,7 +90,10 @@ def test_torchvision_weights(arch: str, tag: str) -> None:
     assert list(prepared.input_size[1:]) == transforms.crop_size * 2
     assert prepared.interpolation == transforms.interpolation.value
     assert ours.top1 in (None, theirs.meta["_metrics"]["ImageNet-1K"]["acc@1"])
-    assert (list(prepared.mean), list(prepared.std)) == (transforms.mean, transforms.std)
+    # Two networks of torchvision change the images before their first layer.
+    inception = arch in ("googlenet", "inception_v3")
+    mean, std = ([0.5] * 3, [0.5] * 3) if inception else (transforms.mean, transforms.std)
+    assert (list(prepared.mean), list(prepared.std)) == (mean, std)
 
 
 @pytest.mark.parametrize(("arch", "tag"), [(a, t) for a, t in TAGGED if "efficientnet" in a])

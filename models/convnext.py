@@ -1,0 +1,217 @@
+"""ConvNeXt for ImageNet, with torchvision's parameter names.
+
+Paper: "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545).
+
+Shapes of the tiny one at 224 pixels: stem [N, 96, 56, 56], then the stages [N, 96, 56, 56], [N, 192, 28, 28],
+[N, 384, 14, 14] and [N, 768, 7, 7], logits [N, num_classes]. The linear layers of a block see [N, H, W, channels].
+
+Quantization: no tensor is known to be non-negative: GELU goes down to -0.17. Behind a convolution a LayerNorm has an
+``activation_quantizer``, for ONNX Runtime, which computes the norm in float. Each add has a ``residual_quantizer`` on
+its skip input and a ``branch_quantizer`` on the other; beside a LayerNorm, at the ends of the stages, the add stays in
+float, and these have the roles of a transformer. ``pool_quantizer`` and ``output_quantizer`` close the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qzoo.hub_mixin import HubMixin
+from qzoo.models.layers import StochasticDepth, activation_quantizer, conv2d, linear
+from qzoo.registry import Family, register_model, torchvision_weights
+from qzoo.scheme import Scheme
+
+_CITATION = """@article{liu2022convnet,
+  title = {A ConvNet for the 2020s},
+  author = {Liu, Zhuang and Mao, Hanzi and Wu, Chao-Yuan and Feichtenhofer, Christoph and Darrell, Trevor and others},
+  journal = {arXiv:2201.03545},
+  year = {2022}
+}
+"""
+FAMILY = Family(citation=_CITATION)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels, the last dimension; behind an integer kernel it has a quantizer."""
+
+    def __init__(self, channels: int, quantize: Scheme | None) -> None:
+        super().__init__(channels, eps=1e-6)
+        self.activation_quantizer = activation_quantizer(quantize, "activation")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.activation_quantizer(x))
+
+
+class LayerNorm2d(LayerNorm):
+    """LayerNorm over the channels of [N, channels, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation_quantizer(x).permute(0, 2, 3, 1)
+        x = nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class Permute(nn.Module):
+    """Another order of the dimensions."""
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+
+class Block(nn.Module):
+    """Depthwise 7x7, LayerNorm, two linear layers, a scale and a skip: [N, channels, H, W] -> the same."""
+
+    def __init__(
+        self,
+        channels: int,
+        dropped: float,
+        quantize: Scheme | None,
+        residual: str = "residual",
+        branch: str = "branch",
+    ) -> None:
+        """``dropped`` is the probability of stochastic depth; ``residual`` and ``branch`` are the add's roles."""
+        super().__init__()
+        self.block = nn.Sequential(
+            conv2d(channels, channels, 7, padding=3, groups=channels, bias=True, quantize=quantize),
+            Permute(0, 2, 3, 1),
+            LayerNorm(channels, quantize),
+            linear(channels, 4 * channels, quantize=quantize),
+            nn.GELU(),
+            linear(4 * channels, channels, quantize=quantize),
+            Permute(0, 3, 1, 2),
+        )
+        self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-6))
+        self.stochastic_depth = StochasticDepth(dropped)
+        self.residual_quantizer = activation_quantizer(quantize, residual)
+        self.branch_quantizer = activation_quantizer(quantize, branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.stochastic_depth(self.layer_scale * self.block(x))
+        return self.branch_quantizer(out) + self.residual_quantizer(x)
+
+
+class ConvNeXt(HubMixin, nn.Module):
+    """A stem of patches, four stages of blocks, global average pooling, LayerNorm and a linear classifier."""
+
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        widths: tuple[int, ...],
+        dropped: float,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        quantize: Scheme | None = None,
+    ) -> None:
+        """``dropped`` is the probability of stochastic depth in the last block."""
+        super().__init__()
+        stem = conv2d(in_channels, widths[0], 4, stride=4, bias=True, quantize=quantize, edge=True)
+        features: list[nn.Module] = [nn.Sequential(stem, LayerNorm2d(widths[0], quantize))]
+        number = 0
+        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            if i > 0:
+                halving = conv2d(widths[i - 1], width, 2, stride=2, bias=True, quantize=quantize)
+                features.append(nn.Sequential(LayerNorm2d(widths[i - 1], quantize), halving))
+            blocks = []
+            for j in range(depth):
+                roles = ("residual", "branch")
+                if i == j == 0:
+                    roles = ("stream", "stream")  # the LayerNorm before is in float
+                elif j == depth - 1 and i < len(depths) - 1:
+                    roles = ("activation", "stream")  # and the one behind reads a float
+                blocks.append(Block(width, dropped * number / (sum(depths) - 1), quantize, *roles))
+                number += 1
+            features.append(nn.Sequential(*blocks))
+        self.features = nn.Sequential(*features)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        classifier = linear(widths[-1], num_classes, quantize=quantize, edge=True)
+        self.classifier = nn.Sequential(LayerNorm2d(widths[-1], quantize), nn.Flatten(1), classifier)
+        self.pool_quantizer = activation_quantizer(quantize, "pool")
+        self.output_quantizer = activation_quantizer(quantize, "output")
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not module.weight.is_meta:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.avgpool(self.pool_quantizer(self.features(x)))
+        return self.output_quantizer(self.classifier(x))
+
+
+_TIMM_BLOCK = {"conv_dw": "block.0", "norm": "block.2", "mlp.fc1": "block.3", "mlp.fc2": "block.5"}
+_TIMM = {
+    "stem.0": "features.0.0",
+    "stem.1": "features.0.1",
+    "head.norm": "classifier.0",
+    "head.fc": "classifier.2",
+}
+
+
+def timm_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the entries of timm's ConvNeXts: ``stages.0.blocks.0.mlp.fc1.weight``, and ``gamma`` for the scale."""
+    renamed = {}
+    for key, value in state_dict.items():
+        layer, _, entry = key.rpartition(".")
+        parts = layer.split(".")
+        if parts[0] == "stages" and len(parts) > 3:
+            stage, kind, number = 2 * int(parts[1]) + 1, parts[2], parts[3]
+            if kind == "downsample":
+                layer = f"features.{stage - 1}.{number}"
+            else:
+                inner = ".".join(parts[4:])
+                layer = f"features.{stage}.{number}.{_TIMM_BLOCK.get(inner, inner)}".rstrip(".")
+            if entry == "gamma":
+                entry, value = "layer_scale", value.reshape(-1, 1, 1)
+        renamed[f"{_TIMM.get(layer, layer)}.{entry}"] = value
+    return renamed
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("convnext_tiny-983f1562.pth", 82.52, resize=236)},
+    FAMILY,
+    key_map=timm_names,
+)
+def convnext_tiny(**options: Any) -> ConvNeXt:
+    """ConvNeXt-T: 28.6 M parameters, 4.5 G multiply-adds."""
+    return ConvNeXt((3, 3, 9, 3), (96, 192, 384, 768), 0.1, **options)
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("convnext_small-0c510722.pth", 83.616, resize=230)},
+    FAMILY,
+    key_map=timm_names,
+)
+def convnext_small(**options: Any) -> ConvNeXt:
+    """ConvNeXt-S: 50.2 M parameters, 8.7 G multiply-adds."""
+    return ConvNeXt((3, 3, 27, 3), (96, 192, 384, 768), 0.4, **options)
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("convnext_base-6075fbad.pth", 84.062, resize=232)},
+    FAMILY,
+    key_map=timm_names,
+)
+def convnext_base(**options: Any) -> ConvNeXt:
+    """ConvNeXt-B: 88.6 M parameters, 15.4 G multiply-adds."""
+    return ConvNeXt((3, 3, 27, 3), (128, 256, 512, 1024), 0.5, **options)
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("convnext_large-ea097f82.pth", 84.414, resize=232)},
+    FAMILY,
+    key_map=timm_names,
+)
+def convnext_large(**options: Any) -> ConvNeXt:
+    """ConvNeXt-L: 197.8 M parameters, 34.4 G multiply-adds."""
+    return ConvNeXt((3, 3, 27, 3), (192, 384, 768, 1536), 0.5, **options)
