@@ -37,7 +37,7 @@ FAMILY = Family(citation=_CITATION)
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the channels, the last dimension; behind an integer kernel it has a quantizer."""
 
-    def __init__(self, channels: int, quantize: Scheme | None) -> None:
+    def __init__(self, channels: int, quantize: Scheme | None = None) -> None:
         super().__init__(channels, eps=1e-6)
         self.activation_quantizer = activation_quantizer(quantize, "activation")
 
@@ -118,7 +118,7 @@ class ConvNeXt(HubMixin, nn.Module):
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             if i > 0:
                 halving = conv2d(widths[i - 1], width, 2, stride=2, bias=True, quantize=quantize)
-                features.append(nn.Sequential(LayerNorm2d(widths[i - 1], quantize), halving))
+                features.append(nn.Sequential(LayerNorm2d(widths[i - 1]), halving))
             blocks = []
             for j in range(depth):
                 roles = ("residual", "branch")

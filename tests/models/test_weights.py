@@ -96,7 +96,7 @@ def test_torchvision_weights(arch: str, tag: str) -> None:
     assert (list(prepared.mean), list(prepared.std)) == (mean, std)
 
 
-@pytest.mark.parametrize(("arch", "tag"), [(a, t) for a, t in TAGGED if "efficientnet" in a])
+@pytest.mark.parametrize(("arch", "tag"), [(a, t) for a, t in TAGGED if "efficientnet_lite" in a])
 def test_timm_weights(arch: str, tag: str) -> None:
     ours = registry.architecture(arch).weights[tag]
     theirs = timm.get_pretrained_cfg(f"{arch}.{tag}")
