@@ -215,6 +215,7 @@ def _connected(address: str | None) -> Iterator[Any]:
     if address is None:
         given |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
     try:
+        _knock(address or "")
         ray.init(**given)
     except Exception as error:  # versions of Python or Ray that differ, nobody there: it raises several types
         if address is None:
@@ -227,6 +228,13 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at ``HOST:PORT``, which Ray tries for many minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=30).close()
 
 
 def _share(ray: Any, cluster: Cluster) -> tuple[dict[str, Any], torch.device]:

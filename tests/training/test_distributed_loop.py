@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,15 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_data import write_splits
 from test_distributed import environment
 
 from qzoo.config import WEIGHTS, read_config
+from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.options import TrainOptions
 from qzoo.pipeline.train_job import TrainJob
 from qzoo.pipeline.tune import tune_checkpoint
+from qzoo.zoo.request import new_config
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +124,28 @@ def test_tuning_in_two_processes(tmp_path: Path) -> None:
     tune_checkpoint("resnet20.fmnist-w4a4_qat", options, job)
     assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
     assert read_config(tmp_path / "one").metrics == read_config(tmp_path / "two").metrics
+
+
+@pytest.mark.slow
+def test_a_trained_checkpoint_is_built_in_two_processes(tmp_path: Path) -> None:
+    """From a stream; called again, by one process, nothing is trained or measured once more."""
+    images, labels = fashion_mnist("test")
+    np.savez(tmp_path / "some.npz", images=images[:60].numpy()[:, 0], labels=labels[:60].numpy())
+    name, out = "resnet20.fmnist-w4a4_qat", tmp_path / "out"
+    training = {"epochs": 1, "lr": 0.01, "method": "lsq", "batch_size": 8, "target": "onnxruntime"}
+    out.mkdir()
+    (out / "config.json").write_text(dataclasses.replace(new_config(name), training=training).to_json())
+    command = ["-m", "qzoo", "build", name, "--data", f"npz:{tmp_path / 'some.npz'}", "--out", str(out)]
+    command += ["--runs", str(tmp_path / "runs")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run([*launcher, *command])
+    assert done.returncode == 0, done.stderr
+    config = read_config(out)
+    assert config.training is not None
+    assert (config.training["processes"], config.training["subset"]) == (2, "0:48")
+    assert [(row.subset, row.images) for row in config.metrics] == [("48:60", 12)] * 3
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = run([sys.executable, *command])
+    assert again.returncode == 0, again.stderr
+    assert "train and measure: done before" in again.stdout
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
