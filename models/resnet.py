@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.errors import ArgumentError
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
@@ -53,7 +54,7 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         if groups != 1 or base_width != 64:
-            raise ValueError(
+            raise ArgumentError(
                 f"BasicBlock is neither grouped nor wide (groups={groups}, base_width={base_width})"
             )
         self.conv1 = conv2d(

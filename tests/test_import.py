@@ -122,7 +122,8 @@ def test_refused_arguments_are_argument_errors_and_no_plain_value_errors() -> No
     """The commands print a QzooError as one line, and anything else with its traceback."""
     plain = [
         f"{path}:{node.lineno}"
-        for path in Path(qzoo.__file__).parent.rglob("*.py")
+        for folder in (Path(qzoo.__file__).parent, Path(qzoo.models.__file__).parent)  # in a checkout a link
+        for path in folder.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Raise)
         and isinstance(node.exc, ast.Call)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from qzoo.errors import ArgumentError, shown
 from qzoo.export.check import check
 from qzoo.export.lint import coverage, lint
 from qzoo.export.onnx import export_onnx
-from qzoo.files import place, scratch_beside
+from qzoo.files import place, scratch_beside, temporary_folder
 from qzoo.placement.factory import build_float, preprocessing_of
 from qzoo.placement.model import quantize
 from qzoo.ptq.ranges import calibrate
@@ -388,13 +387,13 @@ def _studied(start: str) -> _Start:
     quantized = quantize(model, images)
     calibrate(quantized, [images], progress=False)
     shares, findings = {}, {}
-    with TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for target in TARGETS:
-            path = export_onnx(quantized, Path(folder) / f"{target}.onnx", target=target, example=images[:1])
+            path = export_onnx(quantized, folder / f"{target}.onnx", target=target, example=images[:1])
             # Rounded down: what is measured again may differ in its last digit.
             shares[target] = int(100 * (coverage(path, target).share or 0)) / 100
             findings[target] = {finding.rule for finding in lint(path, target)}
-        sqnr_db = check(Path(folder) / "onnxruntime.onnx", quantized, images).sqnr_db
+        sqnr_db = check(folder / "onnxruntime.onnx", quantized, images).sqnr_db
     classes = quantized(images[:1]).shape[1]
     return _Start(
         package,
