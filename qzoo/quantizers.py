@@ -65,7 +65,8 @@ def require_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     found = quantizers(model)
     if not found:
         raise CalibrationError(
-            f"{type(model).__name__} has no quantizers; build it with quantize=True or quantize='w8a8'"
+            f"{type(model).__name__} has no quantizers; build it with quantize=True or quantize='w8a8', or place them "
+            "in any network: qzoo.quantize(model, images)"
         )
     return found
 

@@ -14,6 +14,7 @@ from qzoo.ptq.collect import attached, images_of
 from qzoo.quant import ops
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn.modules._utils import QuantMixin
 from qzoo.quantizers import device_of, require_quantizers
 from qzoo.runtimes.pytorch import run
 
@@ -32,6 +33,7 @@ class QuantizerInfo:
         largest: the largest magnitude seen.
         saturated: share of values beyond their range.
         dead: share of the integer levels that no value takes (of any channel).
+        group: the quantizer whose range it shares, of those that :func:`qzoo.quantize` ties; "" for none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class QuantizerInfo:
     largest: float | None = None
     saturated: float | None = None
     dead: float | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,13 @@ class Inspection:
 
     Attributes:
         images: number of images the activations were counted on.
+        left: layers and operations that stay in float: names, each with the reason.
     """
 
     model: str
     images: int
     quantizers: tuple[QuantizerInfo, ...]
+    left: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -76,7 +81,8 @@ class Inspection:
         head = f"{len(self.quantizers)} quantizers, {sum(q.on for q in self.quantizers)} on{counted}"
         titles = f"{self.model:{width}}  {'format':8} {'ranges':>6}  {'range':>19}  {'largest':>8}  {'satur. %':>8}"
         body = [f"{left:{width}}{_cells(info) if info else ''}".rstrip() for left, info in rows]
-        return "\n".join([head, f"{titles}  {'dead %':>6}", *body])
+        kept = [f"in float: {name}, {reason}" for name, reason in self.left]
+        return "\n".join([head, f"{titles}  {'dead %':>6}  role", *body, *kept])
 
 
 class _Counts:
@@ -165,9 +171,9 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
     Example:
         >>> print(qzoo.inspect(model, loader))
         64 quantizers, 64 on, activations counted on 16 images
-        CifarResNet                    format   ranges                range   largest  satur. %  dead %
+        CifarResNet                    format   ranges                range   largest  satur. %  dead %  role
         ├─ conv1
-        │  ├─ _input_quantizer         int8          1                2.018     2.023     1.307    30.1
+        │  ├─ _input_quantizer         int8          1                2.018     2.023     1.307    30.1  input
         ...
     """
     if loader is not None and images < 1:
@@ -182,7 +188,20 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
             weights.add(key)
     seen = 0 if loader is None else _count_activations(model, loader, images, counts, weights)
     infos = [_info(name, quantizer, counts[name]) for name, quantizer in quantizers.items()]
-    return Inspection(type(model).__name__, seen, tuple(infos))
+    return Inspection(type(model).__name__, seen, tuple(infos), _left(model))
+
+
+def _left(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """What stays in float, and why: as :func:`qzoo.quantize` says, else the layers without quantizers."""
+    placement = getattr(model, "qzoo_placement", None)
+    if placement is not None:
+        return tuple(placement.reasons)
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    return tuple(
+        (name, "which has no quantizers")
+        for name, module in model.named_modules()
+        if isinstance(module, layers) and not isinstance(module, QuantMixin)
+    )
 
 
 def _count_activations(
@@ -220,6 +239,7 @@ def _info(name: str, quantizer: TensorQuantizer, counts: _Counts) -> QuantizerIn
         amax_low=None if amax is None else amax.min().item(),
         amax_high=None if amax is None else amax.max().item(),
         limits=None if limits is None else (limits[0].item(), limits[1].item()),
+        group=quantizer.group if quantizer.group != name else "",
         **counts.shares(),
     )
 
@@ -250,6 +270,7 @@ def _cells(info: QuantizerInfo) -> str:
         "" if info.dead is None else f"{info.dead:.1f}",
     )
     largest = "" if info.largest is None else f"{info.largest:.4g}"
-    state = "" if info.on else "  off"
+    state = f"  {info.role}" + (f", the range of {info.group}" if info.group else "")
+    state += "" if info.on else ", off"
     cells = f"  {info.format:8} {info.ranges:6}  {span:>19}  {largest:>8}  {shares[0]:>8}  {shares[1]:>6}"
     return cells + state

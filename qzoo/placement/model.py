@@ -53,11 +53,17 @@ class Placement:
     unreached: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
 
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """All that stays in float: names, each with the reason."""
+        return [
+            *self.left,
+            *((name, "as asked for") for name in self.excluded),
+            *((name, "which inference does not reach") for name in self.unreached),
+        ]
+
     def __str__(self) -> str:
-        lines = [f"in float: {name}, {reason}" for name, reason in self.left]
-        lines += [f"in float: {name}, as asked for" for name in self.excluded]
-        lines += [f"in float: {name}, which inference does not reach" for name in self.unreached]
-        return "\n".join(lines)
+        return "\n".join(f"in float: {name}, {reason}" for name, reason in self.reasons)
 
 
 def quantize(

@@ -98,3 +98,27 @@ def test_both_ends_against_numpy() -> None:
         next(q for q in qzoo.inspect(set_target(model, "tensorrt")).quantizers if q.name == info.name).limits
         is None
     )
+
+
+def test_a_network_of_others_shows_its_placement() -> None:
+    """Roles, the range that the parts of a concatenation share, and what stays in float, with the reason."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head, self.aux = (nn.Conv2d(3, 3, 1) for _ in range(4))
+
+        def forward(self, x):
+            return self.head(torch.cat([self.a(x).relu(), self.b(x).relu()], 1)[:, :3])
+
+    images = torch.randn(2, 3, 8, 8)
+    model = qzoo.quantize(Parts(), images, exclude="b")
+    qzoo.calibrate(model, [images], progress=False)
+    report = qzoo.inspect(model, [images])
+    assert dict(report.left) == {"b": "as asked for", "aux": "which inference does not reach"}
+    text = str(report)
+    assert "in float: aux, which inference does not reach" in text
+    shared = {q.name: q.group for q in report.quantizers if q.group}
+    assert shared == {"concat_quantizer": "head._input_quantizer"}
+    (line,) = [line for line in text.splitlines() if line.endswith("the range of head._input_quantizer")]
+    assert "concat_quantizer" in line

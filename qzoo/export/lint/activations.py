@@ -199,7 +199,7 @@ RULES = (
         (ORT,),
         "An input of the add is not quantized (or stored in another form than uint8 with one scale): the add, and the "
         "layer that makes the input, run in float.",
-        "Quantize both inputs of the add (target 'onnxruntime' of qzoo.export_onnx).",
+        "Quantize both inputs of the add: qzoo.quantize, and target 'onnxruntime' of qzoo.export_onnx.",
         _add_float_input,
         floats=(ORT,),
     ),
@@ -230,7 +230,7 @@ RULES = (
         (ORT, OV),
         "The input of the average is not quantized: it runs in float, and so does the layer before it in ONNX "
         "Runtime.",
-        "Quantize the input of the pooling.",
+        "Quantize the input of the pooling, as qzoo.quantize does.",
         _pool_float_input,
         floats=(ORT,),
     ),
