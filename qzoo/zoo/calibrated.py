@@ -22,7 +22,7 @@ from torch import nn
 from qzoo.analysis.sensitivity import sensitivity
 from qzoo.cards.card import write_card
 from qzoo.config import CalibrationRecord, Config, config_of
-from qzoo.errors import ArgumentError, CheckpointError
+from qzoo.errors import CheckpointError
 from qzoo.fields import encode
 from qzoo.files import exclusive
 from qzoo.options import PROCEDURAL, Recipe
@@ -41,21 +41,6 @@ VERSION = 1
 
 RELIABLE = 90.0
 """Agreement on procedural images, in percent, below which a checkpoint is warned of."""
-
-VARIABLE = "QZOO_CALIBRATE"
-
-
-def may_calibrate(asked: str | None) -> bool:
-    """Tell whether a missing checkpoint is to be made: ``"auto"``, not ``"never"``; None: what the environment says.
-
-    Raises:
-        ArgumentError: something else is asked for.
-    """
-    value = asked or os.environ.get(VARIABLE) or "auto"
-    if value not in ("auto", "never"):
-        where = "calibrate" if asked else VARIABLE
-        raise ArgumentError(f"{where} must be 'auto' or 'never', not {value!r}")
-    return value == "auto"
 
 
 def recipe_without_data(family: Family, scheme: Scheme) -> Recipe:

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from qzoo.config import WEIGHTS, Config, config_of, read_config
 from qzoo.errors import ArgumentError, CheckpointError, QuantizationError
 from qzoo.files import place, scratch_beside
-from qzoo.placement.factory import network_of
-from qzoo.placement.model import with_quantizers
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import name_quantizers, quantizers, set_layer_bits, weight_quantizers
 from qzoo.registry import architecture
@@ -134,6 +132,9 @@ def empty_model(config: Config, scheme: Scheme | None, given: nn.Module | None =
     What :func:`qzoo.quantize` made is made again, in memory; of the ``given`` network where there is one.
     """
     if config.factory:
+        from qzoo.placement.factory import network_of  # late: networks of the zoo's own don't wait for these
+        from qzoo.placement.model import with_quantizers
+
         model = network_of(config) if given is None else copy.deepcopy(given)
         if config.plain_relu:
             replace_relu6(model)

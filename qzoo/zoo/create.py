@@ -15,7 +15,6 @@ from qzoo.errors import UnknownModelError
 from qzoo.registry import architecture, list_architectures, natural_key
 from qzoo.scheme import DEFAULT_TARGET, Scheme, with_target
 from qzoo.zoo import hub
-from qzoo.zoo.calibrated import load_calibrated, recipe_without_data
 from qzoo.zoo.checkpoint import build, load_pretrained
 from qzoo.zoo.floats import load_float
 from qzoo.zoo.request import Request
@@ -75,6 +74,9 @@ def create_model(
 
 def _calibrated(asked: Request, scheme: Scheme) -> nn.Module:
     """The quantized model, calibrated without data on this machine: now, or when it was first asked for."""
+    # late: with it comes all of qzoo.ptq
+    from qzoo.zoo.calibrated import load_calibrated, recipe_without_data
+
     if asked.float_name in hub.checkpoints():
         known = [read_config(hub.named(asked.float_name)).files[WEIGHTS]]
     else:

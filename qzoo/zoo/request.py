@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,8 @@ from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, ModelEntry, ModelName, architecture, parse_name, suggest
 from qzoo.scheme import DEFAULT_TARGET, Scheme, as_scheme, target_named, with_target
 from qzoo.zoo import hub
-from qzoo.zoo.calibrated import may_calibrate
 
+_VARIABLE = "QZOO_CALIBRATE"
 _CLASSES = {name: known.classes for name, known in DATA_SETS.items() if known.classes is not None}
 
 
@@ -55,7 +56,7 @@ class Request:
     ) -> Request:
         """Make sense of the arguments of :func:`qzoo.create_model`; raises what that raises."""
         if calibrate is not None:
-            may_calibrate(calibrate)
+            _may_calibrate(calibrate)
         if pretrained not in (True, False, "float"):
             raise ArgumentError(f"pretrained must be True, False or 'float', not {pretrained!r}")
         for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
@@ -105,7 +106,7 @@ class Request:
     @property
     def is_to_calibrate(self) -> bool:
         """Whether the quantized checkpoint is nowhere, and may and can be made of float weights without training."""
-        if not may_calibrate(self.calibrate) or self.name.qat or self.name.tag is None:
+        if not _may_calibrate(self.calibrate) or self.name.qat or self.name.tag is None:
             return False
         known = hub.checkpoints()
         weights = self.entry.weights.get(self.name.tag)
@@ -257,3 +258,16 @@ def _new_config(
         preprocessing=preprocessing,
         labels=hint.labels if same_classes and hint else "",
     )
+
+
+def _may_calibrate(asked: str | None) -> bool:
+    """Tell whether a missing checkpoint is to be made: ``"auto"``, not ``"never"``; None: what the environment says.
+
+    Raises:
+        ArgumentError: something else is asked for.
+    """
+    value = asked or os.environ.get(_VARIABLE) or "auto"
+    if value not in ("auto", "never"):
+        where = "calibrate" if asked else _VARIABLE
+        raise ArgumentError(f"{where} must be 'auto' or 'never', not {value!r}")
+    return value == "auto"
