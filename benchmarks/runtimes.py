@@ -34,6 +34,8 @@ BARS = {
     "resnet50": {"onnxruntime": {1: 3.3, 8: 3.3}, "openvino": {1: 3.5, 8: 3.9}},
     "tf_efficientnet_lite0": {"onnxruntime": {1: 2.1, 8: 2.4}, "openvino": {1: 2.25, 8: 3.0}},
     "mobilenet_v2": {"onnxruntime": {1: 1.8, 8: 1.8}},
+    "deit_tiny_patch16_224": {"onnxruntime": {1: 2.1}, "openvino": {1: 2.6}},
+    "deit_small_patch16_224": {"onnxruntime": {1: 2.7}, "openvino": {1: 3.2}},
 }
 
 
