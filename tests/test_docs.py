@@ -22,6 +22,7 @@ import tomllib
 import torch
 import torchvision
 from PIL import Image
+from test_calibrated import serve_resnet50
 from test_hub import server  # noqa: F401 - a fixture
 from torch import nn
 from torch.distributed.run import get_args_parser
@@ -99,9 +100,8 @@ def test_python_of_the_docs(name: str, reader: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "docs/guide/resnet50.md"])
-def test_python_of_pages_with_resnet50(
-    name: str, reader: dict[str, Any], server: Any, monkeypatch: pytest.MonkeyPatch
+def test_python_of_the_guide_to_resnet50(
+    reader: dict[str, Any], server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With random weights in place of a publisher's, and small images."""
 
@@ -112,8 +112,20 @@ def test_python_of_pages_with_resnet50(
     monkeypatch.setattr(floats, "load_float_weights", weights)
     monkeypatch.setattr(hub, "EMBEDDED", EMBEDDED)
     loader = [(torch.randn(2, 3, 64, 64), torch.tensor([3, 5]))]
-    run(page(name), {"loader": loader, "test_loader": loader})
-    assert ("org/my-resnet50" in server.repos) == (name == "README.md")
+    run(page("docs/guide/resnet50.md"), {"loader": loader, "test_loader": loader})
+
+
+@pytest.mark.slow
+def test_python_of_the_readme(reader: dict[str, Any], server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights in the publisher's layout on a Hub of its own, and small images."""
+    serve_resnet50(server, monkeypatch, 64)
+    monkeypatch.setattr(hub, "EMBEDDED", EMBEDDED)
+    loader = [(torch.randn(2, 3, 64, 64), torch.tensor([3, 5]))]
+    with pytest.warns(
+        UserWarning, match="resnet50.tv_in1k-w8a8: calibrated from its float weights without images"
+    ):
+        run(page("README.md"), {"loader": loader, "test_loader": loader})
+    assert "org/my-resnet50" in server.repos
 
 
 @pytest.mark.slow

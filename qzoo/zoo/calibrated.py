@@ -170,8 +170,8 @@ def _doubtful(config: Config) -> bool:
 
 
 def _costliest(model: nn.Module, config: Config) -> str:
-    images = Comparison(model, config.preprocessing, images=4).batches
-    layers = sensitivity(model, images, images=4, progress=False).layers
+    images = Comparison(model, config.preprocessing, images=2).batches
+    layers = sensitivity(model, images, images=2, progress=False).layers
     return ", ".join(layer.name for layer in layers[:3])
 
 

@@ -35,15 +35,8 @@ RECIPE = Recipe(method="procedural", bias_correction="analytic")
 A, B = "a" * 64, "b" * 64
 
 
-@pytest.fixture(autouse=True)
-def nothing_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "EMBEDDED", tmp_path / "nothing")
-    monkeypatch.setattr(hub, "pins", dict)
-
-
-@pytest.fixture
-def resnet50(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Repo:  # noqa: F811
-    """timm's repository with random weights in the real layout, its pin, and small images."""
+def serve_resnet50(server: Hub, monkeypatch: pytest.MonkeyPatch, pixels: int) -> Repo:  # noqa: F811
+    """timm's repository with random weights in the real layout, and its pin; images of so many pixels."""
     torch.manual_seed(0)
     model = qzoo.create_model("resnet50")
     content = safetensors.torch.save(dict(model.state_dict()))
@@ -55,11 +48,22 @@ def resnet50(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Repo:  # noqa: F81
         sources=("hf:timm/resnet50.tv_in1k/model.safetensors",),
         sha256=(hashlib.sha256(content).hexdigest(),),
         revision=commit,
-        preprocessing=Preprocessing((3, 32, 32)),
+        preprocessing=Preprocessing((3, pixels, pixels)),
     )
     changed = dataclasses.replace(entry, weights=MappingProxyType({"tv_in1k": weights}))
     monkeypatch.setitem(registry._entries, "resnet50", changed)
     return repo
+
+
+@pytest.fixture(autouse=True)
+def nothing_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "EMBEDDED", tmp_path / "nothing")
+    monkeypatch.setattr(hub, "pins", dict)
+
+
+@pytest.fixture
+def resnet50(server: Hub, monkeypatch: pytest.MonkeyPatch) -> Repo:  # noqa: F811
+    return serve_resnet50(server, monkeypatch, 32)
 
 
 def test_download_calibrate_keep_and_load_again(
