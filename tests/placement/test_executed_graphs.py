@@ -43,7 +43,7 @@ def check(model: nn.Module, images: Tensor, folder: Path, wanted: Network = ANY)
                 assert torch.equal(torch.as_tensor(load(path, target)(levels)), rounded(levels))
     if "openvino" not in wanted.exact:
         noise = {target: sqnr(quantized, images, target, folder) for target in SHARES}
-        assert noise["openvino"] > noise["onnxruntime"] - 6
+        assert noise["openvino"] > noise["onnxruntime"] - wanted.apart
 
 
 def sqnr(model: nn.Module, images: Tensor, target: str, folder: Path) -> float:
