@@ -132,7 +132,7 @@ class DenseNet(HubMixin, nn.Module):
         # What is pooled joins signed values: ONNX Runtime drops the ReLU only before an unsigned Q of its own.
         self.features.stem_quantizer = activation_quantizer(quantize, "activation", nonnegative=True)
         self.features.pool0 = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = width
+        channels, stem = width, self.features.stem_quantizer
         for i, depth in enumerate(depths):
             block = DenseBlock(depth, channels, growth, i == 0, quantize)
             channels += depth * growth
@@ -140,6 +140,8 @@ class DenseNet(HubMixin, nn.Module):
             if i < len(depths) - 1:
                 transition = Transition(channels, quantize)
                 block.share_range(f"block{i + 1}", transition.norm_quantizer, positive=i == 0)
+                if i == 0:
+                    share_range("stem", stem, block.get_submodule("denselayer1.norm_quantizer"))
                 self.features.add_module(f"transition{i + 1}", transition)
                 channels //= 2
         last = activation_quantizer(quantize, "activation")

@@ -139,6 +139,7 @@ class GoogLeNet(HubMixin, nn.Module):
 
     def _share_ranges(self) -> None:
         modules = [module for module in self.children() if isinstance(module, Inception)]
+        share_range("stem", *modules[0].readers)
         for i, (module, behind) in enumerate(pairwise(modules)):
             share_range(f"concat{i}", module.concat_quantizer, *behind.readers)
         share_range("concat", modules[-1].concat_quantizer, self.pool_quantizer)

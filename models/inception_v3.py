@@ -235,9 +235,13 @@ class InceptionV3(HubMixin, nn.Module):
 
     def _share_ranges(self) -> None:
         mixed = [child for child in self.children() if isinstance(child, Module)]
-        for i, (module, behind) in enumerate(pairwise(mixed)):
-            share_range(f"concat{i}", *module.joined, *behind.readers)
-        share_range("concat", *mixed[-1].joined, self.pool_quantizer)
+        group = 0
+        for module, behind in pairwise(mixed):
+            share_range(f"concat{group}", *module.joined, *behind.readers)
+            group += not isinstance(
+                behind, ModuleB | ModuleD
+            )  # maxima go into the next concatenation as they are
+        share_range(f"concat{group}", *mixed[-1].joined, self.pool_quantizer)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool1(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, share_range
 from qzoo.registry import Family, register_model, torchvision_weights
 from qzoo.scheme import Scheme
 
@@ -81,11 +81,15 @@ class SqueezeNet(HubMixin, nn.Module):
             features.append(Fire(channels, squeezed, expanded, quantize))
             channels = 2 * expanded
         self.features = nn.Sequential(*features)
+        fires = [module for module in features if isinstance(module, Fire)]
         self.classifier = nn.Sequential(
             nn.Dropout(0.5),
             conv2d(channels, num_classes, 1, bias=True, quantize=quantize, nonnegative=True, edge=True),
             nn.ReLU(inplace=True),
         )
+        readers = [*(fire.squeeze for fire in fires[1:]), self.classifier[1]]
+        for i, (fire, reader) in enumerate(zip(fires, readers, strict=True)):
+            share_range(f"concat{i}", fire.concat_quantizer, reader)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
         self.output_quantizer = activation_quantizer(quantize, "output", nonnegative=True)
