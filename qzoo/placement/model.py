@@ -240,6 +240,8 @@ class _Builder:
         self.classes = Classes(found, wants)
         self.modules = dict(model.named_modules())
         self.left = dict(wants.left)
+        way = "asks for values of its tensors; the quantizers are those of the way that the example goes"
+        self.left.update({name or type(model).__name__: way for name in found.decisions})
         self.members: dict[Value, list[TensorQuantizer]] = defaultdict(list)
         self.kinds: dict[str, set[str]] = defaultdict(set)
         self.names: dict[tuple[str, Site], tuple[str, ...]] = {}

@@ -41,6 +41,10 @@ _NONNEGATIVE = (
 )
 
 
+# By these Python gets a number out of a tensor, and may go another way by it.
+_DECISIONS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
+
+
 @dataclass(eq=False)
 class Value:
     """A tensor that is computed from the image.
@@ -91,11 +95,13 @@ class Trace:
     Attributes:
         calls: how often each module ran, by name.
         result: what the model returned.
+        decisions: modules in which Python asks for values that depend on the image.
     """
 
     operations: list[Operation]
     calls: Counter[str]
     result: Any
+    decisions: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -115,7 +121,7 @@ def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:
         value = recorder.values.get(id(leaf))
         if value is not None:
             value.returned = True
-    return Trace(recorder.operations, recorder.calls, result)
+    return Trace(recorder.operations, recorder.calls, result, tuple(recorder.decisions))
 
 
 class _Recorder(TorchFunctionMode):
@@ -128,6 +134,8 @@ class _Recorder(TorchFunctionMode):
         self._keep: list[Any] = []  # the identity of a freed tensor could be another's
         self._stack: list[tuple[str, int]] = []
         self._inside = 0
+        self._compared: set[int] = set()
+        self.decisions: list[str] = []
         self._parameters = {id(p): name for name, p in model.named_parameters()}
 
     def know(self, tensor: Tensor) -> None:
@@ -169,8 +177,12 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._inside or name_of(func) in NO_VALUES:
-            return func(*args, **kwargs)
+        name = name_of(func)
+        if self._inside or name in NO_VALUES or name in _DECISIONS:
+            result = func(*args, **kwargs)
+            if not self._inside:
+                self._follow(name, args, kwargs, result)
+            return result
         function = function_of(func)
         given = operands(function, args, kwargs) if args or kwargs else []
         before = [self.values.get(id(x)) for x in given]  # in-place functions give them another value
@@ -187,6 +199,17 @@ class _Recorder(TorchFunctionMode):
             attributes = _attributes(func, function, args, kwargs) | ({"counted"} if counted else set())
             self._add(function, tuple(self._stack), given, others, result, attributes, before=before)
         return result
+
+    def _follow(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        """Note where Python asks for a value that is computed from the image, or from a comparison of such."""
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not any(id(leaf) in self.values or id(leaf) in self._compared for leaf in given):
+            return
+        if name in _DECISIONS:
+            self.decisions.append(self._stack[-1][0] if self._stack else "")
+        elif isinstance(result, Tensor):
+            self._compared.add(id(result))
+            self._keep.append(result)
 
     def _add(
         self,

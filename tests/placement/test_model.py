@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from networks import with_statistics
 from torch import Tensor, nn
 
@@ -372,6 +374,48 @@ def test_subclasses_of_layers(caplog) -> None:
     qzoo.calibrate(made, [images], progress=False)
     seen = made[1]._weight_quantizer.amax.flatten()
     torch.testing.assert_close(seen, model[1].weight.abs().amax((1, 2, 3)), rtol=0, atol=0)
+
+
+class Gate(nn.Module):
+    """Goes another way where the values say so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if (x.mean() > 0) else x
+
+
+class Shrink(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.erfcx(x)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (Gate(), "1: asks for values of its tensors"),
+        (Shrink(), "1.*erfcx: an operation that qzoo does not know"),
+    ],
+)
+def test_what_is_reported(odd: nn.Module, words: str, caplog) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(conv(3, 4), odd, conv(4, 2)).eval()
+    with caplog.at_level(logging.WARNING):
+        made = qzoo.quantize(model, images)
+    assert re.search(words, caplog.text)
+    qzoo.calibrate(made, [images], progress=False)
+    with torch.no_grad():
+        assert made(images).isfinite().all()
+
+
+def test_other_sizes_and_batches_run() -> None:
+    """The example's size is no part of the quantized model."""
+    _, made, _ = quantized("squeeze")
+    with torch.no_grad():
+        assert made(torch.randn(3, 3, 2 * SIZE, SIZE)).shape == (3, 5)
+
+
+def test_no_network_of_torchvision_is_said_to_decide() -> None:
+    made = qzoo.quantize(torchvision.models.shufflenet_v2_x0_5(), torch.zeros(1, 3, 32, 32))
+    assert made.qzoo_placement.left == ()
 
 
 class Two(nn.Module):
