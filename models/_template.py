@@ -8,11 +8,10 @@ Shapes at 32 pixels: stem [N, 16, 32, 32], stages [N, 16, 32, 32] and [N, 32, 16
 Quantization: what only the author of a definition knows. Which inputs are never negative, where the adds are,
 what ends in a quantizer. Here every input of a weighted layer but the image follows a ReLU.
 
-To add a family: copy this file to ``models/<family>.py``, and add an independent implementation to
-``tests/models/references.py``. The tests then check, for every registered architecture, equal outputs and
-parameter names, and each of the statements about quantizers by running it. In a project of your own the file may
-lie anywhere: import it before its name is used, give it to the commands with ``--import FILE``, or name it in the
-entry point group ``qzoo.models``.
+To add a family: copy this file to ``models/<family>.py``, and add a row to ``tests/models/test_families.py``. The
+tests then compare outputs and parameter names with torchvision's, and check each of the statements about quantizers
+by running it. In a project of your own the file may lie anywhere: import it before its name is used, give it to the
+commands with ``--import FILE``, or name it in the entry point group ``qzoo.models``.
 """
 
 from __future__ import annotations

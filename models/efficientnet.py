@@ -29,6 +29,7 @@ from qzoo.models.layers import (
     conv_norm_activation,
     init_weights,
     linear,
+    round_channels,
 )
 from qzoo.registry import Family, KeyMap, register_model, renamed_modules, torchvision_weights
 from qzoo.scheme import Scheme
@@ -82,17 +83,11 @@ B0 = (
 
 
 def scaled(width: float, depth: float, dropout: float, **norm: float) -> Architecture:
-    """B0 with more channels (the nearest multiple of 8, but not below 90 %) and more blocks (rounded up)."""
-
-    def channels(base: int) -> int:
-        wanted = base * width
-        rounded = max(8, int(wanted + 4) // 8 * 8)
-        return rounded if rounded >= 0.9 * wanted else rounded + 8
-
+    """Scale B0: more channels, and more blocks (rounded up)."""
     stages = tuple(
         stage._replace(
-            in_channels=channels(stage.in_channels),
-            channels=channels(stage.channels),
+            in_channels=round_channels(stage.in_channels * width),
+            channels=round_channels(stage.channels * width),
             depth=math.ceil(stage.depth * depth),
         )
         for stage in B0

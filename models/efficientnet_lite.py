@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import Family, FloatWeights, register_model
 from qzoo.scheme import Scheme
@@ -65,10 +65,8 @@ class Size:
     dropout: float = 0.2
 
     def channels(self, base: int) -> int:
-        """Return the scaled number of channels: the nearest multiple of 8, but not below 90 %."""
-        scaled = base * self.width
-        rounded = max(8, int(scaled + 4) // 8 * 8)
-        return rounded + 8 if rounded < 0.9 * scaled else rounded
+        """Return the scaled number of channels."""
+        return round_channels(base * self.width)
 
     def blocks(self) -> tuple[int, ...]:
         """Return the number of blocks in each stage; the first and the last are not deepened."""

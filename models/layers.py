@@ -29,6 +29,7 @@ __all__ = [
     "conv_norm_activation",
     "init_weights",
     "linear",
+    "round_channels",
     "share_range",
 ]
 
@@ -325,6 +326,23 @@ def share_range(group: str, *modules: nn.Module) -> None:
         quantizer = getattr(module, "input_quantizer", module)
         if isinstance(quantizer, TensorQuantizer):
             quantizer.group = group
+
+
+def round_channels(channels: float) -> int:
+    """Round a number of channels to a multiple of 8, as the MobileNets and EfficientNets do.
+
+    Args:
+        channels: of a network that is made wider or narrower.
+
+    Returns:
+        The nearest multiple of 8, 8 at least; where that is less than 90 % of ``channels``, the next one.
+
+    Example:
+        >>> [round_channels(32 * width) for width in (0.1, 0.35, 1.1)]
+        [8, 16, 32]
+    """
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 def init_weights(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
 from qzoo.registry import Family, register_model, renamed_modules, torchvision_weights
 from qzoo.scheme import Scheme
 
@@ -42,13 +42,6 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-
-
-def scaled(channels: int, width: float) -> int:
-    """Return the nearest multiple of 8, but not below 90 % of ``channels * width``."""
-    wanted = channels * width
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * wanted else rounded + 8
 
 
 def bn(channels: int) -> nn.BatchNorm2d:
@@ -117,7 +110,7 @@ class MNASNet(HubMixin, nn.Module):
         quantize: Scheme | None = None,
     ) -> None:
         super().__init__()
-        stem, channels = scaled(32, width), scaled(16, width)
+        stem, channels = round_channels(32 * width), round_channels(16 * width)
         layers: list[nn.Module] = [
             conv2d(in_channels, stem, 3, stride=2, padding=1, quantize=quantize, edge=True),
             bn(stem),
@@ -129,7 +122,7 @@ class MNASNet(HubMixin, nn.Module):
             bn(channels),
         ]
         for kernel_size, first_stride, expansion, base, depth in STAGES:
-            out_channels, blocks = scaled(base, width), []
+            out_channels, blocks = round_channels(base * width), []
             for i in range(depth):
                 stride = first_stride if i == 0 else 1
                 blocks.append(

@@ -29,6 +29,7 @@ from qzoo.models.layers import (
     conv_norm_activation,
     init_weights,
     linear,
+    round_channels,
 )
 from qzoo.registry import Family, KeyMap, register_model, renamed_modules, torchvision_weights
 from qzoo.scheme import Scheme
@@ -78,13 +79,6 @@ LARGE = (
 )
 
 
-def squeezed(channels: int) -> int:
-    """A quarter of the channels: the nearest multiple of 8, but not below 90 % of it."""
-    quarter = channels // 4
-    rounded = max(8, (quarter + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * quarter else rounded + 8
-
-
 class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise kxk, gates, project 1x1 and a skip: [N, in, H, W] -> [N, out, H / stride, W / stride].
 
@@ -115,9 +109,8 @@ class InvertedResidual(nn.Module):
         )
         positive = not size.hard_swish
         if size.gated:
-            layers.append(
-                SqueezeExcitation(inner, squeezed(inner), nn.ReLU(), nn.Hardsigmoid(), quantize, positive)
-            )
+            squeezed = round_channels(inner // 4)
+            layers.append(SqueezeExcitation(inner, squeezed, nn.ReLU(), nn.Hardsigmoid(), quantize, positive))
         layers.append(convolution(inner, size.channels, 1, function=None, nonnegative=positive))
         self.block = nn.Sequential(*layers)
         self.skip = size.stride == 1 and in_channels == size.channels

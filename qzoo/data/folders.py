@@ -32,7 +32,41 @@ def _has_folders(path: Path) -> bool:
     return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
 
 
-class FolderLoader:
+class SharedEpochs:
+    """Base of loaders whose order and augmentation depend on seed and epoch alone, and that processes share out.
+
+    Args:
+        batch_size: images a batch.
+        seed: of order and augmentation.
+        workers: processes that decode; 0 decodes in this one.
+    """
+
+    def __init__(self, batch_size: int, seed: int, workers: int) -> None:
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.epoch, self.start, self.share = 0, 0, (0, 1)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its batches to leave out."""
+        self.epoch, self.start = epoch, start
+
+    def take(self, rank: int, world: int) -> None:
+        """Decode only this process's images of each batch."""
+        share_of(self.batch_size, rank, world)
+        self.share = (rank, world)
+
+    def _decoded(
+        self, items: Any, batches: Any, key: Callable[[Any], tuple[int, ...]] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the items with these keys, each drawn as :class:`Drawn` does."""
+        yield from DataLoader(
+            Drawn(items, self.seed * 1_000_003 + self.epoch, key),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else every pass would move the global generator
+        )
+
+
+class FolderLoader(SharedEpochs):
     """Epochs of a folder of images: float32 [B, C, H, W] and int64 [B], the same for the same seed and epoch.
 
     Order and augmentation depend on seed, epoch and image alone, not on workers or on what was drawn before, so a
@@ -49,17 +83,8 @@ class FolderLoader:
     def __init__(
         self, dataset: Dataset[tuple[Tensor, int]], batch_size: int, seed: int = 0, workers: int = 0
     ) -> None:
-        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
-        self.epoch, self.start, self.share = 0, 0, (0, 1)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch of the next iteration, and how many of its batches to leave out."""
-        self.epoch, self.start = epoch, start
-
-    def take(self, rank: int, world: int) -> None:
-        """Decode only the images of each batch that are this process's."""
-        share_of(self.batch_size, rank, world)
-        self.share = (rank, world)
+        super().__init__(batch_size, seed, workers)
+        self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset) // self.batch_size  # type: ignore[arg-type]
@@ -69,14 +94,7 @@ class FolderLoader:
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
         mine, size = share_of(self.batch_size, *self.share), self.batch_size
         batches = [order[i * size + mine.start : i * size + mine.stop].tolist() for i in range(len(self))]
-        drawn: Any = Drawn(self.dataset, self.seed * 1_000_003 + self.epoch)
-        loader: DataLoader[Any] = DataLoader(
-            drawn,
-            batch_sampler=batches[self.start :],
-            num_workers=self.workers,
-            generator=torch.Generator(),  # else every pass would move the global generator
-        )
-        yield from loader
+        yield from self._decoded(self.dataset, batches[self.start :])
 
 
 class Drawn(Dataset[tuple[Tensor, int]]):
@@ -98,7 +116,7 @@ class Drawn(Dataset[tuple[Tensor, int]]):
 
 
 def share_of(batch_size: int, rank: int, world: int) -> range:
-    """Return which images of a batch are a process's, the same number for each.
+    """Divide a batch among the processes: which images one of them decodes, the same number for each.
 
     Raises:
         DistributedError: they can't be shared out equally.

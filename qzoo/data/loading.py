@@ -233,7 +233,8 @@ def image_files(
         >>> len(image_files("folders", "pets", model.qzoo_config.preprocessing))
         1
     """
-    return (ImageNetFolder if labels == "imagenet-1k" else ImageFolder)(root, preprocessing, transform)
+    kind = ImageFolder if data_set(labels).folder_names is None else ImageNetFolder
+    return kind(root, preprocessing, transform)
 
 
 def _tensors(labels: str, split: str, data: str | Path | None) -> tuple[Tensor, Tensor]:
@@ -245,9 +246,10 @@ def _tensors(labels: str, split: str, data: str | Path | None) -> tuple[Tensor, 
 def _folder(labels: str, data: str | Path | None) -> str | Path:
     """The folder of images of a data set that is in folders."""
     if data is None:
-        example = " (n01440764)" if labels == "imagenet-1k" else ""
+        known = data_set(labels)
+        example = " (n01440764)" if known.folder_names is not None else ""
         raise DataError(
-            f"{data_set(labels).title} is not embedded: pass data=FOLDER (--data FOLDER), with one folder of images a "
+            f"{known.title} is not embedded: pass data=FOLDER (--data FOLDER), with one folder of images a "
             f"class{example}"
         )
     return data

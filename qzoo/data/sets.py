@@ -23,6 +23,7 @@ class DataSet:
         classes: their number; None where a folder says it.
         sizes: number of training and of test images; None where a folder says it.
         class_names: gives the names of the classes, by index; None where a folder says it.
+        folder_names: gives the names of the folders, by index, where the data set says them.
         channels: of an image.
         preprocessing: of a network trained on it from random weights; None: the architecture's own.
         embedded: the test images come with the package.
@@ -41,6 +42,7 @@ class DataSet:
     classes: int | None = None
     sizes: tuple[int, int] | None = None
     class_names: Callable[[], tuple[str, ...]] | None = None
+    folder_names: Callable[[], tuple[str, ...]] | None = None
     channels: int = 3
     preprocessing: Preprocessing | None = None
     embedded: bool = False
@@ -63,7 +65,7 @@ STREAMS = ("hfds", "wds", "parquet", "npz")
 
 
 def is_stream(data: object) -> bool:
-    """Tell whether ``data`` names images in another form than a folder, see :mod:`qzoo.data.sources`."""
+    """Check whether ``data`` names images in another form than a folder, see :mod:`qzoo.data.sources`."""
     return str(data).partition(":")[0] in STREAMS and ":" in str(data)
 
 
@@ -139,6 +141,7 @@ DATA_SETS = {
             title="ImageNet-1k",
             classes=1000,
             class_names=labels.imagenet_names,
+            folder_names=labels.imagenet_synsets,
             hub="ILSVRC/imagenet-1k",
             citation=_IMAGENET,
             limits="It knows the 1000 ImageNet classes and inherits the biases of that data set.",
@@ -161,8 +164,13 @@ def data_set(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
+def label_set(classes: int | None) -> str:
+    """Guess the label set of a network from its number of classes: ImageNet's, or classes of your own."""
+    return "imagenet-1k" if classes == DATA_SETS["imagenet-1k"].classes else "folders"
+
+
 def is_embedded(name: str) -> bool:
-    """Tell whether the test images of a config's ``labels`` come with the package; also for unknown names."""
+    """Check whether the test images of a config's ``labels`` come with the package; also for unknown names."""
     return name in DATA_SETS and DATA_SETS[name].embedded
 
 

@@ -8,13 +8,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from qzoo.data.files import Batches, decode_image, eight_bit_image
-from qzoo.data.folders import Drawn, share_of
-from qzoo.data.labels import imagenet_synsets
+from qzoo.data.folders import SharedEpochs, share_of
 from qzoo.data.sets import data_set
 from qzoo.data.sources import UNKNOWN, WNID, Part, Sample, Source
 from qzoo.errors import DataError
@@ -148,7 +145,7 @@ class Reader:
         return self.transform(decode(sample.image, sample.name, self.mode)), label
 
 
-class StreamLoader:
+class StreamLoader(SharedEpochs):
     """Epochs of a source: float32 [B, C, H, W] and int64 [B], the same for the same seed and epoch.
 
     Each epoch takes the files in another order (where it can: all of them are used, or their images are counted) and
@@ -177,31 +174,17 @@ class StreamLoader:
         workers: int = 0,
         buffer: int = BUFFER,
     ) -> None:
-        self.source, self.reader, self.first, self.stop = source, reader, start, stop
-        self.batch_size, self.seed, self.workers, self.buffer = batch_size, seed, workers, buffer
-        self.epoch, self.start, self.share = 0, 0, (0, 1)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch of the next iteration, and how many of its batches to leave out."""
-        self.epoch, self.start = epoch, start
-
-    def take(self, rank: int, world: int) -> None:
-        """Decode only the images of each batch that are this process's."""
-        share_of(self.batch_size, rank, world)
-        self.share = (rank, world)
+        super().__init__(batch_size, seed, workers)
+        self.source, self.reader, self.buffer = source, reader, buffer
+        self.first, self.stop = start, stop
 
     def __len__(self) -> int:
         return (self.stop - self.first) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mine = share_of(self.batch_size, *self.share)
-        loader: DataLoader[Any] = DataLoader(
-            Drawn(_Placed(self.reader), self.seed * 1_000_003 + self.epoch, key=_place),
-            batch_sampler=([batch[i] for i in mine] for batch in self._batches()),  # type: ignore[arg-type]
-            num_workers=self.workers,
-            generator=torch.Generator(),  # else every pass would move the global generator
-        )
-        yield from loader
+        batches = ([batch[i] for i in mine] for batch in self._batches())
+        yield from self._decoded(_Placed(self.reader), batches, _place)
 
     def _batches(self) -> Iterator[list[_Key]]:
         draws = np.random.Generator(np.random.PCG64([self.seed % (1 << 63), self.epoch]))
@@ -284,7 +267,7 @@ class LabelMap:
                 f"the data have {len(names)} classes, such as {names[0]!r}, which are not the model's "
                 f"{self.classes}; give data of these classes"
             )
-        synsets = imagenet_synsets() if labels == "imagenet-1k" else ()
+        synsets = known.folder_names() if known.folder_names is not None else ()
         self.places = {name: i for keys in (own, synsets) for i, name in enumerate(keys)}
         self.order = self._order(names, own, synsets) if names else None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qzoo.data.sets import DATA_SETS, SeenImages
+from qzoo.data.sets import DATA_SETS, SeenImages, label_set
 from qzoo.errors import ExportError, QzooError
 from qzoo.fields import decode
 from qzoo.preprocessing import Preprocessing
@@ -46,7 +46,7 @@ class OnnxDescription:
 
 
 def is_onnx(where: str | os.PathLike[str]) -> bool:
-    """Tell whether a text means an ONNX file, and no checkpoint."""
+    """Check whether a name is that of an ONNX file, not of a checkpoint."""
     return Path(where).suffix.lower() == ".onnx"
 
 
@@ -79,7 +79,7 @@ def read_description(path: str | os.PathLike[str]) -> OnnxDescription:
         if channels == 3
         else Preprocessing(size, mean=(0.5,) * channels, std=(0.5,) * channels)
     )
-    labels = "imagenet-1k" if _shape(graph, graph.output[0].name)[-1:] == [1000] else "folders"
+    labels = label_set((_shape(graph, graph.output[0].name) or [None])[-1])
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (plain.mean, plain.std))
     assumed = (
         f"the file does not say how its images are prepared; {' x '.join(map(str, size))}, mean {mean} and "

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qzoo.config import CalibrationRecord, Config, FloatSource
+from qzoo.data.sets import data_set
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name
 from qzoo.scheme import DEFAULT_TARGET
 from qzoo.zoo.request import new_config
@@ -35,7 +36,7 @@ def _tuning(schedule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipes() -> list[Config]:
-    """Return a W8A8 recipe for every architecture whose float weights are public, and tuning for three of them.
+    """List the recipes: W8A8 for all public float weights, and a tuning where the schedule is known.
 
     Transformers are smoothed first: a few channels of what their LayerNorms give are far larger than the others
     (:mod:`qzoo.ptq.smoothquant`). Networks of depthwise convolutions lose most by rounding to nearest (Nagel et al.,
@@ -67,7 +68,7 @@ def _recipe(name: str) -> Config:
         float_source=FloatSource(source, revision, digest, weights.license),
         calibration=CalibrationRecord(
             "mse" if rounding == "learned" else "auto",
-            "ImageNet-1k",
+            data_set(weights.labels).title,
             "0:128",
             128,
             rounding=rounding,

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qzoo.config import Arguments, Config, FloatSource
+from qzoo.data.sets import label_set
 from qzoo.errors import ArgumentError, CheckpointError, MissingDependencyError, shown
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from qzoo.registry import function_of_file, import_models
@@ -61,7 +62,7 @@ def _module_of(factory: str, made: Any) -> nn.Module:
 
 
 def is_factory(text: str) -> bool:
-    """Whether a text has the form of a factory."""
+    """Check whether a text has the form of a factory."""
     where, _, name = text.rpartition(":")
     return (where in _PACKAGES and bool(name)) or (where.endswith(".py") and name.isidentifier())
 
@@ -179,7 +180,7 @@ def factory_config(
         arguments=Arguments(result.shape[1], channels),
         scheme=scheme,
         preprocessing=preprocessing_of(model, (channels, height, width)),
-        labels="imagenet-1k" if result.shape[1] == 1000 else "folders",
+        labels=label_set(result.shape[1]),
         float_source=None if image.is_meta else FloatSource(named, "", weights_digest(model), ""),
         factory=named,
         exclude=exclude,
