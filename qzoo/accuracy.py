@@ -22,7 +22,7 @@ from qzoo.runtimes.pytorch import logits_of
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close logits come to a reference's on the same images.
+    """Closeness of logits to a reference's on the same images: agreement and SQNR.
 
     Holds sums, so that batches, and the parts of several processes, add up; see :meth:`total`. NaN and infinity count
     as the worst: an image whose logits hold NaN never agrees, and logits that are not finite have an SQNR of -infinity.
@@ -67,7 +67,7 @@ class Fidelity:
 
     @classmethod
     def total(cls, parts: Iterable[Fidelity]) -> Fidelity:
-        """Add up batches. The sums are exact, so that the order of the parts does not matter."""
+        """Add up the parts of a pass. The sums are exact: their order does not matter."""
         parts = list(parts)
         return cls(
             sum(part.images for part in parts),
@@ -78,7 +78,7 @@ class Fidelity:
 
     @property
     def finite(self) -> bool:
-        """Whether all logits, the reference's too, were finite numbers."""
+        """Whether all logits were finite, the reference's too."""
         return math.isfinite(self.signal) and math.isfinite(self.noise)
 
     @property

@@ -53,7 +53,7 @@ _FACTORY = like(
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the architecture's builder was called with."""
+    """Arguments of the architecture's builder."""
 
     num_classes: int
     in_channels: int
@@ -94,7 +94,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How the ranges were found.
+    """Record of a calibration: methods, images and what was chosen.
 
     Attributes:
         method: the method of activations that was used ("max", "percentile", "mse", "entropy"), or without data
@@ -141,11 +141,11 @@ class CalibrationRecord:
     skipped: int = field(default=0, metadata=OPTIONAL)
 
     def applied(self) -> Recipe:
-        """Return the methods that were applied, with the one for the ranges that "auto" chose."""
+        """List the methods that were applied, with the one that "auto" chose for the ranges."""
         return self._recipe(self.method, self.percentile)
 
     def asked(self) -> Recipe:
-        """Return the methods that were asked for: they give the same ranges from the same images."""
+        """List the methods that were asked for: they give the same ranges from the same images."""
         chosen = self.candidates and not self.recipe
         percentile = None if self.percentile == PERCENTILE else self.percentile
         recipe = self._recipe("auto" if chosen else self.method, percentile)
@@ -491,7 +491,7 @@ def _check_training(training: Mapping[str, Any], *, quantized: bool) -> None:
 
 
 def is_plain_path(text: str) -> bool:
-    """Tell whether a text names a file below a folder on every system: relative, no dots, no drive."""
+    """Check that a text names a file below a folder on every system: relative, no dots, no drive."""
     path = PurePosixPath(text)
     return (
         bool(text)

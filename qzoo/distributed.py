@@ -81,7 +81,7 @@ class Group:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others do: for downloads into a folder that they share."""
+        """Let rank 0 run a ``with`` block before the others: for downloads into a folder that they share."""
         if not self.first:
             self.broadcast(None)
         yield
@@ -110,12 +110,12 @@ class Group:
         return zip(_numbers(first, self.world), _every(loader, first, self.world), strict=False)
 
     def share(self, loader: Iterable[Any], start: int = 0) -> int | None:
-        """Return how many batches :meth:`deal` will give; None when ``loader`` has no length."""
+        """Count the batches that :meth:`deal` will give; None when ``loader`` has no length."""
         total = length(loader)
         return None if total is None else max(0, -(-(total - start - self.rank) // self.world))
 
     def part(self, batch: Tensor) -> Tensor:
-        """Return this process's images of a batch that all processes have, [B, ...] to [B / world, ...].
+        """Select this process's images of a batch that all processes have, [B, ...] to [B / world, ...].
 
         Raises:
             DistributedError: the images can't be shared out equally.

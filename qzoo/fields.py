@@ -56,7 +56,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def encode(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as what JSON has."""
+    """Encode dataclasses, tuples and mappings as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.name: encode(getattr(value, f.name))
@@ -79,7 +79,7 @@ def _kind(value: Any) -> str:
 
 
 def decode(kind: Any, value: Any, path: str) -> Any:
-    """Make an instance of the annotated type of ``value``, as JSON gave it; an error names ``path``."""
+    """Decode a JSON value to an instance of an annotated type; an error names ``path``."""
     if kind is Any:
         return _plain(value, path, 0)
     origin, arguments = get_origin(kind), get_args(kind)

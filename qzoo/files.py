@@ -40,12 +40,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex digits."""
+    """Compute the SHA-256 of a file, in hex digits."""
     return digest_of(path, hashlib.sha256())
 
 
 def digest_of(path: Path, digest: Any) -> str:
-    """Return a file's digest, in hex digits, by one of :mod:`hashlib`'s algorithms."""
+    """Compute the digest of a file, in hex digits, by one of :mod:`hashlib`'s algorithms."""
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -173,13 +173,13 @@ def coming(path: Path) -> Path:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Tell whether no link on the way leads out of the folder; what ``path`` itself is doesn't matter."""
+    """Check whether a path stays inside the folder, with all links on the way followed; ``path`` itself may be one."""
     return path.parent.resolve().is_relative_to(folder.resolve())
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Let in one process at a time, where the system has advisory locks; others wait."""
+    """Lock a folder for a ``with`` block, where the system has advisory locks; other processes wait."""
     try:
         import fcntl
     except ImportError:  # Windows: hashes still tell a mixture

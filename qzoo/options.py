@@ -231,7 +231,7 @@ class Recipe:
 
     @property
     def data_free(self) -> bool:
-        """Whether no data are needed."""
+        """Whether the recipe needs no data."""
         return self.method in DATA_FREE
 
     def __str__(self) -> str:

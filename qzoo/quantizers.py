@@ -199,7 +199,7 @@ def activation_quantizer(
 
 
 def is_idle(quantizer: nn.Module) -> bool:
-    """Say whether a quantizer neither quantizes nor collects: it hands on what it is given.
+    """Check whether a quantizer is idle: neither quantizes nor collects, and passes its input on.
 
     Args:
         quantizer: a TensorQuantizer, or the ``nn.Identity`` that stands for none.

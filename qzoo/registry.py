@@ -140,7 +140,7 @@ def renamed_modules(names: Mapping[str, str]) -> KeyMap:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What the function of an architecture takes: ``def resnet18(**options)`` passes these on.
+    """Options of an architecture's function: ``def resnet18(**options)`` passes these on.
 
     Attributes:
         num_classes: size of the classifier.
@@ -386,7 +386,7 @@ def import_models(where: str) -> None:
 
 
 def function_of_file(file: str, name: str) -> Callable[[], Any] | None:
-    """Find a function of a file that :func:`import_models` has imported; None where it was never given that file.
+    """Find a function of a file that :func:`import_models` has imported; None where it has not.
 
     Args:
         file: its name without folders, such as ``"my_net.py"``.
@@ -401,7 +401,7 @@ def function_of_file(file: str, name: str) -> Callable[[], Any] | None:
 
 @functools.cache
 def families() -> tuple[str, ...]:
-    """Return names of the modules in ``qzoo.models`` that define architectures: one file a family."""
+    """List the modules in ``qzoo.models`` that define architectures: one file a family."""
     folder = Path(__file__).parent / "models"
     return tuple(sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem != "layers"))
 
@@ -442,7 +442,7 @@ def architecture(name: str) -> ModelEntry:
 
 
 def canonical(name: str) -> str:
-    """Return the zoo's name of an architecture: what an alias stands for, and any other name as it is."""
+    """Resolve an alias to the zoo's name of the architecture; any other name stays as it is."""
     if name in _entries:
         return name
     _load_families()
@@ -450,7 +450,7 @@ def canonical(name: str) -> str:
 
 
 def list_architectures(pattern: str = "*") -> list[str]:
-    """Return names of the architectures that match a shell pattern, in a reader's order (resnet18, resnet101).
+    """List the architectures that match a shell pattern, in natural order (resnet18, resnet101).
 
     One whose alias matches is among them, under the zoo's name.
     """
@@ -460,13 +460,13 @@ def list_architectures(pattern: str = "*") -> list[str]:
 
 
 def known_names() -> list[str]:
-    """Return all that :func:`architecture` knows: names and aliases."""
+    """List all names and aliases that :func:`architecture` knows."""
     _load_families()
     return [name for entry in _entries.values() for name in (entry.name, *entry.aliases)]
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that compares runs of digits as numbers."""
+    """Make a sort key that compares runs of digits as numbers."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -488,11 +488,11 @@ def parse_name(name: str) -> ModelName:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a text has the form of a model's name."""
+    """Check whether a text has the form of a model's name."""
     return len(text) <= _LONGEST and _NAME.fullmatch(text) is not None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Text to append to an error: ``"; did you mean 'a', 'b'?"``, or nothing when no name is near."""
+    """Suggest similar names, as text to append to an error: ``"; did you mean 'a', 'b'?"``, or nothing."""
     near = difflib.get_close_matches(name[:_LONGEST], list(known), n=3, cutoff=0.6)
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

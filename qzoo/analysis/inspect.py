@@ -21,7 +21,7 @@ from qzoo.runtimes.pytorch import run
 
 @dataclass(frozen=True)
 class QuantizerInfo:
-    """One quantizer. Shares are in percent; None where there is nothing to count.
+    """Bits, range and statistics of one quantizer. Shares are in percent; None where there is nothing to count.
 
     Attributes:
         name, role: its place in the model, and what it is for there.

@@ -68,7 +68,7 @@ class Replay:
             self._order = None
 
     def advance(self, images: Tensor, to: nn.Module) -> None:
-        """Go on to just before the first call of ``to``, in the model's present state, and remember."""
+        """Advance to just before the first call of ``to``, in the model's present state."""
         self._recording, self._stop = True, to
         try:
             self.run(images)
@@ -78,7 +78,7 @@ class Replay:
             self._recording, self._stop = False, None
 
     def run(self, images: Tensor) -> Tensor:
-        """Run the model; what is remembered is not computed again."""
+        """Run the model from the remembered layer on."""
         self._stack = [((), {})]
         return output_of(self.model, images)
 

@@ -150,6 +150,6 @@ def _module(
 
 
 def profiled(contender: Contender) -> bool:
-    """Tell whether its runtime tells the time of every node."""
+    """Check whether its runtime reports the time of every node."""
     runtime: Any = rt.runtime_named(contender.runtime)
     return bool(runtime.provider) or contender.runtime == "openvino"

@@ -23,7 +23,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, str]:
-    """Versions of qzoo and the packages it works with, the machine, and the state of the native kernels."""
+    """Describe the machine: versions of qzoo and the packages it works with, and the state of the native kernels."""
     import torch
 
     from qzoo.quant import native
@@ -54,7 +54,7 @@ def _processors() -> int:
 
 
 def processor() -> dict[str, str]:
-    """Model name, instruction sets that matter for int8 and bf16, and the frequency governor (Linux)."""
+    """Describe the processor: name, instruction sets that matter for int8 and bf16, frequency governor (Linux)."""
     facts = {"processor": platform.processor() or platform.machine()}
     lines = processor_facts()
     if lines:

@@ -69,7 +69,7 @@ class Lane:
         return evaluate(any_batch(self.run, size), shown, reference=reference, progress=False)
 
     def row(self, model: str, lanes: Sequence[Lane]) -> Row:
-        """Sum up what was learnt, against the float model in this runtime and peers among ``lanes``."""
+        """Summarize the lane as a row, against the float model in this runtime and the peers among ``lanes``."""
         own, score = self.contender, self.score
         clock = "cpu" if self.options.threads == 1 and rt.runtime_named(own.runtime).on_cpu else "wall"
         floats = [lane for lane in lanes if lane.contender.precision == "float32"]

@@ -69,7 +69,7 @@ def record_latency(
 
 
 def latencies(config: Config, report: Mapping[str, Any]) -> tuple[Latency, ...]:
-    """Return the report's rows of a checkpoint, a row a batch size."""
+    """Collect a checkpoint's rows of a report, one for each batch size."""
     machine, threads = report["machine"], int(report["settings"]["threads"])
     where = f"{machine['processor']} ({machine.get('instruction sets', 'instruction sets unknown')})"
     found = []
@@ -103,7 +103,7 @@ def latencies(config: Config, report: Mapping[str, Any]) -> tuple[Latency, ...]:
 
 
 def speedup_text(config: Config) -> str:
-    """Tell the speed-up over float in ONNX Runtime at the smallest batch; "" where none is recorded."""
+    """Format the speed-up over float in ONNX Runtime at the smallest batch; "" where none is recorded."""
     rows = [r for r in config.latency if r.runtime == "onnxruntime" and r.speedup is not None]
     if not rows:
         return ""
@@ -124,7 +124,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def timed_models(report: Path) -> set[str]:
-    """Return names of the models that a report has timed. Raises QzooError for what is no report."""
+    """List the models that a report has timed. Raises QzooError for anything but a report."""
     try:
         return {str(row["model"]) for row in _read(report)["rows"]}
     except (KeyError, TypeError) as error:

@@ -56,7 +56,7 @@ def model_details(
 
 @torch.no_grad()
 def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
-    """Histograms of what each quantizer that is on quantizes: equal bins from the least to the largest value.
+    """Count histograms of the inputs of all active quantizers, in equal bins from the smallest to the largest value.
 
     Returns:
         for each: ``name``, ``role``, ``low`` and ``high`` (edges of the first and last bin), ``counts`` and ``amax``,

@@ -46,7 +46,7 @@ class Peer:
 
 
 def check(peers: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
-    """Refuse what can't be compared.
+    """Check that the peers can be compared in the chosen runtimes.
 
     Raises:
         ValueError: an unknown peer, or one whose runtime is not measured.
@@ -66,7 +66,7 @@ def check(peers: tuple[str, ...], runtimes: tuple[str, ...]) -> None:
 
 
 def unavailable(peer: str, reference: nn.Module) -> str:
-    """Why there is no such model of this network; empty when there is one."""
+    """Explain why a peer has no model of this network; "" when it has one."""
     if peer != "torchvision":
         return ""
     architecture = _architecture(reference)

@@ -66,7 +66,7 @@ class Process:
         self._warm = False
 
     def first(self) -> float:
-        """Wall seconds of one call as it comes."""
+        """Time the first call, without a warm-up; wall seconds."""
         wall: float = self._ask("time", warm=False, least=0.0)["wall"][0]
         return wall
 
@@ -82,7 +82,7 @@ class Process:
         return np.fromfile(self._folder / "logits", np.float32).reshape(shape)
 
     def peak_memory(self) -> int | None:
-        """Return the most memory (resident set, bytes) since the model was loaded; None where it is not known."""
+        """Read the peak memory (resident set, bytes) since the model was loaded; None where it is not known."""
         peak: int | None = self._ask("memory")["peak"]
         return peak
 

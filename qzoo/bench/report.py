@@ -33,7 +33,7 @@ def print_table(report: Report) -> None:
 
 
 def footnotes(report: Report) -> list[str]:
-    """Return what a reader has to know besides the figures, in lines."""
+    """List the notes that belong to the figures, a line each."""
     machine, settings = report.machine, report.settings
     versions = [
         f"{p} {machine[p]}"

@@ -154,7 +154,7 @@ class Report:
         return list(dict.fromkeys(row.model for row in self.rows))
 
     def warnings(self) -> list[str]:
-        """Return what makes the figures doubtful, in sentences; empty on a quiet machine."""
+        """List what makes the figures doubtful, in sentences; empty on a quiet machine."""
         found = []
         alone = [t for row in self.rows if row.clock == "cpu" for t in row.latency.values()]
         busy = max((t.wall_over_cpu for t in alone), default=1.0)

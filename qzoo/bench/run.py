@@ -148,7 +148,7 @@ def _logits(run: Callable[[Tensor], Tensor] | None, batches: Batches, options: O
 
 
 def new_report(sections: Sequence[Section], options: Options) -> Report:
-    """Return all rows, with the machine, the versions and the date they were measured with."""
+    """Make the report of all sections, with the machine, the versions and the date."""
     settings = {
         "threads": options.threads,
         "batches": list(options.batches),

@@ -64,7 +64,7 @@ class Samples:
 
     @classmethod
     def of(cls, turns: Sequence[Turn]) -> Samples:
-        """Sort what a clock said, turn by turn."""
+        """Collect the readings of a clock, turn by turn."""
         wall, cpu = np.array([np.median(calls) for calls, _ in turns]), np.array([mean for _, mean in turns])
         calls = np.concatenate([np.asarray(calls) for calls, _ in turns])
         spent = sum(mean * len(calls) for calls, mean in turns)
@@ -111,7 +111,7 @@ def measure(
 
 
 def ratio(slow: np.ndarray, fast: np.ndarray) -> tuple[float, float, float]:
-    """Return how many times as fast: the ratio of the medians, and its 95 % bootstrap interval over rounds.
+    """Compute a speed-up: the ratio of the medians, and its 95 % bootstrap interval over rounds.
 
     Args:
         slow, fast: seconds a call, [rounds] each, of the same rounds (:attr:`Samples.cpu`, :attr:`Samples.wall`).

@@ -73,7 +73,7 @@ class Worker:
         return {"shape": logits.shape}
 
     def memory(self) -> dict[str, Any]:
-        """Return the most memory this process has had since the model was loaded, bytes; None where it is not known."""
+        """Read the peak memory of this process since the model was loaded, bytes; None where it is not known."""
         return {"peak": _status("VmHWM")}
 
     def profile(self, runtime: str, source: str, threads: int, runs: int) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def size_of_weights(config: Config) -> str:
 
 
 def float_bytes(config: Config) -> int:
-    """Bytes of the float model's tensors."""
+    """Count the bytes of the float model's tensors."""
     import torch
 
     with torch.device("meta"):
@@ -106,7 +106,7 @@ def float_bytes(config: Config) -> int:
 
 
 def runtime_name(row: Measurement) -> str:
-    """Return where a row was measured, in words."""
+    """Name the runtime that a row was measured in."""
     runtime = NAMES.get(row.runtime, row.runtime)
     if row.target is None or row.runtime == row.target:
         return runtime

@@ -16,7 +16,7 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=/@+-]*")
 
 
 def escaped(value: _Value) -> _Value:
-    """Return the value with every text in it, such as a config's, as Markdown that shows it and does nothing else."""
+    """Escape every text in a value, such as a config, so that Markdown shows it as it is."""
     found: Any = value
     if isinstance(value, str):
         found = _SPECIAL.sub(r"\\\g<0>", one_line(value))
@@ -31,13 +31,13 @@ def escaped(value: _Value) -> _Value:
 
 
 def word(value: object) -> str:
-    """Return a text of a config as an argument of a printed command: three dots where a shell might read more in it."""
+    """Write a text of a config as an argument of a printed command; three dots where a shell would expand it."""
     text = plain(value)
     return text if isinstance(value, (int, float)) or _WORD.fullmatch(text) else "..."
 
 
 def number(value: float | None) -> str:
-    """Two digits, or nothing."""
+    """Format a number with two digits; "" for None."""
     return "" if value is None else f"{value:.2f}"
 
 

@@ -40,7 +40,7 @@ class Epochs:
         self._length = len(sized) if hasattr(sized, "__len__") else sum(1 for _ in sized)
 
     def take(self, rank: int, world: int) -> bool:
-        """Have the loader decode this process's images of each batch only; False where it can't, and gives all."""
+        """Have the loader decode only this process's images of each batch; False where it can't and gives all."""
         take = getattr(self.loader, "take", None)
         if world == 1 or not callable(take):
             return False

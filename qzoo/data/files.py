@@ -239,7 +239,7 @@ class Batches:
         return self.dealt(0, 1)
 
     def dealt(self, rank: int, world: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Deal out the batches of one of ``world`` processes, without the ``first`` ones of all; others are read only
+        """Deal out the batches of one of ``world`` processes, without the ``first`` ones of all; others are only read
         where they have to be, and not decoded."""
         self.broken = []
         loader: DataLoader[Any] = DataLoader(

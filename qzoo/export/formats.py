@@ -62,7 +62,7 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str,
 
 
 def check_opset(opset: object) -> None:
-    """Raise TypeError for what is no whole number, ExportError for more than can be written."""
+    """Check an opset: TypeError for anything but a whole number, ExportError for one that can't be written."""
     if opset is None:
         return
     if isinstance(opset, bool) or not isinstance(opset, int):
@@ -98,7 +98,7 @@ def _is_activation(name: str, quantizer: TensorQuantizer) -> bool:
 
 
 def kept_axes(quantizer: TensorQuantizer) -> tuple[int, ...]:
-    """Return the axes along which there are several ranges."""
+    """List the axes along which there are several ranges."""
     amax = quantizer.amax
     return () if amax is None else tuple(d for d, size in enumerate(amax.shape) if size > 1)
 

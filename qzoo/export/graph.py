@@ -16,13 +16,13 @@ import onnx_ir as ir
 
 
 def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
-    """Return the nodes of these types as they are now, type by type; the caller may change the graph."""
+    """List the nodes of these types, type by type; the caller may change the graph meanwhile."""
     for op_type in op_types:
         yield from [node for node in model.graph if node.op_type == op_type and node.domain == ""]
 
 
 def nodes_within(node: ir.Node) -> list[ir.Node]:
-    """Return the nodes of the bodies of an If, Loop or Scan, at any depth."""
+    """List the nodes in the bodies of an If, Loop or Scan, at any depth."""
     bodies = [
         body
         for attribute in node.attributes.values()
@@ -33,7 +33,7 @@ def nodes_within(node: ir.Node) -> list[ir.Node]:
 
 
 def is_stored(value: ir.Value | None) -> bool:
-    """Tell whether the file holds the value: as an initializer or in a Constant."""
+    """Check whether the value is stored in the file, as an initializer or in a Constant."""
     if value is None or value.is_graph_input():
         return False
     node = value.producer()
@@ -41,7 +41,7 @@ def is_stored(value: ir.Value | None) -> bool:
 
 
 def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Return the tensor that the file holds, not yet read; None for what is computed, or holds no tensor."""
+    """Get the stored tensor of a value, not yet read; None where it is computed, or no tensor."""
     if value is None or not is_stored(value):
         return None
     try:
@@ -51,47 +51,47 @@ def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """Return the value as an array when the file holds it, else None."""
+    """Read a stored value as an array; None where it is computed."""
     tensor = stored(value)
     return None if tensor is None else tensor.numpy()
 
 
 def stored_type(value: ir.Value | None) -> str:
-    """Return ``"int8"`` and the like for what the file holds, else ""."""
+    """Name the type of a stored value, such as ``"int8"``; "" where it is computed."""
     tensor = stored(value)
     return "" if tensor is None else tensor.dtype.name.lower()
 
 
 def stored_shape(value: ir.Value | None) -> tuple[int, ...]:
-    """Return the sizes of what the file holds, else ()."""
+    """Get the shape of a stored value; () where it is computed."""
     tensor = stored(value)
     return () if tensor is None else tuple(tensor.shape.numpy())
 
 
 def maker(value: ir.Value | None) -> ir.Node | None:
-    """Return the node that makes the value; None for inputs, constants and a missing value."""
+    """Find the node that computes a value; None for inputs, constants and a missing value."""
     node = None if value is None else value.producer()
     return None if node is None or node.op_type == "Constant" else node
 
 
 def made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    """Return the node that makes the value if it is of these types, else None."""
+    """Find the node that computes a value, if it has one of these types; else None."""
     node = maker(value)
     return node if node is not None and node.op_type in op_types else None
 
 
 def readers(value: ir.Value) -> list[ir.Node]:
-    """Return the nodes that read the value, one that reads it twice two times."""
+    """List the nodes that read a value; one that reads it twice is there twice."""
     return [use.node for use in value.uses()]
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value | None:
-    """Return the input at a place; None where it is left out."""
+    """Get an input of a node; None where it is left out."""
     return node.inputs[index] if len(node.inputs) > index else None
 
 
 def is_output(node: ir.Node) -> bool:
-    """Tell whether the graph gives an output of the node."""
+    """Check whether an output of the node is an output of the graph."""
     return any(value.is_graph_output() for value in node.outputs)
 
 
@@ -106,32 +106,32 @@ def _attribute(node: ir.Node, name: str, kind: ir.AttributeType, default: Any) -
 
 
 def integer(node: ir.Node, name: str, default: int) -> int:
-    """Return an integer attribute."""
+    """Read an integer attribute."""
     return _attribute(node, name, ir.AttributeType.INT, default)
 
 
 def number(node: ir.Node, name: str, default: float) -> float:
-    """Return a floating-point attribute."""
+    """Read a floating-point attribute."""
     return _attribute(node, name, ir.AttributeType.FLOAT, default)
 
 
 def integers(node: ir.Node, name: str) -> list[int]:
-    """Return an attribute of several integers; [] where it is left out."""
+    """Read an attribute of several integers; [] where it is left out."""
     return list(_attribute(node, name, ir.AttributeType.INTS, ()))
 
 
 def text(node: ir.Node, name: str, default: str) -> str:
-    """Return an attribute that is a word."""
+    """Read a text attribute."""
     return _attribute(node, name, ir.AttributeType.STRING, default)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:
-    """Tell whether a DequantizeLinear makes the value."""
+    """Check whether the value is the output of a DequantizeLinear."""
     return made_by(value, "DequantizeLinear") is not None
 
 
 def runs_in_int8(node: ir.Node) -> bool:
-    """Tell whether the first two operands come from DequantizeLinear."""
+    """Check whether the first two operands are outputs of a DequantizeLinear."""
     return all(map(is_dequantized, node.inputs[:2]))
 
 
@@ -171,7 +171,7 @@ def copy_of(node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
 
 
 def replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    """Let everything that reads the node's output read ``value``; remove the node."""
+    """Replace a node by ``value`` in everything that reads its output, and remove it."""
     node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
 

@@ -21,7 +21,7 @@ DTYPES = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Order:
-    """What :func:`qzoo.export_onnx` was asked for, made sense of; see there.
+    """Checked arguments of :func:`qzoo.export_onnx`; see there.
 
     Attributes:
         model: out of its wrappers.

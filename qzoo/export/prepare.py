@@ -237,7 +237,7 @@ def _fold(ready: nn.Module, image: Tensor) -> None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Tell whether any quantizer of the model is on."""
+    """Check whether any quantizer of the model is on."""
     return any(isinstance(m, TensorQuantizer) and m.is_on for m in model.modules())
 
 

@@ -18,7 +18,7 @@ from qzoo.zoo.store import checkpoint_folder
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether a folder holds a checkpoint with its weights, whole, and with figures."""
+    """Check whether a folder holds a whole checkpoint: weights and figures."""
     try:
         config = read_config(folder)
     except QzooError:

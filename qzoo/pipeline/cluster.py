@@ -133,7 +133,7 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def told(error: Exception) -> tuple[str, str]:
-    """What is said of an error, and its traceback where it is no user's mistake."""
+    """Format an error, with its traceback where it is not the user's mistake."""
     if isinstance(error, QzooError | OSError):
         return str(error), ""
     text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")

@@ -40,7 +40,7 @@ def measure(
     inputs: dict[str, Any] | None = None,
     group: Group | None = None,
 ) -> tuple[Measurement, ...]:
-    """Accuracy of the float model, the simulation for each target, and the ONNX file where it can run.
+    """Measure the accuracy of the float model, the simulation for each target, and the ONNX file where it can run.
 
     Args:
         model: quantized; its target is changed.
@@ -76,7 +76,7 @@ def measure(
 
 
 def can_run_onnx() -> bool:
-    """Tell whether the packages are here that export ONNX and run it."""
+    """Check whether the packages that export and run ONNX files are installed."""
     return all(importlib.util.find_spec(package) for package in ("onnxruntime", "onnxscript"))
 
 
@@ -176,7 +176,7 @@ def _save_logits(path: Path, logits: Tensor) -> None:
 def measurement(
     result: Evaluation, images: Images, runtime: str, precision: str, target: str | None
 ) -> Measurement:
-    """Return an evaluation as a row of the config."""
+    """Convert an evaluation to a row of the config."""
     return Measurement(
         runtime=runtime,
         precision=precision,
@@ -196,12 +196,12 @@ def measurement(
 
 
 def finite(value: float | None) -> float | None:
-    """Return the value where JSON has it, else None."""
+    """Pass on a finite value; None for infinity and NaN, which JSON has not."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def require_onnx(what: str) -> None:
-    """Refuse at once what would fail after an hour.
+    """Check that ONNX can be exported and run, before an hour's work that needs it.
 
     Raises:
         MissingDependencyError: the packages of the extra "onnx" are missing.

@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 @cache
 def code_digest() -> str:
-    """Version, and SHA-256 of this package's Python files: a step done by other code is done again."""
+    """Compute a digest of this package's code: a step done by other code is done again."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     files = [

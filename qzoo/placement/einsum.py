@@ -97,7 +97,7 @@ class Product:
 
 
 def product_of(equation: Any, values: list[Any]) -> Product | None:
-    """Find the product that an ``einsum`` of these tensors is; None where it is another, or repeats one."""
+    """Find the matrix product that an ``einsum`` of these tensors computes; None where it is none, or repeats one."""
     if not all(isinstance(value, Tensor) for value in values):
         return None
     product = Product.of(equation, [value.dim() for value in values])

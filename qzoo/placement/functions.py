@@ -120,7 +120,7 @@ NO_VALUES = frozenset(_NO_VALUES.split())
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function, that of the attribute for a getter such as ``Tensor.T``."""
+    """Get the name of a function; of a getter such as ``Tensor.T`` the attribute's."""
     name = getattr(function, "__name__", "")
     return getattr(getattr(function, "__self__", None), "__name__", name) if name == "__get__" else name
 
@@ -149,14 +149,14 @@ FUNCTIONS, _BY_NAME = _table()
 
 
 def function_of(function: Callable[..., Any]) -> Function:
-    """Return the row of a function; one without a row is unknown."""
+    """Look up the row of a function; one without a row is unknown."""
     row = FUNCTIONS.get(function)
     name = name_of(function)
     return row or _BY_NAME.get(name) or Function(name.strip("_"), _UNKNOWN)
 
 
 def is_counted(given: list[Any]) -> bool:
-    """Whether a call with these operands counts among the calls of its function, by which a site is known.
+    """Check whether a call with these operands counts among the calls of its function, by which a site is known.
 
     Integers don't: in training, BatchNorm counts its batches by an ``add_``.
     """
@@ -164,7 +164,7 @@ def is_counted(given: list[Any]) -> bool:
 
 
 def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return what the function computes with: the tensors, and numbers in their place; no sizes or axes.
+    """List the operands of a call: tensors, and numbers in their place; no sizes or axes.
 
     A site has a quantizer for each of them.
     """

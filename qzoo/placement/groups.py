@@ -38,7 +38,7 @@ class Classes:
         return value
 
     def is_nonnegative(self, value: Value) -> bool:
-        """Tell whether a value is never below zero."""
+        """Check whether a value is never below zero."""
         return is_nonnegative(value, self.signs)
 
     def _join(self, one: Value, other: Value) -> None:

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Placement:
-    """What :func:`qzoo.quantize` did with a model; the model has it as ``qzoo_placement``.
+    """Record of where :func:`qzoo.quantize` placed quantizers; the model has it as ``qzoo_placement``.
 
     Attributes:
         left: what stays in float although it was not excluded, with the reason, by name.

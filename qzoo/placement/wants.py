@@ -46,7 +46,7 @@ class Want:
 
 @dataclass
 class Wants:
-    """What is wanted of a trace.
+    """Quantizers that the runtimes want in a trace.
 
     Attributes:
         edges: the quantizers, by edge.
@@ -192,7 +192,7 @@ class _Decision:
         return any(_reaches_result(value) for value in operation.outputs)
 
     def is_kernel(self, operation: Operation) -> bool:
-        """Whether ONNX Runtime has an integer kernel for it: all operands are quantized."""
+        """Check whether ONNX Runtime has an integer kernel for it: all operands are quantized."""
         places = range(1 if operator_of(operation).kind == "layer" else len(operation.operands))
         wants = [self.wants.edges.get((operation, place)) for place in places]
         wanted = bool(wants) and all(want is not None and want.role != "product" for want in wants)
@@ -201,7 +201,7 @@ class _Decision:
         return operator_of(operation).onnxruntime == INT8 and wanted
 
     def needs_q(self, value: Value | None) -> bool:
-        """Whether it comes from a kernel of ONNX Runtime that writes integers only, moved, clamped, or activated."""
+        """Check whether a kernel of ONNX Runtime that writes integers only made it, moved, clamped, or activated."""
         while value is not None and value.maker is not None:
             maker = value.maker
             if self.is_kernel(maker):
@@ -373,7 +373,7 @@ def _depths(trace: Trace) -> dict[Value, int]:
 
 
 def is_nonnegative(value: Value, known: dict[Value, bool]) -> bool:
-    """Tell whether a value is never below zero, by what made it."""
+    """Check whether a value is never below zero, by what made it."""
     if value not in known:
         known[value] = False
         known[value] = _is_nonnegative(value, known)

@@ -135,7 +135,7 @@ def regularized(moments: Moments | CrossMoments, damping: float) -> Tensor:
 
 
 def solve(target: Tensor, bound: int, h: Tensor, passes: int) -> Tensor:
-    """Integers near ``target`` that make ``d H d`` of each row small, with d = integers - target.
+    """Find integers near ``target`` that make ``d H d`` of each row small, with d = integers - target.
 
     Args:
         target: weights in units of their step, [groups, rows, n].
@@ -187,10 +187,10 @@ def _best_range(rows: Tensor, largest: Tensor, bound: int, h: Tensor) -> Tensor:
 
 
 def step_of(amax: Tensor, bound: int) -> Tensor:
-    """Return the step of integers up to ``bound``; 1 where the range is too small to divide by."""
+    """Compute the step of integers up to ``bound``; 1 where the range is too small to divide by."""
     return torch.where(amax > ops.TINY, amax / bound, torch.ones_like(amax))
 
 
 def cost_of(d: Tensor, h: Tensor) -> Tensor:
-    """Return ``d H d`` of each row of [groups, rows, n]."""
+    """Compute ``d H d`` of each row of [groups, rows, n]."""
     return (torch.matmul(d, h) * d).sum(2)

@@ -67,7 +67,7 @@ class Statistics:
                 calibrator.to(device)
 
     def merge(self, other: Statistics) -> None:
-        """Take in what another process has counted."""
+        """Merge the counts of another process."""
         self.images += other.images
         done: set[tuple[int, int]] = set()
         for name, theirs in other._calibrators.items():
@@ -204,7 +204,7 @@ def images_of(batch: Any) -> Tensor:
 
 
 def hold_back(loader: Iterable[Any], share: float = SHARE) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Batches to work with, and batches to judge by: the last images, at least one.
+    """Split the batches: those to work with, and the last images, at least one, to judge by.
 
     Raises:
         CalibrationError: fewer than two images.
@@ -340,7 +340,7 @@ def _started(
 
 @contextmanager
 def attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Hooks that are there within, and taken away afterwards, also after an error."""
+    """Attach hooks for a ``with`` block; they are removed afterwards, also after an error."""
     try:
         yield
     finally:

@@ -125,7 +125,7 @@ def some(pairs: list[Equalization]) -> list[Equalization]:
 
 
 def can_equalize(model: nn.Module, example: Tensor) -> bool:
-    """Tell whether there are pairs, once a ReLU is in place of every ReLU6; the model stays as it is."""
+    """Check whether a model has pairs to equalize, with every ReLU6 taken as a ReLU; the model stays as it is."""
     model = copy.deepcopy(model)
     replace_relu6(model)
     layers = layers_of(model, example, calibrated=False)

@@ -28,7 +28,7 @@ from qzoo.quantizers import quantizers_off, weight_quantizers
 
 @dataclass(frozen=True)
 class Channels:
-    """What is expected of one tensor, per channel [C], float64.
+    """Expected statistics of one tensor, per channel [C], float64.
 
     Attributes:
         mean, variance: over images and positions.
@@ -55,7 +55,7 @@ class Channels:
 
 
 def clipped_normal(mean: Tensor, deviation: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Mean and variance of ``clamp(x, low, high)`` with x normal; float64, any shape."""
+    """Compute mean and variance of ``clamp(x, low, high)`` with x normal; float64, any shape."""
     sigma = deviation.clamp(min=1e-12)
     a, b = (low - mean) / sigma, (high - mean) / sigma
     below, above = _normal_cdf(a), 1 - _normal_cdf(b)

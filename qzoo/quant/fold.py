@@ -114,7 +114,7 @@ def fold_batchnorm_(model: nn.Module, example: Tensor) -> list[Pair]:
 
 
 def standardized_types() -> tuple[type[nn.Module], ...]:
-    """timm's convolutions with weight standardization, if timm has been imported."""
+    """List timm's convolutions with weight standardization, if timm has been imported."""
     layers = sys.modules.get("timm.layers")
     names = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
     return () if layers is None else tuple(getattr(layers, name) for name in names)
@@ -257,7 +257,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> _T
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within, each module's own mode afterwards."""
+    """Switch to eval mode for a ``with`` block; afterwards each module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -61,7 +61,7 @@ def _load(device: str, module: str) -> _Status:
 
 
 def is_loaded(device: str = "cpu") -> bool:
-    """Tell whether the native kernels of a device ("cpu" or "cuda") run; otherwise the reference does."""
+    """Check whether the native kernels of a device ("cpu" or "cuda") are loaded; otherwise the reference runs."""
     load()
     return device in _status and _status[device].loaded
 

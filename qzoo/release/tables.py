@@ -22,7 +22,7 @@ _START, _END = "<!-- zoo-table:start -->", "<!-- zoo-table:end -->"
 
 
 def zoo_table(configs: Sequence[Config]) -> str:
-    """Markdown: the quantized checkpoints with their figures, and the names of which none is published."""
+    """Write a Markdown table of the quantized checkpoints with their figures, and of names not published yet."""
     head = [
         "checkpoint", "size, MB (of float)", "float top-1, %", "quantized top-1, % (95 % interval)", "drop, points",
         "agreement, %", "SQNR, dB", "images measured",
@@ -54,7 +54,7 @@ def zoo_table(configs: Sequence[Config]) -> str:
 
 
 def unbuilt(built: set[str]) -> list[str]:
-    """W8A8 names that can be built from public float weights, and are not among ``built``.
+    """List the W8A8 names that can be built from public float weights and are not among ``built``.
 
     The zoo's own float weights count where they have been trained.
     """
@@ -74,14 +74,14 @@ def quantized_row(config: Config) -> Measurement:
 
 
 def drop_text(config: Config) -> str:
-    """Float top-1 less quantized, in points."""
+    """Format the drop of top-1: float less quantized, in points."""
     reference = next(row for row in config.metrics if row.precision == "float")
     drop = reference.top1 - quantized_row(config).top1
     return f"{drop:.2f}" if abs(drop) >= 0.005 else "0.00"
 
 
 def size_text(config: Config) -> str:
-    """Megabytes of the weights, and percent of the float tensors."""
+    """Format the size of the weights: megabytes, and percent of the float tensors."""
     size = config.sizes.get(WEIGHTS, 0)
     return f"{size / 1e6:.2f} ({100 * size / float_bytes(config):.1f} %)"
 
@@ -103,7 +103,7 @@ def _zoo_row(config: Config, timed: bool) -> tuple[str, ...]:
 
 
 def embedded_configs(cards: str | Path | None = None) -> list[Config]:
-    """Configs of the checkpoints in a folder of folders; of the package's own by default."""
+    """Read the configs of the checkpoints in a folder; the package's own by default."""
     folders = (p.parent for p in Path(cards).glob("*/config.json")) if cards else hub.embedded().values()
     return [read_config(folder) for folder in sorted(folders, key=lambda f: natural_key(f.name))]
 

@@ -53,7 +53,7 @@ class Runtime:
         return self.name != "tensorrt" and self.provider in ("", "CPUExecutionProvider")
 
     def missing(self) -> str:
-        """Why it can't run here, and what to do; empty when it can."""
+        """Reason why the runtime can't run here, and what to do; "" when it can."""
         for package in self.packages:
             if find_spec(package) is None:
                 return f"the package {package!r} is not installed: {self.install}"
@@ -172,7 +172,7 @@ def plain(error: Exception) -> str:
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
-    """Return the path. Raises FileNotFoundError that names it when there is no such file."""
+    """Check that a file exists and return its path. Raises FileNotFoundError that names it."""
     found = Path(path)
     if not found.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; qzoo.export_onnx(model, path) writes one")

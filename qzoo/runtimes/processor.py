@@ -24,7 +24,7 @@ def processor_facts() -> dict[str, str]:
 
 
 def saturates() -> bool:
-    """Tell whether int8 kernels of this machine saturate: an x86 processor without VNNI, told by Linux.
+    """Check whether int8 kernels of this machine saturate: an x86 processor without VNNI, told by Linux.
 
     Its instruction ``vpmaddubsw`` adds two products of a uint8 and an int8 in 16 bits: ``255 x 127`` twice is cut off.
     With weights of 7 bits no pair is (:func:`qzoo.export_onnx`, ``reduce_range=True``). ``ONEDNN_MAX_CPU_ISA``, by

@@ -79,7 +79,7 @@ def _layout(images: Tensor) -> torch.memory_format:
 
 
 def run(model: Callable[[Tensor], Any], images: Tensor) -> Any:
-    """Run a model on a batch of images, and say in plain words what it can't take.
+    """Run a model on a batch of images; an error says in plain words what it can't take.
 
     Args:
         model: a module, or any callable.

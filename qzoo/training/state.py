@@ -138,7 +138,7 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def require_tools(*, tensorboard: bool = False, plot: bool = False) -> None:
-    """Raise MissingDependencyError where what is to be written of a training needs a package that is not there."""
+    """Check that the packages to write TensorBoard files or plots are installed. Raises MissingDependencyError."""
     for wanted, package, extra in ((tensorboard, "tensorboard", "train"), (plot, "matplotlib", "plot")):
         if wanted and find_spec(package) is None:
             raise MissingDependencyError(f"{package} is not installed; run pip install 'qzoo[{extra}]'")

@@ -29,7 +29,7 @@ _ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_+=.-]{0,127}")
 
 
 def check_token(token: str | bool | None) -> None:
-    """Raises ArgumentError for a token that no request can carry; the client's own error would quote it."""
+    """Check that a request can carry a token. Raises ArgumentError; the client's own error would quote it."""
     if isinstance(token, str) and not re.fullmatch("[!-~]+", token):
         raise ArgumentError(
             "the token is empty or holds a space, a line break or another character that none has"
@@ -95,7 +95,7 @@ def downloaded(
 
 
 def cached_file(repo: str, file: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
-    """Return the file in the cache, where it is there and whole."""
+    """Find a file in the cache; None where it is not there."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     folder = cache_dir or constants.HF_HUB_CACHE
@@ -104,7 +104,7 @@ def cached_file(repo: str, file: str, revision: str | None, cache_dir: str | Pat
 
 
 def fits_its_name(path: Path) -> bool | None:
-    """Tell whether a file of the cache has the content that its blob's name, an ETag, stands for; None where that says
+    """Check whether a file of the cache has the content that its blob's name, an ETag, stands for; None where that says
     nothing: it is a link into no ``blobs``, or the ETag is no hash."""
     blob = path.resolve()
     if blob.parent.name != "blobs":

@@ -42,7 +42,7 @@ _REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach the Hub. What is not said, huggingface_hub's variables and login say.
+    """Settings of access to the Hub; by default huggingface_hub's variables and login.
 
     Attributes:
         cache_dir: folder of the cache.
@@ -62,29 +62,29 @@ USUAL = Access()
 
 
 def pins() -> Mapping[str, Pin]:
-    """Return the checkpoints on the Hub that architectures name (``register_model(published=...)``), by name."""
+    """List the checkpoints on the Hub that architectures pin (``register_model(published=...)``), by name."""
     entries = map(architecture, list_architectures())
     return {name: pin for entry in entries for name, pin in entry.published.items()}
 
 
 def embedded() -> dict[str, Path]:
-    """Folders of the checkpoints that are in the package: those with weights (a recipe alone is none)."""
+    """List the folders of the checkpoints in the package: those with weights (a recipe alone is none)."""
     folders = sorted(EMBEDDED.glob("*/config.json")) if EMBEDDED.is_dir() else []
     return {path.parent.name: path.parent for path in folders if (path.parent / WEIGHTS).is_file()}
 
 
 def checkpoints() -> list[str]:
-    """Return names of all checkpoints that can be loaded: in the user's store, embedded, or pinned on the Hub."""
+    """List all checkpoints that can be loaded: in the user's store, embedded, or pinned on the Hub."""
     return sorted({*stored(), *embedded(), *pins()}, key=natural_key)
 
 
 def local_folders(name: str) -> list[Path]:
-    """Folders on this machine that a checkpoint's name means, the first one first: the user's own, the package's."""
+    """List the local folders of a checkpoint's name, by precedence: the user's own, the package's."""
     return [folders[name] for folders in (stored(), embedded()) if name in folders]
 
 
 def place_of(name: str) -> str:
-    """Return where the checkpoint ``name`` lies, in words: a folder of the user's, the package, or a repository."""
+    """Describe where the checkpoint ``name`` lies: a folder of the user's, the package, or a repository."""
     if name in stored():
         return str(stored()[name])
     return "in the package" if name in embedded() else f"{pins()[name].repo} on the Hub"
@@ -174,7 +174,7 @@ def _near(path: Path) -> str:
 
 
 def missing_checkpoint(name: str) -> str:
-    """Return what to say when there is no checkpoint ``name``: which there are, and how to build it."""
+    """Write the error for a missing checkpoint: which ones there are, and how to build it."""
     known = checkpoints()
     parsed = parse_name(name)
     architectures = list_architectures()
@@ -305,7 +305,7 @@ def _is_whole(path: Path, sha256: str) -> bool:
 
 
 def check_repository(text: str) -> None:
-    """Raises HubError for what is no repository's name."""
+    """Check the name of a repository. Raises HubError."""
     if not _REPOSITORY.fullmatch(text):
         raise HubError(f"{text!r} is no repository; expected org/name")
 
@@ -385,7 +385,7 @@ def verify_file(path: Path, sha256: str, name: str = "") -> None:
 
 
 def check_file(path: Path, sha256: str, size: int | None = None) -> None:
-    """Raises CheckpointError where a file of a checkpoint folder is not what its config.json says.
+    """Check a file of a checkpoint folder against its config.json. Raises CheckpointError.
 
     Args:
         size: in bytes, where it is recorded: compared first, since a file of another size need not be hashed.

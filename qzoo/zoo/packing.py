@@ -35,7 +35,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def pack_weight(weight: Tensor, quantizer: TensorQuantizer) -> Tensor:
-    """Return a weight as its file holds it, see above.
+    """Pack a weight as its file stores it, see above.
 
     Raises:
         CheckpointError: the quantizer has no range, or the weight holds NaN or infinity.
@@ -135,13 +135,13 @@ def _from_float8(stored: Tensor, amax: Tensor, fmt: str) -> Tensor:
 
 
 def column_of(key: str) -> str:
-    """Return the column of a tensor. Ranges of weights have their own, ranges of activations another."""
+    """Choose the column of a tensor: ranges of weights have one, ranges of activations another."""
     ending = "_weight_quantizer._amax"
     return f"*.{ending if key.endswith(ending) else key.rpartition('.')[2]}"
 
 
 def columns(model: nn.Module) -> dict[str, Shapes]:
-    """Return the columns of a model's packed file: the tensors in each, in order, with their shapes."""
+    """List the columns of a model's packed file: the tensors in each, in order, with their shapes."""
     packed = weight_quantizers(model)
     found: dict[str, Shapes] = {}
     for key, (shape, dtype) in sorted(expected_tensors(model).items()):
@@ -151,7 +151,7 @@ def columns(model: nn.Module) -> dict[str, Shapes]:
 
 
 def packed_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the file: packed weights, columns, and what fits in neither.
+    """Pack the state of a model: packed weights, columns, and what fits in neither.
 
     Raises:
         CheckpointError: a weight that can't be packed, or a range of another shape than the quantizer has.
@@ -178,7 +178,7 @@ def _narrowed(values: Tensor) -> Tensor:
 
 
 def expand(column: str, values: Tensor, shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
-    """Return the tensors of a column, float32.
+    """Unpack the tensors of a column, float32.
 
     Raises:
         CheckpointError: another type, or another number of values than the model needs.

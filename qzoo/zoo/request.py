@@ -22,7 +22,7 @@ _CLASSES = {name: known.classes for name, known in DATA_SETS.items() if known.cl
 
 @dataclass(frozen=True)
 class Request:
-    """What :func:`qzoo.create_model` was asked for, made sense of; what can't be had is refused here.
+    """Checked arguments of :func:`qzoo.create_model`; what can't be had is refused here.
 
     Attributes:
         name: with its scheme, and where weights are wanted with its tag.
@@ -261,7 +261,7 @@ def _new_config(
 
 
 def _may_calibrate(asked: str | None) -> bool:
-    """Tell whether a missing checkpoint is to be made: ``"auto"``, not ``"never"``; None: what the environment says.
+    """Check whether a missing checkpoint is to be made: ``"auto"``, not ``"never"``; None: what the environment says.
 
     Raises:
         ArgumentError: something else is asked for.

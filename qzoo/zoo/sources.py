@@ -54,7 +54,7 @@ def load_float_weights(
 def under_own_names(
     state: Mapping[str, Tensor], expected: Collection[str], key_map: KeyMap | None
 ) -> dict[str, Tensor]:
-    """Return a state dict with the model's names: as it is if it has them, else through the key map."""
+    """Rename a state dict to the model's names: as it is if it has them, else through the key map."""
     own, found = (
         {key for key in keys if not key.endswith("num_batches_tracked")} for keys in (expected, state)
     )  # old files lack these
@@ -62,7 +62,7 @@ def under_own_names(
 
 
 def known_digests(weights: FloatWeights) -> list[str]:
-    """Return the SHA-256 of each source's file: as it is pinned, or as it was when first used here."""
+    """Look up the SHA-256 of each source's file: as pinned, or as it was when first used here."""
     try:
         first = json.loads(_first_digests().read_text(encoding="utf-8"))
     except (OSError, ValueError):

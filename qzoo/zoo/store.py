@@ -27,7 +27,7 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def stored() -> dict[str, Path]:
-    """Folders of the store's checkpoints, by name; what has another name or no weights is none."""
+    """List the folders of the store's checkpoints, by name; one of another name or without weights is none."""
     folders = (path.parent for path in sorted((home() / "checkpoints").glob("*/config.json")))
     return {f.name: f for f in folders if is_name(f.name) and (f / "model.safetensors").is_file()}
 

@@ -62,7 +62,7 @@ def _in_order(limits: Tensor | None) -> bool:
 
 
 def is_range(key: str) -> bool:
-    """Tell whether a key of a state dict is the range of a quantizer, which exists only once it is known."""
+    """Check whether a key of a state dict is the range of a quantizer, which exists only once it is known."""
     return key.rpartition(".")[2] in ("_amax", "_limits")
 
 
@@ -171,7 +171,7 @@ def checked_state(
 
 
 def expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of everything that a checkpoint of the model may hold: its state, and all ranges."""
+    """List shape and type of all tensors that a checkpoint of the model may hold: its state, and all ranges."""
     found = {key: (tuple(value.shape), value.dtype) for key, value in model.state_dict().items()}
     named = {q: f"{name}._amax" for name, q in quantizers(model).items()}
     found.update(dict.fromkeys(named.values(), ((), torch.float32)))
@@ -194,7 +194,7 @@ def _range_shape(weight: Tensor, quantizer: TensorQuantizer) -> tuple[int, ...]:
 
 
 def range_fits(amax: Tensor, weight: Tensor, quantizer: TensorQuantizer) -> bool:
-    """Tell whether a range is one for all, or has the shape that the quantizer gives it."""
+    """Check whether a range is a single one, or has the shape that the quantizer gives it."""
     return amax.numel() == 1 or tuple(amax.shape) == _range_shape(weight, quantizer)
 
 
@@ -203,6 +203,6 @@ def _describe(tensor: Tensor) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """Return the first few names, for a message."""
+    """List the first few names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

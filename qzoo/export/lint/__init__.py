@@ -78,7 +78,7 @@ def lint(path: str | os.PathLike[str], target: str | None = None) -> list[Findin
 
 @dataclass(frozen=True)
 class Report:
-    """All that lint has to say of one file.
+    """Findings and int8 coverage of one file.
 
     Attributes:
         target: the runtime that the file is judged for; None for all of them.
@@ -123,7 +123,7 @@ def _findings(hits: dict[Rule, list[tuple[ir.Node, ...]]]) -> list[Finding]:
 
 
 def written_for(path: str | os.PathLike[str]) -> str | None:
-    """Return the target that a file of qzoo was exported for; None for other files."""
+    """Read the target that qzoo exported a file for; None for other files."""
     return _target_of(Graph(path))
 
 

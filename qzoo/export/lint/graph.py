@@ -181,7 +181,7 @@ class Graph:
         return []
 
     def is_quantized_once(self, node: ir.Node) -> bool:
-        """Tell whether the values go into one Q and nowhere else."""
+        """Check whether the values go into one Q and nowhere else."""
         sinks = self.sinks(node)
         first = sinks[0] if sinks else None
         if first is None or first.op_type != "QuantizeLinear":
@@ -190,7 +190,7 @@ class Graph:
         return all(n is not None and (n is first or _is_copy(n, first)) for n in sinks)
 
     def is_nonnegative(self, clamp: ir.Node) -> bool:
-        """Tell whether a clamp is a ReLU, or a Clip whose lower limit is 0."""
+        """Check whether a clamp is a ReLU, or a Clip whose lower limit is 0."""
         return clamp.op_type == "Relu" or self.limits(clamp)[0] == 0
 
     def limits(self, clip: ir.Node) -> tuple[float | None, float | None]:
@@ -207,34 +207,34 @@ class Graph:
     # Q and DQ
 
     def is_made_of_stored(self, value: _Value) -> bool:
-        """Tell whether the file holds a tensor, or one that Q, DQ, Cast or moves make it of."""
+        """Check whether the file holds a tensor, or one that Q, DQ, Cast or moves make it of."""
         return is_stored(self._origin(value, _OF_STORED))
 
     def is_weight(self, node: ir.Node) -> bool:
-        """Tell whether a Q or DQ is of something stored: a weight or a bias."""
+        """Check whether a Q or DQ is of something stored: a weight or a bias."""
         return self.is_made_of_stored(node.inputs[0])
 
     def is_dequantized(self, value: _Value) -> bool:
-        """Tell whether a DQ of an activation makes the tensor, maybe moved (see :data:`MOVES`)."""
+        """Check whether a DQ of an activation makes the tensor, maybe moved (see :data:`MOVES`)."""
         node = self.source(value)
         return node is not None and node.op_type == "DequantizeLinear" and not self.is_weight(node)
 
     def has_weight(self, node: ir.Node) -> bool:
-        """Tell whether the second operand is stored (and not another activation)."""
+        """Check whether the second operand is stored (and not another activation)."""
         return self.is_made_of_stored(node.inputs[1])
 
     def runs_quantized(self, node: ir.Node | None) -> bool:
-        """Tell whether a node is a weighted layer with both operands from DQ."""
+        """Check whether a node is a weighted layer with both operands from DQ."""
         if node is None or node.op_type not in WEIGHTED or not self.is_dequantized(node.inputs[0]):
             return False
         return is_dq(self.source(node.inputs[1]))
 
     def is_int8_layer(self, value: _Value) -> bool:
-        """Tell whether a layer with both operands from DQ makes the tensor."""
+        """Check whether a layer with both operands from DQ makes the tensor."""
         return self.runs_quantized(maker(value))
 
     def has_int8_kernel(self, node: ir.Node) -> bool:
-        """Tell whether ONNX Runtime computes a layer or operator in int8 if one Q reads the output."""
+        """Check whether ONNX Runtime computes a layer or operator in int8 if one Q reads the output."""
         if node.op_type not in KERNELS:
             return self.runs_quantized(node)
         places = OPERATORS[node.op_type].operands  # data, and not a condition, a size or an axis
@@ -261,7 +261,7 @@ class Graph:
         return any(dq is not None and is_dq(dq) and self.int_type(dq) == "uint8" for dq in parts)
 
     def is_equal_concat(self, value: _Value) -> bool:
-        """Tell whether a Concat of tensors dequantized alike makes the tensor, maybe moved or with a ReLU behind.
+        """Check whether a Concat of tensors dequantized alike makes the tensor, maybe moved or with a ReLU behind.
 
         They have one type and one scale, and one zero point unless the Concat is one of channels: OpenVINO computes
         with a zero point per channel. Behind a ReLU the zero point must be the lowest value.
@@ -290,7 +290,7 @@ class Graph:
         return parts
 
     def writes_float(self, node: ir.Node) -> bool:
-        """Tell whether a Gemm has an int8 kernel that writes float: with a bias of integers or none."""
+        """Check whether a Gemm has an int8 kernel that writes float: with a bias of integers or none."""
         return node.op_type == "Gemm" and not is_stored(input_of(node, 2))
 
     def parameters(self, node: ir.Node) -> tuple[bytes, bytes, str]:
@@ -335,7 +335,7 @@ class Graph:
 
 
 def is_dq(node: ir.Node | None) -> bool:
-    """Tell whether the node is there and a DequantizeLinear."""
+    """Check whether the node is there and a DequantizeLinear."""
     return node is not None and node.op_type == "DequantizeLinear"
 
 

@@ -176,7 +176,7 @@ def _rounded_average(graph: Graph) -> Hits:
 
 
 def readers_that_round(pool: ir.Node, dynamic: bool) -> list[ir.Node]:
-    """The operators behind an average of integers for whose sake OpenVINO rounds it to the steps of its input.
+    """Find the operators behind an average of integers that make OpenVINO round it to the steps of its input.
 
     Those are arithmetic with another computed tensor, and a scale of each channel (BatchNorm) that is not fused with
     the average and a Q behind; with a dynamic batch no scale is that has other readers of the average beside it.
@@ -280,7 +280,7 @@ def _gathered_rows(graph: Graph) -> Hits:
 
 
 def gathers_rows(width: int, sizes: Iterable[int]) -> bool:
-    """Tell whether rows of this width, reshaped to these sizes, come together, as many as the width or more.
+    """Check whether rows of this width, reshaped to these sizes, come together, as many as the width or more.
 
     >>> gathers_rows(64, [-1, 196, 64]), gathers_rows(64, [-1, 49, 64]), gathers_rows(64, [-1, 64, 1, 1])
     (True, False, False)

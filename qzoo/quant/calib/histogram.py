@@ -234,7 +234,7 @@ class HistogramCalibrator(_Calibrator):
 
     @torch.no_grad()
     def merge(self, other: HistogramCalibrator) -> None:
-        """Take in another calibrator's counts (another process's, say).
+        """Merge another calibrator's counts, such as those of another process.
 
         Exact where one width is the other times a power of two; otherwise the finer histogram is counted into
         the coarser one by its bin centres. The maximum is exact always.

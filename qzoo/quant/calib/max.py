@@ -74,7 +74,7 @@ class MaxCalibrator(_Calibrator):
             self._fold_ends(torch.stack(x.detach().aminmax()).float())
 
     def merge(self, other: MaxCalibrator) -> None:
-        """Take in what another calibrator has seen, as if this one had."""
+        """Merge what another calibrator has seen, as if this one had seen it."""
         if other._calib_amax is not None:
             self._fold(other._calib_amax.clone())
         if other._ends is not None:

@@ -39,7 +39,7 @@ REAL = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
 def require_tensor(x: Any, what: str) -> None:
-    """Refuse what is no tensor; stand-ins of tracers pass.
+    """Check that an argument is a tensor; stand-ins of tracers pass.
 
     Raises:
         QuantizationError: a number, a list or an array; the message says how to convert it.
@@ -52,7 +52,7 @@ def require_tensor(x: Any, what: str) -> None:
 
 
 def require_real(x: Any, what: str) -> None:
-    """Refuse what the kernels don't take: anything but a float32, float64, float16 or bfloat16 tensor.
+    """Check that an argument is a tensor that the kernels take: float32, float64, float16 or bfloat16.
 
     Raises:
         QuantizationError: something else; the message says how to convert it.
@@ -64,7 +64,7 @@ def require_real(x: Any, what: str) -> None:
 
 
 def require_bits(num_bits: Any, unsigned: bool) -> None:
-    """Refuse bits of which the kernels have no integer format.
+    """Check that the kernels have an integer format of these bits.
 
     Raises:
         QuantizationError: no whole number, or too large a one.
@@ -98,7 +98,7 @@ def divide(numerator: float, amax: Tensor) -> Tensor:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Tell whether `x` is an ordinary eager tensor: nothing records the operators that are applied to it."""
+    """Check whether `x` is an ordinary eager tensor: nothing records the operators that are applied to it."""
     # is_compiling comes first: a compiler that traces this function stops here and never sees the rest
     return not torch.compiler.is_compiling() and type(x) in _PLAIN and torch._C._get_tracing_state() is None
 

@@ -73,7 +73,7 @@ _entropy_op = declare(
 def entropy_search(
     counts: Tensor, num_bits: int = 8, unsigned: bool = False, *, stride: int = 1, start_bin: int = 128
 ) -> int:
-    """Index of the bin edge whose quantized distribution is closest to the original in relative entropy.
+    """Find the bin edge whose quantized distribution is closest to the original in relative entropy; its index.
 
     The candidates are the edges `start_bin, start_bin + stride, ...` (the last edge alone when there are
     fewer bins). Bin 0 counts as bin 1 does: a spike of zeros says nothing about the range. `counts` is not

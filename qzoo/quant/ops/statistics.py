@@ -42,7 +42,7 @@ _amax_op = declare(
 
 
 def reduce_amax_op(x: Tensor, keep_axes: Sequence[int] = ()) -> Tensor:
-    """Largest `|x|` over all axes but `keep_axes`, which keep their place; the others have length 1.
+    """Reduce to the largest `|x|` over all axes but `keep_axes`, which keep their place; the others have length 1.
 
     Returns float32, 0-d when no axis is kept. NaN propagates; a range over no elements is 0. Not
     differentiable.

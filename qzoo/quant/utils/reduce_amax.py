@@ -63,7 +63,7 @@ def _amax(input: torch.Tensor, keep: list[int]) -> torch.Tensor:
 
 
 def normalize_axes(axes: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    """Non-negative, sorted, without repeats. Raises ValueError for an axis that the tensor doesn't have."""
+    """Normalize axes: non-negative, sorted, no repeats. Raises ValueError for an axis that the tensor doesn't have."""
     wanted = (axes,) if isinstance(axes, int) else tuple(axes)
     for a in wanted:
         if not -rank <= a < rank:
