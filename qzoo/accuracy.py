@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qzoo.data.files import broken_images
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError, DistributedError
+from qzoo.fields import finite
 from qzoo.progress import track
 from qzoo.quant.fold import evaluating
 from qzoo.runtimes.pytorch import logits_of
@@ -198,8 +199,9 @@ class Evaluation:
     skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary."""
-        return asdict(self)
+        """Return a JSON-ready dictionary; an infinite SQNR becomes None."""
+        values: dict[str, Any] = finite(asdict(self))
+        return values
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -53,6 +54,15 @@ def parse(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"config.json must be an object, not {_kind(values)}")
     return values
+
+
+def finite(value: Any) -> Any:
+    """Replace infinity and NaN by None, at any depth of lists and dictionaries: JSON has no such numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    return type(value)(map(finite, value)) if type(value) in (list, tuple) else value
 
 
 def encode(value: Any) -> Any:

@@ -173,6 +173,7 @@ def test_a_reference_of_zeros_has_no_signal() -> None:
     batches = [(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))]
     result = evaluate(lambda x: x + 1, batches, reference=lambda x: x, progress=False)
     assert result.sqnr_db == -np.inf
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["sqnr_db"] is None
 
 
 def test_recorded_logits_stand_for_the_reference(case: tuple[Tensor, Tensor, Tensor, list[Batch]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from qzoo.accuracy import Fidelity
 from qzoo.analysis.replay import Replay
 from qzoo.errors import ArgumentError, CalibrationError, DataError
+from qzoo.fields import finite
 from qzoo.progress import track
 from qzoo.ptq.collect import images_of
 from qzoo.quant.fold import evaluating
@@ -57,10 +57,7 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; an infinite SQNR becomes None."""
-        values = asdict(self)
-        for part in (values, *values["layers"]):
-            for key in [k for k in part if k.startswith("sqnr")]:
-                part[key] = part[key] if math.isfinite(part[key]) else None
+        values: dict[str, Any] = finite(asdict(self))
         return values
 
     def __str__(self) -> str:

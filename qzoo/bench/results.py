@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from qzoo.bench.timing import Timing
+from qzoo.fields import finite
 
 SCHEMA = 3
 """Version of the JSON form; it rises when a field changes its meaning."""
@@ -104,7 +104,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; an infinite SQNR becomes None."""
         values = {k: v for k, v in vars(self).items() if k not in ("latency", "cpu_speedup", "wall_speedup")}
-        values["sqnr_db"] = self.sqnr_db if self.sqnr_db is not None and math.isfinite(self.sqnr_db) else None
+        values["sqnr_db"] = finite(self.sqnr_db)
         values["images_per_second"] = self.images_per_second
         values["against"] = [asdict(entry) for entry in self.against]
         values["batches"] = [

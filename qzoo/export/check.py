@@ -19,6 +19,7 @@ from qzoo.errors import DataError, ExportError
 from qzoo.export.lint import written_for
 from qzoo.export.lint.graph import Graph
 from qzoo.export.prepare import copy_for
+from qzoo.fields import finite
 from qzoo.files import temporary_folder
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import DEFAULT_TARGET, target_named
@@ -99,8 +100,9 @@ class Check:
         return self.max_difference == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary."""
-        return asdict(self)
+        """Return a JSON-ready dictionary; an infinite SQNR becomes None."""
+        values: dict[str, Any] = finite(asdict(self))
+        return values
 
     def __str__(self) -> str:
         head = (

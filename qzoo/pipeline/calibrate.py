@@ -13,8 +13,8 @@ from qzoo.config import CalibrationRecord, Trial, config_of
 from qzoo.data.files import broken_images
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
+from qzoo.fields import finite
 from qzoo.options import AUTO
-from qzoo.pipeline.measure import finite
 from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, made_on
 from qzoo.pipeline.plan import Job, Plan
 from qzoo.ptq import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from qzoo.config import Measurement, config_of
 from qzoo.distributed import Group
 from qzoo.errors import MissingDependencyError
 from qzoo.export.onnx import export_onnx
-from qzoo.fields import decode, encode
+from qzoo.fields import decode, encode, finite
 from qzoo.files import temporary_folder
 from qzoo.pipeline.parts import Images
 from qzoo.pipeline.steps import Steps
@@ -193,11 +192,6 @@ def measurement(
         sqnr_db=finite(result.sqnr_db),
         skipped=result.skipped,
     )
-
-
-def finite(value: float | None) -> float | None:
-    """Pass on a finite value; None for infinity and NaN, which JSON has not."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def require_onnx(what: str) -> None:

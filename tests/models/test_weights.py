@@ -81,8 +81,9 @@ TORCHVISION = {
 
 @pytest.mark.parametrize(("arch", "tag"), [(arch, tag) for arch, tag in TAGGED if tag in TORCHVISION])
 def test_torchvision_weights(arch: str, tag: str) -> None:
-    ours = registry.architecture(arch).weights[tag]
-    name = {"vit_base_patch16_224": "vit_b_16"}.get(arch, arch)
+    entry = registry.architecture(arch)
+    ours = entry.weights[tag]
+    (name,) = {arch, *entry.aliases} & set(torchvision.models.list_models())
     theirs = torchvision.models.get_model_weights(name)[TORCHVISION[tag]]
     assert theirs.url in ours.sources
     transforms, prepared = theirs.transforms(), ours.preprocessing
