@@ -307,7 +307,7 @@ class Config:
         return source.license if source is not None else known.license
 
     def to_json(self) -> str:
-        """Return the text of the file, ending in a newline."""
+        """Write the text of the file, ending in a newline."""
         order = ("format_version", "name", "architecture", "arguments", "form", "scheme")
         values = encode(self)
         values = {key: values[key] for key in (*order, *(k for k in values if k not in order))}

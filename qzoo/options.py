@@ -337,7 +337,7 @@ class Plan:
         return self.best or not self.recipe.data_free
 
     def scheme(self, text: str) -> Scheme:
-        """Return the scheme of a name such as ``"w4a8"``, with the bits of layers and the target."""
+        """Make the scheme of a name such as ``"w4a8"``, with the bits of layers and the target."""
         layers = () if self.drop else self.layer_bits
         parsed = Scheme.parse(text, self.target)
         return replace(parsed, edge_bits=self.edge_bits, affine=self.affine, layers=layers)
@@ -365,7 +365,7 @@ class Plan:
         return replace(self, recipe=recipe, best=bool(best) or (self.best and not methods), **given)
 
     def flags(self) -> dict[str, list[Any]]:
-        """Return the flags of ``qzoo build`` that give this plan, each with its values."""
+        """List the flags of ``qzoo build`` that give this plan, each with its values."""
         told = {"recipe": "best"} if self.best else asdict(self.recipe)
         told |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         if self.drop:
@@ -381,13 +381,13 @@ def _fields(*kinds: type) -> dict[str, Field[Any]]:
 
 
 def build_options() -> dict[str, Field[Any]]:
-    """Return the fields behind :class:`BuildOptions`, in its order."""
+    """List the fields behind :class:`BuildOptions`, in its order."""
     known = _fields(Recipe, Plan)
     return {name: known["best" if name == "recipe" else name] for name in BuildOptions.__annotations__}
 
 
 def train_options() -> dict[str, Field[Any]]:
-    """Return the fields of :class:`TrainOptions`: what a card always tells first, switches last."""
+    """List the fields of :class:`TrainOptions`: those that a card always shows first, switches last."""
     known = _fields(TrainOptions).items()
     return dict(
         sorted(known, key=lambda item: (item[1].metadata["kind"] is bool, not item[1].metadata["always"]))
@@ -395,7 +395,7 @@ def train_options() -> dict[str, Field[Any]]:
 
 
 def flag(name: str) -> str:
-    """Return ``--weight-decay`` of ``weight_decay``."""
+    """Name the flag of a field, ``--weight-decay`` of ``weight_decay``."""
     return "--" + name.replace("_", "-")
 
 

@@ -427,7 +427,7 @@ def _load_plugins() -> None:
 
 
 def architecture(name: str) -> ModelEntry:
-    """Return the entry of an architecture.
+    """Look up the entry of an architecture.
 
     Raises:
         UnknownModelError: no such architecture; the message suggests near names.

@@ -59,7 +59,7 @@ class Replay:
                     module.__dict__["forward"] = own
 
     def order(self, images: Tensor) -> list[nn.Module]:
-        """Return the modules in the order of their first call."""
+        """List the modules in the order of their first call."""
         self._order = []
         try:
             self.run(images)

@@ -50,7 +50,7 @@ class Lane:
         self.first_ms = 1e3 * self.process.first()
 
     def run(self, images: Tensor) -> Tensor:
-        """Return the logits of a batch."""
+        """Compute the logits of a batch."""
         self.process.images(images.numpy())
         return torch.from_numpy(self.process.run())
 

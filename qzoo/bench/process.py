@@ -77,7 +77,7 @@ class Process:
         return answer["wall"], answer["cpu"]
 
     def run(self) -> np.ndarray:
-        """Return the logits [B, classes] of the images."""
+        """Compute the logits [B, classes] of the images."""
         shape = self._ask("run")["shape"]
         return np.fromfile(self._folder / "logits", np.float32).reshape(shape)
 

@@ -46,7 +46,7 @@ class Source:
     label_sets: Collection[str] = ()
 
     def folder(self, labels: str) -> str | Path | None:
-        """Return where a model's images are; None for embedded ones: Fashion-MNIST's, among other label sets."""
+        """Find the folder of a model's images; None for embedded ones: Fashion-MNIST's, among other label sets."""
         embedded = len(self.label_sets) > 1 and is_embedded(labels)
         return (
             None
@@ -105,11 +105,11 @@ class Checkpoint:
         return found, [f"{self.name}: {note}" for note in notes]
 
     def layers(self, images: Tensor, lanes: list[Lane], options: Options) -> list[dict[str, Any]]:
-        """Return what the page shows of the layers."""
+        """Measure what the page shows of the layers."""
         return [model_details(self.name, self.quantized, images, lanes, options)]
 
     def exact(self) -> Callable[[Tensor], Tensor] | None:
-        """Return the float model, ready to run."""
+        """Load the float model into PyTorch, ready to run."""
         return rt.load(self.reference, "pytorch", os.cpu_count() or 1)
 
 

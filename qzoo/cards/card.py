@@ -40,7 +40,7 @@ def write_card(folder: str | Path, repo: str = "") -> Path:
 
 
 def card(config: Config, repo: str = "") -> str:
-    """Return the text of a checkpoint's README.md; on the Hub its usage loads it from there, ``repo``."""
+    """Write the text of a checkpoint's README.md; on the Hub its usage loads it from there, ``repo``."""
     front, config = _front_matter(config), escaped(config)
     sections = [
         front,
@@ -88,7 +88,7 @@ def _tags(config: Config) -> list[str]:
 
 
 def base_model(config: Config) -> str:
-    """Return the Hub repository of a quantized checkpoint's float weights; "" where there is none."""
+    """Find the Hub repository of a quantized checkpoint's float weights; "" where there is none."""
     parsed = parse_name(config.name)
     weights = architecture(config.architecture).weights.get(parsed.tag or "")
     if config.scheme is None or weights is None:

@@ -86,7 +86,7 @@ def _speedup(row: Latency) -> str:
 
 
 def size_of_weights(config: Config) -> str:
-    """Return ``"4.87 MB, 26.0 % of the float tensors"``; "" where no weights have been built."""
+    """Format the size of the weights, ``"4.87 MB, 26.0 % of the float tensors"``; "" where none have been built."""
     size = config.sizes.get(WEIGHTS)
     if size is None:
         return ""
@@ -114,7 +114,7 @@ def runtime_name(row: Measurement) -> str:
 
 
 def clocks_in_words(clocks: Iterable[str]) -> str:
-    """Return ``"by CPU time"`` for {"cpu"}; for speed-ups of models of which some run on GPUs, both."""
+    """Name the clocks of speed-ups, ``"by CPU time"`` for {"cpu"}; both where some of the models run on GPUs."""
     found = set(clocks)
     if found == {"cpu", "wall"}:
         return "by CPU time, on GPUs by wall time"

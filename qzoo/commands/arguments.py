@@ -167,7 +167,7 @@ def option_arguments(
 
 
 def given_options(args: argparse.Namespace, options: Mapping[str, Field[Any]]) -> dict[str, Any]:
-    """Return the values of those flags of :func:`option_arguments` that were given.
+    """Collect the values of those flags of :func:`option_arguments` that were given.
 
     Raises:
         ValueError: bits of layers in another form than ``fc=4``.

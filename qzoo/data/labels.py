@@ -24,7 +24,7 @@ CIFAR100 = (
 
 @cache
 def imagenet_synsets() -> tuple[str, ...]:
-    """Return the 1,000 WordNet ids of ImageNet-1k (``"n01440764"``, ...); the position is the class index."""
+    """List the 1,000 WordNet ids of ImageNet-1k (``"n01440764"``, ...); the position is the class index."""
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo("imagenet-1k").label_names())
@@ -32,7 +32,7 @@ def imagenet_synsets() -> tuple[str, ...]:
 
 @cache
 def imagenet_names() -> tuple[str, ...]:
-    """Return the names of the 1,000 classes, in words."""
+    """List the names of ImageNet's 1,000 classes, in words."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")

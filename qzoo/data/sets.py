@@ -152,7 +152,7 @@ DATA_SETS = {
 
 
 def data_set(name: str) -> DataSet:
-    """Return the data set of a name.
+    """Look up a data set by its name.
 
     Raises:
         DataError: an unknown one; suggests.

@@ -290,7 +290,7 @@ class LabelMap:
         return [at.pop() for at in found]
 
     def index(self, sample: Sample) -> int:
-        """Return the class index of a sample.
+        """Look up the class index of a sample.
 
         Raises:
             DataError: a label outside the classes.

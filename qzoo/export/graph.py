@@ -96,7 +96,7 @@ def is_output(node: ir.Node) -> bool:
 
 
 def zero_point(node: ir.Node) -> np.ndarray | None:
-    """Return the stored zero point of a Q or DQ; None where it is left out or computed."""
+    """Get the stored zero point of a Q or DQ; None where it is left out or computed."""
     return constant(input_of(node, 2))
 
 
@@ -154,7 +154,7 @@ def node_like(
     result: ir.Value | None = None,
     **attributes: int | Sequence[int],
 ) -> ir.Node:
-    """Return a new node with the module path of another, and with the type and shape of ``result`` for its output."""
+    """Make a node with the module path of another, and with the type and shape of ``result`` for its output."""
     given = [ir.AttrInt64(k, v) if isinstance(v, int) else ir.AttrInt64s(k, v) for k, v in attributes.items()]
     node = ir.Node("", op_type, inputs, given, num_outputs=1)
     node.metadata_props.update(like.metadata_props)
@@ -164,7 +164,7 @@ def node_like(
 
 
 def copy_of(node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
-    """Return the same operator with the same attributes on other inputs."""
+    """Copy a node, an operator with its attributes, to other inputs."""
     copy = node_like(node.op_type, inputs, like=node, result=node.outputs[0])
     copy.attributes.update(node.attributes)
     return copy

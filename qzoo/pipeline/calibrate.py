@@ -176,7 +176,7 @@ def quantize_to(
 
 
 def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | None) -> CalibrationRecord:
-    """Return what the config says of a calibration."""
+    """Make the config's record of a calibration."""
     tried: tuple[Candidate, ...] = choice.candidates if choice else found.candidates
     methods = {**dataclasses.asdict(recipe), "method": found.method}
     if found.percentile is not None:

@@ -15,7 +15,7 @@ from qzoo.zoo import hub
 
 
 def onnx_name(config: Config, target: str) -> str:
-    """Return the path inside the folder.
+    """Name the ONNX file of a target: its path inside the folder.
 
     Raises:
         ValueError: an unknown target.
@@ -38,7 +38,7 @@ def export_files(model: nn.Module, config: Config, folder: Path, targets: Iterab
 
 
 def with_files(config: Config, folder: Path, names: Iterable[str]) -> Config:
-    """Return the config with hashes and sizes of these files, and of no others."""
+    """Record hashes and sizes of these files, and of no others, in a config."""
     names = list(names)
     return dataclasses.replace(
         config,

@@ -71,7 +71,7 @@ class BuildJob(Job):
 
 
 def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
-    """Return the config that says how a checkpoint was, or is to be, made; and where it stands.
+    """Find the config that says how a checkpoint was, or is to be, made; and where it stands.
 
     Looked up in the folder that it is written to, in the user's store (where a ``config.json`` alone is a recipe of the
     user's own), in the package's checkpoints (without their images: other data have other numbers), in the package's
@@ -99,13 +99,13 @@ def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
 
 
 def plan_of(name: str, folder: Path) -> Plan:
-    """Return the plan that :func:`how_made` finds. Raises as it does."""
+    """Find the plan of a checkpoint, as :func:`how_made` does. Raises as it does."""
     config, _ = how_made(name, folder)
     return Plan() if config is None else config.plan
 
 
 def plan_without_data(config: Config, options: BuildOptions) -> Plan:
-    """Return the plan of a build without data: procedural images, where the options name no other method.
+    """Plan a build without data: on procedural images, where the options name no other method.
 
     Args:
         config: of the checkpoint, before it is built.

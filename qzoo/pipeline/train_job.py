@@ -129,7 +129,7 @@ def run_training(
 
 
 def weights_of(config: Config) -> str:
-    """Return the weights that a model was loaded with or made from, with the start of their SHA-256."""
+    """Name the weights that a model was loaded with or made from, with the start of their SHA-256."""
     source = config.float_source
     if WEIGHTS in config.files:
         return f"{config.name} {config.files[WEIGHTS][:16]}"
@@ -163,7 +163,7 @@ def write_checkpoint(
 def training_record(
     options: TrainOptions, job: TrainJob, done: TrainingResult, labels: str, processes: int = 1
 ) -> dict[str, Any]:
-    """Return what the training needs to be repeated, and what it cost; threads are those of each process."""
+    """Record what repeats a training, and what it cost; threads are those of each process."""
     subset = done.images.subset if is_stream(job.data) else job.subset
     given = {"dataset": job.dataset, "subset": subset, "evaluation_subset": job.evaluation_subset}
     return {

@@ -115,7 +115,7 @@ def _from_package(
 
 
 def preprocessing_of(model: nn.Module, size: int | tuple[int, int, int] | None = None) -> Preprocessing:
-    """Return the preprocessing that a model of timm says, else ImageNet's; for images of another size or shape."""
+    """Choose the preprocessing: what a model of timm says, else ImageNet's; for images of another size or shape."""
     told: Any = getattr(model, "pretrained_cfg", None)
     told = told if isinstance(told, dict) else {}
     own = tuple(told.get("input_size") or (3, 224, 224))
@@ -130,7 +130,7 @@ def preprocessing_of(model: nn.Module, size: int | tuple[int, int, int] | None =
 
 
 def known_factory(model: nn.Module) -> str:
-    """Return where a model of timm says that it is from, ``"timm:NAME"``; "" for any other."""
+    """Find the factory that a model of timm names, ``"timm:NAME"``; "" for any other model."""
     told: Any = getattr(model, "pretrained_cfg", None)
     if not isinstance(told, dict) or not type(model).__module__.startswith("timm."):
         return ""

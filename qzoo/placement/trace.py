@@ -243,7 +243,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def layer_function(module: nn.Module) -> Function:
-    """Return the function of a layer; an unknown one for any other module."""
+    """Look up the function of a layer; an unknown one for any other module."""
     kinds = (
         (nn.MultiheadAttention, nn.functional.multi_head_attention_forward),
         (nn.Linear, torch._C._nn.linear),

@@ -294,7 +294,7 @@ class _Decision:
 
 
 def operator_of(operation: Operation) -> Operator:
-    """Return the ONNX operator that an operation becomes."""
+    """Find the ONNX operator that an operation becomes."""
     operator, value = operation.function.operator, operation.operands[0] if operation.operands else None
     if operation.function.name == "einsum" and "product" not in operation.attributes:
         return Operator("Einsum", "other", FLOAT, FLOAT, FLOAT)

@@ -53,7 +53,7 @@ class Block:
 
 @torch.no_grad()
 def tails_of(model: nn.Module, layers: list[Layer], example: Tensor) -> dict[str, Block]:
-    """Return the blocks whose skip is their input as it is, by the name of their last layer."""
+    """Find the blocks whose skip is their unchanged input, by the name of their last layer."""
     found = [
         module
         for module in model.modules()

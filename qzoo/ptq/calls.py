@@ -26,7 +26,7 @@ class Call:
 
 
 def calls_of(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) -> list[Call]:
-    """Return the calls of ``modules`` while ``model`` runs on ``example``, in the order in which they end.
+    """Record the calls of ``modules`` while ``model`` runs on ``example``, in the order in which they end.
 
     A module that works in place gives the tensor that it reads.
     """

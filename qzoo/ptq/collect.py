@@ -110,7 +110,7 @@ class Statistics:
         return found
 
     def ranges(self, method: str, percentile: float) -> dict[str, Range]:
-        """Return the range of each quantizer that saw data, by name; per channel it is always the maximum."""
+        """Compute the range of each quantizer that saw data, by name; per channel it is always the maximum."""
         computed: dict[int, Range] = {}
         for calibrator in self._calibrators.values():
             if id(calibrator) in computed:
@@ -169,7 +169,7 @@ class _Tap:
 
 
 def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
-    """Return the exact range of every weight, by the name of its quantizer: per channel where the quantizer has an
+    """Compute the exact range of every weight, by the name of its quantizer: per channel where the quantizer has an
     axis.
 
     A channel of zeros has the range 0.
@@ -190,7 +190,7 @@ def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
 
 
 def images_of(batch: Any) -> Tensor:
-    """Return the images of a batch: the first of a tuple or list, or the batch itself.
+    """Get the images of a batch: the first of a tuple or list, or the batch itself.
 
     Raises:
         CalibrationError: something else.

@@ -153,7 +153,7 @@ def rows_only(layers: list[Layer]) -> list[Layer]:
 
 @torch.no_grad()
 def layers_of(model: nn.Module, example: Tensor | None, calibrated: bool = True) -> list[Layer]:
-    """Return the layers that run once in a forward pass of ``example``, in that order.
+    """List the layers that run once in a forward pass of ``example``, in that order.
 
     Raises:
         CalibrationError: there are none, one has no weight range yet, or there is no example.

@@ -69,12 +69,12 @@ class CrossMoments:
         return self.x.shape[1]
 
     def covariance(self) -> Tensor:
-        """Return the covariance of x, [groups, n, n]."""
+        """Compute the covariance of x, [groups, n, n]."""
         mean = self.x / self.count
         return self.xx / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
 
     def cross_covariance(self) -> Tensor:
-        """Return the covariance of y and x, [groups, rows, n]."""
+        """Compute the covariance of y and x, [groups, rows, n]."""
         return self.yx / self.count - (self.y / self.count).unsqueeze(2) * (self.x / self.count).unsqueeze(1)
 
     def power(self) -> Tensor:
@@ -93,7 +93,7 @@ class CrossMoments:
 
 
 def wanted_weights(weight: Tensor, parts: list[CrossMoments]) -> Tensor:
-    """Return the weights that ridge regression towards ``weight`` finds, [groups, rows, n], float32.
+    """Solve the ridge regression towards ``weight``: weights [groups, rows, n], float32.
 
     Each row has the strength that errs least on parts that it was not fitted to, or stays as it is.
 

@@ -166,7 +166,7 @@ _WEIGHTED = (float_nn.conv._ConvNd, float_nn.Linear, float_nn.MultiheadAttention
 
 
 def replacement_of(layer: nn.Module) -> type[nn.Module] | None:
-    """Return the quantized class of a convolution, linear layer or attention; None where there is none.
+    """Find the quantized class of a convolution, linear layer or attention; None where there is none.
 
     A subclass that computes what its base does, so that only its name or its initialization is its own, has the base's;
     one that says its own has an attribute ``quantized_form``.

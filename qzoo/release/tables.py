@@ -68,7 +68,7 @@ def unbuilt(built: set[str]) -> list[str]:
 
 
 def quantized_row(config: Config) -> Measurement:
-    """Return the row that tables show: of the ONNX file in ONNX Runtime where it was run, else of a simulation."""
+    """Choose the row that tables show: of the ONNX file in ONNX Runtime where it was run, else of a simulation."""
     rows = [row for row in config.metrics if row.precision != "float"]
     return next((row for row in rows if row.runtime == "onnxruntime"), rows[0])
 

@@ -83,7 +83,7 @@ def upload(
 
 
 def tag_commit(repo: str, tag: str, commit: str) -> None:
-    """Give the commit a tag; one of the same name follows. Raises what the client raises."""
+    """Tag a commit; a tag of the same name moves to it. Raises what the client raises."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

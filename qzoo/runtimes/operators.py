@@ -51,7 +51,7 @@ class Operator:
     note: str = ""
 
     def on(self, target: str) -> str:
-        """Return how the runtime of a target takes it."""
+        """Look up how the runtime of a target takes it."""
         return {"onnxruntime": self.onnxruntime, "openvino": self.openvino, "tensorrt": self.tensorrt}[target]
 
     @property
@@ -129,7 +129,7 @@ OPERATORS = {operator.name: operator for operator in _ROWS}
 
 
 def of_kind(*kinds: str) -> tuple[str, ...]:
-    """Return the types of the operators of some kinds.
+    """List the types of the operators of some kinds.
 
     Example:
         >>> of_kind("layer")
@@ -139,7 +139,7 @@ def of_kind(*kinds: str) -> tuple[str, ...]:
 
 
 def taken(target: str, *how: str) -> tuple[str, ...]:
-    """Return the types of the operators that a target's runtime takes in one of these ways.
+    """List the types of the operators that a target's runtime takes in one of these ways.
 
     Example:
         >>> "Sub" in taken("onnxruntime", FLOAT), "Sub" in taken("openvino", FLOAT)

@@ -187,7 +187,7 @@ def quantized_from(
 
 
 def planned_config(name: str, float_weights: str | Path | None) -> Config:
-    """Give the config of ``arch.tag-scheme`` before anything is built, for the images of the float weights.
+    """Make the config of ``arch.tag-scheme`` before anything is built, for the images of the float weights.
 
     Raises:
         CheckpointError: the folder holds a quantized model, or another architecture.

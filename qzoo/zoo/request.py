@@ -84,15 +84,15 @@ class Request:
         return str(dataclasses.replace(self.name, scheme=None, qat=False))
 
     def config(self) -> Config:
-        """Give the config of a model without weights, of the sizes asked for."""
+        """Make the config of a model without weights, of the sizes asked for."""
         return _new_config(self.name, self.entry, self.scheme, self.num_classes, self.in_channels)
 
     def published_config(self) -> Config:
-        """Give the config of a model with the tag's weights, whose sizes are those of their data."""
+        """Make the config of a model with the tag's weights, whose sizes are those of their data."""
         return _new_config(self.name, self.entry, self.scheme, None, None)
 
     def public_weights(self) -> FloatWeights:
-        """Give the public float weights of the tag. Raises UnknownModelError where there are none."""
+        """Look up the public float weights of the tag. Raises UnknownModelError where there are none."""
         name = self.name
         if name.tag is None or name.tag not in self.entry.weights:
             made = [other for other in hub.checkpoints() if parse_name(other).arch == name.arch]
@@ -154,7 +154,7 @@ class Request:
 
 
 def new_config(name: str) -> Config:
-    """Give the config of ``arch.tag-scheme`` before anything is built.
+    """Make the config of ``arch.tag-scheme`` before anything is built.
 
     Raises:
         UnknownModelError: no such architecture, or no weights of it with the tag.

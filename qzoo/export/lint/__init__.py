@@ -91,7 +91,7 @@ class Report:
     coverage: list[Coverage]
 
     def summary(self) -> str:
-        """Return one line: how many layers there are, and what share of the multiply-adds runs in int8 where."""
+        """Summarize in one line: layers, and the share of the multiply-adds that runs in int8, by runtime."""
         layers = self.coverage[0].layers
         return f"{layers} layer{'' if layers == 1 else 's'}, of them in int8: {', '.join(map(str, self.coverage))}"
 

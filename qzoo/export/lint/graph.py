@@ -79,13 +79,13 @@ class Graph:
         return all(isinstance(n, int) and n > 0 for x in self.model.graph.inputs for n in x.shape or ())
 
     def of(self, *op_types: str) -> Iterator[ir.Node]:
-        """Return the nodes of these types, in the order of the file."""
+        """List the nodes of these types, in the order of the file."""
         if len(op_types) == 1:
             return iter(self._by_type[op_types[0]])
         return (node for node, kind in zip(self.nodes, self._types, strict=True) if kind in op_types)
 
     def readers(self, node: ir.Node) -> list[ir.Node]:
-        """Return the nodes that read any output of ``node``, themselves or in a body."""
+        """List the nodes that read any output of ``node``, themselves or in a body."""
         if node not in self._readers:
             found: list[ir.Node] = []
             for value in node.outputs:
@@ -97,7 +97,7 @@ class Graph:
         return self._readers[node]
 
     def array(self, value: _Value) -> np.ndarray | None:
-        """Return the values of a stored tensor."""
+        """Read the values of a stored tensor."""
         tensor = stored(value)
         if tensor is None:
             return None
@@ -109,7 +109,7 @@ class Graph:
         return self._arrays[value]
 
     def source(self, value: _Value, through: tuple[str, ...] = MOVES) -> ir.Node | None:
-        """Return the node that computed the values: the producer, looked at through some operators."""
+        """Find the node that computed the values: the producer, looked at through some operators."""
         return maker(self._origin(value, through))
 
     def _origin(self, value: _Value, through: tuple[str, ...]) -> _Value:
@@ -128,7 +128,7 @@ class Graph:
         return known[value]
 
     def sinks(self, node: ir.Node, through: tuple[str, ...] = (*MOVES, *CLAMPS)) -> list[ir.Node | None]:
-        """Return who reads the values, looked at through some operators; None stands for an output of the graph."""
+        """List the nodes that read the values, looked at through some operators; None is an output of the graph."""
         known, todo = self._sinks[through], [node]
         while todo:
             top = todo[-1]
@@ -294,7 +294,7 @@ class Graph:
         return node.op_type == "Gemm" and not is_stored(input_of(node, 2))
 
     def parameters(self, node: ir.Node) -> tuple[bytes, bytes, str]:
-        """Return what makes two Q or DQ equal: scale, zero point, type."""
+        """Get what makes two Q or DQ equal: scale, zero point, type."""
         scale, zero = self.scale(node), self.zero_point(node)
         return (
             b"" if scale is None else scale.tobytes(),
@@ -303,12 +303,12 @@ class Graph:
         )
 
     def scale(self, node: ir.Node) -> np.ndarray | None:
-        """Return the scale of a Q or DQ; None when computed."""
+        """Get the scale of a Q or DQ; None when computed."""
         value = self._numbers(node, 1, "scale")
         return None if value is None else value.astype(np.float32)
 
     def zero_point(self, node: ir.Node) -> np.ndarray | None:
-        """Return the zero point of a Q or DQ: stored values, zeros when left out, None when computed."""
+        """Get the zero point of a Q or DQ: stored values, zeros when left out, None when computed."""
         return np.zeros((), np.int64) if input_of(node, 2) is None else self._numbers(node, 2, "zero point")
 
     def _numbers(self, node: ir.Node, index: int, role: str) -> np.ndarray | None:
@@ -320,7 +320,7 @@ class Graph:
         return self._known_numbers[node, index]
 
     def int_type(self, node: ir.Node) -> str:
-        """Return the quantized type of a Q or DQ: ``"int8"``, ``"uint8"``, ``"float8e4m3fn"``, ...; "" if unknown."""
+        """Get the quantized type of a Q or DQ: ``"int8"``, ``"uint8"``, ``"float8e4m3fn"``, ...; "" if unknown."""
         if node not in self._int_types:
             self._int_types[node] = self._int_type(node)
         return self._int_types[node]
@@ -344,5 +344,5 @@ def _is_copy(node: ir.Node, other: ir.Node) -> bool:
 
 
 def label(node: ir.Node) -> str:
-    """Return the node's name, or that of its first output where it has none; control characters are escaped."""
+    """Name a node for a message: its name, or that of its first output; control characters are escaped."""
     return one_line(node.name or next((str(value.name) for value in node.outputs), node.op_type))

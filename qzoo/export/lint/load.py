@@ -64,7 +64,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
 
 
 def nodes_within(node: NodeProto) -> list[NodeProto]:
-    """Return the nodes of the bodies of an If, Loop or Scan, at any depth."""
+    """List the nodes in the bodies of an If, Loop or Scan, at any depth."""
     return [deep for body in _bodies(node) for n in body.node for deep in (n, *nodes_within(n))]
 
 
@@ -82,7 +82,7 @@ def _leave_out(graph: GraphProto) -> None:
 
 
 def deserialized(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
-    """Return the model of :func:`read_model` in ``onnx_ir``; what has a stored value is no input.
+    """Convert the model of :func:`read_model` to ``onnx_ir``; what has a stored value is no input.
 
     Raises:
         GraphError: a body, an attribute or an input is not valid.
@@ -104,7 +104,7 @@ def deserialized(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
 
 
 def array_of(tensor: ir.TensorProtocol, folder: Path) -> np.ndarray:
-    """Return the values of a stored tensor, also of one in another file.
+    """Read the values of a stored tensor, also of one in another file.
 
     Raises:
         GraphError: its file is missing, too short or outside the folder, or it has other values than its shape says.
@@ -125,7 +125,7 @@ def _line(error: Exception) -> str:
 
 
 def type_name(data_type: int) -> str:
-    """Return ``"int8"`` for TensorProto.INT8, "" for a type that this version of onnx does not know."""
+    """Name a type, ``"int8"`` for TensorProto.INT8; "" for one that this version of onnx does not know."""
     try:
         return TensorProto.DataType.Name(data_type).lower()  # type: ignore[arg-type]
     except ValueError:

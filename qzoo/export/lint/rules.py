@@ -17,5 +17,5 @@ RULES: tuple[Rule, ...] = (*LAYERS, *ACTIVATIONS, *MOVES, *ISLANDS, *TYPES, *OPE
 
 
 def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[ir.Node, ...]]]:
-    """Return the places of every rule for a target; of all rules for None."""
+    """Find the hits of every rule for a target; of all rules for None."""
     return {rule: list(rule.find(graph)) for rule in RULES if target is None or target in rule.targets}

@@ -88,7 +88,7 @@ class MaxCalibrator(_Calibrator):
         self._amaxs = []
 
     def compute_amax(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-        """Return the running maximum, float32, or None before data. Arguments of other calibrators are ignored."""
+        """Get the running maximum, float32, or None before data. Arguments of other calibrators are ignored."""
         return self._calib_amax
 
     def compute_limits(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:

@@ -164,11 +164,11 @@ class TensorQuantizer(QuantizerState):
     # The range in use
 
     def range_for(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the range that ``inputs`` are quantized with: the stored one, or their own where there is none."""
+        """Get the range that ``inputs`` are quantized with: the stored one, or their own where there is none."""
         return self._get_amax(inputs)
 
     def range_of(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the largest magnitudes in ``inputs`` themselves, in the shape that this quantizer's ranges have."""
+        """Compute the largest magnitudes in ``inputs`` themselves, in the shape that this quantizer's ranges have."""
         return self._own_range(inputs)
 
     def _get_amax(self, inputs: torch.Tensor) -> torch.Tensor:
