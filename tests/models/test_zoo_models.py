@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pytest
+import test_families
+import test_vit
 import torch
 from references import TEMPLATE, entry, quantizers, random_state, reference, with_state
 from torch import Tensor, nn
@@ -257,6 +259,12 @@ def test_float_and_quantized_models_start_from_the_same_draws(arch: str) -> None
         states.append(entry(arch).build(quantize=quantize).state_dict())
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
+
+
+def test_every_network_is_compared_with_another_implementation() -> None:
+    compared = {*CONVOLUTIONAL, *test_families.ALL, *test_vit.ARCHITECTURES}
+    missing = [name for name in registry.list_architectures() if name not in compared]
+    assert missing == ["regnet_y_128gf"], "644.8 M parameters; another one needs a row in test_families.py"
 
 
 def test_the_template_is_no_model_of_the_zoo() -> None:
