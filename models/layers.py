@@ -202,7 +202,9 @@ class QuantSiLU(nn.Module):
         quantize: of the quantizers before the sigmoid and behind it.
 
     Example:
-        >>> QuantSiLU(qzoo.Scheme())(torch.zeros(1)).item()
+        >>> layer = QuantSiLU(qzoo.Scheme())
+        >>> _ = qzoo.calibrate(layer, [torch.linspace(-4, 4, 32)], progress=False)
+        >>> layer(torch.zeros(1)).item()
         0.0
     """
 

@@ -125,6 +125,7 @@ def test_two_processes_find_the_ranges_and_metrics_of_one(
             assert unequal == [], method
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_command_prints_once_what_one_process_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -250,6 +251,7 @@ with joined(120) as group:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of the whole batch: with BatchNorm fixed, the weights of one process up to rounding. Learned ranges,

@@ -17,11 +17,14 @@ from qzoo.data.sets import DATA_SETS, DataSet
 from qzoo.files import write_text
 from qzoo.registry import architecture, parse_name
 
-# What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its own releases, and torchvision's ResNets.
+# What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its own releases, and torchvision's older networks.
 _ALSO_IN_TIMM = (
     "https://github.com/rwightman/pytorch-image-models/",
     "https://download.pytorch.org/models/res",
     "https://download.pytorch.org/models/wide_res",
+    "https://download.pytorch.org/models/densenet",
+    "https://download.pytorch.org/models/inception_v3",
+    "https://download.pytorch.org/models/vgg",
 )
 
 

@@ -49,8 +49,12 @@ def zoo_table(configs: Sequence[Config]) -> str:
         text += "Cards: `model_cards/`; everything in one page: [docs/zoo.md](docs/zoo.md).\n\n"
     if floats:
         text += f"Float checkpoints: {', '.join(floats)}.\n\n"
-    recipes = [f"`{name}`" for name in unbuilt({config.name for config in configs})]
-    return f"{text}No checkpoint is published of these. {HOW_TO_GET}: {', '.join(recipes)}.\n"
+    recipes = unbuilt({config.name for config in configs})
+    example = next((name for name in recipes if name.startswith("resnet50.")), recipes[0])
+    return (
+        f"{text}No checkpoint is published of {len(recipes)} others ([all of them](docs/zoo.md)), such as `{example}`: "
+        f"{HOW_TO_GET}.\n"
+    )
 
 
 def unbuilt(built: set[str]) -> list[str]:

@@ -77,9 +77,8 @@ FIRST = {family.architectures[0]: family for family in FAMILIES}
 ALL = {arch: family for family in FAMILIES for arch in family.architectures}
 # Not run in the runtimes yet as they are defined here: the placement is that of ``qzoo.quantize``.
 NOT_RUN = ("densenet", "efficientnet_v2")
-# The others take their time: VGG's 133 M parameters, and the runtimes.
+# VGG's 133 M parameters take their time.
 COMPARED_BY_DEFAULT = tuple(arch for arch in FIRST if arch != "vgg11")
-RUN_BY_DEFAULT = ("squeezenet1_1",)
 
 
 def slow_but(names: tuple[str, ...], without: tuple[str, ...] = ()) -> list[object]:
@@ -107,7 +106,7 @@ def test_what_is_joined_has_one_range(arch: str) -> None:
     assert shelf.ranges(ours, size) == shelf.ranges(automatic, size)
 
 
-@pytest.mark.parametrize("arch", slow_but(RUN_BY_DEFAULT, NOT_RUN))
+@pytest.mark.parametrize("arch", slow_but((), NOT_RUN))
 def test_family_runs_in_int8(arch: str, tmp_path: Path) -> None:
     family = ALL[arch]
     size = family.int8_size or family.size

@@ -216,6 +216,7 @@ def test_a_folder_is_built_and_measured_too(
     assert (found.top1, found.agreement) == (row.top1, row.agreement)
 
 
+@pytest.mark.slow
 def test_on_noise_nothing_is_measured_on_what_it_was_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

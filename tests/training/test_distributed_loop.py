@@ -42,6 +42,7 @@ def run(line: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command_trains_in_two_processes(pets: Path, tmp_path: Path) -> None:
     done = run(command(pets, tmp_path, "--epochs", 1))
     assert done.returncode == 0, done.stderr

@@ -405,6 +405,7 @@ def with_long_architecture(values: dict, count: int) -> str:
     return json.dumps(values | {"architecture": "resnet" * (count // 6)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fill",
     [

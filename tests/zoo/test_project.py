@@ -29,6 +29,7 @@ def run(*command: str, folder: Path, path: str = "") -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_tests_of_a_new_project_pass(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     assert main(["new", "my_net", "--out", str(tmp_path)]) == 0
