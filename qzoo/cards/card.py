@@ -17,7 +17,7 @@ from qzoo.data.sets import DATA_SETS, DataSet
 from qzoo.files import write_text
 from qzoo.registry import architecture, parse_name
 
-# What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its own releases, and torchvision's older networks.
+# What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its releases, and torchvision's older networks.
 _ALSO_IN_TIMM = (
     "https://github.com/rwightman/pytorch-image-models/",
     "https://download.pytorch.org/models/res",
