@@ -89,6 +89,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_find_the_ranges_and_metrics_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

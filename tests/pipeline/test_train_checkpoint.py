@@ -133,6 +133,7 @@ def test_it_is_tuned_and_measured(
     assert f"{row.top1:.2f} [" in lines[1]
 
 
+@pytest.mark.slow
 def test_tuning_starts_from_a_calibrated_checkpoint(trained: Path, pets: Path, tmp_path: Path) -> None:
     """Without a step of any size, the ranges and weights stay those of the start."""
     start = tmp_path / "start"
