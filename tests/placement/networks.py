@@ -55,6 +55,7 @@ NETWORKS = (
     *(Network(name, exact="onnxruntime") for name in _OTHERS.split()),
     Network("timm:levit_128s", 224, exact="onnxruntime"),
     Network("timm:coatnet_nano_rw_224", exact=""),
+    Network("torchvision:maxvit_t", 224, exact=""),
     Network("torchvision:efficientnet_v2_s", exact="onnxruntime"),
     Network(
         "timm:convnext_atto", exact="onnxruntime", apart=200.0
