@@ -177,9 +177,11 @@ def _build(
         recipe: the config.json that its folder has, which says how it is made.
         lines: gets what it reports.
     """
+    import ray
 
     def report(line: str) -> None:
-        lines.add.remote(name, line)
+        with suppress(ray.exceptions.RayError):  # the machine of the actor may be gone
+            ray.get(lines.add.remote(name, line))  # it has come before the task's result
 
     report(f"{_BEGUN} {socket.gethostname()}, process {os.getpid()}")
     torch.set_num_threads(threads)
