@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import re
-import signal
 from importlib import import_module
 from pathlib import Path
 
@@ -51,26 +49,41 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+# Imported by the workers: the first that is about to evaluate kills its own process, once.
+DEADLY = """
+import os, signal
+from pathlib import Path
+from qzoo.pipeline import measure
+
+evaluate, mark = measure.evaluate, Path({mark!r})
+
+def die_once(*args, **kwargs):
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return evaluate(*args, **kwargs)
+    mark.write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if evaluate.__name__ != "die_once":
+    measure.evaluate = die_once
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_and_the_files_are_those_of_a_plain_build(data: str, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra 'ray'")
     said: list[str] = []
-    killed: list[str] = []
-
-    def report(line: str) -> None:
-        said.append(line)
-        name, _, step = line.partition(": ")
-        if step.startswith("evaluate float") and not killed:
-            (process,) = (re.search(r"process (\d+)", x) for x in said if x.startswith(f"{name}: begun on"))
-            assert process is not None
-            os.kill(int(process[1]), signal.SIGKILL)
-            killed.append(name)
-
+    (tmp_path / "deadly.py").write_text(DEADLY.format(mark=str(tmp_path / "mark")))
     job = BuildJob(data=data, out=Path("gathered"), runs=Path("ray-runs"), progress=False)
-    failed = build_all(job, report=report, cluster=Cluster(threads=1))
+    cluster = Cluster(threads=1, imports=(str(tmp_path / "deadly.py"),))
+    failed = build_all(job, report=said.append, cluster=cluster)
     assert failed.keys() == {BROKEN}
     assert "'0:200' does not fit 100 images" in failed[BROKEN]
-    (name,) = killed
+    killed = (tmp_path / "mark").read_text()
+    (name,) = (
+        line.partition(":")[0] for line in said if line.endswith(f"process {killed}") and BROKEN not in line
+    )
     assert sum(line.startswith(f"{name}: begun on") for line in said) == 2
     assert f"{name}: calibrate: done before" in said
     assert len({re.sub(".*process", "", line) for line in said if "begun on" in line}) >= 2  # two at a time
