@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qzoo.cards.markdown import number, table
+from qzoo.cards.markdown import number, table, without_broken
 from qzoo.config import WEIGHTS, Config, Latency, Measurement
 from qzoo.registry import architecture
 
@@ -38,7 +38,9 @@ def measured(config: Config) -> str:
         for row in config.metrics
     ]
     text = table(head, rows)
-    places = sorted({f"{row.data}, images {row.subset}" for row in config.metrics})
+    places = sorted(
+        {f"{row.data}, images {row.subset}{without_broken(row.skipped)}" for row in config.metrics}
+    )
     text += f"\n\nImages: {'; '.join(places)}."
     if config.seen:
         text += " None of them was trained or calibrated on."

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qzoo.cards.markdown import number, table, word
+from qzoo.cards.markdown import number, table, without_broken, word
 from qzoo.config import CalibrationRecord, Config
-from qzoo.data.sets import DATA_SETS
+from qzoo.data.sets import DATA_SETS, is_stream
 from qzoo.options import PROCEDURAL, flag, flags_of, plain, train_options
 from qzoo.scheme import Scheme
 
@@ -60,7 +60,7 @@ def _sides(scheme: Scheme) -> str:
 def _ranges(config: Config, record: CalibrationRecord) -> str:
     percentile = f" {record.percentile:g}" if record.method == "percentile" and record.percentile else ""
     if record.images:
-        images = f"from {record.images} images ({record.data}, images {record.subset})"
+        images = f"from {record.images} images ({record.data}, images {record.subset}{without_broken(record.skipped)})"
     elif record.method == PROCEDURAL:
         images = "without data: from procedural images"
     else:
@@ -141,6 +141,8 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         "threads",
     )
     flags = {flag(key): str(told[key]).split(" ") for key in given if told.get(key) is not None}
+    if options.get("skipped"):
+        flags["--skip-broken"] = []
     processes = options.get("processes", 1)
     start = f"torchrun --nproc-per-node {word(processes)} -m qzoo train" if processes != 1 else "qzoo train"
     return _command(f"{start} {name}", {**flags, **flags_of(train_options(), options)})
@@ -168,10 +170,14 @@ def _weight_rule(config: Config) -> str:
 def _build_command(config: Config) -> str:
     """The command that makes the checkpoint again: what differs from the defaults."""
     known, source = DATA_SETS.get(config.labels), config.float_source
-    without = (known is not None and known.found) or (not config.metrics and not config.plan.needs_images)
+    from_elsewhere = config.calibration is not None and is_stream(config.calibration.data)
+    found = known is not None and known.found and not from_elsewhere
+    without = found or (not config.metrics and not config.plan.needs_images)
     flags: dict[str, list[object]] = {} if without else {"--data": ["DIR"]}
     if source is not None and source.source.startswith("folder:"):
         flags |= {"--dataset": [config.labels], "--float": [source.source.removeprefix("folder:")]}
+    if any(row.skipped for row in (config.calibration, *config.metrics) if row is not None):
+        flags["--skip-broken"] = []
     plan = replace(config.plan, evaluation_subset=None)
     return _command(f"qzoo build {config.name}", {**flags, **plan.flags()})
 

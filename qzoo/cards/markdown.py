@@ -45,3 +45,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def without_broken(skipped: int) -> str:
+    """Say how many images were left out because they do not decode; nothing where none were."""
+    return f", without {skipped} that {'does' if skipped == 1 else 'do'} not decode" if skipped else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
+    broken_argument,
     checkpoint_folder,
     data_source,
     dataset_argument,
@@ -42,6 +43,7 @@ def register(add: Add) -> None:
     )
     sub.add_argument("--subset", metavar="START:STOP", help="part of the training images")
     sub.add_argument("--evaluation-subset", metavar="START:STOP", help="part of the images to measure on")
+    broken_argument(sub)
     workers_argument(sub)
     sub.add_argument("--float", dest="float_weights", help="_qat: folder or name of your float checkpoint")
     sub.add_argument(

@@ -226,7 +226,7 @@ class Batches:
         workers: int = 0,
         skip_broken: bool = False,
     ) -> None:
-        self._items, self._batches, self._length = _ItemsOrErrors(items), batches, length
+        self._items, self._batches, self._length = ItemsOrErrors(items), batches, length
         self._workers, self._skip = workers, skip_broken
         self.broken: list[str] = []
 
@@ -246,44 +246,55 @@ class Batches:
             self._items,
             batch_sampler=self._batches(rank, world, first),  # type: ignore[arg-type]
             num_workers=self._workers,
-            collate_fn=_collated,
+            collate_fn=collated,
             generator=torch.Generator(),  # else every pass would move the global generator
         )
         for images, labels, errors in loader:
-            for error in errors:
-                if not (self._skip and error.broken):
-                    raise (BrokenImageError if error.broken else DataError)(error.text)
-                self.broken.append(error.text)
+            self.broken += left_out(errors, self._skip)
             if len(labels):
                 yield images, labels
 
 
 @dataclass(frozen=True)
-class _Error:
+class ItemError:
     """An error on its way from a worker, which would add its traceback to the text of an exception."""
 
     text: str
     broken: bool
 
 
-class _ItemsOrErrors(Dataset[Any]):
+class ItemsOrErrors(Dataset[Any]):
     """Items, or why there is none."""
 
     def __init__(self, items: Any) -> None:
         self.items = items
 
-    def __getitem__(self, index: Any) -> tuple[Tensor, int] | _Error:
+    def __getitem__(self, index: Any) -> tuple[Tensor, int] | ItemError:
         try:
             return self.items[index]  # type: ignore[no-any-return]
         except DataError as error:
-            return _Error(str(error), isinstance(error, BrokenImageError))
+            return ItemError(str(error), isinstance(error, BrokenImageError))
 
 
-def _collated(items: list[Any]) -> tuple[Tensor, Tensor, list[_Error]]:
-    errors = [item for item in items if isinstance(item, _Error)]
-    pairs = [item for item in items if not isinstance(item, _Error)]
+def collated(items: list[Any]) -> tuple[Tensor, Tensor, list[ItemError]]:
+    """Stack the items of a batch, and list the errors among them."""
+    errors = [item for item in items if isinstance(item, ItemError)]
+    pairs = [item for item in items if not isinstance(item, ItemError)]
     images = torch.stack([image for image, _ in pairs]) if pairs else torch.empty(0)
     return images, torch.tensor([label for _, label in pairs], dtype=torch.int64), errors
+
+
+def left_out(errors: list[ItemError], skip_broken: bool) -> list[str]:
+    """Say why images of a batch are left out.
+
+    Raises:
+        DataError: the first of the errors, where it is another than an image that does not decode, or these are not to
+            be left out.
+    """
+    for error in errors:
+        if not (skip_broken and error.broken):
+            raise (BrokenImageError if error.broken else DataError)(error.text)
+    return [error.text for error in errors]
 
 
 def broken_images(loader: object) -> int:

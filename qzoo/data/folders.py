@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qzoo.errors import DistributedError
+from qzoo.data.files import ItemsOrErrors, collated, left_out
+from qzoo.errors import BrokenImageError, DistributedError
 
 _TEST = ("val", "test", "valid")
 
@@ -39,10 +40,17 @@ class SharedEpochs:
         batch_size: images a batch.
         seed: of order and augmentation.
         workers: processes that decode; 0 decodes in this one.
+        skip_broken: put another image of its batch in the place of one that does not decode, so that each process has
+            its share of every batch.
+
+    Attributes:
+        broken: why images of this epoch were left out, each with its name.
     """
 
-    def __init__(self, batch_size: int, seed: int, workers: int) -> None:
+    def __init__(self, batch_size: int, seed: int, workers: int, skip_broken: bool = False) -> None:
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.skip_broken = skip_broken
+        self.broken: list[str] = []
         self.epoch, self.start, self.share = 0, 0, (0, 1)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -58,12 +66,20 @@ class SharedEpochs:
         self, items: Any, batches: Any, key: Callable[[Any], tuple[int, ...]] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the items with these keys, each drawn as :class:`Drawn` does."""
-        yield from DataLoader(
-            Drawn(items, self.seed * 1_000_003 + self.epoch, key),
+        self.broken = []
+        loader: DataLoader[Any] = DataLoader(
+            ItemsOrErrors(Drawn(items, self.seed * 1_000_003 + self.epoch, key)),
             batch_sampler=batches,
             num_workers=self.workers,
+            collate_fn=collated,
             generator=torch.Generator(),  # else every pass would move the global generator
         )
+        for images, labels, errors in loader:
+            self.broken += left_out(errors, self.skip_broken)
+            if not len(labels):
+                raise BrokenImageError(f"no image of a batch decodes, such as this one: {self.broken[-1]}")
+            places = torch.arange(len(labels) + len(errors)) % len(labels)
+            yield (images[places], labels[places]) if errors else (images, labels)
 
 
 class FolderLoader(SharedEpochs):
@@ -77,13 +93,18 @@ class FolderLoader(SharedEpochs):
             generators.
         batch_size: images a batch.
         seed: of order and augmentation.
-        workers: processes that decode; 0 decodes in this one.
+        workers, skip_broken: see :class:`SharedEpochs`.
     """
 
     def __init__(
-        self, dataset: Dataset[tuple[Tensor, int]], batch_size: int, seed: int = 0, workers: int = 0
+        self,
+        dataset: Dataset[tuple[Tensor, int]],
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        skip_broken: bool = False,
     ) -> None:
-        super().__init__(batch_size, seed, workers)
+        super().__init__(batch_size, seed, workers, skip_broken)
         self.dataset = dataset
 
     def __len__(self) -> int:

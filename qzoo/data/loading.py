@@ -138,6 +138,7 @@ def load_training_data(
     workers: int = 0,
     augmentation: Augmentation | None = None,
     classes: int | Sequence[str] | None = None,
+    skip_broken: bool = False,
 ) -> TensorLoader | FolderLoader | StreamLoader:
     """Load a data set for training: epochs of shuffled, augmented batches; ``set_epoch`` chooses one.
 
@@ -147,6 +148,8 @@ def load_training_data(
             :func:`load_data`. A stream whose number of images is not known needs one with an end.
         seed: of order and augmentation.
         augmentation: of folders and streams; crop and flip if None. The data sets in memory have their own.
+        skip_broken: put another image of its batch in the place of one that does not decode; the loader's ``broken``
+            names those of the epoch.
 
     Returns:
         A loader for :func:`qzoo.train`.
@@ -174,7 +177,7 @@ def load_training_data(
             )
         transform = training_transform(preprocessing, augmentation)
         reader = Reader(preprocessing, LabelMap(labels, source.names, classes), transform)
-        loader = StreamLoader(source, reader, start, stop, batch_size, seed, workers)
+        loader = StreamLoader(source, reader, start, stop, batch_size, seed, workers, skip_broken)
     elif not data_set(labels).in_folders:
         images, indices = _tensors(labels, "train", data)
         start, stop = parse_subset(subset, len(images))
@@ -193,7 +196,7 @@ def load_training_data(
         dataset = image_files(labels, root, preprocessing, training_transform(preprocessing, augmentation))
         start, stop = parse_subset(subset, len(dataset))
         part: Any = Subset(dataset, range(start, stop))
-        loader = FolderLoader(part, batch_size, seed, workers)
+        loader = FolderLoader(part, batch_size, seed, workers, skip_broken)
     if not len(loader):
         raise DataError(
             f"{stop - start} training images don't fill one batch of {batch_size}; lower batch_size (--batch-size)"

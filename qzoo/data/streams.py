@@ -159,7 +159,7 @@ class StreamLoader(SharedEpochs):
         start, stop: positions in the source's order.
         batch_size: images a batch.
         seed: of order and augmentation.
-        workers: processes that decode; 0 decodes in this one.
+        workers, skip_broken: see :class:`qzoo.data.folders.SharedEpochs`.
         buffer: images that one is drawn from.
     """
 
@@ -172,9 +172,10 @@ class StreamLoader(SharedEpochs):
         batch_size: int,
         seed: int = 0,
         workers: int = 0,
+        skip_broken: bool = False,
         buffer: int = BUFFER,
     ) -> None:
-        super().__init__(batch_size, seed, workers)
+        super().__init__(batch_size, seed, workers, skip_broken)
         self.source, self.reader, self.buffer = source, reader, buffer
         self.first, self.stop = start, stop
 

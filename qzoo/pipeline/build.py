@@ -134,9 +134,12 @@ def _calibrated(
     with group.first_alone():
         model, exact = start_of(name, plan, job)
     start = config_of(model)
-    common = {"float": encode(start.float_source), "data": str(job.data or ""), "device": job.device.type}
-    if job.skip_broken:
-        common["skip_broken"] = True
+    common = {
+        "float": encode(start.float_source),
+        "data": str(job.data or ""),
+        "device": job.device.type,
+        **_broken(job),
+    }
     inputs = {
         **common,
         "scheme": encode(start.scheme),
@@ -167,6 +170,11 @@ def _calibrated(
         inputs={**common, "weights": config.files[WEIGHTS]},
         group=group,
     )
+
+
+def _broken(job: BuildJob) -> dict[str, bool]:
+    """What a step's inputs say of images that do not decode: nothing where they are an error."""
+    return {"skip_broken": True} if job.skip_broken else {}
 
 
 def _export(
@@ -269,6 +277,7 @@ def _tuned(
             runs=job.runs,
             out=folder,
             progress=job.progress,
+            skip_broken=job.skip_broken,
         )
         tune_checkpoint(name, options, training, float_weights=float_weights, group=group)
 
@@ -278,6 +287,7 @@ def _tuned(
         "data": str(job.data or ""),
         "device": job.device.type,
         "float": None if float_weights is None else read_config(float_weights).files,
+        **_broken(job),
     }
     steps.run("train and measure", inputs, tune, _FILES)
     _export(load_pretrained(folder), job.onnx, steps, state)

@@ -34,7 +34,7 @@ class Job:
         runs: what is finished, or the state to resume from, is kept in its subfolder ``<name>``.
         out: the checkpoint folder; in the user's store (:mod:`qzoo.zoo.store`) if None.
         progress: show progress bars.
-        skip_broken: calibrate and measure without the images that do not decode, and count them.
+        skip_broken: calibrate, train and measure without the images that do not decode, and count them.
     """
 
     data: str | Path | None = None

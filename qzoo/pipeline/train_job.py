@@ -102,10 +102,13 @@ def run_training(
             seed=options.seed,
             workers=job.workers,
             classes=config.classes or config.arguments.num_classes,
+            skip_broken=job.skip_broken,
         )
         known = data_set(config.labels)
         place = None if known.embedded and not is_stream(job.data) else job.data
-        test = checks.load(config, place, batch_size=known.batch, workers=job.workers)
+        test = checks.load(
+            config, place, batch_size=known.batch, workers=job.workers, skip_broken=job.skip_broken
+        )
     run = Path(job.runs) / config.name
     log = train(
         model,
@@ -170,6 +173,7 @@ def training_record(
         "data": done.images.text,
         **{key: value for key, value in given.items() if value},
         "images": done.images.count,
+        **({"skipped": skipped} if (skipped := int(max(row.get("skipped", 0) for row in done.log))) else {}),
         "augmentation": data_set(labels).augmentation,
         "batch_size": job.batch_size,
         **dataclasses.asdict(options),

@@ -10,6 +10,7 @@ from torch import nn
 
 from qzoo.config import CalibrationRecord, Config, config_of, fresh
 from qzoo.data import parse_subset
+from qzoo.data.files import broken_images
 from qzoo.data.sets import data_set
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, UnknownModelError
@@ -141,8 +142,9 @@ def _calibrate(model: nn.Module, config: Config, job: TrainJob, group: Group) ->
     count = min(stop - first, known.tuning_calibration)
     chosen = Images(images.text, images.split, f"{first}:{first + count}", count)
     size = 32 if known.in_folders else 256
-    loader = chosen.load(config, job.data, batch_size=size, workers=job.workers)
+    loader = chosen.load(config, job.data, batch_size=size, workers=job.workers, skip_broken=job.skip_broken)
     found = calibrate(model, loader, method="mse", progress=job.progress and group.first, group=group)
     if config.scheme is not None and config.scheme.weight_bits < 8:
         calibrate_weights(model, "mse")
-    return record(found, chosen, Recipe(method="mse"), None)
+    made = record(found, chosen, Recipe(method="mse"), None)
+    return dataclasses.replace(made, skipped=sum(group.gather(broken_images(loader))))

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qzoo.accuracy import evaluate
 from qzoo.data.epochs import Epochs
+from qzoo.data.files import broken_images
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CheckpointError, DataError, QzooError
 from qzoo.files import locked
@@ -86,7 +87,8 @@ def train(
             in the state, which a run of another origin does not go on from.
 
     Returns:
-        One dictionary an epoch: epoch, lr, loss, seconds, and top1 (in percent) when ``eval_loader`` is given.
+        One dictionary an epoch: epoch, lr, loss, seconds; top1 (in percent) when ``eval_loader`` is given; skipped,
+        where the loader left out images that do not decode, their number.
 
     Raises:
         QzooError: ``out`` holds a run with other options or another origin, another training runs there, or it can't
@@ -184,7 +186,7 @@ class _Run:
                 model, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True
             )
         self.loss = nn.CrossEntropyLoss(label_smoothing=options.label_smoothing)
-        self.lr, self.total = 0.0, 0.0
+        self.lr, self.total, self.skipped = 0.0, 0.0, 0
         self.path: Path | None = None
         self.batches, self.start = 0, 0
         self.taken = False  # the loader gives this process's part of each batch
@@ -203,6 +205,8 @@ class _Run:
         """One epoch, as a line of the log."""
         row: dict[str, float] = {"epoch": epoch, "loss": self.epoch(loader, epoch, progress, save_every)}
         row["lr"] = self.lr
+        if skipped := sum(self.group.gather(self.skipped)):
+            row["skipped"] = skipped
         if eval_loader is not None:
             row["top1"] = evaluate(self.result(), eval_loader, progress=False, group=self.group).top1
         row["seconds"] = round(self.seconds(), 1)
@@ -225,7 +229,7 @@ class _Run:
 
     def save(self, done: int) -> None:
         """Rank 0 writes the state after ``done`` batches of the epoch whose row the log does not have yet."""
-        totals = self.group.gather(self.total)
+        totals, skipped = self.group.gather(self.total), self.group.gather(self.skipped)
         if not self.group.first or self.path is None:
             return
         state = {
@@ -239,6 +243,7 @@ class _Run:
             "batches": self.batches,
             "done": done,
             "totals": totals if done else [],
+            "skipped": skipped if done else [],
             "seconds": self.seconds() if done else 0.0,
         }
         save_state(self.path, state)
@@ -271,19 +276,20 @@ class _Run:
         self.log, self.start = state["log"], state.get("done", 0)
         if self.start:
             self.total, self._before = state["totals"][self.group.rank], state["seconds"]
+            self.skipped = state["skipped"][self.group.rank] if state.get("skipped") else 0
 
     def epoch(self, loader: Epochs, epoch: int, progress: bool, save_every: int) -> float:
         """One pass, or what is left of it; returns the mean loss of all of it."""
         options, batches, start = self.options, self.batches, self.start
         if not start:
-            self.total, self._before = 0.0, 0.0
+            self.total, self._before, self.skipped = 0.0, 0.0, 0
         self._began, self.start = time.perf_counter(), 0
         self._prepare(epoch, start)
         loader.set_epoch(epoch, start)
         steps = math.ceil(batches / options.accumulate)
         title = f"epoch {epoch + 1}/{options.epochs}"
         shown = track(loader, title, total=batches - start, show=progress and self.group.first)
-        i = start - 1
+        i, skipped = start - 1, self.skipped
         for i, (images, labels) in enumerate(shown, start):
             if i == batches:
                 raise DataError(f"the loader gave more batches than the {batches} that its length says")
@@ -298,6 +304,7 @@ class _Run:
                 loss = self._loss(images, labels)
                 self.scaler.scale(loss / (last - step * options.accumulate)).backward()
             self.total += loss.item()
+            self.skipped = skipped + broken_images(loader.loader)
             if i + 1 == last:
                 self._step()
                 if save_every and (step + 1) % save_every == 0 and last < batches:

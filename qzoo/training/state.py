@@ -104,7 +104,7 @@ def write_log(path: Path, log: Log) -> None:
         QzooError: the disk is full, or the folder can't be written.
     """
     with _replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(log[-1]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in log for key in row)))
         writer.writeheader()
         writer.writerows(log)
 

@@ -229,6 +229,27 @@ def test_a_broken_file_of_a_folder_is_skipped_if_asked(tmp_path: Path) -> None:
         list(load_data(SMALL, "folders", tmp_path))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_has_another_image_in_the_place_of_a_broken_one(workers: int, tmp_path: Path) -> None:
+    for i in range(6):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}" / "photo.png").write_bytes(png(PIXELS[i]) if i != 4 else b"nothing")
+    loader = load_training_data(SMALL, "folders", tmp_path, batch_size=3, workers=workers, skip_broken=True)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        labels = labels_of(loader)
+        assert [len(batch) for batch in labels] == [3, 3]
+        assert sorted(set(labels[0] + labels[1])) == [0, 1, 2, 3, 5]
+        assert sorted(len(set(batch)) for batch in labels) == [2, 3]  # the other is of the same batch
+        assert ["4/photo.png" in text for text in loader.broken] == [True]
+    refusing = load_training_data(SMALL, "folders", tmp_path, batch_size=3, workers=workers)
+    with pytest.raises(DataError, match=r"4/photo.png can't be read") as error:
+        list(refusing)
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match="no image of a batch decodes"):
+        list(load_training_data(SMALL, "folders", tmp_path, batch_size=1, skip_broken=True))
+
+
 @pytest.mark.parametrize("kind", ["parquet", "hfds"])
 def test_files_of_rows_are_read_one_by_one(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,9 +68,9 @@ def test_training_on_a_stream_is_kept_apart_from_measuring(
     assert "--subset" in capsys.readouterr().err
 
 
-def test_the_commands_leave_broken_images_out_and_count_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def broken_rows(tmp_path: Path) -> str:
+    """48 images, of which the 4th and the 41st do not decode."""
     images, labels = fashion_mnist("test")
     names = data_set("fashion-mnist").class_names
     assert names is not None
@@ -85,7 +85,34 @@ def test_the_commands_leave_broken_images_out_and_count_them(
     )
     rows = datasets.Dataset.from_dict({"image": stored, "label": labels[:48].tolist()}, features)
     rows.to_parquet(tmp_path / "some.parquet")
-    data, out = f"parquet:{tmp_path / 'some.parquet'}", tmp_path / "out"
+    return f"parquet:{tmp_path / 'some.parquet'}"
+
+
+def test_training_on_broken_images_takes_others_of_the_batch(
+    broken_rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["train", "resnet20.fmnist", "--data", broken_rows, "--epochs", "2", "--batch-size", "19"]
+    command += ["--runs", str(tmp_path / "runs"), "--out", str(out), "-q"]
+    assert main(command) == 2
+    assert "image 3 (3.png) can't be read as an image" in capsys.readouterr().err
+    assert main([*command, "--skip-broken"]) == 0
+    config = read_config(out)
+    assert config.training is not None
+    assert (config.training["subset"], config.training["images"], config.training["skipped"]) == (
+        "0:38",
+        38,
+        1,
+    )
+    assert [(row.images, row.skipped) for row in config.metrics] == [(9, 1)]
+    assert "--batch-size 19" in (card := (out / "README.md").read_text())
+    assert "--skip-broken" in card
+
+
+def test_the_commands_leave_broken_images_out_and_count_them(
+    broken_rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = broken_rows, tmp_path / "out"
     command = ["build", "resnet20.fmnist-w8a8", "--data", data, "--calibration-subset", ":12"]
     command += ["--method", "max", "--no-onnx", "-q"]
     places = ["--runs", str(tmp_path / "runs"), "--out", str(out)]
@@ -100,7 +127,10 @@ def test_the_commands_leave_broken_images_out_and_count_them(
         1,
     )
     assert [(row.images, row.skipped) for row in config.metrics] == [(35, 1)] * len(config.metrics)
-    assert "broken" in (out / "README.md").read_text() or "decode" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "images 0:12, without 1 that does not decode" in card
+    assert "images 12:48, without 1 that does not decode" in card
+    assert "--data DIR --skip-broken" in card
     capsys.readouterr()
     evaluate = ["evaluate", str(out), "--data", data, "-q"]
     assert main(evaluate) == 2

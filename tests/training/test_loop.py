@@ -9,17 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from qzoo.data.fashion_mnist import fashion_mnist
+from qzoo.data.folders import FolderLoader
 from qzoo.data.tensors import TensorLoader, crop_flip_erase
 from qzoo.distributed import Group
-from qzoo.errors import CheckpointError, DataError, QzooError
+from qzoo.errors import BrokenImageError, CheckpointError, DataError, QzooError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.preprocessing import Preprocessing
 from qzoo.ptq.ranges import calibrate
@@ -127,13 +130,59 @@ def test_saved_within_an_epoch_it_goes_on_there(tmp_path: Path) -> None:
     assert [row["loss"] for row in log] == [row["loss"] for row in expected]
 
 
+class Photos(Dataset[tuple[Tensor, int]]):
+    """Images of which every fifth does not decode."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index % 5 == 0:
+            raise BrokenImageError(f"{index}.png can't be read")
+        return torch.full((1, 28, 28), index / 40), index % 10
+
+
+class StoppedPhotos(FolderLoader):
+    """Stops before the last batch of the last epoch."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for i, batch in enumerate(super().__iter__()):
+            if self.epoch == 1 and i == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def test_broken_images_are_counted_across_a_stop(tmp_path: Path) -> None:
+    """Each epoch has all 40 images, 8 of which are broken; the log of a run that was stopped says the same."""
+    options = TrainOptions(epochs=2, lr=0.05)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = train(
+        droppy(),
+        FolderLoader(Photos(), 10, skip_broken=True),
+        options,
+        out=whole,
+        progress=False,
+        save_every=1,
+    )
+    stopped = StoppedPhotos(Photos(), 10, skip_broken=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(droppy(), stopped, options, out=parts, progress=False, save_every=1)
+    again = FolderLoader(Photos(), 10, skip_broken=True)
+    log = train(droppy(), again, options, out=parts, progress=False, save_every=1)
+    assert [row["skipped"] for row in log] == [row["skipped"] for row in expected] == [8, 8]
+    assert [row["loss"] for row in log] == [row["loss"] for row in expected]
+    assert 0 < len(again.broken) < 8
+    with pytest.raises(DataError, match=r"\d+.png can't be read"):
+        train(droppy(), FolderLoader(Photos(), 10), options, progress=False)
+
+
 def test_other_batches_are_refused_and_older_states_are_read(tmp_path: Path) -> None:
     options = TrainOptions(epochs=2)
     train(droppy(), loader(64), options, out=tmp_path, progress=False)
     with pytest.raises(QzooError, match=r"2 batches an epoch, not 4: another batch size, or other images"):
         train(droppy(), loader(128), options, out=tmp_path, progress=False)
     state = torch.load(tmp_path / "state.pt")
-    for key in ("batches", "done", "totals", "seconds", "scaler"):
+    for key in ("batches", "done", "totals", "skipped", "seconds", "scaler"):
         del state[key]
     del state["options"]["fp16"]
     torch.save(state, tmp_path / "state.pt")
