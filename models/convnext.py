@@ -5,10 +5,11 @@ Paper: "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545).
 Shapes of the tiny one at 224 pixels: stem [N, 96, 56, 56], then the stages [N, 96, 56, 56], [N, 192, 28, 28],
 [N, 384, 14, 14] and [N, 768, 7, 7], logits [N, num_classes]. The linear layers of a block see [N, H, W, channels].
 
-Quantization: no tensor is known to be non-negative: GELU goes down to -0.17. Behind a convolution a LayerNorm has an
-``activation_quantizer``, for ONNX Runtime, which computes the norm in float. Each add has a ``residual_quantizer`` on
-its skip input and a ``branch_quantizer`` on the other; beside a LayerNorm, at the ends of the stages, the add stays in
-float, and these have the roles of a transformer. ``pool_quantizer`` and ``output_quantizer`` close the network.
+Quantization: no tensor is known to be non-negative: GELU goes down to -0.17. Behind a convolution a LayerNorm has a
+``norm_quantizer``, with which the convolution writes int8; the norm itself stays in float. Each add has a
+``residual_quantizer`` on its skip input and a ``branch_quantizer`` on the other; beside a LayerNorm, at the ends of the
+stages, the add stays in float, and these have the roles of a transformer. ``pool_quantizer`` and ``output_quantizer``
+close the network.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import StochasticDepth, activation_quantizer, conv2d, linear
+from qzoo.models.layers import LayerNorm, Permute, StochasticDepth, activation_quantizer, conv2d, linear
 from qzoo.registry import Family, register_model, torchvision_weights
 from qzoo.scheme import Scheme
 
@@ -34,35 +35,11 @@ _CITATION = """@article{liu2022convnet,
 FAMILY = Family(citation=_CITATION)
 
 
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels, the last dimension; behind an integer kernel it has a quantizer."""
-
-    def __init__(self, channels: int, quantize: Scheme | None = None) -> None:
-        super().__init__(channels, eps=1e-6)
-        self.activation_quantizer = activation_quantizer(quantize, "activation")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.activation_quantizer(x))
-
-
 class LayerNorm2d(LayerNorm):
     """LayerNorm over the channels of [N, channels, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation_quantizer(x).permute(0, 2, 3, 1)
-        x = nn.functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
-
-
-class Permute(nn.Module):
-    """Another order of the dimensions."""
-
-    def __init__(self, *order: int) -> None:
-        super().__init__()
-        self.order = order
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(self.order)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
@@ -132,7 +109,9 @@ class ConvNeXt(HubMixin, nn.Module):
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         classifier = linear(widths[-1], num_classes, quantize=quantize, edge=True)
-        self.classifier = nn.Sequential(LayerNorm2d(widths[-1], quantize), nn.Flatten(1), classifier)
+        self.classifier = nn.Sequential(
+            LayerNorm2d(widths[-1], quantize, "activation"), nn.Flatten(1), classifier
+        )
         self.pool_quantizer = activation_quantizer(quantize, "pool")
         self.output_quantizer = activation_quantizer(quantize, "output")
         self._init_weights()

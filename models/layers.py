@@ -20,6 +20,8 @@ from qzoo.scheme import Scheme
 
 __all__ = [
     "Conv2dSame",
+    "LayerNorm",
+    "Permute",
     "QuantSiLU",
     "SqueezeExcitation",
     "StochasticDepth",
@@ -95,14 +97,16 @@ def linear(
     in_features: int,
     out_features: int,
     *,
+    bias: bool = True,
     quantize: Scheme | None = None,
     nonnegative: bool = False,
     edge: bool = False,
 ) -> nn.Module:
-    """Make a linear layer of a network, with bias, [..., in] -> [..., out], quantized or not.
+    """Make a linear layer of a network, [..., in] -> [..., out], quantized or not.
 
     Args:
         in_features, out_features: sizes of the last dimension.
+        bias: as of ``nn.Linear``.
         quantize, nonnegative, edge: as of :func:`conv2d`.
 
     Returns:
@@ -113,12 +117,13 @@ def linear(
         Linear(in_features=64, out_features=10, bias=True)
     """
     if quantize is None:
-        return nn.Linear(in_features, out_features)
+        return nn.Linear(in_features, out_features, bias)
     if edge:
         quantize = quantize.edge
     layer = QuantLinear(
         in_features,
         out_features,
+        bias,
         quant_desc_input=activation_descriptor(quantize),
         quant_desc_weight=weight_descriptor(quantize, in_features),
     )
@@ -263,6 +268,51 @@ class SqueezeExcitation(nn.Module):
         gate = self.activation(self.fc1(self.avgpool(self.pool_quantizer(x))))
         gate = self.scale_activation(self.fc2(gate))
         return self.gate_quantizer(gate) * self.scaled_quantizer(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels, the last dimension, whose input has a quantizer.
+
+    The runtimes compute the norm in float. A convolution before it writes int8 only with a Q behind.
+
+    Args:
+        channels: size of the last dimension.
+        quantize: of the quantizer; None makes none.
+        role: of the quantizer, ``"norm"`` behind a convolution.
+        eps: as of ``nn.LayerNorm``.
+
+    Example:
+        >>> LayerNorm(8)(torch.ones(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self, channels: int, quantize: Scheme | None = None, role: str = "norm", eps: float = 1e-6
+    ) -> None:
+        super().__init__(channels, eps)
+        self.norm_quantizer = activation_quantizer(quantize, role)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm_quantizer(x))
+
+
+class Permute(nn.Module):
+    """Put the dimensions into another order.
+
+    Args:
+        order: the old number of each new dimension.
+
+    Example:
+        >>> Permute(0, 2, 3, 1)(torch.zeros(1, 8, 5, 5)).shape
+        torch.Size([1, 5, 5, 8])
+    """
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
 
 
 class StochasticDepth(nn.Module):
