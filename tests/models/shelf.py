@@ -1,4 +1,4 @@
-"""What every family is tested for: torchvision's outputs, int8 kernels of two runtimes, and exactness."""
+"""What every family is tested for: torchvision's or timm's outputs, int8 kernels of two runtimes, and exactness."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import pytest
+import timm
 import torch
 import torchvision
 from exact import make_exact_
@@ -15,6 +16,7 @@ from references import quantizers, random_state
 from torch import Tensor, nn
 
 import qzoo
+from qzoo.accuracy import Fidelity
 from qzoo.export import export_onnx, lint
 from qzoo.quant.nn import QuantConv2d, QuantLinear
 from qzoo.registry import architecture
@@ -37,13 +39,18 @@ def off(model: nn.Module) -> nn.Module:
 
 
 def _reference(arch: str) -> nn.Module:
+    """torchvision's network, or else timm's."""
+    names = [arch, *architecture(arch).aliases]
+    known = [name for name in names if name in torchvision.models.list_models()]
+    if not known:
+        return timm.create_model(next(name for name in names if timm.is_model(name)))
     inception = {"aux_logits": False, "init_weights": False}
     options = inception if arch in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(arch, weights=None, **options)
+    return torchvision.models.get_model(known[0], weights=None, **options)
 
 
 def three(arch: str, theirs: nn.Module | None = None) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """torchvision's network, ours, and ours with quantizers that are off: the same weights, each its own."""
+    """The reference, ours, and ours with quantizers that are off: the same weights, each its own."""
     entry = architecture(arch)
     # RegNet computes its widths with tensors.
     with torch.device("cpu" if arch.startswith("regnet") else "meta"):
@@ -51,15 +58,16 @@ def three(arch: str, theirs: nn.Module | None = None) -> tuple[nn.Module, nn.Mod
     with torch.device("meta"):
         models = theirs, entry.build(), entry.build(quantize=Scheme())
     state = random_state(theirs)
-    for model in models:
-        assert list(model.state_dict()) == list(state)
+    renamed = state if entry.key_map is None else entry.key_map(state)
+    for model, entries in zip(models, (state, renamed, renamed), strict=True):
         own = model.state_dict()  # with the version of its layout, which torchvision's MNASNet asks for
-        own.update({key: value.clone() for key, value in state.items()})
+        assert own.keys() == entries.keys()
+        own.update({key: value.clone() for key, value in entries.items()})
         model.load_state_dict(own, assign=True)
     return models[0], models[1], off(models[2])
 
 
-def is_torchvisions_in_eval_and_in_training(
+def is_the_reference_in_eval_and_in_training(
     arch: str, size: int, training_size: int | None = None, theirs: nn.Module | None = None
 ) -> None:
     """Equal outputs to the bit, and equal statistics after a step of training."""
@@ -79,9 +87,11 @@ def is_torchvisions_in_eval_and_in_training(
             outputs.append(model.train()(images(training_size or size)))
     expected, *ours = (output[0] if isinstance(output, tuple) else output for output in outputs)
     assert all(torch.equal(logits, expected) for logits in ours)
+    key_map = architecture(arch).key_map
+    state = models[0].state_dict()
+    state = state if key_map is None else key_map(state)
     for model in models[1:]:
-        pairs = zip(models[0].state_dict().items(), model.state_dict().values(), strict=True)
-        assert [name for (name, a), b in pairs if not torch.equal(a, b)] == []
+        assert [name for name, a in model.state_dict().items() if not torch.equal(a, state[name])] == []
 
 
 def calibrated(arch: str, size: int, target: str, exact: bool = True) -> tuple[nn.Module, Tensor]:
@@ -120,9 +130,17 @@ def ranges(model: nn.Module, size: int) -> Counter[tuple[str, bool, float]]:
 
 
 def runs_in_int8_in_onnxruntime(
-    arch: str, size: int, folder: Path, floats: tuple[str, ...] = (), rules: tuple[str, ...] = ()
+    arch: str,
+    size: int,
+    folder: Path,
+    floats: tuple[str, ...] = (),
+    rules: tuple[str, ...] = (),
+    exact: bool = True,
 ) -> Counter[str]:
-    """Every layer has an integer kernel and nothing but the operators ``floats`` is float; equal to the simulation.
+    """Every layer has an integer kernel and nothing but the operators ``floats`` is float.
+
+    Args:
+        exact: the outputs equal the simulation.
 
     Returns:
         The executed operators.
@@ -135,14 +153,16 @@ def runs_in_int8_in_onnxruntime(
     assert {finding.rule for finding in lint(path, "onnxruntime")} <= set(rules)
     for level in ("none", "all"):
         got = OnnxRuntimeRunner(path, level=level, optimized=folder / "optimized.onnx")(batch)
-        assert (got - expected).abs().max().item() == 0.0, level
+        assert not exact or torch.equal(torch.as_tensor(got), expected), level
     ops = Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
     layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules())
-    assert ops["QLinearConv"] + ops["QGemm"] + ops["QLinearMatMul"] == layers
+    assert (
+        sum(ops[kind] for kind in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")) == layers
+    )
     moves = {"Reshape", "Transpose", "Pad", "Split", "Slice", "MaxPool", "NhwcMaxPool"}
     moves |= {"ReorderInput", "ReorderOutput"}  # of the channels, for a pooling
     moves |= {"Shape", "Gather", "Squeeze", "Unsqueeze", "Range"}  # how many images
-    integer = {op for op in ops if op.startswith(("QLinear", "QGemm"))}
+    integer = {op for op in ops if op.startswith(("QLinear", "QGemm", "MatMulInteger"))}
     assert ops.keys() - integer - moves - {"QuantizeLinear", "DequantizeLinear"} == set(floats)
     if not floats:
         assert (ops["QuantizeLinear"], ops["DequantizeLinear"]) == (1, 1)
@@ -170,8 +190,22 @@ def runs_in_int8_in_openvino(
         if op.get_rt_info()["layerType"].astype(str) in LAYERS_OF_OPENVINO
     ]
     layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules())
-    assert len(precisions) == layers
+    products = sum(q.role == "product" for q in quantizers(model).values())
+    assert layers <= len(precisions) <= layers + products // 2
     assert set(precisions) <= {"u8", "i8"}
+
+
+def is_as_near_in_openvino(arch: str, size: int, folder: Path) -> None:
+    """OpenVINO's noise against its simulation is at most 6 dB above ONNX Runtime's against its own."""
+    pytest.importorskip("openvino")
+    sqnr = {}
+    for target, runner in (("onnxruntime", OnnxRuntimeRunner), ("openvino", OpenVinoRunner)):
+        model, batch = calibrated(arch, size, target, exact=False)
+        with torch.inference_mode():
+            expected = model(batch)
+        path = export_onnx(model, folder / "ordinary.onnx", example=batch, target=target)
+        sqnr[target] = Fidelity.of(torch.as_tensor(runner(path)(batch)), expected).sqnr_db
+    assert sqnr["openvino"] > sqnr["onnxruntime"] - 6
 
 
 def _precision(op: Any) -> str:
@@ -180,7 +214,8 @@ def _precision(op: Any) -> str:
     return source["outputPrecisions"].astype(str).split(",")[0]
 
 
-def is_clean_for_tensorrt(arch: str, size: int, folder: Path) -> None:
+def is_clean_for_tensorrt(arch: str, size: int, folder: Path, rules: tuple[str, ...] = ()) -> None:
+    """Lint has nothing to say of the file but ``rules``."""
     model, batch = calibrated(arch, size, "tensorrt", exact=False)
     path = export_onnx(model, folder / "model.onnx", example=batch, target="tensorrt")
-    assert [str(finding) for finding in lint(path, "tensorrt")] == []
+    assert [str(finding) for finding in lint(path, "tensorrt") if finding.rule not in rules] == []

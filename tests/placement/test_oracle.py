@@ -50,7 +50,7 @@ def test_the_same_quantizers_at_the_same_tensors(name: str) -> None:
     plain = entry.build(num_classes=10, in_channels=3, quantize=None).eval()
     by_hand = entry.build(num_classes=10, in_channels=3, quantize=qzoo.Scheme(4, 4)).eval()
     by_hand.load_state_dict(plain.state_dict())
-    transformer = "_patch16_" in name
+    transformer = "_patch" in name
     # An adaptive pooling to 7 x 7 or 6 x 6 changes nothing at the size that the network is for.
     pools = [module.output_size for module in plain.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
     size = 224 if transformer or set(pools) - {1, (1, 1)} else 128 if name == "inception_v3" else 64
