@@ -149,7 +149,7 @@ class WindowAttention(nn.Module):
         """Queries, keys and values side by side; in version 2 keys have no bias, though it has an entry."""
         if not self.second:
             return self.qkv(x)
-        query, key, value = self.qkv.bias.chunk(3)
+        query, key, value = self.qkv.get_parameter("bias").chunk(3)
         bias = torch.cat([query, torch.zeros_like(key), value])
         return torch.func.functional_call(self.qkv, {"bias": bias}, x)
 
