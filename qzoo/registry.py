@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import re
 import sys
 import warnings
@@ -443,9 +444,12 @@ def architecture(name: str) -> ModelEntry:
 
 def canonical(name: str) -> str:
     """Resolve an alias to the zoo's name of the architecture; any other name stays as it is."""
-    if name in _entries:
-        return name
-    _load_families()
+    # The file that is named most alike comes first, so that most names cost the import of one.
+    for family in sorted(families(), key=lambda family: -len(os.path.commonprefix([family, name]))):
+        if name in _entries:
+            return name
+        importlib.import_module(f"qzoo.models.{family}")
+    _load_plugins()
     return next((entry.name for entry in _entries.values() if name in entry.aliases), name)
 
 
