@@ -16,7 +16,7 @@ from qzoo.runtimes.base import check_ends, existing, opening
 from qzoo.runtimes.operators import INTEGER_LAYERS, PAIR
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
+    import onnx_ir as ir
 
 _SIZE = 224  # of images, where neither the file nor its shapes say one
 _QUANTIZED = (*PAIR, *INTEGER_LAYERS)
@@ -57,19 +57,17 @@ def read_description(path: str | os.PathLike[str]) -> OnnxDescription:
         ExportError: no ONNX file, or none from one batch of images to one tensor of logits.
         FileNotFoundError: no such file.
     """
-    import onnx
+    import onnx_ir as ir
 
     with opening("ONNX", path):
-        model = onnx.load(str(existing(path)), load_external_data=False)
-    graph = model.graph
-    stored = {tensor.name for tensor in graph.initializer}
-    inputs = [value.name for value in graph.input if value.name not in stored]
-    check_ends(path, inputs, [value.name for value in graph.output])
-    images = _shape(graph, inputs[0])
+        model = ir.load(existing(path))
+    graph, facts = model.graph, model.metadata_props
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    check_ends(path, [str(value.name) for value in inputs], [str(value.name) for value in graph.outputs])
+    images = _sizes(inputs[0])
     if len(images) != 4:
         raise ExportError(f"{str(path)!r} takes a tensor {images}; expected images [B, C, H, W]")
-    facts = {prop.key: prop.value for prop in model.metadata_props}
-    batch, quantized = images[0], any(node.op_type in _QUANTIZED for node in graph.node)
+    batch, quantized = images[0], any(node.op_type in _QUANTIZED for node in graph)
     if "qzoo.preprocessing" in facts:
         return _as_written(path, facts, batch, quantized)
     channels = images[1] or 3
@@ -79,7 +77,7 @@ def read_description(path: str | os.PathLike[str]) -> OnnxDescription:
         if channels == 3
         else Preprocessing(size, mean=(0.5,) * channels, std=(0.5,) * channels)
     )
-    labels = label_set((_shape(graph, graph.output[0].name) or [None])[-1])
+    labels = label_set((_sizes(graph.outputs[0]) or [None])[-1])
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (plain.mean, plain.std))
     assumed = (
         f"the file does not say how its images are prepared; {' x '.join(map(str, size))}, mean {mean} and "
@@ -107,7 +105,6 @@ def _as_written(
     return OnnxDescription(preprocessing, labels, tuple(classes), batch, quantized, "", seen)
 
 
-def _shape(graph: GraphProto, name: str) -> list[int | None]:
+def _sizes(value: ir.Value) -> list[int | None]:
     """The sizes of an input or output; None for any."""
-    (value,) = (value for value in (*graph.input, *graph.output) if value.name == name)
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    return [size if isinstance(size, int) and size else None for size in value.shape or ()]

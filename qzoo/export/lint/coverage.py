@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qzoo.export.graph import integer, is_stored
 from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import ORT, TRT, Rule
-from qzoo.export.lint.rules import hits_of
+from qzoo.export.lint.rules import float_hits_of
 from qzoo.runtimes.operators import CLAMPS, INTEGER_LAYERS, MOVES, PAIR, WEIGHTED
 
 _WEIGHTS_ALONE = {"MatMulNBits": (0, 1)}
@@ -55,21 +55,20 @@ def coverage(path: str | os.PathLike[str], target: str) -> Coverage:
         GraphError: no ONNX file, or one that is too large or too deep.
     """
     graph = Graph(path)
-    return covered(graph, (target,), hits_of(graph, target))[0]
+    return covered(graph, (target,), float_hits_of(graph, target))[0]
 
 
 def covered(
     graph: Graph, targets: Iterable[str], hits: Mapping[Rule, list[tuple[ir.Node, ...]]]
 ) -> list[Coverage]:
     """:func:`coverage` for each target, by what the rules have found."""
-    layers = [node for node in graph.nodes if node.op_type in (*WEIGHTED, *INTEGER_LAYERS, *_WEIGHTS_ALONE)]
-    sizes = _multiply_adds(graph, layers)
+    layers = _layers(graph)
+    sizes = [_multiply_adds(node, graph.shapes) for node in layers]
     total = sum(size for size in sizes if size is not None)
     known = total > 0 and None not in sizes
     found = []
     for target in targets:
-        floats = _in_float(graph, target, hits)
-        int8 = [id(node) not in floats and _is_quantized(graph, node, target) for node in layers]
+        int8 = _are_in_int8(graph, layers, target, hits)
         done = sum(size for size, yes in zip(sizes, int8, strict=True) if yes and size is not None)
         found.append(Coverage(target, len(layers), sum(int8), done / total if known else None))
     return found
@@ -84,13 +83,27 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str) -> None:
     graph = Graph(path)
     if not any(graph.of(*PAIR)):
         return
-    (found,) = covered(graph, (target,), hits_of(graph, target))
+    hits = float_hits_of(graph, target)
+    if all(_are_in_int8(graph, _layers(graph), target, hits)):  # and their sizes need not be inferred
+        return
+    (found,) = covered(graph, (target,), hits)
     if found.share is not None and found.share < _FEW:
         warnings.warn(
             f"{name}: only {100 * found.share:.3g} % of the multiply-adds ({found.int8} of {found.layers} layers) will "
             f"run in int8 in {target}; `qzoo lint FILE --target {target}` names the reasons",
             stacklevel=3,
         )
+
+
+def _layers(graph: Graph) -> list[ir.Node]:
+    return list(graph.of(*WEIGHTED, *INTEGER_LAYERS, *_WEIGHTS_ALONE))
+
+
+def _are_in_int8(
+    graph: Graph, layers: list[ir.Node], target: str, hits: Mapping[Rule, list[tuple[ir.Node, ...]]]
+) -> list[bool]:
+    floats = _in_float(graph, target, hits)
+    return [id(node) not in floats and _is_quantized(graph, node, target) for node in layers]
 
 
 def _is_quantized(graph: Graph, node: ir.Node, target: str) -> bool:
@@ -141,11 +154,7 @@ def _layers_at(graph: Graph, node: ir.Node) -> list[ir.Node]:
 # Multiply-adds
 
 
-def _multiply_adds(graph: Graph, layers: list[ir.Node]) -> list[int | None]:
-    return [_of_layer(node, graph.shapes) for node in layers]
-
-
-def _of_layer(node: ir.Node, shapes: Mapping[str, list[int]]) -> int | None:
+def _multiply_adds(node: ir.Node, shapes: Mapping[str, list[int]]) -> int | None:
     left, right = {**INTEGER_LAYERS, **_WEIGHTS_ALONE}.get(node.op_type, (0, 1))
     x, w, y = (
         shapes.get(str(v.name)) if v else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
@@ -63,9 +63,12 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     return model
 
 
-def nodes_within(node: NodeProto) -> list[NodeProto]:
-    """List the nodes in the bodies of an If, Loop or Scan, at any depth."""
-    return [deep for body in _bodies(node) for n in body.node for deep in (n, *nodes_within(n))]
+def every_node(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """List nodes, each with those in its bodies (of an If, Loop or Scan) behind it, at any depth."""
+    for node in nodes:
+        yield node
+        for body in _bodies(node):
+            yield from every_node(body.node)
 
 
 def _leave_out(graph: GraphProto) -> None:
@@ -167,7 +170,7 @@ def _check_text(model: ModelProto) -> None:
     names += [entry for f in model.functions for entry in (*f.input, *f.output, f.overload)]
     names += [value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)]
     names += [entry.domain for entry in model.opset_import]
-    for node in (n for holder in holders for top in holder.node for n in (top, *nodes_within(top))):
+    for node in (n for holder in holders for n in every_node(holder.node)):
         names += (node.op_type, node.name, node.domain, node.overload, *node.input, *node.output)
         names += [a.name for a in node.attribute]
     for name in names:
@@ -205,7 +208,7 @@ def _inlined(model: ModelProto) -> ModelProto:
 def _costs(model: ModelProto) -> dict[tuple[str, str, str], _Cost]:
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     calls = {
-        key: {_key(n) for node in f.node for n in (node, *nodes_within(node)) if _key(n) in functions}
+        key: {_key(node) for node in every_node(f.node)} & functions.keys()
         for key, f in functions.items()
     }
     costs: dict[tuple[str, str, str], _Cost] = {}
@@ -224,7 +227,7 @@ def _key(node: NodeProto) -> tuple[str, str, str]:
 
 def _cost(nodes: Any, costs: dict[tuple[str, str, str], _Cost], holder: Any) -> _Cost:
     total = _Cost(size=holder.ByteSize())
-    for node in (n for top in nodes for n in (top, *nodes_within(top))):
+    for node in every_node(nodes):
         call = costs.get(_key(node), _Cost())
         total.nodes += 1 + call.nodes
         total.size += call.size
@@ -323,4 +326,5 @@ def _check_order(graph: GraphProto) -> None:
 def _reads(node: NodeProto, made: dict[str, int]) -> Iterator[str]:
     """What a node reads itself, and what its bodies read of the main graph."""
     yield from filter(None, node.input)
-    yield from (name for n in nodes_within(node) for name in n.input if name in made)
+    for body in _bodies(node):
+        yield from (name for n in every_node(body.node) for name in n.input if name in made)

@@ -19,3 +19,8 @@ RULES: tuple[Rule, ...] = (*LAYERS, *ACTIVATIONS, *MOVES, *ISLANDS, *TYPES, *OPE
 def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[ir.Node, ...]]]:
     """Find the hits of every rule for a target; of all rules for None."""
     return {rule: list(rule.find(graph)) for rule in RULES if target is None or target in rule.targets}
+
+
+def float_hits_of(graph: Graph, target: str) -> dict[Rule, list[tuple[ir.Node, ...]]]:
+    """Find the hits of the rules whose layers a target runs in float, or whose files it does not load."""
+    return {rule: list(rule.find(graph)) for rule in RULES if target in (*rule.floats, *rule.refuses)}

@@ -7,7 +7,7 @@ from math import prod
 import onnx
 from onnx import ModelProto, TensorProto
 
-from qzoo.export.lint.load import nodes_within
+from qzoo.export.lint.load import every_node
 
 _LARGE = 1024  # numbers; a shape has fewer
 _MAX_SHAPE = 2**20  # numbers that shape inference may carry along for one tensor
@@ -52,7 +52,7 @@ def shapes_of(model: ModelProto) -> dict[str, list[int]]:
 def _is_safe(model: ModelProto) -> bool:
     """Whether no shape that is computed in the graph grows without end, as by Concat(x, x) again and again."""
     sizes = {tensor.name: prod(tensor.dims) for tensor in model.graph.initializer}
-    for node in (n for top in model.graph.node for n in (top, *nodes_within(top))):
+    for node in every_node(model.graph.node):
         if node.op_type not in _OF_SHAPES:
             continue
         parts = [sizes.get(name, 0) for name in node.input]
