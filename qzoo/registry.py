@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import inspect
 import math
-import os
 import re
 import sys
 import warnings
@@ -445,7 +444,7 @@ def architecture(name: str) -> ModelEntry:
 def canonical(name: str) -> str:
     """Resolve an alias to the zoo's name of the architecture; any other name stays as it is."""
     # The file that is named most alike comes first, so that most names cost the import of one.
-    for family in sorted(families(), key=lambda family: -len(os.path.commonprefix([family, name]))):
+    for family in sorted(families(), key=lambda family: -difflib.SequenceMatcher(None, family, name).ratio()):
         if name in _entries:
             return name
         importlib.import_module(f"qzoo.models.{family}")

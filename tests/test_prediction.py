@@ -17,11 +17,13 @@ import qzoo
 from qzoo import prediction, runtimes
 from qzoo.__main__ import main
 from qzoo.config import WEIGHTS, config_of, read_config
-from qzoo.data.fashion_mnist import LABELS, fashion_mnist
+from qzoo.data.fashion_mnist import fashion_mnist
+from qzoo.data.sets import label_names
 from qzoo.errors import ArgumentError, CheckpointError, DataError, UnknownModelError
 from qzoo.pipeline.onnx_files import export_files, with_files
 from qzoo.prediction import predict
 
+LABELS = label_names("fashion-mnist")
 NAME = "resnet20.fmnist-w8a8"
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from qzoo.errors import DataError
 
 
-def cifar(labels: str, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
+def cifar(classes: int, split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
     """Load one split.
 
     Args:
-        labels: ``"cifar-10"`` or ``"cifar-100"``.
+        classes: 10 or 100.
         split: ``"train"`` (50,000 images) or ``"test"`` (10,000).
         root: the folder that torchvision's class was given: ``cifar-10-batches-py`` or ``cifar-100-python`` is in it.
 
@@ -26,22 +26,19 @@ def cifar(labels: str, split: str, root: str | Path | None) -> tuple[Tensor, Ten
         images, uint8 of shape [N, 3, 32, 32], and labels, int64 of shape [N].
 
     Raises:
-        DataError: an unknown label set or split; no folder, or files that are not the authors'.
+        DataError: an unknown split; no folder, or files that are not the authors'.
     """
     from torchvision import datasets
 
-    classes = {"cifar-10": datasets.CIFAR10, "cifar-100": datasets.CIFAR100}
-    if labels not in classes:
-        raise DataError(f"labels must be one of {', '.join(classes)}, not {labels!r}")
+    kind = {10: datasets.CIFAR10, 100: datasets.CIFAR100}[classes]
     if split not in ("train", "test"):
         raise DataError(f"split must be 'train' or 'test', not {split!r}")
-    name = classes[labels].__name__
-    how = f"torchvision.datasets.{name}(FOLDER, download=True) makes it"
+    how = f"torchvision.datasets.{kind.__name__}(FOLDER, download=True) makes it"
     if root is None:
-        raise DataError(f"{labels} is not embedded: pass data=FOLDER (--data FOLDER); {how}")
+        raise DataError(f"cifar-{classes} is not embedded: pass data=FOLDER (--data FOLDER); {how}")
     try:
-        data = classes[labels](str(root), train=split == "train", download=False)
+        data = kind(str(root), train=split == "train", download=False)
     except RuntimeError as error:
-        raise DataError(f"{root} holds no sound {labels} ({error}); {how}") from error
+        raise DataError(f"{root} holds no sound cifar-{classes} ({error}); {how}") from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(data.targets, dtype=torch.int64)

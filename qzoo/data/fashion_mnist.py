@@ -14,10 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qzoo.data.labels import FASHION_MNIST as LABELS
 from qzoo.errors import DataError
-
-__all__ = ["LABELS", "fashion_mnist"]
 
 _EMBEDDED = Path(__file__).parent / "files"
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from qzoo.data.files import ImageFiles
-from qzoo.data.labels import imagenet_synsets
+from qzoo.data.sets import imagenet_synsets
 from qzoo.errors import DataError
 from qzoo.preprocessing import Preprocessing
 

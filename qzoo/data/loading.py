@@ -10,8 +10,6 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.data import Subset
 
-from qzoo.data import fashion_mnist
-from qzoo.data.cifar import cifar as _cifar
 from qzoo.data.files import ImageFiles, image_batches
 from qzoo.data.folders import FolderLoader, split_folder
 from qzoo.data.image_folder import ImageFolder
@@ -95,8 +93,8 @@ def load_data(
         reader = Reader(preprocessing, LabelMap(labels, source.names, classes))
         start, stop = parse_subset(subset, source.count)
         return stream_batches(source, reader, start, stop, batch_size, workers, skip_broken=skip_broken)
-    if not known.in_folders:
-        images, indices = _tensors(labels, split, data)
+    if known.read is not None:
+        images, indices = known.read(split, data)
         start, stop = parse_subset(subset, len(images))
         return TensorLoader(images[start:stop], indices[start:stop], preprocessing, batch_size)
     root = split_folder(_folder(labels, data), split)
@@ -167,8 +165,9 @@ def load_training_data(
         1
     """
     loader: TensorLoader | FolderLoader | StreamLoader
+    known = data_set(labels)
     if is_stream(data):
-        source = open_source(str(data), "train", data_set(labels).classes or _number(classes))
+        source = open_source(str(data), "train", known.classes or _number(classes))
         start, stop = parse_subset(subset, source.count)
         if stop == UNKNOWN:
             raise DataError(
@@ -178,10 +177,10 @@ def load_training_data(
         transform = training_transform(preprocessing, augmentation)
         reader = Reader(preprocessing, LabelMap(labels, source.names, classes), transform)
         loader = StreamLoader(source, reader, start, stop, batch_size, seed, workers, skip_broken)
-    elif not data_set(labels).in_folders:
-        images, indices = _tensors(labels, "train", data)
+    elif known.read is not None:
+        images, indices = known.read("train", data)
         start, stop = parse_subset(subset, len(images))
-        augment = crop_flip_erase if labels == "fashion-mnist" else crop_flip
+        augment = crop_flip_erase if known.erasing else crop_flip
         loader = TensorLoader(
             images[start:stop],
             indices[start:stop],
@@ -238,12 +237,6 @@ def image_files(
     """
     kind = ImageFolder if data_set(labels).folder_names is None else ImageNetFolder
     return kind(root, preprocessing, transform)
-
-
-def _tensors(labels: str, split: str, data: str | Path | None) -> tuple[Tensor, Tensor]:
-    if labels == "fashion-mnist":
-        return fashion_mnist.fashion_mnist(split, data)
-    return _cifar(labels, split, data)
 
 
 def _folder(labels: str, data: str | Path | None) -> str | Path:

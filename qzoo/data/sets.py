@@ -6,11 +6,16 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qzoo.data import labels
 from qzoo.errors import ArgumentError, DataError
 from qzoo.fields import like, one_of
 from qzoo.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,15 @@ class DataSet:
         sizes: number of training and of test images; None where a folder says it.
         class_names: gives the names of the classes, by index; None where a folder says it.
         folder_names: gives the names of the folders, by index, where the data set says them.
+        read: reads the images of a split, uint8 [N, channels, H, W], and their labels, int64 [N], from a folder or
+            where they are found; None where they are files in a folder a class, which ``--data`` names.
         channels: of an image.
         preprocessing: of a network trained on it from random weights; None: the architecture's own.
         embedded: the test images come with the package.
         found: the training images are found, or downloaded, without ``--data``.
         hub: its repository on the Hub; "" where it has none.
         augmentation: of the training images, in words.
+        erasing: a part of it is random erasing.
         calibration: number of training images that ``qzoo build`` calibrates on; None: as many as a folder allows.
         tuning_calibration: number of training images, at most, that the ranges of a tuned model start from.
         batch: images a batch, to measure.
@@ -43,12 +51,14 @@ class DataSet:
     sizes: tuple[int, int] | None = None
     class_names: Callable[[], tuple[str, ...]] | None = None
     folder_names: Callable[[], tuple[str, ...]] | None = None
+    read: Callable[[str, str | Path | None], tuple[Tensor, Tensor]] | None = None
     channels: int = 3
     preprocessing: Preprocessing | None = None
     embedded: bool = False
     found: bool = False
     hub: str = ""
     augmentation: str = "random crop of 8 to 100 % of the area, mirror"
+    erasing: bool = False
     calibration: int | None = None
     tuning_calibration: int = 512
     batch: int = 64
@@ -57,8 +67,8 @@ class DataSet:
 
     @property
     def in_folders(self) -> bool:
-        """Whether the images are files in a folder a class, which ``--data`` names."""
-        return self.sizes is None
+        """Whether the images are files in a folder a class."""
+        return self.read is None
 
 
 STREAMS = ("hfds", "wds", "parquet", "npz")
@@ -91,6 +101,53 @@ _IMAGENET = """@article{russakovsky2014imagenet,
 }
 """
 
+_FASHION_MNIST_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR100_NAMES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
+
+
+@cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """List the 1,000 WordNet ids of ImageNet-1k (``"n01440764"``, ...); the position is the class index."""
+    from timm.data import ImageNetInfo
+
+    return tuple(ImageNetInfo("imagenet-1k").label_names())
+
+
+@cache
+def imagenet_names() -> tuple[str, ...]:
+    """List the names of ImageNet's 1,000 classes, in words."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(i) for i in range(info.num_classes()))
+
+
+def _fashion_mnist(split: str, folder: str | Path | None) -> tuple[Tensor, Tensor]:
+    from qzoo.data.fashion_mnist import fashion_mnist  # late: with it comes torch
+
+    return fashion_mnist(split, folder)
+
+
+def _cifar(classes: int, split: str, folder: str | Path | None) -> tuple[Tensor, Tensor]:
+    from qzoo.data.cifar import cifar
+
+    return cifar(classes, split, folder)
+
+
 DATA_SETS = {
     known.name: known
     for known in (
@@ -99,12 +156,14 @@ DATA_SETS = {
             title="Fashion-MNIST",
             classes=10,
             sizes=(60_000, 10_000),
-            class_names=lambda: labels.FASHION_MNIST,
+            class_names=lambda: _FASHION_MNIST_NAMES,
+            read=_fashion_mnist,
             channels=1,
             embedded=True,
             found=True,
             hub="zalando-datasets/fashion_mnist",
             augmentation="shift by up to 2 pixels, mirror, random erasing with probability 0.5",
+            erasing=True,
             calibration=512,
             tuning_calibration=2048,
             batch=500,
@@ -117,7 +176,8 @@ DATA_SETS = {
             title="CIFAR-10",
             classes=10,
             sizes=(50_000, 10_000),
-            class_names=lambda: labels.CIFAR10,
+            class_names=lambda: _CIFAR10_NAMES,
+            read=partial(_cifar, 10),
             preprocessing=_CIFAR,
             augmentation=_SHIFTED,
             calibration=512,
@@ -129,7 +189,8 @@ DATA_SETS = {
             title="CIFAR-100",
             classes=100,
             sizes=(50_000, 10_000),
-            class_names=lambda: labels.CIFAR100,
+            class_names=lambda: _CIFAR100_NAMES,
+            read=partial(_cifar, 100),
             preprocessing=_CIFAR,
             augmentation=_SHIFTED,
             calibration=512,
@@ -140,8 +201,8 @@ DATA_SETS = {
             name="imagenet-1k",
             title="ImageNet-1k",
             classes=1000,
-            class_names=labels.imagenet_names,
-            folder_names=labels.imagenet_synsets,
+            class_names=imagenet_names,
+            folder_names=imagenet_synsets,
             hub="ILSVRC/imagenet-1k",
             citation=_IMAGENET,
             limits="It knows the 1000 ImageNet classes and inherits the biases of that data set.",

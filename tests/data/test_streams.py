@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from qzoo.data import Augmentation, load_data, load_training_data
-from qzoo.data.labels import CIFAR10, FASHION_MNIST, imagenet_names, imagenet_synsets
+from qzoo.data.sets import imagenet_names, imagenet_synsets, label_names
 from qzoo.data.sources import Sample
 from qzoo.data.streams import LabelMap, StreamLoader
 from qzoo.distributed import Group
@@ -152,7 +152,7 @@ def test_subsets_workers_and_ranks_part_the_images(kind: str, tmp_path: Path) ->
 
 
 def test_names_of_classes_become_the_models_indices(tmp_path: Path) -> None:
-    spelled = tuple(name.replace("-", " - ").upper() for name in FASHION_MNIST)
+    spelled = tuple(name.replace("-", " - ").upper() for name in label_names("fashion-mnist"))
     grey = Preprocessing((1, 8, 8), 1.0, "bilinear", (0.5,), (0.25,))
     backwards = write_parquet(tmp_path / "b", spelled[::-1])
     assert next(iter(load_data(grey, "fashion-mnist", backwards)))[1].tolist() == [9 - i for i in LABELS]
@@ -162,7 +162,7 @@ def test_names_of_classes_become_the_models_indices(tmp_path: Path) -> None:
     some = write_parquet(tmp_path / "w", wnids)
     assert next(iter(load_data(SMALL, "imagenet-1k", some)))[1].tolist() == [500 + i for i in LABELS]
     with pytest.raises(DataError, match="'airplane', which is no class of fashion-mnist"):
-        load_data(grey, "fashion-mnist", write_parquet(tmp_path / "o", CIFAR10))
+        load_data(grey, "fashion-mnist", write_parquet(tmp_path / "o", label_names("cifar-10")))
     with pytest.raises(DataError, match="the data have 10 classes"):
         load_data(grey, "cifar-100", same)
 

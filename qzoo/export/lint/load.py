@@ -208,8 +208,7 @@ def _inlined(model: ModelProto) -> ModelProto:
 def _costs(model: ModelProto) -> dict[tuple[str, str, str], _Cost]:
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     calls = {
-        key: {_key(node) for node in every_node(f.node)} & functions.keys()
-        for key, f in functions.items()
+        key: {_key(node) for node in every_node(f.node)} & functions.keys() for key, f in functions.items()
     }
     costs: dict[tuple[str, str, str], _Cost] = {}
     try:
