@@ -4,15 +4,19 @@
 of a class derived from its own, whose ``forward`` says whose call this is; and the outermost one looks on, by a torch
 function mode, and hands the operands of the function at a site to its quantizers. A site is the name of a function and
 how often the same call of the module has called it before: Python's control flow, ``train()``, hooks, parameters and
-the module tree stay as they are.
+the module tree stay as they are. A forward that calls a function with sites in another order than on the example, in
+training or for another image, would move the sites; it is refused. What tells one call from another is the child that
+ran last before it.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,14 +51,42 @@ OUTPUT = Site("", 0)
 """What the module returns."""
 
 
+@dataclass
+class _Frame:
+    """A call of a module.
+
+    Attributes:
+        orders: for every function, the scope that ran last before each call of it.
+        last: the scope below that ran last.
+    """
+
+    module: Any
+    orders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    last: str = ""
+
+
 class _Calls(threading.local):
-    """The calls of modules that this thread is in, outermost first: each with its count of functions."""
+    """The calls of modules that this thread is in, outermost first, and whether their orders are learnt."""
 
     def __init__(self) -> None:
-        self.frames: list[tuple[Any, dict[str, int]]] = []
+        self.frames: list[_Frame] = []
+        self.learning = False
 
 
 _calls = _Calls()
+
+
+@contextmanager
+def orders_learnt(model: nn.Module) -> Iterator[None]:
+    """Learn the order of calls in every scope of a model from what runs in the block, in place of a former one."""
+    for name, module in model.named_modules():
+        if isinstance(module, Scope):
+            module.path, module.orders = name, {}
+    _calls.learning = True
+    try:
+        yield
+    finally:
+        _calls.learning = False
 
 
 class Scope:
@@ -63,10 +95,15 @@ class Scope:
     Attributes:
         sites: names of the quantizers in the module, one for each operand ("" for none), by site.
         float_class: the module's own class.
+        path: the module's name in the model.
+        orders: for every function with sites, the scopes that ran last before its calls; one order for each way that
+            a call of the module went on the example.
     """
 
     sites: dict[Site, tuple[str, ...]]
     float_class: type[nn.Module]
+    path: str
+    orders: dict[str, set[tuple[str, ...]]]
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, looked on."""
@@ -76,17 +113,28 @@ class Scope:
                 "torch.export can't see the quantizers with strict=True; use strict=False, its default"
             )
         frames = _calls.frames
-        frames.append((self, {}))
+        if frames:
+            frames[-1].last = self.path
+        frames.append(_Frame(self))
         try:
             if len(frames) > 1:
                 result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
             else:
                 with _Watch(frames):
                     result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
+            _end(frames[-1])
         finally:
             frames.pop()
         names = self.sites.get(OUTPUT)
-        return result if names is None else self.get_submodule(names[0])(result)  # type: ignore[attr-defined]
+        if names is None:
+            return result
+        quantizer = self.get_submodule(names[0])  # type: ignore[attr-defined]
+        if not isinstance(result, Tensor) and not is_idle(quantizer):
+            raise QuantizationError(
+                f"{self.float_class.__name__} returns a {type(result).__name__}, and one tensor on the example that it "
+                "was quantized on; let it return one in training too"
+            )
+        return quantizer(result)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class has no name to be imported by.
@@ -125,7 +173,7 @@ def scoped(module: nn.Module) -> Any:
     """Make a module a scope, in place; one that is a scope stays as it is. Returns the module."""
     if not isinstance(module, Scope):
         module.__class__ = _class_of(type(module))  # type: ignore[arg-type]
-        module.__dict__["sites"] = {}
+        module.__dict__.update(sites={}, path="", orders={})
     return module
 
 
@@ -156,7 +204,7 @@ def _restored(float_class: type[nn.Module]) -> Any:
 class _Watch(TorchFunctionMode):
     """Hands operands to the quantizers of the innermost scope."""
 
-    def __init__(self, frames: list[tuple[Any, dict[str, int]]]) -> None:
+    def __init__(self, frames: list[_Frame]) -> None:
         super().__init__()
         self.frames = frames
 
@@ -165,11 +213,11 @@ class _Watch(TorchFunctionMode):
         function = FUNCTIONS.get(func)
         if function is None or not self.frames:
             return func(*args, **kwargs)
-        module, counts = self.frames[-1]
-        names = _names(module, function, counts, args, kwargs)
+        frame = self.frames[-1]
+        names = _names(frame, function, args, kwargs)
         if names is None:
             return func(*args, **kwargs)
-        quantizers = [module.get_submodule(name) if name else None for name in names]
+        quantizers = [frame.module.get_submodule(name) if name else None for name in names]
         special = _SPECIAL.get(function.name)
         if special is not None:
             return special(func, quantizers, args, kwargs)
@@ -181,10 +229,9 @@ class _Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _names(
-    module: Any, function: Function, counts: dict[str, int], args: Any, kwargs: dict[str, Any]
-) -> tuple[str, ...] | None:
+def _names(frame: _Frame, function: Function, args: Any, kwargs: dict[str, Any]) -> tuple[str, ...] | None:
     """The names of the quantizers at this call, None where it is no site."""
+    module: Any = frame.module
     if not module.sites:
         return None
     if function.name in LAYERS:
@@ -195,9 +242,41 @@ def _names(
         return None
     if not is_counted(operands(function, args, kwargs)):
         return None
-    index = counts.get(function.name, 0)
-    counts[function.name] = index + 1
-    return module.sites.get(Site(function.name, index))
+    order = frame.orders[function.name]
+    order.append(frame.last)
+    known = module.orders.get(function.name)
+    if known is not None and not any(_agree(order, other[: len(order)]) for other in known):
+        where = f"after {frame.last}" if frame.last else "before any other module"
+        raise _moved(module, f"{function.name}-like call {len(order)} comes {where}")
+    return module.sites.get(Site(function.name, len(order) - 1))
+
+
+def _end(frame: _Frame) -> None:
+    """Learn the orders of a call that ends, or refuse one that left out calls which can't be told from those made."""
+    module: Any = frame.module
+    if _calls.learning:
+        for name in {site.function for site in module.sites} & frame.orders.keys():
+            module.orders.setdefault(name, set()).add(tuple(frame.orders[name]))
+        return
+    for name, known in module.orders.items():
+        order = frame.orders[name]
+        if not any(_agree(order, other) for other in known):
+            raise _moved(module, f"{len(order)} {name}-like call(s) are made, not {max(map(len, known))}")
+
+
+def _agree(order: list[str], known: tuple[str, ...]) -> bool:
+    """Whether one order goes on where the other ends, with calls that differ from all before."""
+    both = min(len(order), len(known))
+    return order[:both] == list(known[:both]) and not {*order[both:], *known[both:]} & {*known[:both]}
+
+
+def _moved(module: Any, how: str) -> QuantizationError:
+    mode = "in training" if module.training else "in inference"
+    return QuantizationError(
+        f"{module.path or type(module).__name__}: {mode} {how}, unlike on the example that the model was quantized "
+        "on, so that its quantizers would be at other tensors; compute what only one mode or size needs in a module of "
+        "its own, or leave this one in float by exclude="
+    )
 
 
 def parameter_of(module: nn.Module, name: str) -> Any:

@@ -329,6 +329,83 @@ def test_training_takes_the_other_path() -> None:
     assert made.block.qkv.weight.grad.abs().sum() > 0
 
 
+class Changed(nn.Module):
+    """Adds twice; in training, or for large images, in another order."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        self.change = change
+        self.conv1, self.conv2 = conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.training or x.shape[-1] > SIZE
+        out = self.conv1(x)
+        if other and self.change == "more":
+            out = out + 0.1 * x
+        if not (other and self.change == "skip"):
+            out = out + x
+        if other and self.change == "end":
+            return out
+        out = self.conv2(out) + out
+        return out + x if other and self.change == "again" else out
+
+
+@pytest.mark.parametrize(
+    ("change", "call"),
+    [
+        ("more", "add-like call 2 comes after block.conv1"),
+        ("skip", "add-like call 1 comes after block.conv2"),
+        ("again", "add-like call 3 comes after block.conv2"),
+        ("none", ""),
+        ("end", ""),
+    ],
+)
+def test_a_forward_that_moves_its_sites_is_refused(change: str, call: str) -> None:
+    torch.manual_seed(0)
+    made = qzoo.quantize(Network(Changed(change)).eval(), images := torch.randn(2, 3, SIZE, SIZE))
+    qzoo.calibrate(made, [images], progress=False)
+    for training, given in ((True, images), (False, torch.randn(2, 3, 2 * SIZE, SIZE).transpose(2, 3))):
+        mode = "in training" if training else "in inference"
+        made.train(training)
+        if call:
+            with pytest.raises(QuantizationError, match=f"^block: {mode} {call}, unlike"):
+                made(given)
+        else:
+            assert made(given).isfinite().all()
+        assert made.eval()(images).isfinite().all()
+
+
+class Fewer(nn.Module):
+    """No module stands between its calls, by which one could be told from the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.training else x + x.roll(1, 2)
+        return x + x.relu()
+
+
+class Both(Network):
+    """Returns two results in training, as GoogLeNet does."""
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        result = super().forward(x)
+        return (result, result) if self.training else result
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Both, "^Both returns a tuple, and one tensor on the example"),
+        (Network, r"^block: in training 1 add-like call\(s\) are made, not 2"),
+    ],
+)
+def test_training_that_can_not_be_told_from_inference(kind: type[Network], words: str) -> None:
+    images = torch.randn(2, 3, SIZE, SIZE)
+    made = qzoo.quantize(kind(Fewer() if kind is Network else nn.Identity()).eval(), images)
+    qzoo.calibrate(made, [images], progress=False)
+    with pytest.raises(QuantizationError, match=words):
+        made.train()(images)
+
+
 def test_exclude() -> None:
     model, images = built("squeeze")
     made = qzoo.quantize(model, images, exclude=["block", "fc"])
