@@ -62,6 +62,10 @@ class Times:
         """One image in one epoch of a training."""
         return self.image + size * self.step
 
+    def check(self, size: float) -> float:
+        """One image that an epoch's result is measured on."""
+        return self.image + size * self.simulated
+
 
 def network_of(recipe: Config) -> Network:
     """Count a recipe's network on the meta device."""
@@ -96,7 +100,8 @@ def table(networks: Iterable[Network], times: Times) -> list[str]:
     for n in networks:
         if n.recipe.training is not None:
             epochs = int(n.recipe.training["epochs"])
-            seconds = epochs * TRAINING * times.train(n.multiply_adds / unit)
+            size = n.multiply_adds / unit
+            seconds = epochs * (TRAINING * times.train(size) + VALIDATION * times.check(size))
             rows.append(line(f"`{n.recipe.name}`, {epochs} epochs", f"{epochs} x {TRAINING:,}", seconds))
     return rows
 

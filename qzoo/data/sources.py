@@ -20,6 +20,7 @@ import gzip
 import itertools
 import json
 import re
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -243,7 +244,10 @@ def _reading(title: str) -> Iterator[None]:
     except QzooError:
         raise
     except Exception as error:  # they raise nearly every type
-        text = (str(error.args[0] if error.args else "") or type(error).__name__).strip().splitlines()[0]
+        said = str(error.args[0]) if error.args else str(error)  # webdataset adds what it was reading
+        text = (said or type(error).__name__).strip().splitlines()[0].partition(" @ <")[0]
+        if isinstance(error, tarfile.ReadError) and "unexpected end of data" in text:
+            raise _cut_off(title) from error
         on_hub = title.startswith("hf")
         chain = f"{error!r} {error.__cause__!r} {error.__context__!r}"
         if on_hub and re.search(r"gated|\b40[13]\b|Unauthorized|authenticated|GatedRepo", chain):
@@ -280,8 +284,6 @@ class _Shards:
 
     def _images(self, path: str) -> int:
         """Number of images in a local shard, by the names in it; unknown of one on another machine."""
-        import tarfile
-
         if "://" in path:
             return UNKNOWN
         with _reading(path), tarfile.open(path) as tar:

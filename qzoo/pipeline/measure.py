@@ -175,13 +175,14 @@ def _save_logits(path: Path, logits: Tensor) -> None:
 def measurement(
     result: Evaluation, images: Images, runtime: str, precision: str, target: str | None
 ) -> Measurement:
-    """Convert an evaluation to a row of the config."""
+    """Convert an evaluation to a row of the config, where a stream's end is known."""
+    start, _, stop = images.subset.partition(":")
     return Measurement(
         runtime=runtime,
         precision=precision,
         target=target,
         data=images.text,
-        subset=images.subset,
+        subset=f"{start}:{stop or int(start or 0) + result.images + result.skipped}",
         images=result.images,
         top1=result.top1,
         top1_interval=result.top1_interval,

@@ -285,6 +285,9 @@ class Server:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if not (folder / self.path.strip("/")).is_file():
+                    self.send_error(404)
+                    return
                 content = (folder / self.path.strip("/")).read_bytes()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
@@ -326,9 +329,9 @@ def test_shards_over_http_are_read_no_further_than_asked(server: Server) -> None
     with pytest.raises(DataError, match="the data end after 10 images"):
         list(load_data(SMALL, "imagenet-1k", data, subset="8:12"))
     server.cut.add("/part-1.tar")
-    with pytest.raises(DataError, match=r"part-1.tar (is cut off|can't be read)"):
+    with pytest.raises(DataError, match=r"part-1.tar is cut off"):
         list(load_data(SMALL, "imagenet-1k", data))
-    with pytest.raises(DataError, match=r"part-9.tar can't be read"):
+    with pytest.raises(DataError, match=r"part-9.tar can't be read .*404"):
         list(load_data(SMALL, "imagenet-1k", f"wds:{server.url}/part-9.tar"))
 
 
