@@ -33,6 +33,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_onnxruntime.keep_activations_before_float8,
         for_onnxruntime.multiply_patches,
         for_onnxruntime.multiply_rows,
+        for_onnxruntime.part_projections,
         for_onnxruntime.pad_image_channels,
     ),
     "openvino": (

@@ -103,7 +103,9 @@ def test_with_layernorm_gelu_and_softmax(make: Make, tmp_path: Path) -> None:
     assert min(layer.sqnr_db for layer in found.layers) > 40
     OnnxRuntimeRunner(path, optimized=tmp_path / "optimized.onnx")
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    assert ops["QGemm"] == 10, "the patches, four linear layers a block, and the classifier"
+    assert ops["QGemm"] == 14, (
+        "the patches, four linear layers a block, that of q, k, v parted, and the classifier"
+    )
     assert ops["MatMul"] + ops["FusedMatMul"] == 4, "the products in the attentions stay in float"
     assert not {"Conv", "Gemm", "FusedGemm", "MatMulIntegerToFloat"} & set(ops)
 
@@ -115,8 +117,11 @@ def test_every_layer_runs_in_int8(make: Make, tmp_path: Path, batch: str | int) 
     path = export_onnx(model, tmp_path / "model.onnx", example=images, batch=batch)
     runner = OnnxRuntimeRunner(path, optimized=tmp_path / "optimized.onnx")
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    assert ops["QGemm"] == 10, "the patches, four linear layers a block, and the classifier"
-    assert not {"Conv", "Gemm", "FusedGemm", "FusedConv", "Erf"} & set(ops)
+    assert ops["QGemm"] == 14, (
+        "the patches, four linear layers a block, that of q, k, v parted, and the classifier"
+    )
+    assert not {"Conv", "Gemm", "FusedGemm", "FusedConv", "Erf", "Split", "Squeeze"} & set(ops)
+    assert ops["QuantizeLinear"] == 10, "one for q, k and v"
     assert ops["Gelu"] + ops["BiasGelu"] == 2
     assert ops["MatMul"] + ops["FusedMatMul"] == 4, "the products of the attentions, in float"
     with torch.no_grad():
