@@ -106,22 +106,19 @@ class QuantDescriptor:
             raise ArgumentError(
                 f"calib_method must be one of {', '.join(CALIB_METHODS)}, not {calib_method!r}"
             )
-        bits, float_format = _checked_bits(num_bits, float_format)
-        vars(self).update(  # past the frozen fields
-            num_bits=bits,
-            name=name,
-            amax=_checked_amax(amax),
-            fake_quant=fake_quant,
-            axis=_checked_axis(axis),
-            scale_amax=scale_amax,
-            learn_amax=learn_amax,
-            calib_method=calib_method,
-            unsigned=unsigned,
-            narrow_range=narrow_range,
-            block=_checked_block(block),
-            affine=affine,
-            float_format=float_format,
-        )
+        values = vars(self)  # past the frozen fields
+        values["num_bits"], values["float_format"] = _checked_bits(num_bits, float_format)
+        values["name"] = name
+        values["amax"] = _checked_amax(amax)
+        values["fake_quant"] = fake_quant
+        values["axis"] = _checked_axis(axis)
+        values["scale_amax"] = scale_amax
+        values["learn_amax"] = learn_amax
+        values["calib_method"] = calib_method
+        values["unsigned"] = unsigned
+        values["narrow_range"] = narrow_range
+        values["block"] = _checked_block(block)
+        values["affine"] = affine
         if affine:
             self._require_one_range_of_integers()
 

@@ -92,7 +92,6 @@ class HistogramCalibrator(_Calibrator):
         # [rows, bins + 1]: the bins, and as one more what lies on the last edge; first of all values, then, where both
         # ends are wanted, of the negative ones alone.
         self._raw: torch.Tensor | None = None
-        self._calib_bin_edges: Any = None
         self._width = 0.0
         self._limit = 0.0
         self._largest = 0.0
@@ -115,6 +114,16 @@ class HistogramCalibrator(_Calibrator):
             return None
         counts = _whole_bins(self._raw)[0]
         return counts if self._torch_hist else counts.numpy()
+
+    @property
+    def _calib_bin_edges(self) -> Any:
+        """The edges of the bins, float32 [bins + 1], as the counts are; None before data."""
+        if self._raw is None:
+            return None
+        edges = torch.arange(self._raw.shape[1], dtype=torch.float64, device="cpu") * self._width
+        edges = edges.to(torch.float32)
+        edges[-1] = self._limit
+        return edges.to(self._raw.device) if self._torch_hist else edges.numpy()
 
     @torch.no_grad()
     def collect(self, x: torch.Tensor) -> None:
@@ -183,9 +192,9 @@ class HistogramCalibrator(_Calibrator):
             raise TypeError("entropy counts equal integer steps and has none for floating point; use mse")
         if self._raw is None:
             return None
-        counts = _whole_bins(self._raw)[0]
         if method == "max" or self._width == 0.0:
-            return torch.tensor(self._largest, dtype=torch.float32, device=counts.device)
+            return torch.tensor(self._largest, dtype=torch.float32, device=self._raw.device)
+        counts = _whole_bins(self._raw)[0]
         edges = torch.as_tensor(self._calib_bin_edges, device=counts.device)
         if method == "percentile":
             return edges[percentile_bin(counts[None], percentile)[0]].clone()
@@ -320,10 +329,7 @@ class HistogramCalibrator(_Calibrator):
         return raw
 
     def _store(self, raw: torch.Tensor, width: float, limit: float) -> None:
-        edges = (torch.arange(raw.shape[1], dtype=torch.float64, device="cpu") * width).to(torch.float32)
-        edges[-1] = limit
         self._width, self._limit, self._raw = width, limit, raw
-        self._calib_bin_edges = edges.to(raw.device) if self._torch_hist else edges.numpy()
 
     def _settled(self, raw: torch.Tensor) -> torch.Tensor:
         """The bins that stay when others are appended: what lies on the last edge has the place of the bin that
