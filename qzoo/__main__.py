@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     command: Command = args.command
     try:
-        with _warnings_escaped():
+        with _escape_warnings():
             import_given(args)
             return command(args)
     except (QzooError, OSError) as error:
@@ -84,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def _warnings_escaped() -> Iterator[None]:
+def _escape_warnings() -> Iterator[None]:
     """Warnings name files and layers, too."""
     original = warnings.formatwarning
 

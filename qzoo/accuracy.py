@@ -228,7 +228,7 @@ class _Sums:
         return cls(len(labels), int(ranked[:, 0].sum()), int(ranked.any(1).sum()), loss, seconds)
 
 
-def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
+def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     """Images and labels of a batch. Raises DataError for what is not a pair of these."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise DataError(f"the loader gave a {type(batch).__name__}; expected (images, labels)")
@@ -348,7 +348,7 @@ def evaluate(
         stack.enter_context(torch.inference_mode())
         total = group.share(loader)
         for _, batch in track(group.deal(loader), "evaluate", total, progress and group.first):
-            mine.append(_batch(model, reference, *_labelled(batch)))
+            mine.append(_batch(model, reference, *_images_and_labels(batch)))
     if isinstance(reference, RecordedLogits):
         reference.finish()
     parts = group.gather(mine)
@@ -375,15 +375,15 @@ def _batch(
     images: Tensor,
     labels: Tensor,
 ) -> _Batch:
-    logits, seconds = _timed(model, images)
+    logits, seconds = _run_timed(model, images)
     found = _Sums.of(logits, labels, seconds)
     if reference is None:
         return _Batch(found)
-    expected, seconds = _timed(reference, images)
+    expected, seconds = _run_timed(reference, images)
     return _Batch(found, _Sums.of(expected, labels, seconds), Fidelity.of(logits, expected))
 
 
-def _timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, float]:
+def _run_timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, float]:
     """Logits, float32 on the CPU, and seconds."""
     if isinstance(model, nn.Module):
         images = images.to(next((p.device for p in model.parameters()), torch.device("cpu")))

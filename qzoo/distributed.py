@@ -63,8 +63,8 @@ class Group:
             return [value]
         parts: list[Any] = [None] * self.world
         with self.talking():
-            torch.distributed.all_gather_object(parts, _packed(value))
-        return [_unpacked(part) for part in parts]
+            torch.distributed.all_gather_object(parts, _pack(value))
+        return [_unpack(part) for part in parts]
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value in every process; the others pass anything. Tensors arrive on the CPU.
@@ -74,10 +74,10 @@ class Group:
         """
         if self.world == 1:
             return value
-        part = [_packed(value) if self.first else b""]
+        part = [_pack(value) if self.first else b""]
         with self.talking():
             torch.distributed.broadcast_object_list(part)
-        return value if self.first else _unpacked(part[0])
+        return value if self.first else _unpack(part[0])
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -283,12 +283,12 @@ def _dealt(loader: DataLoader[Any], first: int, step: int) -> Iterable[Any]:
     )
 
 
-def _packed(value: Any) -> bytes:
+def _pack(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-def _unpacked(data: bytes) -> Any:
+def _unpack(data: bytes) -> Any:
     # Written a moment ago by this job's own processes, so pickles of any class may be read.
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)

@@ -119,7 +119,7 @@ def _label(photo: Photo, ready: _RunningModel, k: int) -> Labels:
 def _folder(where: str) -> Path:
     """The checkpoint's folder. Raises CheckpointError where it holds none."""
     if (Path(where) / "config.json").is_file() or "/" in where:
-        folder = hub.locate(where) if Path(where).is_dir() else _downloaded(where)
+        folder = hub.locate(where) if Path(where).is_dir() else _download(where)
     else:
         quantize = True if parse_name(where).scheme is None else None
         folder = Request.parse(where, pretrained=True, quantize=quantize).checkpoint()
@@ -128,7 +128,7 @@ def _folder(where: str) -> Path:
 
 
 @cache
-def _downloaded(repository: str) -> Path:
+def _download(repository: str) -> Path:
     """A Hub repository's folder: asked for once in a process, and not for every photo."""
     return hub.locate(repository)
 
@@ -144,13 +144,13 @@ def _ready(folder: Path, digest: str, runtime: str) -> _RunningModel:
     name = onnx_name(config, chosen.target)
     file = folder / name
     if name not in config.files or not file.is_file():  # one that is not listed may be of older weights
-        return _RunningModel(_exported(folder, digest, runtime, threads), config)
+        return _RunningModel(_export(folder, digest, runtime, threads), config)
     if hub.sha256_of(file) != config.files[name]:
         raise CheckpointError(f"{file} has another SHA-256 than config.json says; remove it, or build again")
     return _RunningModel(runtimes.load(file, runtime, threads), config)
 
 
-def _exported(folder: Path, digest: str, runtime: str, threads: int) -> Runner:
+def _export(folder: Path, digest: str, runtime: str, threads: int) -> Runner:
     """The model in its runtime by way of an ONNX file in the store; written there if it is not."""
     target, kept = runtimes.runtime_named(runtime).target, _exports()
     if kept is None:

@@ -370,21 +370,21 @@ def quantizers_off(model: nn.Module) -> Iterator[None]:
         ...     logits = model(images)  # the float model's
     """
     found = require_quantizers(model).values()
-    with switches_restored(found):
+    with restore_switches(found):
         for quantizer in found:
             quantizer.switches = quantizer.switches._replace(quant=False, clip=False)
         yield
 
 
 @contextmanager
-def switches_restored(found: Iterable[TensorQuantizer]) -> Iterator[None]:
+def restore_switches(found: Iterable[TensorQuantizer]) -> Iterator[None]:
     """Restore the switches and the calibrators of quantizers after a ``with`` block, also after an error.
 
     Args:
         found: the quantizers.
 
     Example:
-        >>> with switches_restored(quantizers(model).values()):
+        >>> with restore_switches(quantizers(model).values()):
         ...     qzoo.set_target(model, "tensorrt").qzoo_config.target
         'onnxruntime'
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, DataError
-from qzoo.ptq.collect import attached, images_of
+from qzoo.ptq.collect import attach, images_of
 from qzoo.quant import ops
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
@@ -214,7 +214,7 @@ def _count_activations(
     handles = [entry.quantizer.register_forward_pre_hook(watch(entry)) for entry in watched]
     device = device_of(model)
     seen = 0
-    with attached(handles), evaluating(model):
+    with attach(handles), evaluating(model):
         for batch in loader:
             x = images_of(batch)[: images - seen]
             run(model, x.to(device))

@@ -48,7 +48,7 @@ class Replay:
         self._finished.clear()
         before = {m: m.__dict__.get("forward") for m in self._modules}
         for module in self._modules:
-            module.forward = self._wrapped(module, module.forward)  # type: ignore[method-assign]
+            module.forward = self._wrap(module, module.forward)  # type: ignore[method-assign]
         try:
             yield self
         finally:
@@ -82,7 +82,7 @@ class Replay:
         self._stack = [((), {})]
         return output_of(self.model, images)
 
-    def _wrapped(self, module: nn.Module, forward: Any) -> Any:
+    def _wrap(self, module: nn.Module, forward: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             parent, counts = self._stack[-1]
             number = counts.get(id(module), 0)

@@ -14,7 +14,7 @@ from qzoo.bench.contenders import profiled
 from qzoo.bench.lane import Lane
 from qzoo.bench.options import Options
 from qzoo.progress import track
-from qzoo.ptq.collect import attached
+from qzoo.ptq.collect import attach
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import require_quantizers, switch_target
@@ -84,7 +84,7 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
 
     quantizers = require_quantizers(model)
     handles = [q.register_forward_pre_hook(watch(name)) for name, q in quantizers.items()]
-    with attached(handles), evaluating(model):
+    with attach(handles), evaluating(model):
         model(images)
     return found
 

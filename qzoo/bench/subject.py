@@ -205,7 +205,7 @@ def subjects(names: Sequence[str], options: Options, source: Source) -> Iterator
     """
     if source.calibrating and source.subset is not None:
         _check_beyond(source.subset, source.calibrating)
-    models = _opened([name for name in names if not is_onnx(name)])
+    models = _open([name for name in names if not is_onnx(name)])
     files = {name: read_description(name) for name in names if is_onnx(name)}
     label_sets = {config_of(model).labels for model in models.values()}
     source = replace(source, label_sets=label_sets | {file.labels for file in files.values()})
@@ -215,7 +215,7 @@ def subjects(names: Sequence[str], options: Options, source: Source) -> Iterator
     yield from described_files
 
 
-def _opened(names: Sequence[str]) -> dict[str, nn.Module]:
+def _open(names: Sequence[str]) -> dict[str, nn.Module]:
     """The models by their own names; by what was asked for where two have the same one.
 
     Raises:

@@ -97,7 +97,7 @@ def open_image(path: str | os.PathLike[str], mode: str = "RGB") -> Any:
             raise DataError("it is no regular file")
         if formats is None:
             raise DataError(f"its name must end in one of {', '.join(FORMATS)}")
-        return _decoded(path, formats, mode)
+        return _decode(path, formats, mode)
 
 
 _ANY = tuple(dict.fromkeys(kind for kinds in FORMATS.values() for kind in kinds))
@@ -115,7 +115,7 @@ def decode_image(content: bytes, name: str, mode: str = "RGB") -> Any:
         DataError: as :func:`open_image`.
     """
     with _named(name, _ANY):
-        return _decoded(io.BytesIO(content), _ANY, mode)
+        return _decode(io.BytesIO(content), _ANY, mode)
 
 
 def eight_bit_image(pixels: np.ndarray, name: str, mode: str = "RGB") -> Any:
@@ -127,7 +127,7 @@ def eight_bit_image(pixels: np.ndarray, name: str, mode: str = "RGB") -> Any:
         return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if grey else pixels)).convert(mode)
 
 
-def _decoded(file: Any, formats: tuple[str, ...], mode: str) -> Any:
+def _decode(file: Any, formats: tuple[str, ...], mode: str) -> Any:
     from PIL import Image
 
     with Image.open(file, formats=formats) as image:

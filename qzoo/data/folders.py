@@ -62,7 +62,7 @@ class SharedEpochs:
         share_of(self.batch_size, rank, world)
         self.share = (rank, world)
 
-    def _decoded(
+    def _decode(
         self, items: Any, batches: Any, key: Callable[[Any], tuple[int, ...]] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the items with these keys, each drawn as :class:`Drawn` does."""
@@ -115,7 +115,7 @@ class FolderLoader(SharedEpochs):
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
         mine, size = share_of(self.batch_size, *self.share), self.batch_size
         batches = [order[i * size + mine.start : i * size + mine.stop].tolist() for i in range(len(self))]
-        yield from self._decoded(self.dataset, batches[self.start :])
+        yield from self._decode(self.dataset, batches[self.start :])
 
 
 class Drawn(Dataset[tuple[Tensor, int]]):
@@ -132,7 +132,7 @@ class Drawn(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Any) -> tuple[Tensor, int]:
         numbers = (key,) if self.key is None else self.key(key)
-        with _seeded(np.random.SeedSequence([self.seed % (1 << 63), *numbers])):
+        with _seed(np.random.SeedSequence([self.seed % (1 << 63), *numbers])):
             return self.items[key]  # type: ignore[no-any-return]
 
 
@@ -152,7 +152,7 @@ def share_of(batch_size: int, rank: int, world: int) -> range:
 
 
 @contextmanager
-def _seeded(seeds: np.random.SeedSequence) -> Iterator[None]:
+def _seed(seeds: np.random.SeedSequence) -> Iterator[None]:
     """Python's, NumPy's and torch's CPU generators start from ``seeds`` within, and are as before afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what transforms draw from
     first, second, third = (int(word) for word in seeds.generate_state(3))

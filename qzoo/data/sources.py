@@ -298,7 +298,7 @@ class _Shards:
         return itertools.islice(self._samples(url), start, None)
 
     def _samples(self, url: str) -> Iterator[Sample]:
-        with _reading(url), _opened(url) as raw:
+        with _reading(url), _open(url) as raw:
             stream: Any = _WatchedFile(gzip.GzipFile(fileobj=raw) if url.endswith(("gz", "tgz")) else raw)
             files = self.tars.tar_file_expander([{"url": url, "stream": stream}], select_files=_wanted)
             for fields in self.tars.group_by_keys(files):
@@ -310,7 +310,7 @@ class _Shards:
                 raise _cut_off(url)
 
 
-def _opened(url: str) -> Any:
+def _open(url: str) -> Any:
     """A shard as a file. fsspec's own HTTP would need one more package, and reads ahead in pieces."""
     if url.startswith(("http://", "https://")):
         return urlopen(url, timeout=_TIMEOUT)

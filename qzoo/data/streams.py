@@ -185,11 +185,11 @@ class StreamLoader(SharedEpochs):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mine = share_of(self.batch_size, *self.share)
         batches = ([batch[i] for i in mine] for batch in self._batches())
-        yield from self._decoded(_Placed(self.reader), batches, _place)
+        yield from self._decode(_Placed(self.reader), batches, _place)
 
     def _batches(self) -> Iterator[list[_Key]]:
         draws = np.random.Generator(np.random.PCG64([self.seed % (1 << 63), self.epoch]))
-        drawn = _chunks(_shuffled(self._keys(draws), self.buffer, draws), self.batch_size)
+        drawn = _chunks(_shuffle(self._keys(draws), self.buffer, draws), self.batch_size)
         full = 0
         for full, batch in enumerate(islice((b for b in drawn if len(b) == self.batch_size), len(self)), 1):
             if full > self.start:
@@ -230,7 +230,7 @@ def _place(key: _Key) -> tuple[int, int]:
     return key[:2]
 
 
-def _shuffled(items: Iterable[_Key], size: int, draws: np.random.Generator) -> Iterator[_Key]:
+def _shuffle(items: Iterable[_Key], size: int, draws: np.random.Generator) -> Iterator[_Key]:
     """Each item out of ``size`` that were read."""
     buffer: list[_Key] = []
     for item in items:

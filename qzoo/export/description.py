@@ -69,7 +69,7 @@ def read_description(path: str | os.PathLike[str]) -> OnnxDescription:
         raise ExportError(f"{str(path)!r} takes a tensor {images}; expected images [B, C, H, W]")
     batch, quantized = images[0], any(node.op_type in _QUANTIZED for node in graph)
     if "qzoo.preprocessing" in facts:
-        return _as_written(path, facts, batch, quantized)
+        return _from_metadata(path, facts, batch, quantized)
     channels = images[1] or 3
     size = (channels, images[2] or _SIZE, images[3] or _SIZE)
     plain = (
@@ -86,7 +86,7 @@ def read_description(path: str | os.PathLike[str]) -> OnnxDescription:
     return OnnxDescription(plain, labels, (), batch, quantized, assumed)
 
 
-def _as_written(
+def _from_metadata(
     path: str | os.PathLike[str], facts: dict[str, str], batch: int | None, quantized: bool
 ) -> OnnxDescription:
     """From the metadata of a file that qzoo wrote. Raises ExportError where it did not write this."""

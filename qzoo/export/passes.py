@@ -291,7 +291,7 @@ def narrow(model: ir.Model, dtype: torch.dtype) -> None:
             if name in ("to", "dtype") and attribute.value == ir.DataType.FLOAT:
                 node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
             elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.FLOAT:
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(_halved(attribute.value.numpy())))
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(_halve(attribute.value.numpy())))
         for value in node.outputs:
             if value.dtype == ir.DataType.FLOAT:
                 value.type = ir.TensorType(ir.DataType.FLOAT16)
@@ -319,7 +319,7 @@ def _narrow_constant(model: ir.Model, value: ir.Value, wide: bool) -> None:
         if reads_image or (node.op_type == "Resize" and index > 0):
             continue
         if narrowed is None:
-            narrowed = initializer(model, f"{value.name}_float16", _halved(np.asarray(constant(value))))
+            narrowed = initializer(model, f"{value.name}_float16", _halve(np.asarray(constant(value))))
         node.replace_input_with(index, narrowed)
     if narrowed is not None and not value.uses():
         name = str(value.name)
@@ -327,7 +327,7 @@ def _narrow_constant(model: ir.Model, value: ir.Value, wide: bool) -> None:
         narrowed.name = name
 
 
-def _halved(array: np.ndarray) -> np.ndarray:
+def _halve(array: np.ndarray) -> np.ndarray:
     """As float16; what is finite stays finite."""
     limit = float(np.finfo(np.float16).max)
     return np.where(np.isfinite(array), np.clip(array, -limit, limit), array).astype(np.float16)

@@ -89,10 +89,10 @@ def build(
     make: Callable[[Path, Steps], tuple[Measurement, ...] | None]
     if parsed.qat:
         training = _training(full, folder, options)
-        make = partial(_tuned, full, *training, options.get("float_weights"), job, group)
+        make = partial(_tune, full, *training, options.get("float_weights"), job, group)
     else:
-        plan, images, checks = _prepared(full, folder, config, options, job)
-        make = partial(_calibrated, full, plan, images, checks, job, group)
+        plan, images, checks = _prepare(full, folder, config, options, job)
+        make = partial(_calibrate, full, plan, images, checks, job, group)
     state.mkdir(parents=True, exist_ok=True)
     with exclusive(state) if group.first else nullcontext():
         metrics = make(state, Steps(state, report, job.again, group))
@@ -102,7 +102,7 @@ def build(
     return folder.absolute()
 
 
-def _prepared(
+def _prepare(
     name: str, folder: Path, config: Config, options: BuildOptions, job: BuildJob
 ) -> tuple[Plan, Images, Images]:
     """The plan of a calibration, and the images to calibrate and to measure on: none of both where none are given."""
@@ -120,7 +120,7 @@ def _prepared(
 # ---- steps ----
 
 
-def _calibrated(
+def _calibrate(
     name: str,
     plan: Plan,
     images: Images,
@@ -254,7 +254,7 @@ def _training(name: str, folder: Path, options: BuildOptions) -> tuple[TrainOpti
         raise CheckpointError(f"{source}: training: {error}") from error
 
 
-def _tuned(
+def _tune(
     name: str,
     options: TrainOptions,
     batch_size: int,

@@ -72,7 +72,7 @@ def build_on(
     """
     if not folders:
         return {}
-    with _connected(cluster.address) as ray:
+    with _connect(cluster.address) as ray:
         share, device = _share(ray, cluster)
         lines = _lines(ray)
         task = ray.remote(**share, max_retries=TRIES - 1)(_build)
@@ -92,10 +92,10 @@ def build_on(
             )
             running[task.remote(name, *arguments)] = name
         with _Table(tuple(folders), report, job.progress) as table:
-            return _gathered(ray, running, folders, lines, table)
+            return _gather(ray, running, folders, lines, table)
 
 
-def _gathered(
+def _gather(
     ray: Any, running: dict[Any, str], folders: Mapping[str, Path], lines: Any, table: _Table
 ) -> dict[str, str]:
     """Wait for the tasks, and write what each gives into its folder."""
@@ -206,7 +206,7 @@ _BEGUN = "begun on"
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
+def _connect(address: str | None) -> Iterator[Any]:
     """Ray, connected; a cluster of its own ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here tells nobody
     try:

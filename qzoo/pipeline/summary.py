@@ -32,7 +32,7 @@ def summary(folder: str | Path) -> str:
         "images": _images(config),
         "size": size_of_weights(config),
         "recipe": _recipe(config),
-        "tried": _tried(config),
+        "tried": _trials(config),
         "use": _use(config, Path(folder)),
     }
     lines = [config.name, *_figures(config), *(f"{key:8}{text}" for key, text in facts.items() if text)]
@@ -93,7 +93,7 @@ def _recipe(config: Config) -> str:
     return "; ".join(parts)
 
 
-def _tried(config: Config) -> str:
+def _trials(config: Config) -> str:
     candidates = config.calibration.candidates if config.calibration is not None else ()
     lines = [f"{number(c.sqnr_db):>6} dB  agreement {c.agreement:6.2f} %  {c.method}" for c in candidates]
     return f"\n{'':8}".join(lines)

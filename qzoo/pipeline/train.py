@@ -61,7 +61,7 @@ def train_checkpoint(
     options = options or (TrainOptions() if start is None else FINE_TUNING)
     with group.first_alone():
         torch.manual_seed(options.seed)
-        model = untrained(name, job) if start is None else _started(name, job, start)
+        model = untrained(name, job) if start is None else _start(name, job, start)
     config = config_of(model)
     done = run_training(model, config, options, job, group, origin={"start": weights_of(config)})
     result = evaluate(model, done.test, progress=job.progress, group=group)
@@ -105,7 +105,7 @@ def untrained(name: str, job: TrainJob) -> nn.Module:
     return _with_config(base, config)
 
 
-def _started(name: str, job: TrainJob, start: str | Path) -> nn.Module:
+def _start(name: str, job: TrainJob, start: str | Path) -> nn.Module:
     """The float model ``name`` with the weights of another, and a classifier for the job's images.
 
     Raises:

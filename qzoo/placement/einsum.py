@@ -82,11 +82,11 @@ class Product:
                 made = made.squeeze(axis)
             elif len(letters) > 1:
                 made = made.unflatten(axis, [sizes[letter] for letter in letters])
-        return _moved(made, self.batch + self.rows + self.columns, self.result)
+        return _move(made, self.batch + self.rows + self.columns, self.result)
 
     def _matrix(self, value: Tensor, letters: str, rows: str, columns: str) -> Tensor:
         """The operand with its rows in one dimension and its columns in another, the last two."""
-        moved = _moved(value, letters, self.batch + rows + columns)
+        moved = _move(value, letters, self.batch + rows + columns)
         start = len(self.batch)
         for axis, group in ((start + len(rows), columns), (start, rows)):
             if not group:
@@ -111,6 +111,6 @@ def product_of(equation: Any, values: list[Any]) -> Product | None:
     return product if same else None
 
 
-def _moved(value: Tensor, letters: str, order: str) -> Tensor:
+def _move(value: Tensor, letters: str, order: str) -> Tensor:
     places = [letters.index(letter) for letter in order]
     return value if places == sorted(places) else value.permute(places)

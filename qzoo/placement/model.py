@@ -29,8 +29,8 @@ from qzoo.quantizers import (
     device_of,
     name_quantizers,
     quantizers,
+    restore_switches,
     set_layer_bits,
-    switches_restored,
     weight_descriptor,
     weight_quantizers,
 )
@@ -133,7 +133,7 @@ def with_quantizers(
     image = example[:1].detach().to(device_of(quantized), _dtype(quantized))
     training = [(module, module.training) for module in quantized.modules()]
     quantized.eval()
-    found = _traced(quantized, image)
+    found = _trace(quantized, image)
     wants = wants_of(found, excluded)
     builder = _Builder(quantized, found, wants, scheme, excluded)
     builder.build()
@@ -207,7 +207,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _traced(model: nn.Module, image: Tensor) -> Trace:
+def _trace(model: nn.Module, image: Tensor) -> Trace:
     opaque = {name for name, m in model.named_modules() if replacement_of(m) is not None or _is_closed(m)}
     try:
         found = trace(model, image, opaque)
@@ -391,7 +391,7 @@ class _Builder:
                 module.add_module(name, self._quantizer(wanted[place], values[place], symmetric=product))
             names.append(name)
         for extra in _INSIDE.get(site.function, ()):
-            name = self._numbered(scope, site, extra)
+            name = self._number(scope, site, extra)
             role = wanted[0].role
             bits = self.scheme.edge if role == "activation" else self.scheme
             quantizer = TensorQuantizer(activation_descriptor(bits))
@@ -425,9 +425,9 @@ class _Builder:
         return f"{prefix}_input_quantizer", f"{prefix}_weight_quantizer"
 
     def _free(self, scope: str, site: Site, want: Want, place: int) -> str:
-        return self._numbered(scope, site, _name(site.function, want.role, place))
+        return self._number(scope, site, _name(site.function, want.role, place))
 
-    def _numbered(self, scope: str, site: Site, base: str) -> str:
+    def _number(self, scope: str, site: Site, base: str) -> str:
         """``residual_quantizer``, with a number where the module has several."""
         same = [
             other
@@ -592,7 +592,7 @@ def _check_same(model: nn.Module, image: Tensor, expected: Tensor) -> None:
     copies = _Copies(model)
     try:
         model.eval()
-        with switches_restored(found), orders_learnt(model):
+        with restore_switches(found), orders_learnt(model):
             for quantizer in found:
                 quantizer.switches = quantizer.switches._replace(quant=False)
             actual = model(image)

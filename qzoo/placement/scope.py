@@ -139,7 +139,7 @@ class Scope:
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class has no name to be imported by.
         state: Any = object.__reduce_ex__(self, protocol)[2]
-        return _restored, (self.float_class,), state
+        return _restore, (self.float_class,), state
 
 
 class _Container:
@@ -196,7 +196,7 @@ def _class_of(float_class: Any) -> type[nn.Module]:
     return type(float_class.__name__, (*bases, float_class), members)
 
 
-def _restored(float_class: type[nn.Module]) -> Any:
+def _restore(float_class: type[nn.Module]) -> Any:
     kind: Any = _class_of(float_class)  # type: ignore[arg-type]
     return kind.__new__(kind)
 

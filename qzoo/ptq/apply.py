@@ -208,7 +208,7 @@ def best_recipe(
     if not tried:
         raise CalibrationError(f"no recipe could be applied: {'; '.join(problems)}")
     if recipes is None and any(isinstance(module, nn.LayerNorm) for module in model.modules()):
-        for recipe in _smoothed(tried[0][1]):
+        for recipe in _smooth(tried[0][1]):
             attempt(recipe)
     if recipes is None and can_equalize(model, fit[0][:1]):
         attempt(replace(tried[0][1], equalize=True))
@@ -242,10 +242,10 @@ def best_alpha(model: nn.Module, loader: Iterable[Any], recipe: Recipe, *, progr
         ['max', 'smooth 0.15 + max', 'smooth 0.5 + max', 'smooth 0.85 + max']
     """
     without = replace(recipe, smooth=False, alpha=None)
-    return best_recipe(model, loader, recipes=(without, *_smoothed(without)), progress=progress)
+    return best_recipe(model, loader, recipes=(without, *_smooth(without)), progress=progress)
 
 
-def _smoothed(recipe: Recipe) -> list[Recipe]:
+def _smooth(recipe: Recipe) -> list[Recipe]:
     return [replace(recipe, smooth=True, alpha=alpha) for alpha in ALPHAS]
 
 

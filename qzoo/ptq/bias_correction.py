@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
-from qzoo.ptq.collect import attached, images_of
+from qzoo.ptq.collect import attach, images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.moments import input_moments
 from qzoo.quant.fold import evaluating
@@ -109,7 +109,7 @@ def _output_means(
     if missing:
         raise CalibrationError(f"the reference has no layer {missing[0]!r}; pass the float model of this one")
     handles = [watch(layer) for layer in layers]
-    with attached(handles), evaluating(source):
+    with attach(handles), evaluating(source):
         for batch in track(batches, "float means", show=progress):
             if reference is None:
                 with quantizers_off(model):
@@ -139,6 +139,6 @@ def _empirical(
         return layer.module.register_forward_hook(hook)
 
     handles = [watch(layer) for layer in layers]
-    with attached(handles), evaluating(model):
+    with attach(handles), evaluating(model):
         model(images)
     return shifts

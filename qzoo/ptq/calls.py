@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qzoo.ptq.collect import attached
+from qzoo.ptq.collect import attach
 from qzoo.runtimes.pytorch import run
 
 
@@ -37,6 +37,6 @@ def calls_of(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) ->
         keep.extend((args, output))
         found.append(Call(module, id(args[0]) if args else 0, id(output)))
 
-    with attached([module.register_forward_hook(hook) for module in modules]):
+    with attach([module.register_forward_hook(hook) for module in modules]):
         run(model, example)
     return found

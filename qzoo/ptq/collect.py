@@ -21,7 +21,7 @@ from qzoo.quantizers import (
     device_of,
     name_quantizers,
     require_quantizers,
-    switches_restored,
+    restore_switches,
     weight_quantizers,
 )
 from qzoo.runtimes.pytorch import run
@@ -258,7 +258,7 @@ def collect(
         torch.inference_mode(False),
         torch.no_grad(),
         evaluating(model),
-        switches_restored(quantizers.values()),
+        restore_switches(quantizers.values()),
     ):
         for quantizer in quantizers.values():
             quantizer.switches = quantizer.switches._replace(quant=False, clip=False)
@@ -279,7 +279,7 @@ def collect(
 
         start = 0
         if group.world > 1 and histograms:
-            start, statistics = _started(group, loader, statistics, watch)
+            start, statistics = _start(group, loader, statistics, watch)
             statistics.to(device)
             for tap in taps:
                 tap.statistics = statistics
@@ -320,7 +320,7 @@ def _unreached(unseen: Iterable[str], seen: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _started(
+def _start(
     group: Group, loader: Iterable[Any], statistics: Statistics, watch: Callable[[int, Any], None]
 ) -> tuple[int, Statistics]:
     """Rank 0 goes through batches until the bins of all histograms are fixed; the others take them over.
@@ -339,7 +339,7 @@ def _started(
 
 
 @contextmanager
-def attached(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+def attach(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Attach hooks for a ``with`` block; they are removed afterwards, also after an error."""
     try:
         yield

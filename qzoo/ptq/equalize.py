@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qzoo.errors import CalibrationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import attached, images_of
+from qzoo.ptq.collect import attach, images_of
 from qzoo.ptq.layers import Layer, layers_of, rescaling
 from qzoo.ptq.statistics import Channels
 from qzoo.quant.fold import evaluating
@@ -180,7 +180,7 @@ def _measure(
         return hook
 
     handles = [b.module.register_forward_pre_hook(watch(b.name)) for _, b in pairs]
-    with attached(handles):
+    with attach(handles):
         for batch in track(batches, "channel ranges", show=progress):
             model(batch)
     return found

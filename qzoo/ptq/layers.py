@@ -124,14 +124,14 @@ class Layer:
         windows = x.unfold(2, size[0], module.stride[0]).unfold(3, size[1], module.stride[1])
         windows = windows[..., :: module.dilation[0], :: module.dilation[1]]
         height, width = windows.shape[2:4]
-        chosen = drawn(height * width, positions, generator).to(x.device)
+        chosen = draw(height * width, positions, generator).to(x.device)
         taken = windows[:, :, chosen // width, chosen % width]  # [N, in, positions, k, k]
         count, channels = taken.shape[:2]
         taken = taken.reshape(count, module.groups, channels // module.groups, len(chosen), -1)
         return taken.permute(1, 0, 3, 2, 4).reshape(module.groups, count * len(chosen), -1)
 
 
-def drawn(count: int, wanted: int, generator: torch.Generator) -> Tensor:
+def draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
     """At most ``wanted`` of the numbers below ``count``, where the generator is."""
     return torch.randperm(count, generator=generator, device=generator.device)[:wanted]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError
 from qzoo.progress import track
-from qzoo.ptq.collect import attached, images_of
+from qzoo.ptq.collect import attach, images_of
 from qzoo.ptq.layers import Layer
 from qzoo.quant.fold import evaluating
 from qzoo.quantizers import quantizers_off
@@ -96,7 +96,7 @@ def input_moments(
 
     handles = [watch(layer) for layer in layers]
     device = next(model.parameters()).device
-    with attached(handles), evaluating(model), quantizers_off(model):
+    with attach(handles), evaluating(model), quantizers_off(model):
         for batch in track(loader, "input moments", show=progress):
             model(images_of(batch).to(device))
     if len(found) < len(layers):

@@ -21,7 +21,7 @@ from qzoo.accuracy import Fidelity
 from qzoo.data.dead_leaves import dead_leaves
 from qzoo.options import PROCEDURAL
 from qzoo.preprocessing import Preprocessing
-from qzoo.ptq.collect import attached, collect, weight_ranges
+from qzoo.ptq.collect import attach, collect, weight_ranges
 from qzoo.ptq.ranges import Calibration
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import Range, TensorQuantizer
@@ -64,7 +64,7 @@ def calibrate_procedural(
     """
     found, weights = require_quantizers(model), weight_ranges(model)
     watches = {name: _Watch() for name in found if name not in weights}
-    with attached([found[name].register_forward_pre_hook(watch) for name, watch in watches.items()]):
+    with attach([found[name].register_forward_pre_hook(watch) for name, watch in watches.items()]):
         statistics = collect(model, batches, histograms=True, progress=progress)
     largest, best = (statistics.ranges(method, 100.0) for method in ("max", "mse"))
     bounds = {name: watch.bound() for name, watch in watches.items()}
@@ -72,13 +72,13 @@ def calibrate_procedural(
         same = {bounds[name] for name in names}
         bounds |= dict.fromkeys(names, same.pop() if len(same) == 1 else None)
     for name, range_ in best.items():
-        found[name].set_range(*_widened(range_, largest[name], bounds[name]))
+        found[name].set_range(*_widen(range_, largest[name], bounds[name]))
     for name, amax in weights.items():
         found[name].set_range(amax)
     return Calibration(PROCEDURAL, 0)
 
 
-def _widened(best: Range, largest: Range, bound: float | None) -> Range:
+def _widen(best: Range, largest: Range, bound: float | None) -> Range:
     """The range with its margin; where the values have a bound, it ends there."""
     if bound is not None and best.amax.numel() == 1:
         ends = None if largest.limits is None else largest.limits * (bound / largest.amax.clamp(min=1e-30))

@@ -28,8 +28,8 @@ from qzoo.errors import ArgumentError
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, RoundingGain, cost_of, regularized, solve, step_of
 from qzoo.ptq.blocks import Block, tails_of
-from qzoo.ptq.collect import attached, images_of
-from qzoo.ptq.layers import Layer, drawn, layers_of, rows_only
+from qzoo.ptq.collect import attach, images_of
+from qzoo.ptq.layers import Layer, draw, layers_of, rows_only
 from qzoo.ptq.regression import CrossMoments, wanted_weights
 from qzoo.quant import ops
 from qzoo.quant.fold import evaluating
@@ -93,7 +93,7 @@ def adaround_sequential(
         return layer.module.register_forward_pre_hook(hook)
 
     handles = [watch(layer) for layer in layers] + sampler.watch_blocks()
-    with attached(handles):
+    with attach(handles):
         with evaluating(model), torch.no_grad():
             model(images)
         sampler.skips.clear()
@@ -128,7 +128,7 @@ class _Sampler:
         if not hasattr(layer.module, "kernel_size"):
             return output.reshape(-1, output.shape[-1])
         height, width = output.shape[2:]
-        chosen = drawn(height * width, self.positions, self.generator(layer))
+        chosen = draw(height * width, self.positions, self.generator(layer))
         picked = output.flatten(2)[:, :, chosen.to(output.device)]
         return picked.transpose(1, 2).flatten(0, 1)
 
@@ -144,7 +144,7 @@ class _Sampler:
             return layer.module.register_forward_hook(hook)
 
         handles = [watch(layer) for layer in self.layers] + self.watch_blocks()
-        with attached(handles), evaluating(model), quantizers_off(model):
+        with attach(handles), evaluating(model), quantizers_off(model):
             for batch in track(batches, "float outputs", show=progress):
                 model(batch)
         return {name: torch.cat(parts) for name, parts in found.items()}

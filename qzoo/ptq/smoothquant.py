@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import attached, images_of
+from qzoo.ptq.collect import attach, images_of
 from qzoo.ptq.layers import rescaling
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 
@@ -108,7 +108,7 @@ def _largest(model: nn.Module, names: list[str], batches: list[Tensor], progress
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    with attached(handles):
+    with attach(handles):
         for batch in track(batches, "channel ranges", show=progress):
             model(batch)
     return found

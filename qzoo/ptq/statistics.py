@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qzoo.errors import CalibrationError
-from qzoo.ptq.collect import attached
+from qzoo.ptq.collect import attach
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin
@@ -109,7 +109,7 @@ def batchnorm_statistics(
         is_layer = isinstance(module, QuantInputMixin) and hasattr(module, "weight")
         if is_layer or (isinstance(module, TensorQuantizer) and module not in weights):
             handles.append(module.register_forward_pre_hook(watch(name)))
-    with attached(handles), evaluating(model), quantizers_off(model), tracer:
+    with attach(handles), evaluating(model), quantizers_off(model), tracer:
         model(image)
     return found
 
@@ -215,7 +215,7 @@ def _add(tracer: _Tracer, args: Any, kwargs: dict[str, Any], known: list[Channel
     )
 
 
-def _pooled(tracer: _Tracer, args: Any, kwargs: dict[str, Any], known: list[Channels]) -> Channels:
+def _pool(tracer: _Tracer, args: Any, kwargs: dict[str, Any], known: list[Channels]) -> Channels:
     normal = tracer.normal(known[0].mean, known[0].variance)
     low, high = known[0].low, known[0].high
     return replace(known[0], low=torch.maximum(normal.low, low), high=torch.minimum(normal.high, high))
@@ -244,8 +244,8 @@ RULES: dict[str, Rule] = {
     "relu": _relu,
     "relu6": lambda tracer, args, kwargs, known: known[0].clipped(0.0, 6.0),
     "hardtanh": _hardtanh,
-    "adaptive_avg_pool2d": _pooled,
-    "avg_pool2d": _pooled,
-    "mean": _pooled,
+    "adaptive_avg_pool2d": _pool,
+    "avg_pool2d": _pool,
+    "mean": _pool,
     "flatten": _flatten,
 }

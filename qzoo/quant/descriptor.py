@@ -107,17 +107,17 @@ class QuantDescriptor:
                 f"calib_method must be one of {', '.join(CALIB_METHODS)}, not {calib_method!r}"
             )
         values = vars(self)  # past the frozen fields
-        values["num_bits"], values["float_format"] = _checked_bits(num_bits, float_format)
+        values["num_bits"], values["float_format"] = _check_bits(num_bits, float_format)
         values["name"] = name
-        values["amax"] = _checked_amax(amax)
+        values["amax"] = _check_amax(amax)
         values["fake_quant"] = fake_quant
-        values["axis"] = _checked_axis(axis)
+        values["axis"] = _check_axis(axis)
         values["scale_amax"] = scale_amax
         values["learn_amax"] = learn_amax
         values["calib_method"] = calib_method
         values["unsigned"] = unsigned
         values["narrow_range"] = narrow_range
-        values["block"] = _checked_block(block)
+        values["block"] = _check_block(block)
         values["affine"] = affine
         if affine:
             self._require_one_range_of_integers()
@@ -223,7 +223,7 @@ class QuantDescriptor:
 ScaledQuantDescriptor = QuantDescriptor
 
 
-def _checked_bits(num_bits: object, float_format: str | None) -> tuple[Bits, str | None]:
+def _check_bits(num_bits: object, float_format: str | None) -> tuple[Bits, str | None]:
     """Bring the two ways to say the number format into one."""
     if float_format is not None:
         by_name = {name: bits for bits, name in FLOAT_FORMATS.items()}
@@ -247,7 +247,7 @@ def _checked_bits(num_bits: object, float_format: str | None) -> tuple[Bits, str
     return num_bits, None
 
 
-def _checked_axis(axis: object) -> Axis:
+def _check_axis(axis: object) -> Axis:
     if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
         return axis
     if isinstance(axis, (tuple, list)) and all(isinstance(a, int) for a in axis):
@@ -255,7 +255,7 @@ def _checked_axis(axis: object) -> Axis:
     raise TypeError(f"axis must be None, an int or a tuple of ints, not {axis!r}")
 
 
-def _checked_amax(amax: object) -> np.ndarray | None:
+def _check_amax(amax: object) -> np.ndarray | None:
     if amax is None:
         return None
     # numpy.float64 is a float to isinstance; the contract counts it as a numpy scalar and refuses it.
@@ -266,7 +266,7 @@ def _checked_amax(amax: object) -> np.ndarray | None:
     raise TypeError(f"amax must be float, list or ndarray, not {type(amax).__name__}")
 
 
-def _checked_block(block: object) -> tuple[int, int] | None:
+def _check_block(block: object) -> tuple[int, int] | None:
     if block is None:
         return None
     if not (isinstance(block, (tuple, list)) and len(block) == 2 and all(isinstance(b, int) for b in block)):

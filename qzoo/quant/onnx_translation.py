@@ -34,7 +34,7 @@ def scale_of(amax: torch.Tensor, high: float) -> torch.Tensor:
 def int8_pair(x: torch.Tensor, amax: torch.Tensor, unsigned: bool, axis: int | None) -> torch.Tensor:
     """Record Q and DQ for a float32 ``x``; ``axis`` None for one range, else where ``amax`` lies."""
     dtype = torch.uint8 if unsigned else torch.int8
-    with _recording_paused():
+    with _pause_recording():
         scale = scale_of(amax.reshape(()) if axis is None else amax.reshape(-1), bounds(8, unsigned)[1])
         zero = torch.zeros(scale.shape, dtype=dtype, device=scale.device)
     return _record(x, scale, zero, axis)
@@ -42,7 +42,7 @@ def int8_pair(x: torch.Tensor, amax: torch.Tensor, unsigned: bool, axis: int | N
 
 def affine_pair(x: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
     """Record Q and DQ with a zero point, uint8, for a float32 ``x`` with one range of two ends."""
-    with _recording_paused():
+    with _pause_recording():
         scale, zero = affine_parameters(limits)
         zero = zero.to(torch.uint8)
     return _record(x, scale, zero, None)
@@ -59,7 +59,7 @@ def _record(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, axis: int 
 
 def fp8_pair(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     """Record TensorRT's E4M3 pair for a float32 ``x`` with one range."""
-    with _recording_paused():
+    with _pause_recording():
         scale = scale_of(amax.reshape(()), FP8_LIMIT["e4m3"])
     if torch.jit.is_tracing():
         result: torch.Tensor = _Fp8Pair.apply(x, scale)
@@ -70,7 +70,7 @@ def fp8_pair(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _recording_paused() -> Iterator[None]:
+def _pause_recording() -> Iterator[None]:
     """Let the TorchScript exporter see a constant instead of the operations that lead to it."""
     state = torch._C._get_tracing_state() if torch.jit.is_tracing() else None
     if state is None:
@@ -143,7 +143,7 @@ def _translate_fake_quantize(
         raise ExportError(f"ONNX has integers of 2 to 16 bits, not {num_bits}")
     kind = ("U" if unsigned else "") + ("INT8" if num_bits <= 8 else "INT16")
     low, high = bounds(num_bits, unsigned, narrow_range)
-    wide = _widened(op, x)
+    wide = _widen(op, x)
     if num_bits not in (8, 16):
         # The type has levels beyond the format's. A range per channel is no scalar, as Clip wants it.
         lowest = op.Mul(amax, op.Constant(value_float=low / high))
@@ -169,7 +169,7 @@ def _translate_fake_quantize_affine(x: Any, limits: Any, num_bits: int = 8) -> A
     span = op.Max(op.Sub(high, low), op.Constant(value_float=TINY))
     scale = op.Div(span, op.Constant(value_float=float(top)))
     zero = op.Clip(op.Round(op.Div(op.Neg(low), scale)), none, op.Constant(value_float=float(top)))
-    wide = _widened(op, x)
+    wide = _widen(op, x)
     if num_bits not in (8, 16):  # the type has codes beyond the format's
         lowest, highest = op.Neg(zero), op.Sub(op.Constant(value_float=float(top)), zero)
         wide = op.Clip(wide, op.Mul(lowest, scale), op.Mul(highest, scale))
@@ -187,10 +187,10 @@ def _translate_fake_quantize_fp8(x: Any, amax: Any = None, e5m2: bool = False) -
         amax = op.Constant(value_float=limit)
         amax.shape = ir.Shape([])
     kind = ir.DataType.FLOAT8E5M2 if e5m2 else ir.DataType.FLOAT8E4M3FN
-    return _pair(op, x, _widened(op, x), amax, limit, kind)
+    return _pair(op, x, _widen(op, x), amax, limit, kind)
 
 
-def _widened(op: Any, x: Any) -> Any:
+def _widen(op: Any, x: Any) -> Any:
     from onnxscript import ir
 
     return op.Cast(x, to=ir.DataType.FLOAT) if _is_narrow(x) else x

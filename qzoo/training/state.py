@@ -91,7 +91,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         QzooError: the disk is full, or the folder can't be written.
     """
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with _replace(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())  # else a power failure may leave the new name on old content
@@ -103,14 +103,14 @@ def write_log(path: Path, log: Log) -> None:
     Raises:
         QzooError: the disk is full, or the folder can't be written.
     """
-    with _replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with _replace(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in log for key in row)))
         writer.writeheader()
         writer.writerows(log)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replace(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes its place when it was written whole, and goes when not."""
     temporary = path.with_suffix(".tmp")
     try:

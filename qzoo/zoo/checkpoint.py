@@ -218,7 +218,7 @@ def _read_tensors(path: Path, model: nn.Module, config: Config) -> Iterator[tupl
                     weight, quantizer = packed[key]
                     amax_key = f"{quantizer.name}._amax"
                     amax = file.get_tensor(amax_key) if amax_key in keys else ranges.get(amax_key)
-                    yield key, _unpacked(key, tensor, weight, quantizer, amax)
+                    yield key, _unpack(key, tensor, weight, quantizer, amax)
                 else:
                     yield key, tensor.clone(memory_format=torch.contiguous_format)
     except (SafetensorError, OSError) as error:
@@ -227,7 +227,7 @@ def _read_tensors(path: Path, model: nn.Module, config: Config) -> Iterator[tupl
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _unpacked(
+def _unpack(
     key: str, tensor: Tensor, weight: Tensor, quantizer: TensorQuantizer, amax: Tensor | None
 ) -> Tensor:
     if amax is None:

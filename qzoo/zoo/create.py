@@ -68,11 +68,11 @@ def create_model(
     if asked.scheme is None or pretrained == "float":
         return load_float(asked)
     if asked.is_to_calibrate:
-        return _calibrated(asked, asked.scheme)
+        return _calibrate(asked, asked.scheme)
     return load_pretrained(asked.checkpoint(), target=asked.target)
 
 
-def _calibrated(asked: Request, scheme: Scheme) -> nn.Module:
+def _calibrate(asked: Request, scheme: Scheme) -> nn.Module:
     """The quantized model, calibrated without data on this machine: now, or when it was first asked for."""
     # late: with it comes all of qzoo.ptq
     from qzoo.zoo.calibrated import load_calibrated, recipe_without_data

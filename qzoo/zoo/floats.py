@@ -18,7 +18,7 @@ from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import build, empty_model, load_pretrained
 from qzoo.zoo.request import Request, new_config
 from qzoo.zoo.sources import load_float_weights, read_state, under_own_names
-from qzoo.zoo.tensors import assign_state, check_plain, checked_state
+from qzoo.zoo.tensors import assign_state, check_plain, check_state
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
@@ -53,7 +53,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     own = model.state_dict().keys() - ranges
     weights = under_own_names(weights, own, key_map)
     weights |= {key: value for key, value in state.items() if key in ranges}
-    checked = checked_state(model, weights.items(), where, ranges_too=False)
+    checked = check_state(model, weights.items(), where, ranges_too=False)
     for quantizer in found.values():
         quantizer.reset_amax()
     model.load_state_dict(checked)
@@ -76,11 +76,11 @@ def load_float(asked: Request) -> nn.Module:
         weights = asked.public_weights()
         config = asked.published_config()
         asked.check_channels(config)
-        config, state = _loaded(config, weights)
+        config, state = _load(config, weights)
     return filled(config, state, asked.num_classes)
 
 
-def _loaded(config: Config, weights: FloatWeights) -> tuple[Config, dict[str, Tensor]]:
+def _load(config: Config, weights: FloatWeights) -> tuple[Config, dict[str, Tensor]]:
     """The config with the source that was found, and its tensors."""
     keys = empty_model(config, None).state_dict().keys()
     name = dataclasses.replace(parse_name(config.name), scheme=None, qat=False)
@@ -130,7 +130,7 @@ def float_model(config: Config) -> nn.Module:
     if kind in ("qzoo", "folder"):
         return _float_checkpoint(config.name, made_from, checkpoint)
     asked = Request.parse(name, pretrained=True)
-    found, state = _loaded(asked.published_config(), asked.public_weights())
+    found, state = _load(asked.published_config(), asked.public_weights())
     source = found.float_source
     if source is not None and source.source == made_from.source:  # other places have files of their own
         _check_same(config.name, made_from, source.sha256)

@@ -59,8 +59,8 @@ def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor])
         raise CheckpointError(
             f"{where} has ranges, but {type(model).__name__} no quantizers; build the model with quantize=True"
         )
-    renamed = _renamed(state)
-    assign_state(model, [(name, _shaped(name, value, own)) for name, value in renamed.items()], where)
+    renamed = _rename(state)
+    assign_state(model, [(name, _reshape(name, value, own)) for name, value in renamed.items()], where)
     moved = {new for old, new in _RENAMED.items() if any(_of(old, key) for key in state)}
     _place_as_in(renamed, moved, model, where)
     check_ranges(model, enabled_only=True)
@@ -105,7 +105,7 @@ def _place_as_in(state: Mapping[str, Tensor], moved: set[str], model: nn.Module,
     )
 
 
-def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {}
     for key, value in state.items():
         name = key.removeprefix("module.")
@@ -116,7 +116,7 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return names
 
 
-def _shaped(key: str, value: Tensor, own: Mapping[str, TensorQuantizer]) -> Tensor:
+def _reshape(key: str, value: Tensor, own: Mapping[str, TensorQuantizer]) -> Tensor:
     """A range per tensor is 0-d here, whatever number of ones its shape had."""
     name, _, last = key.rpartition(".")
     if last == "_amax" and name in own and own[name].axis is None and value.numel() == 1:

@@ -65,7 +65,7 @@ def unpack_weight(
     Raises:
         CheckpointError: another type or size than ``pack_weight`` gives, or values that it never gives.
     """
-    wanted = _stored_as(shape, num_bits)
+    wanted = _storage(shape, num_bits)
     if (packed.dtype, tuple(packed.shape)) != wanted:
         raise CheckpointError(
             f"holds {packed.dtype} {list(packed.shape)}; {num_bits} bits of shape {list(shape)} need "
@@ -83,18 +83,18 @@ def unpack_weight(
         else:
             q = packed[start : start + rows]
         ranges = amax[start : start + rows] if amax.dim() and amax.shape[0] == shape[0] else amax
-        part.copy_(_dequantized(q, ranges, num_bits, block))
+        part.copy_(_dequantize(q, ranges, num_bits, block))
     return out
 
 
-def _stored_as(shape: torch.Size, num_bits: Bits) -> tuple[torch.dtype, tuple[int, ...]]:
+def _storage(shape: torch.Size, num_bits: Bits) -> tuple[torch.dtype, tuple[int, ...]]:
     if isinstance(num_bits, tuple):
         return _FLOAT8[FLOAT_FORMATS[num_bits]], tuple(shape)
     packed = (torch.uint8, ((shape.numel() + 1) // 2,))
     return packed if num_bits <= 4 else (ops.integer_dtype(num_bits), tuple(shape))
 
 
-def _dequantized(q: Tensor, amax: Tensor, num_bits: Bits, block: tuple[int, int] | None) -> Tensor:
+def _dequantize(q: Tensor, amax: Tensor, num_bits: Bits, block: tuple[int, int] | None) -> Tensor:
     shape, rank = q.shape, q.dim()
     if isinstance(num_bits, int):
         bound = 2 ** (num_bits - 1) - 1
@@ -167,11 +167,11 @@ def packed_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
         for key, shape in shapes.items():
             if left[key].numel() != torch.Size(shape).numel():
                 raise CheckpointError(f"{key} has the shape {list(left[key].shape)}, not {list(shape)}")
-        tensors[column] = _narrowed(torch.cat([left.pop(key).reshape(-1) for key in shapes]))
+        tensors[column] = _narrow(torch.cat([left.pop(key).reshape(-1) for key in shapes]))
     return {**tensors, **left}
 
 
-def _narrowed(values: Tensor) -> Tensor:
+def _narrow(values: Tensor) -> Tensor:
     half = values.half()
     same = torch.equal(half.float().view(torch.int32), values.view(torch.int32))
     return half if same else values

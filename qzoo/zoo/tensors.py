@@ -113,7 +113,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
     Raises:
         CheckpointError: lists keys that are missing, unexpected, misshaped, of another type, or not finite.
     """
-    state = checked_state(model, tensors, where)
+    state = check_state(model, tensors, where)
     for name, quantizer in quantizers(model).items():
         if f"{name}._amax" in state:
             quantizer.reset_amax()  # loading creates the buffer, in the shape of what is loaded
@@ -123,7 +123,7 @@ def assign_state(model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where:
         raise CheckpointError(f"{where} gave no content for {listed(left)}")
 
 
-def checked_state(
+def check_state(
     model: nn.Module, tensors: Iterable[tuple[str, Tensor]], where: str, *, ranges_too: bool = True
 ) -> dict[str, Tensor]:
     """Return the tensors as a state dict of the model; it stays as it is.

@@ -149,7 +149,7 @@ def test_a_column_is_float16_only_where_that_changes_no_value() -> None:
         ([1.0, 2.0, 3.0, 4.0, 1e6], torch.float32),
         ([1.0, 2.0, 3.0, 4.0, 1e-9], torch.float32),
     ):
-        stored = packing._narrowed(torch.tensor(values))
+        stored = packing._narrow(torch.tensor(values))
         assert stored.dtype == dtype
         back = dict(packing.expand("*.x", stored, shapes))
         assert torch.cat([v.reshape(-1) for v in back.values()]).tolist() == torch.tensor(values).tolist()

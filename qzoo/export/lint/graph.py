@@ -26,7 +26,7 @@ from qzoo.export.graph import (
     stored_shape,
     stored_type,
 )
-from qzoo.export.lint.load import array_of, deserialized, read_model, type_name
+from qzoo.export.lint.load import array_of, deserialize, read_model, type_name
 from qzoo.export.lint.shapes import shapes_of
 from qzoo.runtimes.operators import CLAMPS, KERNELS, MOVES, OPERATORS, PAIR, WEIGHTED
 
@@ -52,7 +52,7 @@ class Graph:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._proto = read_model(path)
         self._folder = Path(path).parent
-        self.model = deserialized(self._proto, path)
+        self.model = deserialize(self._proto, path)
         self.nodes = [node for node in self.model.graph if node.op_type != "Constant"]
         self._by_type: dict[str, list[ir.Node]] = defaultdict(list)
         self._types = [node.op_type for node in self.nodes]

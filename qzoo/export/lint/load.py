@@ -54,7 +54,7 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
         raise GraphError(f"{str(path)!r} is not an ONNX file, or has no nodes")
     try:
         _check_text(model)
-        model = _inlined(model)
+        model = _inline(model)
         _name_domains(model.graph.node)
         _check(model)
         _leave_out(model.graph)
@@ -84,7 +84,7 @@ def _leave_out(graph: GraphProto) -> None:
             del node.attribute[:]
 
 
-def deserialized(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
+def deserialize(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
     """Convert the model of :func:`read_model` to ``onnx_ir``; what has a stored value is no input.
 
     Raises:
@@ -190,7 +190,7 @@ class _Cost:
     depth: int = 0
 
 
-def _inlined(model: ModelProto) -> ModelProto:
+def _inline(model: ModelProto) -> ModelProto:
     costs = _costs(model)
     total = _cost(model.graph.node, costs, model.graph)
     if total.nodes > MAX_NODES:

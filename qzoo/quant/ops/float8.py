@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qzoo.errors import QuantizationError
-from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, trimmed
+from qzoo.quant.ops.integer import check_broadcast, fake_quantize_backward, trim
 from qzoo.quant.ops.numbers import FP8_LIMIT, TINY
 from qzoo.quant.ops.schema import REAL, divide, is_plain, require_real, require_tensor
 from qzoo.quant.ops.straight_through import declare_fake_quantization
@@ -27,7 +27,7 @@ def _fake_quantize_fp8(x: Tensor, amax: Tensor | None, e5m2: bool) -> Tensor:
     scale = torch.ones((), device=x.device)
     usable = torch.ones((), dtype=torch.bool, device=x.device)
     if amax is not None:
-        amax = trimmed(x, amax).to(torch.float32)
+        amax = trim(x, amax).to(torch.float32)
         usable = ~(amax <= TINY)
         scale = torch.where(usable, divide(limit, amax), 1.0)
     wide = x.to(torch.float32)

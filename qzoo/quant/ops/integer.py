@@ -45,7 +45,7 @@ def check_broadcast(x: Tensor, amax: Tensor) -> None:
         )
 
 
-def trimmed(x: Tensor, amax: Tensor) -> Tensor:
+def trim(x: Tensor, amax: Tensor) -> Tensor:
     """Return `amax` without leading dimensions that `x` does not have (they are of length 1), after checking it."""
     check_broadcast(x, amax)
     return amax.reshape(amax.shape[amax.dim() - x.dim() :]) if amax.dim() > x.dim() else amax
@@ -63,13 +63,13 @@ def _fake_quantize(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narro
 def _fake_quantize_out(
     x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool, out: Tensor
 ) -> None:
-    scale, low, high = levels(trimmed(x, amax), num_bits, unsigned, narrow_range)
+    scale, low, high = levels(trim(x, amax), num_bits, unsigned, narrow_range)
     y = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x)))
     out.copy_(y.round_().clamp_(low, high).div_(scale))
 
 
 def _inside(x: Tensor, amax: Tensor) -> Tensor:
-    return x.to(compute_dtype(x)).abs() <= trimmed(x, amax).to(torch.float32)
+    return x.to(compute_dtype(x)).abs() <= trim(x, amax).to(torch.float32)
 
 
 _gradient = declare_gradient(
@@ -180,7 +180,7 @@ def integer_dtype(num_bits: int, unsigned: bool = False) -> torch.dtype:
 
 def quantize_reference(x: Tensor, amax: Tensor, num_bits: int, unsigned: bool, narrow_range: bool) -> Tensor:
     """Run `quantize` in plain torch, on any device."""
-    scale, low, high = levels(trimmed(x, amax), num_bits, unsigned, narrow_range)
+    scale, low, high = levels(trim(x, amax), num_bits, unsigned, narrow_range)
     q = torch.mul(x.to(compute_dtype(x)), scale.to(compute_dtype(x))).round_().clamp_(low, high)
     return torch.empty_like(x, dtype=integer_dtype(num_bits, unsigned)).copy_(q.nan_to_num_(0.0))
 
@@ -189,7 +189,7 @@ def dequantize_reference(
     q: Tensor, amax: Tensor, num_bits: int, unsigned: bool, dtype: torch.dtype
 ) -> Tensor:
     """Run `dequantize` in plain torch, on any device."""
-    scale, _, high = levels(trimmed(q, amax), num_bits, unsigned, True)
+    scale, _, high = levels(trim(q, amax), num_bits, unsigned, True)
     out = torch.empty_like(q, dtype=dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return out.copy_(q.to(wide).div_(scale).mul_(high != 0))

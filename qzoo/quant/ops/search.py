@@ -84,7 +84,7 @@ def entropy_search(
             `start_bin` is below 1.
     """
     _check(counts, stride, start_bin, 1)
-    counts = _searched(counts).clone()
+    counts = _search(counts).clone()
     if counts.numel() > 1:
         counts[0] = counts[1]
     groups = 2 ** (num_bits - 1 + unsigned)
@@ -165,11 +165,11 @@ def mse_search(
                 f"num_bits={num_bits} is not a known format: use an int, (4, 3) or (5, 2)"
             )
         num_bits = _FLOATS[num_bits]
-    here: Tensor = _mse_op(_searched(counts), _searched(centers), num_bits, unsigned, start_bin, stride)
+    here: Tensor = _mse_op(_search(counts), _search(centers), num_bits, unsigned, start_bin, stride)
     return here.to(counts.device)
 
 
-def _searched(x: Tensor) -> Tensor:
+def _search(x: Tensor) -> Tensor:
     """Where the search runs. A histogram is a few thousand numbers: a GPU's goes to the CPU, which has the kernel,
     and the index comes back."""
     return x.detach().cpu() if x.is_cuda else x.detach()
@@ -208,7 +208,7 @@ def search_limits(signed: Tensor, width: float, ends: Tensor, num_bits: int, met
     """
     if signed.dtype != torch.int64 or signed.dim() != 1 or len(signed) % 2 or not len(signed):
         raise QuantizationError(f"counts must be int64 [2 bins], not {signed.dtype} {tuple(signed.shape)}")
-    counts, factor = _merged(_searched(signed))
+    counts, factor = _merge(_search(signed))
     search = _squares if method == "mse" else _divergence
     found: Tensor = search(counts, width * factor, ends.detach().cpu().double(), num_bits)
     return found.float().to(signed.device)
@@ -254,7 +254,7 @@ def _least(cost: _Divergence, windows: Tensor) -> Tensor:
     return windows[int((costs <= costs.min() + _TIE).nonzero()[0])]
 
 
-def _merged(signed: Tensor) -> tuple[Tensor, int]:
+def _merge(signed: Tensor) -> tuple[Tensor, int]:
     """Bins few enough for a search: neighbours merged, and how many."""
     factor = -(-len(signed) // _SIGNED_BINS)
     lower, upper = signed[: len(signed) // 2], signed[len(signed) // 2 :]

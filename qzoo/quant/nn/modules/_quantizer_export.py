@@ -101,7 +101,7 @@ def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Te
             raise NotExportableError(
                 f"{q._place()}: the TorchScript exporter can't write E4M3 convolutions; use dynamo=True"
             )
-        return _narrowed(onnx.fp8_pair(wide, amax), inputs)
+        return _narrow(onnx.fp8_pair(wide, amax), inputs)
     if q._num_bits != 8:
         raise NotExportableError(f"Only INT8 ONNX export is supported; {q._place()} has {q._num_bits} bits")
     if q._narrow_range and not q._unsigned:
@@ -116,7 +116,7 @@ def quantize_dequantize(q: TensorQuantizer, inputs: torch.Tensor, amax: torch.Te
         raise NotExportableError(
             f"{q._place()} has a range of shape {tuple(amax.shape)}; ONNX has one axis per pair"
         )
-    return _narrowed(onnx.int8_pair(wide, amax, q._unsigned, axes[0] if axes else None), inputs)
+    return _narrow(onnx.int8_pair(wide, amax, q._unsigned, axes[0] if axes else None), inputs)
 
 
 def quantize_dequantize_affine(
@@ -132,9 +132,9 @@ def quantize_dequantize_affine(
     if q._num_bits != 8:
         raise NotExportableError(f"Only INT8 ONNX export is supported; {q._place()} has {q._num_bits} bits")
     wide = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
-    return _narrowed(onnx.affine_pair(wide, limits), inputs)
+    return _narrow(onnx.affine_pair(wide, limits), inputs)
 
 
-def _narrowed(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _narrow(y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     # The TorchScript exporter writes a Cast even for the type that is already there.
     return y if y.dtype == like.dtype else y.to(like.dtype)

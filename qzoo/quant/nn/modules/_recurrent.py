@@ -49,13 +49,13 @@ class Recurrent(nn.Module, QuantMixin):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -limit, limit)
 
-    def _joined(self, suffix: str) -> torch.Tensor:
+    def _join(self, suffix: str) -> torch.Tensor:
         return torch.cat((getattr(self, f"weight_ih{suffix}"), getattr(self, f"weight_hh{suffix}")), dim=1)
 
     def quantized_weights(self) -> Iterator[tuple[torch.Tensor, TensorQuantizer]]:
         """Return each ``[W_ih, W_hh]`` with its quantizer (what ``calibrate_weights`` asks for)."""
         for suffix, (_, quantizer) in zip(self._suffixes(), self._pairs(), strict=True):
-            yield self._joined(suffix), quantizer
+            yield self._join(suffix), quantizer
 
     @torch.no_grad()
     def quantize_weights_(self) -> None:
@@ -70,7 +70,7 @@ class Recurrent(nn.Module, QuantMixin):
     def _weights(self) -> list[Weights]:
         return [
             Weights(
-                weight_quantizer(self._joined(suffix)),
+                weight_quantizer(self._join(suffix)),
                 getattr(self, f"bias_ih{suffix}"),
                 getattr(self, f"bias_hh{suffix}"),
                 input_quantizer,

@@ -43,7 +43,7 @@ class QuantInputMixin:
     @classmethod
     def set_default_quant_desc_input(cls, value: QuantDescriptor) -> None:
         """Default of this class from now on (a copy). Raises ValueError for anything but a descriptor."""
-        cls.default_quant_desc_input = _copied(value)
+        cls.default_quant_desc_input = _copy(value)
 
     def init_quantizer(self, quant_desc_input: QuantDescriptor) -> None:
         """Create ``_input_quantizer``; to be called from ``__init__``.
@@ -52,12 +52,12 @@ class QuantInputMixin:
             ValueError: a descriptor of real quantization.
             TypeError: called from elsewhere.
         """
-        _called_from_init(sys._getframe(1).f_code.co_name)
+        _require_init(sys._getframe(1).f_code.co_name)
         self._create_quantizers(quant_desc_input)
 
     def _create_quantizers(self, quant_desc_input: QuantDescriptor) -> None:
         _only_fake(quant_desc_input)
-        self._input_quantizer = _owned(self, "input", quant_desc_input)
+        self._input_quantizer = _quantizer_of(self, "input", quant_desc_input)
 
     @property
     def input_quantizer(self) -> TensorQuantizer:
@@ -83,7 +83,7 @@ class QuantMixin(QuantInputMixin):
     @classmethod
     def set_default_quant_desc_weight(cls, value: QuantDescriptor) -> None:
         """Default of this class from now on (a copy). Raises ValueError for anything but a descriptor."""
-        cls.default_quant_desc_weight = _copied(value)
+        cls.default_quant_desc_weight = _copy(value)
 
     def init_quantizer(  # type: ignore[override]
         self,
@@ -97,7 +97,7 @@ class QuantMixin(QuantInputMixin):
             ValueError: a descriptor of real quantization.
             TypeError: called from elsewhere than an ``__init__``.
         """
-        _called_from_init(sys._getframe(1).f_code.co_name)
+        _require_init(sys._getframe(1).f_code.co_name)
         self._create_quantizers(quant_desc_input, quant_desc_weight, num_layers)
 
     def _create_quantizers(  # type: ignore[override]
@@ -108,14 +108,14 @@ class QuantMixin(QuantInputMixin):
     ) -> None:
         _only_fake(quant_desc_input, quant_desc_weight)
         if num_layers is None:
-            self._input_quantizer = _owned(self, "input", quant_desc_input)
-            self._weight_quantizer = _owned(self, "weight", quant_desc_weight)
+            self._input_quantizer = _quantizer_of(self, "input", quant_desc_input)
+            self._weight_quantizer = _quantizer_of(self, "weight", quant_desc_weight)
         else:
             self._input_quantizers = nn.ModuleList(
-                _owned(self, "input", quant_desc_input) for _ in range(num_layers)
+                _quantizer_of(self, "input", quant_desc_input) for _ in range(num_layers)
             )
             self._weight_quantizers = nn.ModuleList(
-                _owned(self, "weight", quant_desc_weight) for _ in range(num_layers)
+                _quantizer_of(self, "weight", quant_desc_weight) for _ in range(num_layers)
             )
 
     @property
@@ -158,13 +158,13 @@ def pop_quant_desc_in_kwargs(quant_cls: type, input_only: bool = False, **kwargs
     return found
 
 
-def _owned(layer: object, part: str, descriptor: QuantDescriptor) -> TensorQuantizer:
+def _quantizer_of(layer: object, part: str, descriptor: QuantDescriptor) -> TensorQuantizer:
     quantizer = TensorQuantizer(descriptor)
     quantizer.owner = f"the {part} quantizer of a {type(layer).__name__}"
     return quantizer
 
 
-def _copied(value: object) -> QuantDescriptor:
+def _copy(value: object) -> QuantDescriptor:
     if not isinstance(value, QuantDescriptor):
         raise ArgumentError(f"expected a QuantDescriptor, got {type(value).__name__}")
     return copy.deepcopy(value)
@@ -176,6 +176,6 @@ def _only_fake(*descriptors: QuantDescriptor) -> None:
             raise ArgumentError(f"Only fake quantization is supported in quantized modules, not {descriptor}")
 
 
-def _called_from_init(caller: str) -> None:
+def _require_init(caller: str) -> None:
     if caller != "__init__":
         raise TypeError(f"init_quantizer must be called from __init__, not from {caller}")

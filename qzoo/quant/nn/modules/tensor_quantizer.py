@@ -272,9 +272,9 @@ class TensorQuantizer(QuantizerState):
         elif (self._enable_onnx_export or self.use_fb_fake_quant) and export.in_onnx_export():
             return export.quantize_dequantize(self, inputs, amax)
         if self._block is None:
-            return self._rounded(inputs, amax, traced)
+            return self._round(inputs, amax, traced)
         grouped, ranges = blocks.split(inputs, self._block), blocks.spread(amax, self._block, inputs.dim())
-        return self._rounded(grouped, ranges, traced).reshape(inputs.shape)
+        return self._round(grouped, ranges, traced).reshape(inputs.shape)
 
     def _quantize_affine(self, inputs: torch.Tensor, traced: bool) -> torch.Tensor:
         limits, bits = self._limits_for(inputs), self._num_bits
@@ -310,7 +310,7 @@ class TensorQuantizer(QuantizerState):
             )
         self._checked = mark
 
-    def _rounded(self, inputs: torch.Tensor, amax: torch.Tensor, traced: bool) -> torch.Tensor:
+    def _round(self, inputs: torch.Tensor, amax: torch.Tensor, traced: bool) -> torch.Tensor:
         bits = self._num_bits
         if isinstance(bits, tuple):
             return ops.fake_quantize_fp8(inputs, amax, FLOAT_FORMATS[bits])
