@@ -34,6 +34,7 @@ from qzoo.export.passes import use_unsigned
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
 
 _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+ATTENTION_OPSET = 23
 _FOLLOWS = (*CLAMPS, "MaxPool")  # fused with the operator before, or Q is moved across
 
 
@@ -355,6 +356,87 @@ def _third_of_gemm(model: ir.Model, gemm: ir.Node, operands: Sequence[ir.Node], 
     for node in (*pairs[1:], new):
         node.outputs[0].shape = None
     return [*pairs, new]
+
+
+def fuse_attention(model: ir.Model) -> None:
+    """Write an attention whose products are in float as one Attention, which opset 23 has: the same function.
+
+    ONNX Runtime's kernel reads the heads where they lie, without a Transpose of query, key, value and result. Files of
+    a lower opset are left as they are: no older version of ONNX Runtime has the operator.
+    """
+    if model.opset_imports[""] < ATTENTION_OPSET:
+        return
+    for softmax in nodes_of(model, "Softmax"):
+        scores = made_by(softmax.inputs[0], "MatMul")
+        if scores is None or integer(softmax, "axis", -1) not in (-1, 3):
+            continue
+        scaled, key = made_by(scores.inputs[0], "Mul"), made_by(scores.inputs[1], "Transpose")
+        product, turned, joined = _chain_of(softmax, "MatMul", "Transpose", "Reshape")
+        scale = None if scaled is None else constant(scaled.inputs[1])
+        if (
+            scaled is None
+            or key is None
+            or product is None
+            or turned is None
+            or joined is None
+            or scale is None
+        ):
+            continue
+        if product.inputs[0] is not softmax.outputs[0] or scale.size != 1:
+            continue
+        if integers(key, "perm") != [0, 1, 3, 2] or integers(turned, "perm") != [0, 2, 1, 3]:
+            continue
+        operands = [_heads(value) for value in (scaled.inputs[0], key.inputs[0], product.inputs[1])]
+        shapes = [shape for operand in operands if operand is not None for shape in [operand[1]]]
+        if len(shapes) != 3 or any(shape != shapes[0] for shape in shapes):
+            continue
+        images, tokens, heads, size = shapes[0]
+        name = str(joined.outputs[0].name)
+        flat = initializer(model, f"{name}_tokens", np.array([images, tokens, heads * size], np.int64))
+        rows = [
+            node_like("Reshape", [operand[0], flat], like=joined)
+            for operand in operands
+            if operand is not None
+        ]
+        whole = node_like(
+            "Attention",
+            [row.outputs[0] for row in rows],
+            like=softmax,
+            result=joined.outputs[0],
+            q_num_heads=heads,
+            kv_num_heads=heads,
+        )
+        whole.attributes["scale"] = ir.AttrFloat32("scale", float(scale.item()))
+        for row in rows:
+            row.outputs[0].type = joined.outputs[0].type
+        last = node_like(
+            "Reshape", [whole.outputs[0], joined.inputs[1]], like=joined, result=joined.outputs[0]
+        )
+        replace_by(model, joined, [*rows, whole, last])
+
+
+def _chain_of(first: ir.Node, *op_types: str) -> list[ir.Node | None]:
+    """The nodes of these types one behind the other, each the only reader of what is before it; else None for all."""
+    found: list[ir.Node | None] = []
+    node = first
+    for op_type in op_types:
+        behind = readers(node.outputs[0])
+        if len(behind) != 1 or behind[0].op_type != op_type or node.outputs[0].is_graph_output():
+            return [None] * len(op_types)
+        node = behind[0]
+        found.append(node)
+    return found
+
+
+def _heads(value: ir.Value | None) -> tuple[ir.Value, list[int]] | None:
+    """What is cut into heads [batch, heads, tokens, size], and the shape [batch, tokens, heads, size] it is cut to."""
+    turned = made_by(value, "Transpose")
+    cut = None if turned is None else made_by(turned.inputs[0], "Reshape")
+    shape = None if cut is None else constant(cut.inputs[1])
+    if turned is None or cut is None or cut.inputs[0] is None or shape is None:
+        return None
+    whole = shape.size == 4 and integers(turned, "perm") == [0, 2, 1, 3] and (shape[1:] > 0).all()
+    return (cut.inputs[0], shape.tolist()) if whole else None
 
 
 def pad_image_channels(model: ir.Model) -> None:

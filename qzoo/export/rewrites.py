@@ -34,6 +34,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_onnxruntime.multiply_patches,
         for_onnxruntime.multiply_rows,
         for_onnxruntime.part_projections,
+        for_onnxruntime.fuse_attention,
         for_onnxruntime.pad_image_channels,
     ),
     "openvino": (
