@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from qzoo.placement.scope import passed_over
 from qzoo.runtimes.pytorch import output_of
 
 Key = tuple[tuple[int, int], ...]
@@ -89,6 +90,7 @@ class Replay:
             counts[id(module)] = number + 1
             key = (*parent, (id(module), number))
             if key in self._finished:
+                passed_over(module)
                 return _copy(self._finished[key])
             if module is self._stop:
                 raise _LayerReached

@@ -143,7 +143,11 @@ def sensitivity(
         for x in _batches(loader, images):
             x = x.to(device)
             with replay.attached():
+                for unit in units:  # attention and SiLU call theirs only where one is on
+                    unit.switch(True)
                 places = {m: i for i, m in enumerate(replay.order(x))}
+                for unit in units:
+                    unit.switch(False)
                 reached = sorted((u for u in units if u.module in places), key=lambda u: places[u.module])
                 expected = replay.run(x)
                 _sweep(replay, reached, x, expected, alone, True, progress)
@@ -181,6 +185,7 @@ def _sweep(
     """Switch each unit (``on``: in the float model; else off, in the quantized one) and run what follows it."""
     title = "layers, one quantized" if on else "layers, one left out"
     for unit in track(units, title, show=progress):
+        unit.switch(True)
         replay.advance(x, unit.module)
         unit.switch(on)
         found[unit.name].append(Fidelity.of(replay.run(x), expected))

@@ -199,13 +199,14 @@ def factory_float(config: Config, factory: str | None = None) -> nn.Module:
     """
     chosen = factory or config.factory
     model = _named(config) if factory is None else build_float(chosen, pretrained=True)
+    named = "name a function that gives the float network with its weights, --float FILE.py:FACTORY"
     if model is None:
-        model = build_float(chosen, True, size=config.preprocessing.input_size[1])
+        try:
+            model = build_float(chosen, True, size=config.preprocessing.input_size[1])
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {named}") from error
     if config.float_source is not None and weights_digest(model) != config.float_source.sha256:
-        raise CheckpointError(
-            f"{config.name} was made from other weights than {chosen} has; name a function that gives the float "
-            "network with its weights, --float FILE.py:FACTORY"
-        )
+        raise CheckpointError(f"{config.name} was made from other weights than {chosen} has; {named}")
     return model
 
 

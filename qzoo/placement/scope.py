@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +89,12 @@ def orders_learnt(model: nn.Module) -> Iterator[None]:
         _calls.learning = False
 
 
+def passed_over(module: Any) -> None:
+    """Note that a module has run, for one whose result is known and that does not run."""
+    if _calls.frames and isinstance(module, Scope):
+        _calls.frames[-1].last = module.path
+
+
 class Scope:
     """What a module's class is derived from, beside its own class, to have sites.
 
@@ -113,8 +119,7 @@ class Scope:
                 "torch.export can't see the quantizers with strict=True; use strict=False, its default"
             )
         frames = _calls.frames
-        if frames:
-            frames[-1].last = self.path
+        passed_over(self)
         frames.append(_Frame(self))
         try:
             if len(frames) > 1:
@@ -245,7 +250,7 @@ def _names(frame: _Frame, function: Function, args: Any, kwargs: dict[str, Any])
     order = frame.orders[function.name]
     order.append(frame.last)
     known = module.orders.get(function.name)
-    if known is not None and not any(_agree(order, other[: len(order)]) for other in known):
+    if known is not None and not _fits(module, order, [other[: len(order)] for other in known]):
         where = f"after {frame.last}" if frame.last else "before any other module"
         raise _moved(module, f"{function.name}-like call {len(order)} comes {where}")
     return module.sites.get(Site(function.name, len(order) - 1))
@@ -260,8 +265,25 @@ def _end(frame: _Frame) -> None:
         return
     for name, known in module.orders.items():
         order = frame.orders[name]
-        if not any(_agree(order, other) for other in known):
+        if not _fits(module, order, known):
             raise _moved(module, f"{len(order)} {name}-like call(s) are made, not {max(map(len, known))}")
+
+
+def _fits(module: Any, order: list[str], known: Iterable[tuple[str, ...]]) -> bool:
+    """Whether an order agrees with one that is known; by number alone where a module below was replaced."""
+    if any(_agree(order, other) for other in known):
+        return True
+    below = {name for other in known for name in other if name.startswith(f"{module.path}.".lstrip("."))}
+    if all(isinstance(_below(module, name), Scope) for name in below):
+        return False
+    return any(_agree([""] * len(order), ("",) * len(other)) for other in known)
+
+
+def _below(module: Any, name: str) -> Any:
+    """The module of a name in the model, from one above it; None where there is none."""
+    for part in name.removeprefix(module.path).strip(".").split("."):
+        module = getattr(module, part, None)
+    return module
 
 
 def _agree(order: list[str], known: tuple[str, ...]) -> bool:
@@ -288,9 +310,9 @@ def parameter_of(module: nn.Module, name: str) -> Any:
 def _silu(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: dict[str, Any]) -> Tensor:
     """x * sigmoid(x), of which ONNX Runtime computes both parts in int8."""
     source, gate = quantizers
-    if is_idle(gate):
-        return func(*args, **kwargs)
     x = source(args[0] if args else kwargs["input"])
+    if is_idle(gate):
+        return func(x, *args[1:], **{name: value for name, value in kwargs.items() if name != "input"})
     return x * gate(torch.sigmoid(x))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torchvision
 
 import qzoo
 from qzoo.__main__ import main
+from qzoo.data import load_data
 from qzoo.errors import ArgumentError, CheckpointError
 from qzoo.placement.factory import build_float
 
@@ -28,15 +30,19 @@ def make():
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
+    return _photos(tmp_path / "photos", 0)
+
+
+def _photos(folder: Path, seed: int) -> Path:
     from PIL import Image
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     for label in ("cat", "dog"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
+        (folder / label).mkdir(parents=True)
         for i in range(4):
             pixels = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{i}.png")
-    return tmp_path / "photos"
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+    return folder
 
 
 def test_a_package_s_network_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -121,6 +127,42 @@ def test_the_command_and_a_file_s_network(tmp_path: Path, photos: Path, monkeypa
         torch.testing.assert_close(
             qzoo.deploy(tmp_path / "net.onnx", runtime="onnxruntime")(image), loaded(image), rtol=0, atol=0.02
         )
+
+
+@pytest.mark.slow
+def test_benchmark_of_a_file_s_network(tmp_path: Path, photos: Path, monkeypatch) -> None:
+    """The float network, its simulation and its file, each in a process of its own, with the study of layers."""
+    file, out, report = tmp_path / "own_net_to_measure.py", tmp_path / "out", tmp_path / "report"
+    file.write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    others = _photos(tmp_path / "others", 1)  # none of those that it was calibrated on
+    assert (
+        main(["quantize", f"{file}:make", "--data", str(photos), "--size", "32", "--out", str(out), "-q"])
+        == 0
+    )
+    words = [
+        "--import",
+        str(file),
+        "--runtimes",
+        "pytorch",
+        "onnxruntime",
+        "--batch",
+        "1",
+        "--seconds",
+        "0.05",
+    ]
+    assert main(["benchmark", str(out), "--data", str(others), *words, "--out", str(report), "-q"]) == 0
+    rows = json.loads((report / "benchmark.json").read_text())["rows"]
+    model, reference = qzoo.load_pretrained(out), build_float(f"{file}:make")
+    loader = load_data(model.qzoo_config.preprocessing, "folders", others)
+    scores = {
+        "float32": qzoo.evaluate(reference, loader, progress=False).top1,
+        "int8": qzoo.evaluate(model, loader, progress=False).top1,
+    }
+    assert len(rows) == 4
+    for row in rows:
+        assert row["top1"] == scores[row["precision"].split()[-1]]
+        assert row["agreement"] >= 75.0
 
 
 @pytest.mark.parametrize(

@@ -375,6 +375,12 @@ def test_a_forward_that_moves_its_sites_is_refused(change: str, call: str) -> No
         assert made.eval()(images).isfinite().all()
 
 
+def test_a_layer_that_was_replaced_moves_no_site() -> None:
+    _, made, images = quantized("residual")
+    made.block.conv2 = conv(8, 8)
+    assert made(images).isfinite().all()
+
+
 class Fewer(nn.Module):
     """No module stands between its calls, by which one could be told from the other."""
 

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo import ptq
+from qzoo.accuracy import Fidelity
+from qzoo.distributed import Group
 from qzoo.errors import CalibrationError
 from qzoo.options import Recipe, TrainOptions
 from qzoo.preprocessing import Preprocessing
+from qzoo.ptq.ranges import calibrate
 from qzoo.quantizers import quantizers, quantizers_off, shared_ranges
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -28,6 +31,9 @@ def built(kind: str) -> nn.Module:
     if kind == "convolutions":
         network = torchvision.models.ShuffleNetV2([2, 1, 1], [8, 16, 32, 64, 32], num_classes=4)
         return with_statistics(network, IMAGES)
+    if kind == "gates":
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.SiLU(True), *head).eval()
     size = {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2}
     return timm.create_model("vit_tiny_patch16_224", num_classes=4, **size).eval()
 
@@ -96,6 +102,31 @@ def test_training(network: nn.Module, method: str, tmp_path: Path) -> None:
         assert torch.equal(other(IMAGES), model.eval()(IMAGES))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("convolutions", "onnxruntime"), ("attention", "openvino"), ("gates", "onnxruntime")],
+)
+def test_sensitivity(kind: str, target: str) -> None:
+    """Each layer alone in int8, as if the whole model ran for it."""
+    model = qzoo.quantize(built(kind), IMAGES, target=target)
+    qzoo.calibrate(model, LOADER, progress=False)
+    report = qzoo.sensitivity(model, LOADER, progress=False)
+    found = quantizers(model)
+    with quantizers_off(model):
+        exact = model(IMAGES)
+        for layer in report.layers:
+            own = [q for name, q in found.items() if name == layer.name or name.startswith(f"{layer.name}.")]
+            for quantizer in own:
+                quantizer.enable_quant()
+            alone = Fidelity.of(model(IMAGES), exact).sqnr_db
+            assert layer.sqnr_db == pytest.approx(alone, abs=0.01), layer
+            for quantizer in own:
+                quantizer.disable_quant()
+    active = {q for q in found.values() if q.is_on}
+    assert len(active) == sum(len(layer.quantizers) for layer in report.layers)
+
+
 def test_mixed_precision(network: nn.Module) -> None:
     kind = "attention" if isinstance(network, timm.models.VisionTransformer) else "convolutions"
     model = qzoo.quantize(built(kind), IMAGES, "w3a8")
@@ -107,6 +138,46 @@ def test_mixed_precision(network: nn.Module) -> None:
     assert sum(q.num_bits == 3 for q in found.values()) == sum(
         q.role == "weight" for q in found.values()
     ) - len(bits)
+
+
+def _of_two(rank: int, kind: str, folder: str) -> None:
+    """One of two processes: ranges and gradients of a half of the images, then an epoch of learned ranges."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    try:
+        group = Group(rank, 2)
+        model = qzoo.quantize(built(kind), IMAGES)
+        calibrate(model, LOADER, progress=False, group=group)
+        ranges = {name: q.amax.clone() for name, q in quantizers(model).items()}
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model).eval())
+        wrapped(LOADER[rank][0]).square().mean().backward()
+        gradients = {name: p.grad for name, p in wrapped.module.named_parameters()}
+        options = TrainOptions(epochs=1, lr=0.001, method="lsq")
+        qzoo.train(model, LOADER, options, progress=False, group=group)
+        torch.save((ranges, gradients, model.state_dict()), f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["convolutions", "attention"])
+def test_two_processes(kind: str, tmp_path: Path) -> None:
+    """They find the ranges and the gradients of one process, and have the same model after a step of training."""
+    torch.multiprocessing.spawn(_of_two, (kind, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    model = qzoo.quantize(built(kind), IMAGES)
+    qzoo.calibrate(model, LOADER, progress=False)
+    model.eval()(IMAGES).square().mean().backward()
+    expected = {name: q.amax for name, q in quantizers(model).items()}
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    for ranges, found, _ in (first, second):
+        torch.testing.assert_close(ranges, expected, rtol=0, atol=0)
+        torch.testing.assert_close(found, gradients)
+    torch.testing.assert_close(first[2], second[2], rtol=0, atol=0)
+    moved = [name for name, range_ in expected.items() if not torch.equal(range_, first[2][f"{name}._amax"])]
+    assert moved
 
 
 @pytest.mark.slow
