@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import qzoo
 from benchmarks.measure import machine
@@ -52,13 +53,13 @@ def network(name: str) -> tuple[nn.Module, nn.Module]:
     return reference, quantized
 
 
-def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
-    """One entry for each runtime and batch size."""
-    reference, quantized = network(name)
-    size = reference.qzoo_config.preprocessing.input_size
-    image = torch.randn(1, *size)
+def compare(
+    name: str, quantized: nn.Module, reference: nn.Module, image: Tensor, options: Options
+) -> list[dict[str, Any]]:
+    """One entry for each runtime and batch size: int8 against float, and against the peers' int8."""
     with tempfile.TemporaryDirectory() as folder:
-        found, _ = contenders.write(quantized, reference, image, options, torch.randn(8, *size), Path(folder))
+        noise = torch.randn(8, *image.shape[1:])
+        found, _ = contenders.write(quantized, reference, image, options, noise, Path(folder))
         with running(found, name, options) as lanes:
             time_in_turns(lanes, name, image, options)
     samples = {(c.runtime, c.precision, c.source): lane.samples for c, lane in zip(found, lanes, strict=True)}
@@ -74,11 +75,20 @@ def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
                 entry[f"times_as_fast_as_{other}"] = [
                     round(v, 3) for v in ratio(theirs[batch].cpu, timed.cpu)
                 ]
-            bar = BARS.get(name, {}).get(runtime, {}).get(batch)
-            entry["bar"] = bar
-            entry["met"] = None if bar is None else entry["times_as_fast_as_float"][0] >= bar
             entries.append(entry)
-            print(json.dumps(entry), flush=True)
+    return entries
+
+
+def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
+    """One entry for each runtime and batch size, with its bar."""
+    reference, quantized = network(name)
+    image = torch.randn(1, *reference.qzoo_config.preprocessing.input_size)
+    entries = compare(name, quantized, reference, image, options)
+    for entry in entries:
+        bar = BARS.get(name, {}).get(entry["runtime"], {}).get(entry["batch"])
+        entry["bar"] = bar
+        entry["met"] = None if bar is None else entry["times_as_fast_as_float"][0] >= bar
+        print(json.dumps(entry), flush=True)
     return entries
 
 
@@ -94,18 +104,18 @@ def main() -> None:
     torch.set_num_threads(1)
     chosen = tuple(name for name in args.runtimes if name in runtimes.installed())
     options = Options(chosen, (1, 8), 1, args.seconds, tuple(args.compare), progress=False)
-    head = {**machine(), "threads": 1, "seconds": args.seconds, **versions(args.compare)}
+    head = {**machine(), "threads": 1, "seconds": args.seconds, **versions(options.compare)}
     entries = [entry for name in args.names for entry in measure_network(name, options)]
     if args.out:
         args.out.write_text(json.dumps({**head, "results": entries}, indent=1) + "\n")
 
 
-def versions(compare: list[str]) -> dict[str, str]:
+def versions(peers: Iterable[str]) -> dict[str, str]:
     """Versions of the runtimes, and of peers that are packages of their own."""
     from qzoo.bench.environment import describe
 
     facts = describe()
-    own = {peer: version(peer) for peer in compare if peer == "nncf"}
+    own = {peer: version(peer) for peer in peers if peer == "nncf"}
     return {package: facts[package] for package in ("onnxruntime", "openvino")} | own
 
 
