@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +115,7 @@ def record(draft: Draft, *, dynamic: bool) -> Any:
     _leave_hard_swish_whole_(draft.module, draft.image[:1])
     name = type(draft.module).__name__
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _keep_translations():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 draft.module,
@@ -137,6 +141,39 @@ def record(draft: Draft, *, dynamic: bool) -> Any:
         )
     passes.simplify(graph)
     return graph
+
+
+@contextmanager
+def _keep_translations() -> Iterator[None]:
+    """Let torch's exporter make the table of its own translations once a process.
+
+    It makes it anew for each export, out of the source text of some 500 functions: a quarter of the time of a small
+    network. The names are private; where a version of torch has others, nothing is kept.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        original, read = vars(ONNXRegistry)["from_torchlib"], ONNXRegistry.from_torchlib
+    except (ImportError, KeyError):
+        yield
+        return
+
+    def from_torchlib(*args: Any, **options: Any) -> Any:
+        registry = copy.copy(_torchlib(read, *args, **options))
+        # Lists of its own: the translations of an export's own table are added to them.
+        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+
+
+@functools.cache
+def _torchlib(read: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return read(*args, **options)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,17 @@ def test_nodes_are_named_by_module_and_hold_no_paths(exported: Path) -> None:
     facts = {p.key: p.value for p in proto.metadata_props}
     assert facts["qzoo.target"] == "onnxruntime"
     assert "qzoo_version" in facts
+
+
+def test_translations_that_are_kept_change_nothing(
+    resnet, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte the file of torch's exporter when it makes its own table; and that is its own again."""
+    registry = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
+    assert "qzoo::fake_quantize" not in registry.from_torchlib().functions
+    monkeypatch.setattr("qzoo.export.onnx._keep_translations", nullcontext)
+    again = export_onnx(resnet[0], tmp_path / "again.onnx", example=resnet[1])
+    assert again.read_bytes() == exported.read_bytes()
 
 
 def test_scales_and_zero_points(resnet, exported: Path) -> None:

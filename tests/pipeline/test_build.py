@@ -18,12 +18,14 @@ import torch
 
 import qzoo
 import qzoo.pipeline.tune
+from qzoo import registry
 from qzoo.__main__ import main
 from qzoo.cards.card import card
 from qzoo.config import CalibrationRecord, config_of, read_config
 from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
+from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.pipeline import steps
 from qzoo.pipeline.build import build as build_checkpoint
 from qzoo.pipeline.plan import BuildJob, BuildOptions, plan_of
@@ -45,6 +47,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store.mkdir()
     monkeypatch.setattr(hub, "EMBEDDED", store)
     monkeypatch.setattr(hub, "pins", dict)
+    monkeypatch.setitem(registry._entries, "resnet20", shallow("resnet20"))
     torch.manual_seed(0)
     qzoo.save_pretrained(qzoo.create_model("resnet20.fmnist"), store / "resnet20.fmnist")
 
@@ -55,6 +58,11 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "code_digest", lambda: "code")  # whatever is edited meanwhile
     return store
+
+
+def shallow(name):
+    entry = registry.architecture(name)
+    return dataclasses.replace(entry, build=lambda **o: CifarResNet(1, **o))
 
 
 def build(name: str, report: Callable[[str], None] | None = None, **given: Any) -> Path:
