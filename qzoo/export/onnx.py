@@ -130,7 +130,7 @@ def record(draft: Draft, *, dynamic: bool) -> Any:
                 optimize=False,
             )
     except Exception as error:  # the exporter raises many types; the user needs one
-        raise ExportError(f"torch.onnx.export could not write {name}: {error}") from error
+        raise ExportError(_refusal(name, error, dynamic)) from error
     if program is None:
         raise ExportError(f"torch.onnx.export gave nothing for {name}")
     graph: Any = program.model
@@ -174,6 +174,19 @@ def _keep_translations() -> Iterator[None]:
 @functools.cache
 def _torchlib(read: Callable[..., Any], *args: Any, **options: Any) -> Any:
     return read(*args, **options)
+
+
+def _refusal(name: str, error: BaseException, dynamic: bool) -> str:
+    """The exporter's innermost error in one line; it puts a page of advice around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = " ".join(str(error).split())
+    if dynamic and ("inferred a static shape" in reason or "Constraints violated" in reason):
+        return (
+            f"the forward of {name} makes a Python number of the batch size, so that its file takes only one: pass "
+            "batch=1 or another number"
+        )
+    return f"torch.onnx.export could not write {name}: {type(error).__name__}: {reason}"
 
 
 @torch.no_grad()

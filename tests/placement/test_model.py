@@ -6,6 +6,7 @@ import copy
 import logging
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from networks import with_statistics
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.errors import ArgumentError, QuantizationError
+from qzoo.errors import ArgumentError, ExportError, QuantizationError
 from qzoo.placement.scope import Scope
 from qzoo.quant.nn import QuantConv2d
 from qzoo.quantizers import quantizers, quantizers_off, set_target
+from qzoo.runtimes import load
 
 SIZE = 16
 
@@ -301,6 +303,39 @@ def test_copies_are_the_same(kind: str) -> None:
         assert torch.equal(other(images), expected)
         exported = torch.export.export(made, (images,)).module()
         torch.testing.assert_close(exported(images), expected)
+
+
+def test_export_with_open_sizes() -> None:
+    """Batch, height and width, for torch.export; files of ONNX leave the batch open."""
+    _, made, images = quantized("squeeze")
+    free = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        exported = torch.export.export(
+            made, (images,), dynamic_shapes=({0: free, 2: free, 3: free},)
+        ).module()
+        other = torch.randn(3, 3, 2 * SIZE, SIZE + 4)
+        torch.testing.assert_close(exported(other), made(other))
+
+
+class OneByOne(nn.Module):
+    """Takes the images apart, so that their number is fixed where the module is recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([image.relu() for image in x])
+
+
+def test_a_batch_size_that_can_not_be_left_open(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, SIZE, SIZE)
+    made = qzoo.quantize(Network(OneByOne()).eval(), images)
+    qzoo.calibrate(made, [images], progress=False)
+    with pytest.raises(
+        ExportError, match=r"^the forward of Network makes .* takes only one: pass batch=1 or"
+    ):
+        qzoo.export_onnx(made, tmp_path / "open.onnx", example=images)
+    path = qzoo.export_onnx(made, tmp_path / "three.onnx", example=images, batch=3)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.as_tensor(load(path)(images)), made(images), rtol=0.02, atol=0.02)
 
 
 def test_strict_export_is_refused() -> None:
