@@ -1,11 +1,14 @@
 """Check a release: ``python .ci/check_wheel.py wheelhouse/*.whl``, in an environment with ``pip install -e ".[dev]"``.
 
-Looks at the wheel's name, version, changelog and contents; then installs it in a new environment, which sees this one's
-packages but neither the checkout nor a compiler, and runs the README's main job and a part of the tests there.
+Looks at the wheel's name, version, changelog and contents; then installs it in a new environment, which sees neither
+the checkout nor a compiler, and runs the README's main job and a part of the tests there. That environment sees this
+one's packages; with ``--download`` pip gets the wheel's dependencies as a user's does. ``--unreleased`` is for a wheel
+of a version that the changelog gives no date yet.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -30,8 +33,8 @@ SMOKE = (
 JOB = ("benchmark", "resnet20.fmnist-w8a8", "--runtimes", "onnxruntime", "--seconds", "1", "--out", "report")
 
 
-def named_wrongly(wheel: Path) -> list[str]:
-    """What is wrong with the wheel's name, its version and the changelog."""
+def named_wrongly(wheel: Path, unreleased: bool) -> list[str]:
+    """What is wrong with the wheel's name, its version and the changelog, which may give it no date yet."""
     (version,) = re.findall(r'^__version__ = "(.+)"$', _text("qzoo/version.py"), re.MULTILINE)
     heading = re.findall(r"^## (.+)$", _text("CHANGELOG.md"), re.MULTILINE)[0]
     wrong = []
@@ -41,8 +44,12 @@ def named_wrongly(wheel: Path) -> list[str]:
         wrong.append("it is not for the stable ABI (cp310-abi3)")
     if "manylinux" not in wheel.name:
         wrong.append("it is for this machine only: auditwheel repair")
-    if heading.split()[0] != version or "unreleased" in heading:
-        wrong.append(f"CHANGELOG.md begins with {heading!r}, and not with {version} and a date")
+    if heading.split()[0] != version:
+        wrong.append(f"CHANGELOG.md begins with {heading!r}, and not with {version} (qzoo/version.py)")
+    if "unreleased" in heading and not unreleased:
+        wrong.append(
+            f"CHANGELOG.md says {heading!r}: put the date there to release it; --unreleased checks the rest before"
+        )
     return wrong
 
 
@@ -70,11 +77,11 @@ def incomplete(wheel: Path) -> list[str]:
     return sorted(wrong)
 
 
-def broken(wheel: Path) -> list[str]:
+def broken(wheel: Path, download: bool) -> list[str]:
     """What does not work where the wheel is installed, and nothing else of the checkout is at hand."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        python = _installed(wheel, folder / "venv")
+        python = _installed(wheel, folder / "venv", download)
         (folder / "work").mkdir()
         shutil.copytree(ROOT / "tests", folder / "work/tests", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder / "work")
@@ -94,17 +101,17 @@ def broken(wheel: Path) -> list[str]:
         return wrong
 
 
-def _installed(wheel: Path, folder: Path) -> Path:
-    """The interpreter of a new environment with the wheel in it, and the packages of this one."""
+def _installed(wheel: Path, folder: Path, download: bool) -> Path:
+    """The interpreter of a new environment with the wheel in it, and its dependencies or the packages of this one."""
     venv.create(folder, with_pip=True)
     python = folder / "bin/python"
-    code, printed = _run(
-        python, "-m", "pip", "install", "--no-deps", "--no-index", str(wheel.resolve()), folder=folder
-    )
+    what = [f"{wheel.resolve()}[test]"] if download else ["--no-deps", "--no-index", str(wheel.resolve())]
+    code, printed = _run(python, "-m", "pip", "install", *what, folder=folder)
     if code:
         raise SystemExit(printed)
-    (own,) = folder.glob("lib/python*/site-packages")
-    (own / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    if not download:
+        (own,) = folder.glob("lib/python*/site-packages")
+        (own / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return python
 
 
@@ -124,11 +131,24 @@ def _text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def main(paths: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Print each wheel's size and what is wrong with it; 1 where something is."""
-    wrong = not paths
-    for wheel in map(Path, paths):
-        found = [*named_wrongly(wheel), *incomplete(wheel), *broken(wheel)]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("wheels", nargs="+", type=Path)
+    parser.add_argument(
+        "--unreleased", action="store_true", help="the changelog gives the version no date yet"
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="have pip get the dependencies, as a user's does"
+    )
+    args = parser.parse_args(arguments)
+    wrong = False
+    for wheel in args.wheels:
+        found = [
+            *named_wrongly(wheel, args.unreleased),
+            *incomplete(wheel),
+            *broken(wheel, args.download),
+        ]
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB; {'nothing is wrong' if not found else ''}")
         print("".join(f"  {line}\n" for line in found), end="")
         wrong = wrong or bool(found)

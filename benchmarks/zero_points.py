@@ -7,15 +7,21 @@ SiLU or hard-swish; images of 28 x 28 pixels. What has no file ``NAME.pt`` in th
 AdamW, one cycle of the learning rate, bfloat16 autocast, channels last, 15 to 60 s of CPU an epoch. Calibrated on 512
 training images by mean squared error, measured on the 10,000 test images as ONNX Runtime computes (simulated). Prints a
 table in Markdown.
+
+    python -m benchmarks.zero_points --random
+
+Networks of timm's with seeded random weights and uneven BatchNorms on procedural images, which need nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +30,10 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 import qzoo
 from qzoo.accuracy import Fidelity
+from qzoo.data.dead_leaves import dead_leaves
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.models import vit
+from qzoo.preprocessing import Preprocessing
 from qzoo.scheme import Scheme
 
 MEAN, STD = 0.2860, 0.3530
@@ -202,14 +210,67 @@ def measure(name: str, state: dict[str, Tensor], root: Path | None) -> None:
             )
 
 
+RANDOM = {
+    "mobilenetv3_small_100": 128,
+    "mobilenetv3_large_100": 128,
+    "efficientnet_b0": 128,
+    "convnext_atto": 128,
+    "deit_tiny_patch16_224": 224,
+}
+"""Networks of timm's, each with the side of its images."""
+
+
+@torch.no_grad()
+def random_network(name: str, x: Tensor) -> nn.Module:
+    """Seeded weights; BatchNorms with uneven scales, and the statistics of the images; LayerScale that counts."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.1)
+            module.momentum = None  # the mean of all that it sees
+        elif isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.any():
+            module.reset_parameters()
+    for parameter in model.parameters():
+        if 0 < parameter.abs().max() <= 1e-3:
+            parameter.uniform_(0.5, 1.5)
+    model.train()(x)
+    return model.eval()
+
+
+@torch.no_grad()
+def measure_random(name: str, size: int) -> None:
+    """Print the rows of one network: W8A8, 32 images to calibrate on, 64 others to compare."""
+    images = dead_leaves(Preprocessing((3, size, size)), images=96)
+    seen, others = images[:32], images[32:]
+    exact = random_network(name, seen)
+    expected = torch.cat([exact(batch) for batch in others.split(16)])
+    for method in ("max", "mse"):
+        cells = []
+        for affine in (False, True):
+            model = qzoo.quantize(copy.deepcopy(exact), seen[:1], Scheme(8, 8, affine=affine))
+            qzoo.calibrate(model, list(seen.split(16)), method=method, progress=False)
+            fidelity = Fidelity.of(torch.cat([model(batch) for batch in others.split(16)]), expected)
+            cells.append(f"{fidelity.sqnr_db:.2f} dB, {fidelity.agreement:.1f} %")
+        print(f"| {name} | {method} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     """Train what is missing, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", default=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--weights", type=Path, required=True, help="folder of NAME.pt")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--weights", type=Path, help="folder of NAME.pt")
+    where.add_argument("--random", action="store_true", help="random weights of timm's networks")
     parser.add_argument("--data", type=Path, help="folder of the idx files; looked for if left out")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.random:
+        print("| network | ranges | symmetric | affine |\n|---|---|---|---|")
+        for name, size in RANDOM.items():
+            measure_random(name, size)
+        return
     print(
         "| network | bits | activations | top-1, % (float) | agreement, % | SQNR, dB |\n|---|---|---|---|---|---|"
     )

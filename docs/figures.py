@@ -207,6 +207,14 @@ def sensitivity_of(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def sensitivity_command(name: str) -> str:
+    """How the picture of a checkpoint was measured."""
+    measured = sensitivity_of(name)
+    assert measured is not None
+    data = "" if ".fmnist" in name else f" --data imagenet --images {measured['images']}"
+    return f"qzoo sensitivity {name}{data}"
+
+
 def sensitivity(name: str, axes: Any) -> None:
     """The layers that cost most when they alone are quantized."""
     measured = sensitivity_of(name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import demo
-from figures import figures, sensitivity_of
+from figures import figures, sensitivity_command, sensitivity_of
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -256,7 +256,8 @@ def model_page(arch: str, configs: list[Config]) -> str:
             parts += [
                 f"## Sensitivity of {config.name}",
                 f"![SQNR of the logits, layer by layer](../figures/sensitivity-{config.name}.svg)",
-                f"The longest bars lose least. Reproduce: `qzoo sensitivity {config.name}`.",
+                "The longest bars lose least. Compared with the checkpoint's weights and no quantizer: their rounding, "
+                f"which is stored, costs nothing here. Reproduce: `{sensitivity_command(config.name)}`.",
             ]
     made = any(config.name == example for config in own)
     commands = [] if made else [f"qzoo build {example} --data imagenet"]

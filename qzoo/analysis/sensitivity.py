@@ -106,6 +106,9 @@ def sensitivity(
 ) -> Sensitivity:
     """Rank the layers by what their quantization costs: one layer at a time, and all but one.
 
+    Of a checkpoint the weights are those that are stored, rounded already, so that a layer costs what its activations
+    do; of float weights (``create_model(name, pretrained="float", quantize="w8a8")``, calibrated) both count.
+
     Exact, and cheaper than a pass for each: the part of the network before a layer is computed once (float, and
     quantized) and kept, so that only what follows the layer runs again. Memory: the outputs of the blocks of one batch.
 
