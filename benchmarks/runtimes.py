@@ -37,6 +37,7 @@ BARS = {
     "mobilenet_v2": {"onnxruntime": {1: 1.8, 8: 1.8}},
     "deit_tiny_patch16_224": {"onnxruntime": {1: 2.1}, "openvino": {1: 2.6}},
     "deit_small_patch16_224": {"onnxruntime": {1: 2.7}, "openvino": {1: 3.2}},
+    "convnext_tiny": {"onnxruntime": {1: 2.0}, "openvino": {1: 2.5}},
 }
 
 

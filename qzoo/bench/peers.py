@@ -142,13 +142,23 @@ def _quantize_static(file: Path, images: Tensor, folder: Path) -> Path:
 
 
 def _nncf(file: Path, images: Tensor, folder: Path) -> Path:
-    """Post-training quantization with the mixed preset (asymmetric activations: the more accurate of its two)."""
+    """Post-training quantization with the mixed preset (asymmetric activations: the more accurate of its two).
+
+    A network with LayerNorm is called a transformer, as its documentation asks for.
+    """
     import nncf
     import openvino
 
     dataset = nncf.Dataset([batch.numpy() for batch in images.split(1)])
     model = openvino.Core().read_model(str(file))
-    quantized = nncf.quantize(model, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(images))
+    layer_norm = any(operator.get_type_name() == "MVN" for operator in model.get_ops())
+    quantized = nncf.quantize(
+        model,
+        dataset,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(images),
+        model_type=nncf.ModelType.TRANSFORMER if layer_norm else None,
+    )
     path = folder / "nncf.xml"
     openvino.save_model(quantized, str(path), compress_to_fp16=False)
     return path

@@ -297,7 +297,7 @@ def part_projections(model: ir.Model) -> None:
             continue
         shape, taken = constant(cut.inputs[1]), [_third(node) for node in readers(moved.outputs[0])]
         between = [cut.outputs[0], whole.outputs[0], gemm.outputs[0]]
-        if shape is None or shape.size != 5 or shape[2] != 3 or None in taken:
+        if shape is None or shape.size != 5 or shape[2] != 3 or 0 in shape or None in taken:
             continue
         if any(len(value.uses()) > 1 for value in between) or moved.outputs[0].is_graph_output():
             continue
@@ -305,6 +305,8 @@ def part_projections(model: ir.Model) -> None:
         if len(operands) != 3 or any(
             constant(value) is None for node in operands[1:] for value in node.inputs
         ):
+            continue
+        if integer(gemm, "transB", 0) != 1:
             continue
         images, tokens, _, heads, size = shape.tolist()
         name = str(gemm.outputs[0].name)
@@ -435,7 +437,9 @@ def _heads(value: ir.Value | None) -> tuple[ir.Value, list[int]] | None:
     shape = None if cut is None else constant(cut.inputs[1])
     if turned is None or cut is None or cut.inputs[0] is None or shape is None:
         return None
-    whole = shape.size == 4 and integers(turned, "perm") == [0, 2, 1, 3] and (shape[1:] > 0).all()
+    whole = (
+        shape.size == 4 and integers(turned, "perm") == [0, 2, 1, 3] and shape[0] and (shape[1:] > 0).all()
+    )
     return (cut.inputs[0], shape.tolist()) if whole else None
 
 
