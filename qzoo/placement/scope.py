@@ -17,7 +17,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,9 @@ class Site:
 
 OUTPUT = Site("", 0)
 """What the module returns."""
+
+
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -93,6 +97,29 @@ def passed_over(module: Any) -> None:
     """Note that a module has run, for one whose result is known and that does not run."""
     if _calls.frames and isinstance(module, Scope):
         _calls.frames[-1].last = module.path
+
+
+_NOWHERE = SimpleNamespace(path="", sites={}, orders={})
+"""In place of a module, for what has no sites."""
+
+
+def unseen(hook: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Decorate a hook of a layer: what it computes is no call of the module that the layer runs in.
+
+    Else the additions of a hook would count among those of a block, whose sites are known by their numbers.
+    """
+
+    @functools.wraps(hook)
+    def run(*args: Any, **kwargs: Any) -> _Result:
+        if not _calls.frames:
+            return hook(*args, **kwargs)
+        _calls.frames.append(_Frame(_NOWHERE))
+        try:
+            return hook(*args, **kwargs)
+        finally:
+            _calls.frames.pop()
+
+    return run
 
 
 class Scope:

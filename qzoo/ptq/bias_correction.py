@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, CalibrationError
+from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.collect import attach, images_of
 from qzoo.ptq.layers import Layer, layers_of
@@ -100,6 +101,7 @@ def _output_means(
     def watch(layer: Layer) -> Any:
         name = layer.name
 
+        @unseen
         def hook(_: nn.Module, args: Any, output: Tensor) -> None:
             sums[name] = sums.get(name, 0) + layer.mean(output) * (len(output) / images)
 
@@ -127,6 +129,7 @@ def _empirical(
     shifts: dict[str, Tensor] = {}
 
     def watch(layer: Layer) -> Any:
+        @unseen
         def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor:
             shift = layer.mean(output) - wanted[layer.name]
             shifts[layer.name] = shift

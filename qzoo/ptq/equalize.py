@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qzoo.errors import CalibrationError
+from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attach, images_of
@@ -170,6 +171,7 @@ def _measure(
     found: dict[str, _Channels] = {}
 
     def watch(name: str) -> Any:
+        @unseen
         def hook(_: nn.Module, args: Any) -> None:
             x = args[0]
             if name not in found:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError
+from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.collect import attach, images_of
 from qzoo.ptq.layers import Layer
@@ -79,6 +80,7 @@ def input_moments(
     found: dict[str, Moments] = {}
 
     def watch(layer: Layer) -> Any:
+        @unseen
         def hook(_: nn.Module, args: Any) -> None:
             x = layer.patches(args[0], positions, generator)
             total, quantized = x.sum(1).double(), _input_quantized(layer, x).sum(1).double()

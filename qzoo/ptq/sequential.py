@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError
+from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, RoundingGain, cost_of, regularized, solve, step_of
 from qzoo.ptq.blocks import Block, tails_of
@@ -85,6 +86,7 @@ def adaround_sequential(
     bar = iter(track(layers, "round weights", show=progress))
 
     def watch(layer: Layer) -> Any:
+        @unseen
         def hook(_: nn.Module, args: Any) -> None:
             next(bar)
             parts = sampler.moments(layer, args[0], wanted.pop(layer.name), folds)
@@ -138,6 +140,7 @@ class _Sampler:
         found: dict[str, list[Tensor]] = {layer.name: [] for layer in self.layers}
 
         def watch(layer: Layer) -> Any:
+            @unseen
             def hook(_: nn.Module, args: Any, output: Tensor) -> None:
                 found[layer.name].append(self.at_positions(layer, self._with_skip(layer, output, False)))
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, CalibrationError
+from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
 from qzoo.ptq.collect import attach, images_of
@@ -101,6 +102,7 @@ def _largest(model: nn.Module, names: list[str], batches: list[Tensor], progress
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
+        @unseen
         def hook(_: nn.Module, args: Any, output: Tensor) -> None:
             now = output.abs().flatten(0, -2).amax(0)
             found[name] = torch.maximum(found[name], now) if name in found else now

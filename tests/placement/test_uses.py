@@ -82,6 +82,45 @@ def test_methods(network: nn.Module, recipe: Recipe) -> None:
     check(model, expected if recipe.equalize or recipe.smooth else None)
 
 
+class Sum(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Block(nn.Module):
+    """A skip whose add is a call of the block's own, or of a module below, which runs none of the block's layers."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.norm = nn.LayerNorm(16)
+        self.sum = Sum() if apart else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(self.norm(x)).relu())
+        return x + y if self.sum is None else self.sum(x, y)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(method="max", bias_correction="analytic"),
+        Recipe(method="max", bias_correction="empirical"),
+        Recipe(method="max", smooth=True),
+    ],
+    ids=str,
+)
+def test_what_hooks_compute_is_no_call_of_the_block(recipe: Recipe) -> None:
+    images, results = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), []
+    for apart in (False, True):
+        torch.manual_seed(0)
+        model = qzoo.quantize(nn.Sequential(nn.Linear(16, 16), Block(apart)).eval(), images[:1], "w4a8")
+        ptq.apply_recipe(model, images.split(4), recipe, progress=False)
+        with torch.no_grad():
+            results.append(model(images))
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("method", ["lsq", "pact", "ste"])
 def test_training(network: nn.Module, method: str, tmp_path: Path) -> None:
     model = copy.deepcopy(network)
