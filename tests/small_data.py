@@ -1,7 +1,9 @@
-"""Small data sets in the real formats: folders of images, and CIFAR as its authors wrote it."""
+"""Small data sets in the real formats, folders of images and CIFAR as its authors wrote it; and a shallow network."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import pickle
 from pathlib import Path
@@ -10,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from torchvision import datasets
+
+from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.registry import ModelEntry, architecture
 
 
 def write_folder(folder: Path, classes: tuple[str, ...], count: int, size: int = 32) -> Path:
@@ -55,3 +60,10 @@ def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, count: int = 16) 
         datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "filename": meta[0], "md5": meta[1]}
     )
     return root
+
+
+def shallow_resnet20() -> ModelEntry:
+    """The registry's entry of resnet20, which builds it with one block a stage in place of three."""
+    entry = architecture("resnet20")
+    build = functools.wraps(entry.build)(functools.partial(CifarResNet, 1))
+    return dataclasses.replace(entry, build=build)

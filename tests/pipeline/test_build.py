@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,55 +15,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_data
 import torch
 
 import qzoo
 import qzoo.pipeline.tune
-from qzoo import registry
 from qzoo.__main__ import main
 from qzoo.cards.card import card
 from qzoo.config import CalibrationRecord, config_of, read_config
 from qzoo.data import load_data
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
-from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.pipeline import steps
 from qzoo.pipeline.build import build as build_checkpoint
 from qzoo.pipeline.plan import BuildJob, BuildOptions, plan_of
 from qzoo.pipeline.train_job import TrainJob
 from qzoo.training.loop import TrainOptions
-from qzoo.zoo import hub
 from qzoo.zoo.request import new_config
 
 build_module = import_module("qzoo.pipeline.build")  # qzoo.build is the function
-parts_module = import_module("qzoo.pipeline.parts")
 NAME = "resnet20.fmnist-w8a8"
 SMALL = {"calibration_subset": "0:32", "evaluation_subset": "100:164", "progress": False}
 
 
 @pytest.fixture(autouse=True)
-def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store with a float resnet20 of random weights, and test images in place of the training images."""
-    store = tmp_path / "model_cards"
-    store.mkdir()
-    monkeypatch.setattr(hub, "EMBEDDED", store)
-    monkeypatch.setattr(hub, "pins", dict)
-    monkeypatch.setitem(registry._entries, "resnet20", shallow("resnet20"))
-    torch.manual_seed(0)
-    qzoo.save_pretrained(qzoo.create_model("resnet20.fmnist"), store / "resnet20.fmnist")
-
-    def load(*args, split: str = "test", **kwargs):
-        return load_data(*args, **kwargs)
-
-    monkeypatch.setattr(parts_module, "load_data", load)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(steps, "code_digest", lambda: "code")  # whatever is edited meanwhile
-    return store
-
-
-def shallow(name):
-    entry = registry.architecture(name)
-    return dataclasses.replace(entry, build=lambda **o: CifarResNet(1, **o))
+def same_code(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is edited meanwhile."""
+    monkeypatch.setattr(steps, "code_digest", lambda: "code")
 
 
 def build(name: str, report: Callable[[str], None] | None = None, **given: Any) -> Path:
@@ -210,6 +189,8 @@ def test_onnx_files_are_those_asked_for(small_world: Path) -> None:
 
 KILLED = """
 import os, pathlib, signal, sys
+import qzoo
+from small_data import shallow_resnet20
 from qzoo.pipeline import parts, steps
 from qzoo.zoo import hub
 from qzoo.pipeline.build import build
@@ -218,6 +199,7 @@ from qzoo.data import load_data
 
 hub.EMBEDDED = pathlib.Path(sys.argv[1])
 steps.code_digest = lambda: "code"
+qzoo.registry._entries["resnet20"] = shallow_resnet20()
 parts.load_data = lambda *args, split="test", **rest: load_data(*args, **rest)
 lines = 0
 
@@ -236,7 +218,10 @@ build("resnet20.fmnist-w8a8", options, BuildJob(out="card", progress=False), rep
 def test_killed_and_called_again_it_ends_as_if_it_had_not_been(
     small_world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, small_world], capture_output=True, text=True)
+    tests = str(Path(small_data.__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+    argv = [sys.executable, "-c", KILLED, small_world]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
     before = done.stdout.splitlines()
     assert before == ["calibrate", "export for onnxruntime", "evaluate float"]
