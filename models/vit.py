@@ -2,10 +2,12 @@
 
 Paper: "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale" (Dosovitskiy et al., 2020,
 arXiv:2010.11929); ``deit_*`` are the same networks as "Training data-efficient image transformers & distillation
-through attention" (Touvron et al., 2020, arXiv:2012.12877) trained them.
+through attention" (Touvron et al., 2020, arXiv:2012.12877) trained them. ``deit3_*`` are those of "DeiT III: Revenge of
+the ViT" (Touvron et al., 2022, arXiv:2204.07118), whose branches have a learned scale and whose class token has no
+position.
 
-Shapes at 224 pixels: patches [N, 196, dim], with the class token [N, 197, dim] through all blocks, logits
-[N, num_classes]; an attention has [N, heads, 197, 197]. The position embedding fixes the size of the image.
+Shapes at 224 pixels with patches of 16: patches [N, 196, dim], with the class token [N, 197, dim] through all blocks,
+logits [N, num_classes]; an attention has [N, heads, 197, 197]. The position embedding fixes the size of the image.
 
 Quantization: the inputs and weights of all linear layers and of the patch embedding, both operands of the two
 products in each attention where the runtime gains by it (the softmax is never below zero), and the logits. LayerNorm,
@@ -16,6 +18,7 @@ out, because its operands are quantized; fused kernels differ from it in the las
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, linear
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from qzoo.registry import Family, FloatWeights, register_model
+from qzoo.registry import Family, FloatWeights, register_model, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{dosovitskiy2020image,
@@ -41,18 +44,25 @@ _CITATION = """@article{dosovitskiy2020image,
   journal = {arXiv:2012.12877},
   year = {2020}
 }
+
+@article{touvron2022deit,
+  title = {DeiT III: Revenge of the ViT},
+  author = {Touvron, Hugo and Cord, Matthieu and J{\\'e}gou, Herv{\\'e}},
+  journal = {arXiv:2204.07118},
+  year = {2022}
+}
 """
 FAMILY = Family(citation=_CITATION, smooth=True)
 
-IMAGE, PATCH, DEPTH = 224, 16, 12
+IMAGE, PATCH = 224, 16
 
 
 class PatchEmbed(nn.Module):
-    """[N, C, 224, 224] -> [N, 196, dim]: a convolution whose stride is its size."""
+    """[N, C, H, W] -> [N, H W / patch ** 2, dim]: a convolution whose stride is its size."""
 
-    def __init__(self, in_channels: int, dim: int, quantize: Scheme | None) -> None:
+    def __init__(self, in_channels: int, dim: int, patch: int, quantize: Scheme | None) -> None:
         super().__init__()
-        self.proj = conv2d(in_channels, dim, PATCH, stride=PATCH, bias=True, quantize=quantize, edge=True)
+        self.proj = conv2d(in_channels, dim, patch, stride=patch, bias=True, quantize=quantize, edge=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
@@ -94,29 +104,43 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class LayerScale(nn.Module):
+    """A factor for each channel, [N, tokens, dim] -> the same."""
+
+    def __init__(self, dim: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """Attention and MLP, each behind a LayerNorm and beside a skip, [N, tokens, dim] -> the same."""
 
-    def __init__(self, dim: int, heads: int, quantize: Scheme | None) -> None:
+    def __init__(self, dim: int, heads: int, scale: float | None, quantize: Scheme | None) -> None:
+        """``scale`` is what the learned scales of the branches start with; None makes none."""
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, 1e-6)
         self.attn = Attention(dim, heads, quantize)
+        self.ls1 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.norm2 = nn.LayerNorm(dim, 1e-6)
         self.mlp = Mlp(dim, quantize)
+        self.ls2 = nn.Identity() if scale is None else LayerScale(dim, scale)
         self.residual_quantizer1 = activation_quantizer(quantize, "stream")
         self.branch_quantizer1 = activation_quantizer(quantize, "stream")
         self.residual_quantizer2 = activation_quantizer(quantize, "stream")
         self.branch_quantizer2 = activation_quantizer(quantize, "stream")
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.attn(self.norm1(x))
+        out = self.ls1(self.attn(self.norm1(x)))
         x = self.residual_quantizer1(x) + self.branch_quantizer1(out)
-        out = self.mlp(self.norm2(x))
+        out = self.ls2(self.mlp(self.norm2(x)))
         return self.residual_quantizer2(x) + self.branch_quantizer2(out)
 
 
 class VisionTransformer(HubMixin, nn.Module):
-    """Patches, a class token, 12 blocks, and a linear classifier on the class token."""
+    """Patches, a class token, blocks, and a linear classifier on the class token."""
 
     def __init__(
         self,
@@ -125,14 +149,19 @@ class VisionTransformer(HubMixin, nn.Module):
         *,
         num_classes: int = 1000,
         in_channels: int = 3,
-        depth: int = DEPTH,
+        depth: int = 12,
+        patch: int = PATCH,
+        class_position: bool = True,
+        scale: float | None = None,
         quantize: Scheme | None = None,
     ) -> None:
+        """``class_position``: the class token has a position; ``scale``: see :class:`Block`."""
         super().__init__()
+        self.class_position = class_position
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, (IMAGE // PATCH) ** 2 + 1, dim))
-        self.patch_embed = PatchEmbed(in_channels, dim, quantize)
-        self.blocks = nn.Sequential(*(Block(dim, heads, quantize) for _ in range(depth)))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (IMAGE // patch) ** 2 + class_position, dim))
+        self.patch_embed = PatchEmbed(in_channels, dim, patch, quantize)
+        self.blocks = nn.Sequential(*(Block(dim, heads, scale, quantize) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, 1e-6)
         self.head = linear(dim, num_classes, quantize=quantize, edge=True)
         self.output_quantizer = activation_quantizer(quantize, "output")
@@ -140,7 +169,11 @@ class VisionTransformer(HubMixin, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        token = self.cls_token.expand(len(x), -1, -1)
+        if self.class_position:
+            x = torch.cat([token, x], dim=1) + self.pos_embed
+        else:
+            x = torch.cat([token, x + self.pos_embed], dim=1)
         x = self.norm(self.blocks(x))
         return self.output_quantizer(self.head(x[:, 0]))
 
@@ -185,13 +218,24 @@ _TORCHVISION_NAMES = {
 
 
 def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the entries of torchvision's ``vit_b_16`` as timm does; the tensors are the same."""
+    """Rename the entries of torchvision's networks, such as ``vit_b_16``, as timm does; the tensors are the same."""
     renamed = {}
     for key, value in state_dict.items():
         for theirs, ours in _TORCHVISION_NAMES.items():
             key = key.replace(theirs, ours)
         renamed[key] = value
     return renamed
+
+
+def _deit3(size: str, top1: float) -> dict[str, FloatWeights]:
+    """Facebook's weights from where they were published; of these files no SHA-256 is known.
+
+    Args:
+        size: in the file's name; top1: in timm's ``results-imagenet.csv``.
+    """
+    url = f"https://dl.fbaipublicfiles.com/deit/deit_3_{size}_224_1k.pth"
+    preprocessing = Preprocessing((3, IMAGE, IMAGE), 0.9, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+    return {"fb_in1k": FloatWeights((url,), ("",), preprocessing=preprocessing, top1=top1)}
 
 
 _TV_IN1K = FloatWeights(
@@ -217,6 +261,54 @@ def vit_small_patch16_224(**options: Any) -> VisionTransformer:
 def vit_base_patch16_224(**options: Any) -> VisionTransformer:
     """ViT-B/16: 86.6 M parameters, 224 pixels."""
     return VisionTransformer(768, 12, **options)
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("vit_b_32-d86f8d99.pth", 75.912)},
+    FAMILY,
+    aliases=["vit_b_32"],
+    key_map=torchvision_names,
+)
+def vit_base_patch32_224(**options: Any) -> VisionTransformer:
+    """ViT-B/32: 88.2 M parameters, 224 pixels."""
+    return VisionTransformer(768, 12, patch=32, **options)
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("vit_l_16-852ce7e3.pth", 79.662, resize=242)},
+    FAMILY,
+    aliases=["vit_l_16"],
+    key_map=torchvision_names,
+)
+def vit_large_patch16_224(**options: Any) -> VisionTransformer:
+    """ViT-L/16: 304.3 M parameters, 224 pixels."""
+    return VisionTransformer(1024, 16, depth=24, **options)
+
+
+@register_model(
+    {"tv_in1k": torchvision_weights("vit_l_32-c7638314.pth", 76.972)},
+    FAMILY,
+    aliases=["vit_l_32"],
+    key_map=torchvision_names,
+)
+def vit_large_patch32_224(**options: Any) -> VisionTransformer:
+    """ViT-L/32: 306.5 M parameters, 224 pixels."""
+    return VisionTransformer(1024, 16, depth=24, patch=32, **options)
+
+
+# SWAG's encoder with a linear classifier; the one that was tuned as a whole wants images of 518 pixels.
+_SWAG = torchvision_weights("vit_h_14_lc_swag-c1eb923e.pth", 85.708, resize=224, interpolation="bicubic")
+
+
+@register_model(
+    {"swag_lc_in1k": dataclasses.replace(_SWAG, license="cc-by-nc-4.0")},
+    FAMILY,
+    aliases=["vit_h_14"],
+    key_map=torchvision_names,
+)
+def vit_huge_patch14_224(**options: Any) -> VisionTransformer:
+    """ViT-H/14: 632.0 M parameters, 224 pixels."""
+    return VisionTransformer(1280, 16, depth=32, patch=14, **options)
 
 
 @register_model(
@@ -259,3 +351,27 @@ def deit_small_patch16_224(**options: Any) -> VisionTransformer:
 def deit_base_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT-B: 86.6 M parameters, 224 pixels."""
     return VisionTransformer(768, 12, **options)
+
+
+@register_model(_deit3("small", 81.37), FAMILY)
+def deit3_small_patch16_224(**options: Any) -> VisionTransformer:
+    """DeiT III-S: 22.1 M parameters, 224 pixels."""
+    return VisionTransformer(384, 6, class_position=False, scale=1e-6, **options)
+
+
+@register_model(_deit3("medium", 83.086), FAMILY)
+def deit3_medium_patch16_224(**options: Any) -> VisionTransformer:
+    """DeiT III-M: 38.8 M parameters, 224 pixels."""
+    return VisionTransformer(512, 8, class_position=False, scale=1e-6, **options)
+
+
+@register_model(_deit3("base", 83.786), FAMILY)
+def deit3_base_patch16_224(**options: Any) -> VisionTransformer:
+    """DeiT III-B: 86.6 M parameters, 224 pixels."""
+    return VisionTransformer(768, 12, class_position=False, scale=1e-6, **options)
+
+
+@register_model(_deit3("large", 84.776), FAMILY)
+def deit3_large_patch16_224(**options: Any) -> VisionTransformer:
+    """DeiT III-L: 304.4 M parameters, 224 pixels."""
+    return VisionTransformer(1024, 16, depth=24, class_position=False, scale=1e-6, **options)

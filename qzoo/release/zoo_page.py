@@ -142,14 +142,15 @@ def _weights() -> str:
             for i, source in enumerate(weights.sources):
                 if not source.startswith("qzoo:"):
                     rows.append((f"`{arch}.{tag}`", f"`{source}`", *_pinned(weights, i), weights.license))
-    short = sum(row[3] == "8 digits" for row in rows)
+    short, unknown = (sum(row[3] == how for row in rows) for how in ("8 digits", "first use"))
     return (
         "They are fetched from their publishers when they are asked for, the first source that can be had. A file of "
         "another SHA-256 is not loaded. **8 digits** are what a publisher puts into the file's name, and all that is "
-        f"known of {short} of these {len(rows)} sources; **default branch**: no commit is pinned, but the file is, by "
-        "its whole SHA-256. A checkpoint's config.json records the whole SHA-256 of the file that it was made from, "
-        "and whatever compares it with its float model (`evaluate`, `benchmark`, `sensitivity`, ...) refuses another "
-        "file of that source.\n\n"
+        f"known of {short} of these {len(rows)} sources; **first use**: nothing is published of {unknown}, and a file "
+        "has to stay the one that was used first on a machine; **default branch**: no commit is pinned, but the file "
+        "is, by its whole SHA-256. A checkpoint's config.json records the whole SHA-256 of the file that it was made "
+        "from, and whatever compares it with its float model (`evaluate`, `benchmark`, `sensitivity`, ...) refuses "
+        "another file of that source.\n\n"
         + table(("weights", "source", "commit", "SHA-256 checked", "licence"), rows)
     )
 
@@ -160,7 +161,7 @@ def _pinned(weights: FloatWeights, i: int) -> tuple[str, str]:
     commit = ""
     if weights.sources[i].startswith("hf:"):
         commit = f"`{weights.revision[:12]}`" if weights.revision else "default branch"
-    return commit, "whole" if digits == 64 else f"{digits} digits" if digits else "not checked"
+    return commit, "whole" if digits == 64 else f"{digits} digits" if digits else "first use"
 
 
 def _link(arch: str) -> str:

@@ -43,7 +43,8 @@ def load_float_weights(
             path, revision = find(source, digest, weights.revision)
             state = under_own_names(read_state(path), expected, key_map)
             whole = hub.sha256_of(path)
-            if 0 < len(digest) < len(whole):
+            fetched = source.startswith(("hf:", "https:"))
+            if len(digest) < len(whole) and (digest or fetched):
                 _same_as_first(source, whole, path)
             return state, FloatSource(source, revision, whole, weights.license)
         except QzooError as error:
@@ -82,7 +83,7 @@ def _first_digests() -> Path:
 
 
 def _same_as_first(source: str, sha256: str, path: Path) -> None:
-    """Hold a file of which only the first digits of the SHA-256 are published to the whole one of its first use.
+    """Hold a file of which no SHA-256, or only its first digits, are published to the one of its first use.
 
     Raises:
         CheckpointError: it is another file than then, or what was stored can't be read or written.

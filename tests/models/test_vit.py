@@ -22,9 +22,16 @@ from qzoo.quant.nn import QuantConv2d, QuantLinear
 from qzoo.quantizers import set_target
 from qzoo.scheme import Scheme
 
-ARCHITECTURES = [
-    f"{kind}_{size}_patch16_224" for kind in ("vit", "deit") for size in ("tiny", "small", "base")
-]
+TORCHVISION = {
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224",
+    "vit_l_32": "vit_large_patch32_224",
+    "vit_h_14": "vit_huge_patch14_224",
+}
+DEIT = [f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")]
+DEIT3 = [f"deit3_{size}_patch16_224" for size in ("small", "medium", "base", "large")]
+ARCHITECTURES = ["vit_tiny_patch16_224", "vit_small_patch16_224", *TORCHVISION.values(), *DEIT, *DEIT3]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,25 @@ def pair() -> tuple[nn.Module, dict[str, torch.Tensor]]:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("patch", [16, 32])
+def test_deit3s_outputs_equal_timms_bit_for_bit(patch: int, images: torch.Tensor) -> None:
+    timm.layers.set_fused_attn(False)
+    try:
+        theirs = Theirs(
+            embed_dim=64, depth=2, num_heads=2, patch_size=patch, no_embed_class=True, init_values=1e-6
+        )
+    finally:
+        timm.layers.set_fused_attn(True)
+    state = random_state(theirs)
+    ours = VisionTransformer(64, 2, depth=2, patch=patch, class_position=False, scale=1e-6)
+    models = [with_state(theirs, state), with_state(ours, state)]
+    with torch.inference_mode():
+        expected, logits = (model(images) for model in models)
+        assert torch.equal(logits, expected)
+        assert expected.std() > 1e-3
+        assert torch.equal(models[1].train()(images), models[0].train()(images))
 
 
 def test_outputs_equal_timms_bit_for_bit(pair, images) -> None:  # type: ignore[no-untyped-def]
@@ -63,7 +89,8 @@ def test_outputs_equal_timms_bit_for_bit(pair, images) -> None:  # type: ignore[
 def test_whole_models_have_timms_parameters(arch: str) -> None:
     entry = registry.architecture(arch)
     with torch.device("meta"):
-        theirs, ours, quantized = timm.create_model(arch), entry.build(), entry.build(quantize=Scheme())
+        theirs = timm.create_model(arch, num_classes=1000)
+        ours, quantized = entry.build(), entry.build(quantize=Scheme())
     expected = {name: value.shape for name, value in theirs.state_dict().items()}
     assert {name: value.shape for name, value in ours.state_dict().items()} == expected
     assert {name: value.shape for name, value in quantized.state_dict().items()} == expected
@@ -75,7 +102,7 @@ def test_whole_models_have_timms_parameters(arch: str) -> None:
     assert {m.heads for m in ours.modules() if hasattr(m, "heads")} == heads
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES[3:])
+@pytest.mark.parametrize("arch", [*DEIT, *DEIT3])
 def test_weights_are_timms(arch: str) -> None:
     ours, theirs = registry.architecture(arch).weights["fb_in1k"], timm.get_pretrained_cfg(f"{arch}.fb_in1k")
     assert theirs.url in ours.sources
@@ -102,9 +129,11 @@ def test_torchvisions_weights_give_its_outputs(published: bool, images: torch.Te
     assert torchvision_names(renamed) == renamed
 
 
-def test_torchvisions_vit_b_16_has_the_parameters_of_ours() -> None:
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_network_has_the_parameters_of_ours(name: str) -> None:
     with torch.device("meta"):
-        theirs, ours = torchvision.models.vit_b_16(), registry.architecture("vit_base_patch16_224").build()
+        theirs, ours = torchvision.models.get_model(name), registry.architecture(name).build()
+    assert registry.canonical(name) == TORCHVISION[name]
     renamed = {name: value.shape for name, value in torchvision_names(theirs.state_dict()).items()}
     assert renamed == {name: value.shape for name, value in ours.state_dict().items()}
 

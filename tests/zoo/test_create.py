@@ -434,6 +434,21 @@ def test_a_source_of_eight_digits_is_held_to_the_file_of_its_first_use(
     qzoo.resnet20(pretrained=True)  # the whole one is known: nothing to remember
 
 
+def test_a_fetched_file_of_which_nothing_is_known_is_held_to_its_first_use(
+    package: str, weights_file, store: Path, qzoo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(weights_file[0].read_bytes()).hexdigest()
+    path = sources.find(package)[0]
+    monkeypatch.setattr(sources, "find", lambda *source: (path, ""))
+    use_sources(monkeypatch, "https://x", sha256=("",))
+    qzoo.resnet20(pretrained=True)
+    record = qzoo_home / "float_sha256.json"
+    assert json.loads(record.read_text()) == {"https://x": digest}
+    record.write_text(json.dumps({"https://x": "0" * 64}))
+    with pytest.raises(HubError, match="when it was first used, it had 0000"):
+        qzoo.resnet20(pretrained=True)
+
+
 def test_foreign_names_go_through_the_key_map(package: str, weights_file, store: Path, monkeypatch) -> None:
     renamed = {f"module.{key}": value for key, value in weights_file[1].items()}
     target = sources.find(package)[0]
