@@ -61,7 +61,7 @@ class Settings:
     quantize: Scheme | None
 
 
-def _pairs_of_positions(window: int) -> Tensor:
+def pairs_of_positions(window: int) -> Tensor:
     """For each pair of positions in a window the number of their distance, [window ** 4], of (2 window - 1) ** 2."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     rows, columns = rows.flatten(), columns.flatten()
@@ -99,7 +99,7 @@ class WindowAttention(nn.Module):
         else:
             self.relative_position_bias_table = nn.Parameter(torch.zeros(distances, heads))
             nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", _pairs_of_positions(self.window))
+        self.register_buffer("relative_position_index", pairs_of_positions(self.window))
         self.query_quantizer = activation_quantizer(quantize, "product", symmetric=True)
         self.key_quantizer = activation_quantizer(quantize, "product", symmetric=True)
         self.value_quantizer = activation_quantizer(quantize, "product", symmetric=True)
