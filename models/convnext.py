@@ -1,6 +1,7 @@
-"""ConvNeXt for ImageNet, with torchvision's parameter names.
+"""ConvNeXt, versions 1 and 2, for ImageNet, with torchvision's parameter names.
 
-Paper: "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545).
+Papers: "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545), "ConvNeXt V2: Co-designing and Scaling ConvNets
+with Masked Autoencoders" (Woo et al., 2023, arXiv:2301.00808), which has a norm of responses in place of the scales.
 
 Shapes of the tiny one at 224 pixels: stem [N, 96, 56, 56], then the stages [N, 96, 56, 56], [N, 192, 28, 28],
 [N, 384, 14, 14] and [N, 768, 7, 7], logits [N, num_classes]. The linear layers of a block see [N, H, W, channels].
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import LayerNorm, Permute, StochasticDepth, activation_quantizer, conv2d, linear
-from qzoo.registry import Family, register_model, torchvision_weights
+from qzoo.registry import Family, FloatWeights, register_model, timm_weights, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{liu2022convnet,
@@ -30,6 +31,13 @@ _CITATION = """@article{liu2022convnet,
   author = {Liu, Zhuang and Mao, Hanzi and Wu, Chao-Yuan and Feichtenhofer, Christoph and Darrell, Trevor and others},
   journal = {arXiv:2201.03545},
   year = {2022}
+}
+
+@article{woo2023convnextv2,
+  title = {ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders},
+  author = {Woo, Sanghyun and Debnath, Shoubhik and Hu, Ronghang and Chen, Xinlei and Liu, Zhuang and others},
+  journal = {arXiv:2301.00808},
+  year = {2023}
 }
 """
 FAMILY = Family(citation=_CITATION)
@@ -42,6 +50,23 @@ class LayerNorm2d(LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class ResponseNorm(nn.Module):
+    """Scale each channel by its norm over the image, relative to the mean of all: [N, H, W, channels] -> the same."""
+
+    def __init__(self, channels: int, quantize: Scheme | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.residual_quantizer = activation_quantizer(quantize, "residual")
+        self.scaled_quantizer = activation_quantizer(quantize, "residual")
+
+    def forward(self, x: Tensor) -> Tensor:
+        norms = x.norm(p=2, dim=(1, 2), keepdim=True)
+        relative = norms / (norms.mean(dim=-1, keepdim=True) + 1e-6)
+        scaled = torch.addcmul(self.bias, self.weight, x * relative)
+        return self.residual_quantizer(x) + self.scaled_quantizer(scaled)
+
+
 class Block(nn.Module):
     """Depthwise 7x7, LayerNorm, two linear layers, a scale and a skip: [N, channels, H, W] -> the same."""
 
@@ -49,28 +74,33 @@ class Block(nn.Module):
         self,
         channels: int,
         dropped: float,
+        second: bool,
         quantize: Scheme | None,
         residual: str = "residual",
         branch: str = "branch",
     ) -> None:
         """``dropped`` is the probability of stochastic depth; ``residual`` and ``branch`` are the add's roles."""
         super().__init__()
+        activation = nn.Sequential(nn.GELU(), ResponseNorm(4 * channels, quantize)) if second else nn.GELU()
         self.block = nn.Sequential(
             conv2d(channels, channels, 7, padding=3, groups=channels, bias=True, quantize=quantize),
             Permute(0, 2, 3, 1),
             LayerNorm(channels, quantize),
             linear(channels, 4 * channels, quantize=quantize),
-            nn.GELU(),
+            activation,
             linear(4 * channels, channels, quantize=quantize),
             Permute(0, 3, 1, 2),
         )
-        self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-6))
+        self.layer_scale = None if second else nn.Parameter(torch.full((channels, 1, 1), 1e-6))
         self.stochastic_depth = StochasticDepth(dropped)
         self.residual_quantizer = activation_quantizer(quantize, residual)
         self.branch_quantizer = activation_quantizer(quantize, branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.stochastic_depth(self.layer_scale * self.block(x))
+        out = self.block(x)
+        if self.layer_scale is not None:
+            out = self.layer_scale * out
+        out = self.stochastic_depth(out)
         return self.branch_quantizer(out) + self.residual_quantizer(x)
 
 
@@ -83,11 +113,12 @@ class ConvNeXt(HubMixin, nn.Module):
         widths: tuple[int, ...],
         dropped: float,
         *,
+        second: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
         quantize: Scheme | None = None,
     ) -> None:
-        """``dropped`` is the probability of stochastic depth in the last block."""
+        """``dropped`` is the probability of stochastic depth in the last block; ``second``: version 2."""
         super().__init__()
         stem = conv2d(in_channels, widths[0], 4, stride=4, bias=True, quantize=quantize, edge=True)
         features: list[nn.Module] = [nn.Sequential(stem, LayerNorm2d(widths[0], quantize))]
@@ -103,7 +134,7 @@ class ConvNeXt(HubMixin, nn.Module):
                     roles = ("stream", "stream")  # the LayerNorm before is in float
                 elif j == depth - 1 and i < len(depths) - 1:
                     roles = ("activation", "stream")  # and the one behind reads a float
-                blocks.append(Block(width, dropped * number / (sum(depths) - 1), quantize, *roles))
+                blocks.append(Block(width, dropped * number / (sum(depths) - 1), second, quantize, *roles))
                 number += 1
             features.append(nn.Sequential(*blocks))
         self.features = nn.Sequential(*features)
@@ -128,7 +159,13 @@ class ConvNeXt(HubMixin, nn.Module):
         return self.output_quantizer(self.classifier(x))
 
 
-_TIMM_BLOCK = {"conv_dw": "block.0", "norm": "block.2", "mlp.fc1": "block.3", "mlp.fc2": "block.5"}
+_TIMM_BLOCK = {
+    "conv_dw": "block.0",
+    "norm": "block.2",
+    "mlp.fc1": "block.3",
+    "mlp.grn": "block.4.1",
+    "mlp.fc2": "block.5",
+}
 _TIMM = {
     "stem.0": "features.0.0",
     "stem.1": "features.0.1",
@@ -194,3 +231,27 @@ def convnext_base(**options: Any) -> ConvNeXt:
 def convnext_large(**options: Any) -> ConvNeXt:
     """ConvNeXt-L: 197.8 M parameters, 34.4 G multiply-adds."""
     return ConvNeXt((3, 3, 27, 3), (192, 384, 768, 1536), 0.5, **options)
+
+
+def _second(name: str, top1: float) -> dict[str, FloatWeights]:
+    """The authors' weights of version 2, from timm."""
+    weights = timm_weights(f"{name}.fcmae_ft_in1k", top1, size=288, crop_pct=1.0, license="cc-by-nc-4.0")
+    return {"fcmae_ft_in1k": weights}
+
+
+@register_model(_second("convnextv2_tiny", 83.464), FAMILY, key_map=timm_names)
+def convnextv2_tiny(**options: Any) -> ConvNeXt:
+    """ConvNeXt V2-T: 28.6 M parameters, 4.5 G multiply-adds at 224 pixels."""
+    return ConvNeXt((3, 3, 9, 3), (96, 192, 384, 768), 0.0, second=True, **options)
+
+
+@register_model(_second("convnextv2_base", 85.474), FAMILY, key_map=timm_names)
+def convnextv2_base(**options: Any) -> ConvNeXt:
+    """ConvNeXt V2-B: 88.7 M parameters, 15.4 G multiply-adds at 224 pixels."""
+    return ConvNeXt((3, 3, 27, 3), (128, 256, 512, 1024), 0.0, second=True, **options)
+
+
+@register_model(_second("convnextv2_large", 86.118), FAMILY, key_map=timm_names)
+def convnextv2_large(**options: Any) -> ConvNeXt:
+    """ConvNeXt V2-L: 198.0 M parameters, 34.4 G multiply-adds at 224 pixels."""
+    return ConvNeXt((3, 3, 27, 3), (192, 384, 768, 1536), 0.0, second=True, **options)

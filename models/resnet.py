@@ -1,9 +1,9 @@
-"""ResNet, ResNeXt and Wide ResNet for ImageNet, with torchvision's parameter names.
+"""ResNet, ResNeXt, Wide ResNet and SE-ResNet for ImageNet, with torchvision's parameter names.
 
 Papers: "Deep Residual Learning for Image Recognition" (He et al., 2015, arXiv:1512.03385), "Aggregated
 Residual Transformations" (Xie et al., 2016, arXiv:1611.05431), "Wide Residual Networks" (Zagoruyko and
-Komodakis, 2016, arXiv:1605.07146). The stride of a bottleneck is on its 3x3 convolution, as in torchvision
-("ResNet v1.5").
+Komodakis, 2016, arXiv:1605.07146), "Squeeze-and-Excitation Networks" (Hu et al., 2017, arXiv:1709.01507).
+The stride of a bottleneck is on its 3x3 convolution, as in torchvision ("ResNet v1.5").
 
 Shapes at 224 pixels: stem [N, 64, 56, 56], then the stages [N, 64e, 56, 56], [N, 128e, 28, 28],
 [N, 256e, 14, 14], [N, 512e, 7, 7] with e = 1 for basic blocks and 4 for bottlenecks, logits [N, num_classes].
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
+from qzoo.models.layers import SqueezeExcitation, activation_quantizer, conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
-from qzoo.registry import Family, FloatWeights, register_model
+from qzoo.registry import Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{he2015deep,
@@ -103,6 +103,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = conv2d(inner, outer, 1, quantize=quantize, nonnegative=True)
         self.bn3 = nn.BatchNorm2d(outer)
+        self.se: nn.Module = nn.Identity()
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(in_channels, outer, stride, quantize)
         self.residual_quantizer = activation_quantizer(
@@ -113,9 +114,30 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        out = self.se(self.bn3(self.conv3(out)))
         skip = x if self.downsample is None else self.downsample(x)
         return self.relu(self.branch_quantizer(out) + self.residual_quantizer(skip))
+
+
+class SEBottleneck(Bottleneck):
+    """A bottleneck whose branch has a gate for each channel (squeeze and excitation)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int = 1,
+        groups: int = 1,
+        base_width: int = 64,
+        quantize: Scheme | None = None,
+    ) -> None:
+        super().__init__(in_channels, width, stride, groups, base_width, quantize)
+        channels = width * self.expansion
+        self.se = SqueezeExcitation(channels, channels // 16, nn.ReLU(), nn.Sigmoid(), quantize)
+        # The branch ends in a product: what the runtimes fuse with an add is the convolution of the skip, if any.
+        self.branch_quantizer = activation_quantizer(quantize, "residual")
+        if self.downsample is not None:
+            self.residual_quantizer = activation_quantizer(quantize, "branch")
 
 
 class ResNet(HubMixin, nn.Module):
@@ -352,3 +374,19 @@ def wide_resnet101_2(**options: Any) -> ResNet:
         base_width=128,
         **options,
     )
+
+
+_TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights"
+
+
+@register_model(
+    {
+        "a1_in1k": timm_weights(
+            "seresnet50.a1_in1k", 81.102, url=f"{_TIMM}/seresnet50_a1_0-ffa00869.pth", size=288, crop_pct=1.0
+        )
+    },
+    FAMILY,
+)
+def seresnet50(**options: Any) -> ResNet:
+    """SE-ResNet-50: 28.1 M parameters, 4.1 G multiply-adds at 224 pixels."""
+    return ResNet(SEBottleneck, (3, 4, 6, 3), **options)
