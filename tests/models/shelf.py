@@ -13,6 +13,7 @@ import torch
 import torchvision
 from exact import make_exact_
 from references import quantizers, random_state
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 import qzoo
@@ -40,6 +41,8 @@ def off(model: nn.Module) -> nn.Module:
 
 def _reference(arch: str) -> nn.Module:
     """torchvision's network, or else timm's."""
+    if arch.endswith("_reparam"):
+        return reparameterize_model(timm.create_model(arch.removesuffix("_reparam")))
     names = [arch, *architecture(arch).aliases]
     known = [name for name in names if name in torchvision.models.list_models()]
     if not known:

