@@ -4,7 +4,8 @@
 
 Small networks, three of timm's classes and one of :mod:`benchmarks.zero_points`, images of 28 x 28 pixels,
 channels_last. What is in DIR already is not trained again; those with convolutions take about three minutes each on one
-core. Quantized by ``qzoo.quantize``, W8A8, and run in ONNX Runtime on the 10,000 test images. Prints a table in Markdown.
+core. Quantized by ``qzoo.quantize``, W8A8, and run in ONNX Runtime on the 10,000 test images. Prints a table in
+Markdown.
 """
 
 from __future__ import annotations
