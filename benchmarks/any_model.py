@@ -22,9 +22,9 @@ from qzoo.bench.options import Options
 from qzoo.placement.factory import build_float
 
 NETWORKS = """
-torchvision:resnet18 torchvision:mobilenet_v2 torchvision:mobilenet_v3_small torchvision:efficientnet_b0
-torchvision:regnet_y_400mf torchvision:densenet121 torchvision:shufflenet_v2_x1_0 timm:deit_tiny_patch16_224
-timm:convnext_atto timm:mixer_s32_224
+torchvision:efficientnet_b0 torchvision:regnet_y_400mf torchvision:squeezenet1_1 timm:deit_tiny_patch16_224
+timm:convnext_atto timm:mixer_s32_224 torchvision:shufflenet_v2_x1_0 torchvision:mobilenet_v3_small
+torchvision:resnet18 torchvision:mobilenet_v2
 """
 PEERS = {"onnxruntime": "quantize_static", "openvino": "nncf"}
 

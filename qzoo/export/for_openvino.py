@@ -67,9 +67,11 @@ def quantize_before_moves(model: ir.Model) -> None:
     """MaxPool or Reshape, Q, DQ become Q, DQ, MaxPool or Reshape: the same values, since Q is monotone.
 
     OpenVINO leaves a max pooling before a Q in float, and fuses an average pooling with the Q right behind it only;
-    ONNX Runtime moves the Q itself. Where what is moved was quantized in the same way already, the Q behind goes.
+    the three nodes of a channel shuffle it runs as one only where no Q is among them. ONNX Runtime moves the Q itself.
+    Where what is moved was quantized in the same way already, the Q behind goes.
     """
-    for move in reversed([node for node in model.graph if node.op_type in ("MaxPool", "Reshape", "Flatten")]):
+    moves = [n for n in model.graph if n.op_type in ("MaxPool", "Reshape", "Flatten") or _is_shuffle(n)]
+    for move in reversed(moves):
         out = move.outputs[0]
         if len(move.outputs) > 1 or out.is_graph_output() or len(out.uses()) != 1:
             continue
@@ -90,6 +92,14 @@ def quantize_before_moves(model: ir.Model) -> None:
             source = node.inputs[0]
             node.outputs[0].shape = None if source is None else source.shape
     model.graph.sort()
+
+
+def _is_shuffle(node: ir.Node) -> bool:
+    """Whether a node is the Transpose of a channel shuffle, between two Reshape."""
+    if node.op_type != "Transpose" or made_by(node.inputs[0], "Reshape") is None:
+        return False
+    behind = {reader.op_type for reader in readers(node.outputs[0])}
+    return behind == {"Reshape"} and integers(node, "perm") == [0, 2, 1, 3, 4]
 
 
 def _levels(node: ir.Node) -> tuple[bytes, bytes, str] | None:

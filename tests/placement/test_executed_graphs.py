@@ -90,6 +90,27 @@ def test_a_relu_in_a_signed_join(shared: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_channel_shuffle_is_one_operation(tmp_path: Path) -> None:
+    """OpenVINO has a kernel for it, which a Q between its three nodes hides."""
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    model = torchvision.models.ShuffleNetV2([2, 1, 1], [8, 16, 32, 64, 32], num_classes=4)
+    quantized = qzoo.quantize(with_statistics(model, images), images)
+    qzoo.calibrate(quantized, [images], progress=False)
+    path = qzoo.export_onnx(quantized, tmp_path / "net.onnx", target="openvino", example=images[:1])
+    network = openvino.Core().read_model(str(path))
+    network.reshape([1, 3, 32, 32])
+    executed = openvino.compile_model(network, "CPU").get_runtime_model().get_ordered_ops()
+    facts = [(op.get_rt_info()["layerType"], op.get_rt_info()["runtimePrecision"]) for op in executed]
+    kinds = [kind.astype(str) for kind, _ in facts]
+    assert (kinds.count("ShuffleChannels"), kinds.count("Transpose")) == (4, 0)
+    assert {precision.astype(str) for kind, precision in facts if kind.astype(str) == "ShuffleChannels"} == {
+        "u8"
+    }
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", NETWORKS, ids=[wanted.name for wanted in NETWORKS])
 def test_networks_run_in_int8(wanted: Network, tmp_path: Path) -> None:
     check(*network(wanted.name, wanted.size), tmp_path, wanted)
