@@ -13,6 +13,7 @@ before it; at another size the pooling runs in float.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,36 +41,28 @@ class AlexNet(HubMixin, nn.Module):
         self, *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
     ) -> None:
         super().__init__()
-
-        def conv(inputs: int, outputs: int, kernel_size: int, padding: int) -> nn.Module:
-            return conv2d(
-                inputs, outputs, kernel_size, padding=padding, bias=True, quantize=quantize, nonnegative=True
-            )
-
+        conv = partial(conv2d, bias=True, quantize=quantize, nonnegative=True)
+        hidden = partial(linear, quantize=quantize, nonnegative=True)
         self.features = nn.Sequential(
             conv2d(in_channels, 64, 11, stride=4, padding=2, bias=True, quantize=quantize, edge=True),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
-            conv(64, 192, 5, 2),
+            conv(64, 192, 5, padding=2),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
-            conv(192, 384, 3, 1),
+            conv(192, 384, 3, padding=1),
             nn.ReLU(inplace=True),
-            conv(384, 256, 3, 1),
+            conv(384, 256, 3, padding=1),
             nn.ReLU(inplace=True),
-            conv(256, 256, 3, 1),
+            conv(256, 256, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 2),
         )
         self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.classifier = nn.Sequential(
-            nn.Dropout(0.5),
-            linear(256 * 6 * 6, 4096, quantize=quantize, nonnegative=True),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            linear(4096, 4096, quantize=quantize, nonnegative=True),
-            nn.ReLU(inplace=True),
-            linear(4096, num_classes, quantize=quantize, nonnegative=True, edge=True),
+            *(nn.Dropout(0.5), hidden(256 * 6 * 6, 4096), nn.ReLU(inplace=True)),
+            *(nn.Dropout(0.5), hidden(4096, 4096), nn.ReLU(inplace=True)),
+            hidden(4096, num_classes, edge=True),
         )
         self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)

@@ -30,19 +30,11 @@ from torch import Tensor, nn
 
 from qzoo.errors import CheckpointError
 from qzoo.hub_mixin import HubMixin
+from qzoo.models.efficientnet import FAMILY
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
 from qzoo.preprocessing import Preprocessing
-from qzoo.registry import Family, FloatWeights, register_model
+from qzoo.registry import FloatWeights, register_model
 from qzoo.scheme import Scheme
-
-_CITATION = """@article{tan2019efficientnet,
-  title = {EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks},
-  author = {Tan, Mingxing and Le, Quoc V.},
-  journal = {arXiv:1905.11946},
-  year = {2019}
-}
-"""
-FAMILY = Family(citation=_CITATION, rounding="learned")
 
 # Each stage's kernel size, expansion, Lite0's output channels and number of blocks, first block's stride.
 STAGES = (
@@ -98,18 +90,12 @@ class DepthwiseSeparable(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int, style: Style, quantize: Scheme | None
     ) -> None:
         super().__init__()
-        self.conv_dw = conv2d(
-            in_channels,
-            in_channels,
-            kernel_size,
-            padding=style.padding(kernel_size),
-            groups=in_channels,
-            quantize=quantize,
-            nonnegative=True,
-        )
+        conv = partial(conv2d, quantize=quantize, nonnegative=True)
+        padding = style.padding(kernel_size)
+        self.conv_dw = conv(in_channels, in_channels, kernel_size, padding=padding, groups=in_channels)
         self.bn1 = nn.BatchNorm2d(in_channels, style.bn_eps)
         self.relu6 = nn.ReLU6(inplace=True)
-        self.conv_pw = conv2d(in_channels, out_channels, 1, quantize=quantize, nonnegative=True)
+        self.conv_pw = conv(in_channels, out_channels, 1)
         self.bn2 = nn.BatchNorm2d(out_channels, style.bn_eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,21 +120,13 @@ class InvertedResidual(nn.Module):
         quantize: Scheme | None,
     ) -> None:
         super().__init__()
-        inner = in_channels * expansion
+        inner, padding = in_channels * expansion, style.padding(kernel_size)
+        conv = partial(conv2d, quantize=quantize, nonnegative=True)
         self.conv_pw = conv2d(in_channels, inner, 1, quantize=quantize)
         self.bn1 = nn.BatchNorm2d(inner, style.bn_eps)
-        self.conv_dw = conv2d(
-            inner,
-            inner,
-            kernel_size,
-            stride=stride,
-            padding=style.padding(kernel_size),
-            groups=inner,
-            quantize=quantize,
-            nonnegative=True,
-        )
+        self.conv_dw = conv(inner, inner, kernel_size, stride=stride, padding=padding, groups=inner)
         self.bn2 = nn.BatchNorm2d(inner, style.bn_eps)
-        self.conv_pwl = conv2d(inner, out_channels, 1, quantize=quantize, nonnegative=True)
+        self.conv_pwl = conv(inner, out_channels, 1)
         self.bn3 = nn.BatchNorm2d(out_channels, style.bn_eps)
         self.relu6 = nn.ReLU6(inplace=True)
         self.skip = stride == 1 and in_channels == out_channels

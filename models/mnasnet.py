@@ -15,6 +15,7 @@ Each add has a ``residual_quantizer`` on its skip input and a ``branch_quantizer
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,24 +67,15 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         inner = in_channels * expansion
-        depthwise = conv2d(
-            inner,
-            inner,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
-            groups=inner,
-            quantize=quantize,
-            nonnegative=True,
-        )
+        conv = partial(conv2d, quantize=quantize, nonnegative=True)
         self.layers = nn.Sequential(
             conv2d(in_channels, inner, 1, quantize=quantize),
             bn(inner),
             nn.ReLU(inplace=True),
-            depthwise,
+            conv(inner, inner, kernel_size, stride=stride, padding=kernel_size // 2, groups=inner),
             bn(inner),
             nn.ReLU(inplace=True),
-            conv2d(inner, out_channels, 1, quantize=quantize, nonnegative=True),
+            conv(inner, out_channels, 1),
             bn(out_channels),
         )
         self.skip = stride == 1 and in_channels == out_channels

@@ -15,13 +15,14 @@ other; ``pool_quantizer`` and ``output_quantizer`` close the network.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, conv_norm_activation, init_weights, linear
 from qzoo.registry import Family, FloatWeights, register_model, renamed_modules
 from qzoo.scheme import Scheme
 
@@ -46,28 +47,8 @@ STAGES = (
 )
 
 
-def conv_bn_relu6(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    *,
-    stride: int = 1,
-    groups: int = 1,
-    quantize: Scheme | None,
-    nonnegative: bool,
-) -> nn.Sequential:
-    """[N, in, H, W] -> [N, out, H / stride, W / stride]; ``nonnegative`` is about the input."""
-    conv = conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        groups=groups,
-        quantize=quantize,
-        nonnegative=nonnegative,
-    )
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
+def _relu6() -> nn.Module:
+    return nn.ReLU6(inplace=True)
 
 
 class InvertedResidual(nn.Module):
@@ -82,11 +63,12 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         inner = in_channels * expansion
+        convolution = partial(conv_norm_activation, quantize=quantize)
         layers: list[nn.Module] = []
         if expansion != 1:
-            layers.append(conv_bn_relu6(in_channels, inner, 1, quantize=quantize, nonnegative=False))
+            layers.append(convolution(in_channels, inner, 1, function=_relu6()))
         layers += [
-            conv_bn_relu6(inner, inner, 3, stride=stride, groups=inner, quantize=quantize, nonnegative=True),
+            convolution(inner, inner, 3, function=_relu6(), stride=stride, groups=inner, nonnegative=True),
             conv2d(inner, out_channels, 1, quantize=quantize, nonnegative=True),
             nn.BatchNorm2d(out_channels),
         ]
@@ -110,18 +92,15 @@ class MobileNetV2(HubMixin, nn.Module):
         self, *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
     ) -> None:
         super().__init__()
-        features: list[nn.Module] = [
-            conv_bn_relu6(
-                in_channels, 32, 3, stride=2, quantize=quantize and quantize.edge, nonnegative=False
-            )
-        ]
+        convolution = partial(conv_norm_activation, quantize=quantize)
+        features: list[nn.Module] = [convolution(in_channels, 32, 3, function=_relu6(), stride=2, edge=True)]
         channels = 32
         for expansion, out_channels, blocks, first_stride in STAGES:
             for i in range(blocks):
                 stride = first_stride if i == 0 else 1
                 features.append(InvertedResidual(channels, out_channels, stride, expansion, quantize))
                 channels = out_channels
-        features.append(conv_bn_relu6(channels, 1280, 1, quantize=quantize, nonnegative=False))
+        features.append(convolution(channels, 1280, 1, function=_relu6()))
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(

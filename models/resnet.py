@@ -294,13 +294,7 @@ def resnet152(**options: Any) -> ResNet:
 )
 def resnext50_32x4d(**options: Any) -> ResNet:
     """ResNeXt-50, 32 groups of width 4: 25.0 M parameters."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 6, 3),
-        groups=32,
-        base_width=4,
-        **options,
-    )
+    return ResNet(Bottleneck, (3, 4, 6, 3), groups=32, base_width=4, **options)
 
 
 @register_model(
@@ -313,13 +307,7 @@ def resnext50_32x4d(**options: Any) -> ResNet:
 )
 def resnext101_32x8d(**options: Any) -> ResNet:
     """ResNeXt-101, 32 groups of width 8: 88.8 M parameters."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 23, 3),
-        groups=32,
-        base_width=8,
-        **options,
-    )
+    return ResNet(Bottleneck, (3, 4, 23, 3), groups=32, base_width=8, **options)
 
 
 @register_model(
@@ -334,13 +322,7 @@ def resnext101_32x8d(**options: Any) -> ResNet:
 )  # resized to 232
 def resnext101_64x4d(**options: Any) -> ResNet:
     """ResNeXt-101, 64 groups of width 4: 83.5 M parameters."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 23, 3),
-        groups=64,
-        base_width=4,
-        **options,
-    )
+    return ResNet(Bottleneck, (3, 4, 23, 3), groups=64, base_width=4, **options)
 
 
 @register_model(
@@ -354,12 +336,7 @@ def resnext101_64x4d(**options: Any) -> ResNet:
 )
 def wide_resnet50_2(**options: Any) -> ResNet:
     """Wide ResNet-50-2, inner width doubled: 68.9 M parameters."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 6, 3),
-        base_width=128,
-        **options,
-    )
+    return ResNet(Bottleneck, (3, 4, 6, 3), base_width=128, **options)
 
 
 @register_model(
@@ -368,12 +345,7 @@ def wide_resnet50_2(**options: Any) -> ResNet:
 )
 def wide_resnet101_2(**options: Any) -> ResNet:
     """Wide ResNet-101-2, inner width doubled: 126.9 M parameters."""
-    return ResNet(
-        Bottleneck,
-        (3, 4, 23, 3),
-        base_width=128,
-        **options,
-    )
+    return ResNet(Bottleneck, (3, 4, 23, 3), base_width=128, **options)
 
 
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights"

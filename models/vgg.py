@@ -13,6 +13,7 @@ before it; at another size the pooling runs in float.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,23 +51,14 @@ class VGG(HubMixin, nn.Module):
         quantize: Scheme | None = None,
     ) -> None:
         super().__init__()
+        conv = partial(conv2d, padding=1, bias=True, quantize=quantize)
+        hidden = partial(linear, quantize=quantize, nonnegative=True)
         features: list[nn.Module] = []
         channels = in_channels
         for width, depth in zip(WIDTHS, depths, strict=True):
             for _ in range(depth):
                 first = not features
-                features.append(
-                    conv2d(
-                        channels,
-                        width,
-                        3,
-                        padding=1,
-                        bias=True,
-                        quantize=quantize,
-                        nonnegative=not first,
-                        edge=first,
-                    )
-                )
+                features.append(conv(channels, width, 3, nonnegative=not first, edge=first))
                 features += [nn.BatchNorm2d(width)] if batch_norm else []
                 features.append(nn.ReLU(inplace=True))
                 channels = width
@@ -74,13 +66,9 @@ class VGG(HubMixin, nn.Module):
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
-            linear(512 * 7 * 7, 4096, quantize=quantize, nonnegative=True),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            linear(4096, 4096, quantize=quantize, nonnegative=True),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.5),
-            linear(4096, num_classes, quantize=quantize, nonnegative=True, edge=True),
+            *(hidden(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+            *(hidden(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+            hidden(4096, num_classes, edge=True),
         )
         self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)

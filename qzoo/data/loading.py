@@ -169,11 +169,7 @@ def load_training_data(
     if is_stream(data):
         source = open_source(str(data), "train", known.classes or _number(classes))
         start, stop = parse_subset(subset, source.count)
-        if stop == UNKNOWN:
-            raise DataError(
-                f"{data}: how many images there are is not known before the end, and an epoch has a length; say how "
-                "many to train on, such as :1281167 (--subset)"
-            )
+        _require_length(data, stop)
         transform = training_transform(preprocessing, augmentation)
         reader = Reader(preprocessing, LabelMap(labels, source.names, classes), transform)
         loader = StreamLoader(source, reader, start, stop, batch_size, seed, workers, skip_broken)
@@ -181,15 +177,8 @@ def load_training_data(
         images, indices = known.read("train", data)
         start, stop = parse_subset(subset, len(images))
         augment = crop_flip_erase if known.erasing else crop_flip
-        loader = TensorLoader(
-            images[start:stop],
-            indices[start:stop],
-            preprocessing,
-            batch_size,
-            shuffle=True,
-            augment=augment,
-            seed=seed,
-        )
+        chosen = images[start:stop], indices[start:stop]
+        loader = TensorLoader(*chosen, preprocessing, batch_size, shuffle=True, augment=augment, seed=seed)
     else:
         root = split_folder(_folder(labels, data), "train")
         dataset = image_files(labels, root, preprocessing, training_transform(preprocessing, augmentation))
@@ -201,6 +190,14 @@ def load_training_data(
             f"{stop - start} training images don't fill one batch of {batch_size}; lower batch_size (--batch-size)"
         )
     return loader
+
+
+def _require_length(data: object, stop: int) -> None:
+    if stop == UNKNOWN:
+        raise DataError(
+            f"{data}: how many images there are is not known before the end, and an epoch has a length; say how many "
+            "to train on, such as :1281167 (--subset)"
+        )
 
 
 def _number(classes: int | Sequence[str] | None) -> int | None:

@@ -7,7 +7,8 @@ searches are in :mod:`qzoo.quant.ops.search`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ def calibrate(
         raise ArgumentError(f"method must be one of {', '.join(RANGES)} or auto, not {method!r}")
     if not 0 < percentile <= 100:
         raise ArgumentError(f"percentile must be above 0 and at most 100, not {percentile}")
-    quantizers = require_quantizers(model)
+    require_quantizers(model)
     weights = weight_ranges(model)
     statistics = collect(model, loader, histograms=method != "max", progress=progress, group=group)
     methods = RANGES if method == "auto" else (method,)
@@ -135,21 +136,28 @@ def calibrate(
     candidates: tuple[Candidate, ...] = ()
     compared = 0
     if method == "auto":
-        before = {name: quantizer.range for name, quantizer in quantizers.items()}
-        try:
-            compared, candidates = _compare(
-                model, ranges, loader if select_loader is None else select_loader, progress, group
-            )
-        except BaseException:
-            _apply(model, {name: known for name, known in before.items() if known is not None})
-            for name, known in before.items():
-                if known is None:
-                    quantizers[name].reset_amax()
-            raise
+        judged = loader if select_loader is None else select_loader
+        with _ranges_before_error(model):
+            compared, candidates = _compare(model, ranges, judged, progress, group)
         method = candidates[0].method
     _apply(model, ranges[method])
     used = percentile if method == "percentile" else None
     return Calibration(method, statistics.images, used, compared, candidates)
+
+
+@contextmanager
+def _ranges_before_error(model: nn.Module) -> Iterator[None]:
+    """Where a ``with`` block raises, all quantizers have their ranges of before again."""
+    quantizers = require_quantizers(model)
+    before = {name: quantizer.range for name, quantizer in quantizers.items()}
+    try:
+        yield
+    except BaseException:
+        _apply(model, {name: known for name, known in before.items() if known is not None})
+        for name, known in before.items():
+            if known is None:
+                quantizers[name].reset_amax()
+        raise
 
 
 def _apply(model: nn.Module, ranges: dict[str, Range]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -141,29 +143,14 @@ def entry_point(arch: str) -> Callable[..., nn.Module]:
         UnknownModelError: no such architecture.
     """
 
-    def build(
-        pretrained: bool | Literal["float"] = False,
-        quantize: bool | str | Scheme | None = None,
-        *,
-        target: str | None = None,
-        num_classes: int | None = None,
-        in_channels: int | None = None,
-        calibrate: Literal["auto", "never"] | None = None,
-    ) -> nn.Module:
-        return create_model(
-            arch,
-            pretrained=pretrained,
-            quantize=quantize,
-            target=target,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            calibrate=calibrate,
-        )
+    def build(*args: Any, **options: Any) -> nn.Module:
+        return create_model(arch, *args, **options)
 
     summary = (architecture(arch).build.__doc__ or arch).partition("\n")[0]
     read_description = (create_model.__doc__ or "").partition("    Example:")[0].rstrip()
     _, first, rest = read_description.partition("        pretrained:")  # after the name
     build.__name__ = build.__qualname__ = arch
     build.__module__ = "qzoo"
+    build.__signature__ = inspect.signature(functools.partial(create_model, arch))  # type: ignore[attr-defined]
     build.__doc__ = f"{summary}\n\n    Args:\n{first}{rest}\n    "
     return build

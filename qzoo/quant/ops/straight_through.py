@@ -37,7 +37,6 @@ def declare_fake_quantization(
         operator on a small tensor.
     """
     operator = declare(name, signature, reference, _empty_like)
-    forward_operator = declare(f"{name}_forward", signature, reference, _empty_like)
     none = (None,) * (len(operator._schema.arguments) - 1)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -45,6 +44,19 @@ def declare_fake_quantization(
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return gradient(grads[0], *ctx.saved_tensors), *none
+
+    torch.library.register_autograd(f"qzoo::{name}", backward, setup_context=save)
+    forward_operator = declare(f"{name}_forward", signature, reference, _empty_like)
+    return operator, _eager(forward_operator, backward, gradient, kept)
+
+
+def _eager(
+    forward_operator: _Operator,
+    backward: Callable[..., Any],
+    gradient: Callable[[Tensor, Tensor, Tensor], Tensor],
+    kept: Callable[..., tuple[Tensor, Tensor]],
+) -> _Operator:
+    """Give an operator that has no gradient one, for eager calls."""
 
     class StraightThrough(torch.autograd.Function):
         """The same gradient with less overhead than the registered formula."""
@@ -76,7 +88,6 @@ def declare_fake_quantization(
         def jvp(ctx: Any, *tangents: Any) -> Tensor:
             return gradient(tangents[0], *ctx.saved_tensors)  # the Jacobian is diagonal
 
-    torch.library.register_autograd(f"qzoo::{name}", backward, setup_context=save)
     StraightThrough.backward = Transformed.backward = staticmethod(backward)  # type: ignore[assignment]
 
     # Names of the function's own: each look-up in a module counts where a call takes three microseconds.
@@ -91,7 +102,7 @@ def declare_fake_quantization(
             result = forward_operator(x, *args)
         return result
 
-    return operator, eager
+    return eager
 
 
 def declare_gradient(
