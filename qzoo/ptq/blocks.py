@@ -71,6 +71,8 @@ def tails_of(model: nn.Module, layers: list[Layer], example: Tensor) -> dict[str
         residual: Any = module.residual_quantizer
         branch: Any = module.branch_quantizer
         layer = made.get(reads.get(branch, 0))
-        if layer is not None and residual in reads and reads[residual] == reads[module]:
+        if layer is None or layer.module not in module.modules():
+            continue  # an add in a module of its own, which does not see the skip before the layer runs
+        if residual in reads and reads[residual] == reads[module]:
             blocks[layer.name] = Block(module, layer)
     return blocks

@@ -121,6 +121,17 @@ def test_what_hooks_compute_is_no_call_of_the_block(recipe: Recipe) -> None:
     assert torch.equal(*results)
 
 
+def test_learned_rounding_where_the_add_is_a_module() -> None:
+    images = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = qzoo.quantize(nn.Sequential(nn.Linear(16, 16), Block(apart=True)).eval(), images[:1], "w4a8")
+    ptq.apply_recipe(model, images.split(4), Recipe(method="max", rounding="sequential"), progress=False)
+    with torch.no_grad(), quantizers_off(model):
+        rounded = model(images)  # weights are on their grid, which the layers' own rounding leaves as it is
+    with torch.no_grad():
+        assert Fidelity.of(model(images), rounded).sqnr_db > 20
+
+
 @pytest.mark.parametrize("method", ["lsq", "pact", "ste"])
 def test_training(network: nn.Module, method: str, tmp_path: Path) -> None:
     model = copy.deepcopy(network)
