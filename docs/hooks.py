@@ -227,7 +227,6 @@ def model_page(arch: str, configs: list[Config]) -> str:
         (f"`{arch}.{tag}`", f"`{weights.sources[0]}`", weights.license)
         for tag, weights in entry.weights.items()
     ]
-    example = own[-1].name if own else f"{arch}.{entry.default_tag}-w8a8" if entry.default_tag else arch
     parts = [f"# {arch}", about]
     if float_weights:
         parts += ["## Float weights", table(("name", "first source", "licence"), float_weights)]
@@ -241,6 +240,11 @@ def model_page(arch: str, configs: list[Config]) -> str:
             "## Checkpoints",
             table(head, rows),
             "Each card has the images behind the figures, latencies with their machine, and the command that made it.",
+        ]
+    elif float_weights:
+        parts += [
+            "## Checkpoints",
+            "None is published: nothing is measured. The commands below make one, and measure it on your images.",
         ]
     timed = _latencies(own)
     if timed:
@@ -259,18 +263,33 @@ def model_page(arch: str, configs: list[Config]) -> str:
                 "The longest bars lose least. Compared with the checkpoint's weights and no quantizer: their rounding, "
                 f"which is stored, costs nothing here. Reproduce: `{sensitivity_command(config.name)}`.",
             ]
-    made = any(config.name == example for config in own)
-    commands = [] if made else [f"qzoo build {example} --data imagenet"]
-    commands += [
-        f"qzoo benchmark {example}{'' if '.fmnist' in example else ' --data imagenet'} --out report",
-        f"qzoo export {example} {arch}.onnx --target onnxruntime",
-        f"qzoo sensitivity {example}",
-    ]
-    parts += ["## Commands", "```bash\n" + "\n".join(commands) + "\n```"]
+    parts += ["## Commands", "```bash\n" + "\n".join(_commands(arch, entry, own)) + "\n```"]
     if entry.family.citation:
         parts += ["## Citation", f"```bibtex\n{entry.family.citation.strip()}\n```"]
     parts += ["## Definition", f"`{source}`", f"```python\n{(ROOT / source).read_text(encoding='utf-8')}```"]
     return "\n\n".join(parts) + "\n"
+
+
+def _commands(arch: str, entry: ModelEntry, own: list[Config]) -> list[str]:
+    """From a name to a checkpoint, where none is embedded, and what there is to do with it."""
+    if own:
+        name, before = own[-1].name, []
+    elif entry.default_tag:
+        name = f"{arch}.{entry.default_tag}-w8a8"
+        before = [f"qzoo build {name} --data imagenet"]
+    else:  # the zoo has no weights: your own
+        name = f"{arch}.mine-w8a8"
+        before = [
+            f"qzoo train {arch}.mine --dataset imagenet-1k --data imagenet",
+            f"qzoo build {name} --float {arch}.mine --data imagenet",
+        ]
+    data = "" if ".fmnist" in name else " --data imagenet"
+    return [
+        *before,
+        f"qzoo benchmark {name}{data} --out report",
+        f"qzoo export {name} {arch}.onnx --target onnxruntime",
+        f"qzoo sensitivity {name}{data}",
+    ]
 
 
 def card(name: str) -> str:

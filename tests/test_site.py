@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import qzoo
-from qzoo.registry import list_architectures
+from qzoo.__main__ import _parser
+from qzoo.registry import list_architectures, parse_name
 from qzoo.release.tables import embedded_configs, quantized_row
 from qzoo.runtimes.operators import OPERATORS
 from qzoo.scheme import TARGETS
@@ -104,6 +105,24 @@ def test_browser_has_every_checkpoint_and_every_architecture_a_page(site: Path) 
         assert f"def {arch}(" in re.sub(
             r"<[^>]+>", "", (site / "models" / arch / "index.html").read_text(encoding="utf-8")
         )
+
+
+def test_pages_of_architectures_have_their_pictures_and_commands_that_parse(site: Path) -> None:
+    measured = sorted((ROOT / "docs" / "sensitivity").glob("*.json"))
+    assert len(measured) == 5
+    for path in measured:
+        page = (site / "models" / parse_name(path.stem).arch / "index.html").read_text(encoding="utf-8")
+        assert f"figures/sensitivity-{path.stem}.svg" in page
+        assert (site / "figures" / f"sensitivity-{path.stem}.svg").is_file()
+        (command,) = re.findall(r"Reproduce: <code>(qzoo sensitivity [^<]*)</code>", page)
+        assert path.stem in command
+    for arch in list_architectures():
+        text = (site / "models" / arch / "index.html").read_text(encoding="utf-8")
+        commands = re.findall(r"^qzoo .*$", html.unescape(re.sub(r"<[^>]+>", "", text)), re.MULTILINE)
+        assert len(commands) >= 3, arch
+        for command in commands:
+            args = _parser().parse_args(command.split()[1:])
+            assert parse_name(args.name).arch == arch
 
 
 def test_reference_shows_types_and_examples(site: Path) -> None:
