@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, DataError
-from qzoo.ptq.collect import attach, images_of
+from qzoo.ptq.collect import images_of
 from qzoo.quant import ops
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin
 from qzoo.quantizers import device_of, require_quantizers

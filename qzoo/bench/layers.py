@@ -14,8 +14,7 @@ from qzoo.bench.contenders import profiled
 from qzoo.bench.lane import Lane
 from qzoo.bench.options import Options
 from qzoo.progress import track
-from qzoo.ptq.collect import attach
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import require_quantizers, switch_target
 

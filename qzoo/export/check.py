@@ -21,6 +21,7 @@ from qzoo.export.lint.graph import Graph
 from qzoo.export.prepare import copy_for
 from qzoo.fields import finite
 from qzoo.files import temporary_folder
+from qzoo.quant.fold import attach
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.scheme import DEFAULT_TARGET, target_named
 
@@ -325,11 +326,8 @@ def _record(simulation: nn.Module, names: list[str], images: Tensor) -> dict[str
         )
         for name in names
     ]
-    try:
+    with attach(handles):
         _simulate(simulation, images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return values
 
 

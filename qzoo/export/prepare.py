@@ -17,7 +17,7 @@ from qzoo.export.blocks import store_blocks_
 from qzoo.export.formats import GELU_OPSET, choose_opset, kept_axes
 from qzoo.export.order import Order, check_output, plain_module
 from qzoo.quant import ops
-from qzoo.quant.fold import fold_batchnorm_
+from qzoo.quant.fold import attach, fold_batchnorm_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
 from qzoo.quant.nn.modules._utils import input_quantizer_of, replace_weight_quantizer, weight_quantizer_of
 from qzoo.quantizers import active_quantizers, switch_target
@@ -175,12 +175,8 @@ class _Uses(TorchFunctionMode):
         quantizers = {quantizer: None for _, quantizer in found}
         handles = [q.register_forward_pre_hook(self._enter) for q in quantizers]
         handles += [q.register_forward_hook(self._leave) for q in quantizers]
-        try:
-            with self:
-                model(image)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with attach(handles), self:
+            model(image)
 
     def is_shared(self, layer: Any, quantizer: TensorQuantizer) -> bool:
         """Whether anything but this quantizer reads the layer's weight."""

@@ -19,7 +19,7 @@ from qzoo.placement.groups import Classes
 from qzoo.placement.scope import LAYERS, OUTPUT, Scope, Site, orders_learnt, scoped
 from qzoo.placement.trace import Operation, Trace, Value, trace
 from qzoo.placement.wants import Want, Wants, wants_of
-from qzoo.quant.fold import fold_weight_standardization_
+from qzoo.quant.fold import attach, evaluating, fold_weight_standardization_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin
 from qzoo.quant.swap import keep_from_fused_kernels, quantized_layer, replacement_of
@@ -131,14 +131,10 @@ def with_quantizers(
     keep_from_fused_kernels(quantized)
     fold_weight_standardization_(quantized)
     image = example[:1].detach().to(device_of(quantized), _dtype(quantized))
-    training = [(module, module.training) for module in quantized.modules()]
-    quantized.eval()
-    found = _trace(quantized, image)
-    wants = wants_of(found, excluded)
-    builder = _Builder(quantized, found, wants, scheme, excluded)
-    builder.build()
-    for module, mode in training:
-        module.training = mode
+    with evaluating(quantized):
+        found = _trace(quantized, image)
+        builder = _Builder(quantized, found, wants_of(found, excluded), scheme, excluded)
+        builder.build()
     made = set_layer_bits(builder.model, scheme)
     name_quantizers(made)
     _check_same(made, image, found.result)
@@ -297,10 +293,12 @@ class _Builder:
 
     # Quantizers
 
+    def _bits(self, want: Want) -> Scheme:
+        return self.scheme.edge if want.edge else self.scheme
+
     def _quantizer(self, want: Want, values: list[Value], symmetric: bool = False) -> TensorQuantizer:
-        scheme = self.scheme.edge if want.edge else self.scheme
         nonnegative = all(self.classes.is_nonnegative(value) for value in values)
-        quantizer = TensorQuantizer(activation_descriptor(scheme))
+        quantizer = TensorQuantizer(activation_descriptor(self._bits(want)))
         quantizer.symmetric = symmetric and not nonnegative
         adopt(self.scheme, quantizer, want.role, nonnegative)
         for value in values:
@@ -322,7 +320,7 @@ class _Builder:
         want = wants[0]
         if want is None or kind is None:
             return
-        bits = self.scheme.edge if want.edge else self.scheme
+        bits = self._bits(want)
         try:
             new = quantized_layer(layer, kind, activation_descriptor(bits), _weight_descriptor(bits, layer))
         except ValueError as error:
@@ -410,7 +408,7 @@ class _Builder:
             self.left[full] = "a weight that another module uses"
             return None
         holder, want = self.modules[owner], self.wants.edges[operations[0], 0]
-        bits = self.scheme.edge if want.edge else self.scheme
+        bits = self._bits(want)
         kind = replacement_of(holder)
         values = [value for op in operations if (value := op.operands[0]) is not None]
         if kind is not None:
@@ -566,21 +564,6 @@ def _belongs_to_quantizer(model: nn.Module, name: str) -> bool:
     )
 
 
-class _Copies:
-    """Stands in for quantizers: gives copies, as they do, with the values as they are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.handles = [
-            module.register_forward_hook(lambda module, args, output: output.clone())
-            for module in model.modules()
-            if isinstance(module, TensorQuantizer)
-        ]
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def _check_same(model: nn.Module, image: Tensor, expected: Tensor) -> None:
     """Refuse a result that does not compute what the float model does, where its quantizers hand values on.
@@ -588,18 +571,14 @@ def _check_same(model: nn.Module, image: Tensor, expected: Tensor) -> None:
     What runs on the way is also the order of calls that the sites are known by.
     """
     found = list(quantizers(model).values())
-    modes = [(module, module.training) for module in model.modules()]
-    copies = _Copies(model)
-    try:
-        model.eval()
-        with restore_switches(found), orders_learnt(model):
-            for quantizer in found:
-                quantizer.switches = quantizer.switches._replace(quant=False)
-            actual = model(image)
-    finally:
-        copies.remove()
-        for module, mode in modes:
-            module.training = mode
+    # In place of quantizers: copies, as they give, with the values as they are.
+    copies = [
+        quantizer.register_forward_hook(lambda module, args, output: output.clone()) for quantizer in found
+    ]
+    with attach(copies), evaluating(model), restore_switches(found), orders_learnt(model):
+        for quantizer in found:
+            quantizer.switches = quantizer.switches._replace(quant=False)
+        actual = model(image)
     if image.is_meta:
         return
     limit = 1e-4 * expected.abs().max().item() + 1e-6

@@ -26,6 +26,7 @@ from qzoo.placement.functions import (
     name_of,
     operands,
 )
+from qzoo.quant.fold import attach
 
 _NONNEGATIVE = (
     "relu",
@@ -151,11 +152,8 @@ class _Recorder(TorchFunctionMode):
             handles.append(
                 module.register_forward_hook(self._leaving(name), with_kwargs=True, always_call=True)
             )
-        try:
+        with attach(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _entering(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:

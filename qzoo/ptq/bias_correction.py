@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.placement.scope import unseen
 from qzoo.progress import track
-from qzoo.ptq.collect import attach, images_of
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.layers import Layer, layers_of
 from qzoo.ptq.moments import input_moments
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quant.nn import QuantConv2d
 from qzoo.quantizers import quantizers_off
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qzoo.ptq.collect import attach
+from qzoo.quant.fold import attach
 from qzoo.runtimes.pytorch import run
 
 

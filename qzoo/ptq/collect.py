@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, CalibrationError, NonFiniteError
@@ -336,13 +334,3 @@ def _start(
                 break
     done, emptied = group.broadcast((done, statistics.emptied()))
     return done, statistics if group.first else emptied
-
-
-@contextmanager
-def attach(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Attach hooks for a ``with`` block; they are removed afterwards, also after an error."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

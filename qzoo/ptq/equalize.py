@@ -28,10 +28,10 @@ from qzoo.errors import CalibrationError
 from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import attach, images_of
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.layers import Layer, layers_of, rescaling
 from qzoo.ptq.statistics import Channels
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers_off
 from qzoo.zoo.checkpoint import replace_relu6

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from qzoo.errors import CalibrationError
 from qzoo.placement.scope import unseen
 from qzoo.progress import track
-from qzoo.ptq.collect import attach, images_of
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.layers import Layer
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quantizers import quantizers_off
 
 

@@ -21,9 +21,9 @@ from qzoo.accuracy import Fidelity
 from qzoo.data.dead_leaves import dead_leaves
 from qzoo.options import PROCEDURAL
 from qzoo.preprocessing import Preprocessing
-from qzoo.ptq.collect import attach, collect, weight_ranges
+from qzoo.ptq.collect import collect, weight_ranges
 from qzoo.ptq.ranges import Calibration
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quant.nn import Range, TensorQuantizer
 from qzoo.quantizers import device_of, quantizers_off, require_quantizers, shared_ranges
 from qzoo.runtimes.pytorch import output_of

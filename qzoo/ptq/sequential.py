@@ -29,11 +29,11 @@ from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.adaround import SHRINK, RoundingGain, cost_of, regularized, solve, step_of
 from qzoo.ptq.blocks import Block, tails_of
-from qzoo.ptq.collect import attach, images_of
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.layers import Layer, draw, layers_of, rows_only
 from qzoo.ptq.regression import CrossMoments, wanted_weights
 from qzoo.quant import ops
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quantizers import quantizers_off
 
 

@@ -20,8 +20,9 @@ from qzoo.errors import ArgumentError, CalibrationError
 from qzoo.placement.scope import unseen
 from qzoo.progress import track
 from qzoo.ptq.calls import calls_of
-from qzoo.ptq.collect import attach, images_of
+from qzoo.ptq.collect import images_of
 from qzoo.ptq.layers import rescaling
+from qzoo.quant.fold import attach
 from qzoo.quant.nn import QuantLinear, TensorQuantizer
 
 ALPHA = 0.5

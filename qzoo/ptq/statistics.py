@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qzoo.errors import CalibrationError
-from qzoo.ptq.collect import attach
-from qzoo.quant.fold import evaluating
+from qzoo.quant.fold import attach, evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantInputMixin
 from qzoo.quantizers import quantizers_off, weight_quantizers

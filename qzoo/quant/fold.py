@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from qzoo.errors import QuantizationError
 from qzoo.quant import ops
@@ -230,7 +231,7 @@ def _foldable(layer: nn.Module, output: Tensor) -> bool:
 
 
 def _run(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> _Trace:
-    trace, hooks = _Trace(), []
+    trace = _Trace()
 
     def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -242,15 +243,10 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> _T
 
         return hook
 
-    for name, module in modules.items():
-        if isinstance(module, _ConvNd | nn.Linear | _BatchNorm):
-            hooks.append(module.register_forward_hook(record(name)))
-    try:
-        with _CountReaders(trace):
-            result = model(example)
-    finally:
-        for handle in hooks:
-            handle.remove()
+    watched = {n: m for n, m in modules.items() if isinstance(m, _ConvNd | nn.Linear | _BatchNorm)}
+    hooks = [module.register_forward_hook(record(name)) for name, module in watched.items()]
+    with attach(hooks), _CountReaders(trace):
+        result = model(example)
     trace.readers.update(id(leaf) for leaf in tree_leaves(result) if id(leaf) in trace.producer)
     return trace
 
@@ -265,6 +261,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def attach(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Attach hooks for a ``with`` block; they are removed afterwards, also after an error."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _fold_pair(name: str, layer: Any, norm: Any) -> None:
