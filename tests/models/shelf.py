@@ -193,8 +193,7 @@ def runs_in_int8_in_openvino(
         if op.get_rt_info()["layerType"].astype(str) in LAYERS_OF_OPENVINO
     ]
     layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules())
-    products = sum(q.role == "product" for q in quantizers(model).values())
-    assert layers <= len(precisions) <= layers + products // 2
+    assert len(precisions) >= layers  # products of matrices are of these types, and some averages
     assert set(precisions) <= {"u8", "i8"}
 
 

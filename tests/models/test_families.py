@@ -135,13 +135,20 @@ FAMILIES = (
         joins=(("QLinearAdd", 10),),
     ),
     Family(("dla34",), joins=(("QLinearConcat", 6), ("QLinearAdd", 12))),
+    Family(
+        ("resnest14d", "resnest26d", "resnest50d"),
+        joins=(("QLinearAdd", 4), ("QLinearMul", 4)),
+        floats=("ReduceSum", "Softmax"),  # over the splits
+        rules=("float-island", "float-island-openvino"),
+        exact=("onnxruntime",),
+    ),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
 ALL = {arch: family for family in FAMILIES for arch in family.architectures}
 # These take their time.
 COMPARED_SLOWLY = (
     *("vgg11", "swin_v2_t", "maxvit_t", "convnextv2_tiny"),
-    *("seresnet50", "res2net50_26w_4s", "repvgg_a0_reparam", "dla34"),
+    *("seresnet50", "res2net50_26w_4s", "repvgg_a0_reparam", "dla34", "resnest14d"),
 )
 COMPARED_BY_DEFAULT = tuple(arch for arch in FIRST if arch not in COMPARED_SLOWLY)
 
