@@ -6,9 +6,9 @@ Shapes at 224 pixels: stem of three convolutions [N, 64, 112, 112], pooled [N, 6
 [N, 256, 56, 56], [N, 512, 28, 28], [N, 1024, 14, 14] and [N, 2048, 7, 7], logits [N, num_classes]. In a block a 3x3
 convolution makes two splits [N, 2, width, H, W]; their sum, weighted by attention, goes on.
 
-Quantization: what a convolution, a sum or a product of the splits reads is quantized; the softmax over the splits and
-the two sums stay in float in ONNX Runtime, and count as signed. Each add has a ``residual_quantizer`` on its skip input
-and a ``branch_quantizer`` on the other; ``pool_quantizer`` and ``output_quantizer`` close the network.
+Quantization: what a convolution, a softmax, a sum or a product of the splits reads is quantized; in ONNX Runtime the
+two sums stay in float, and what is behind them counts as signed. Each add has a ``residual_quantizer`` on its skip
+input and a ``branch_quantizer`` on the other; ``pool_quantizer`` and ``output_quantizer`` close the network.
 """
 
 from __future__ import annotations

@@ -137,10 +137,15 @@ FAMILIES = (
     Family(("dla34",), joins=(("QLinearConcat", 6), ("QLinearAdd", 12))),
     Family(
         ("resnest14d", "resnest26d", "resnest50d"),
-        joins=(("QLinearAdd", 4), ("QLinearMul", 4)),
-        floats=("ReduceSum", "Softmax"),  # over the splits
+        joins=(("QLinearAdd", 4), ("QLinearMul", 4), ("QLinearSoftmax", 4)),
+        floats=("ReduceSum",),  # of the splits
+        rules=("float-island",),
+    ),
+    Family(
+        ("ghostnetv2_100", "ghostnetv2_130", "ghostnetv2_160"),
+        joins=(("QLinearConcat", 32), ("QLinearAdd", 16), ("QLinearMul", 21), ("QLinearAveragePool", 14)),
+        floats=("HardSigmoid", "Resize", "Concat"),  # the gates' size is put together of two numbers
         rules=("float-island", "float-island-openvino"),
-        exact=("onnxruntime",),
     ),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
@@ -148,7 +153,7 @@ ALL = {arch: family for family in FAMILIES for arch in family.architectures}
 # These take their time.
 COMPARED_SLOWLY = (
     *("vgg11", "swin_v2_t", "maxvit_t", "convnextv2_tiny"),
-    *("seresnet50", "res2net50_26w_4s", "repvgg_a0_reparam", "dla34", "resnest14d"),
+    *("seresnet50", "res2net50_26w_4s", "repvgg_a0_reparam", "dla34", "resnest14d", "ghostnetv2_100"),
 )
 COMPARED_BY_DEFAULT = tuple(arch for arch in FIRST if arch not in COMPARED_SLOWLY)
 
@@ -164,7 +169,7 @@ def test_family_is_the_references(arch: str) -> None:
 
 # In DenseNet's first block the signs of what is joined differ, where the definition has one range for all.
 JOINED = ("squeezenet1_1", "googlenet", "shufflenet_v2_x0_5")
-JOINED_SLOWLY = ("inception_v3", "dla34")
+JOINED_SLOWLY = ("inception_v3", "dla34", "ghostnetv2_100")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_sources_of_which_nothing_is_known_are_these() -> None:
         *(f"convnextv2_{size}" for size in ("tiny", "base", "large")),
         *(f"mobilenetv4_conv_{size}" for size in ("small", "medium", "large")),
         "dla34",
+        *(f"ghostnetv2_{width}" for width in (100, 130, 160)),
         *(f"repvgg_{size}" for size in ("a0", "a1", "a0_reparam", "a1_reparam")),
     }
 
