@@ -254,7 +254,7 @@ class GhostNetV2(HubMixin, nn.Module):
         stages: list[nn.Module] = []
         number = 0
         for i, stage in enumerate(STAGES):
-            blocks = []
+            blocks: list[nn.Module] = []
             for size in stage:
                 name = f"blocks.{i}.{len(blocks)}"
                 blocks.append(Block(name, channels, width, size, number <= 1, number == 0, quantize))

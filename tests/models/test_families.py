@@ -112,8 +112,13 @@ FAMILIES = (
     ),
     Family(
         ("convnextv2_tiny", "convnextv2_base", "convnextv2_large"),
-        floats=("LayerNormalization", "Gelu", "Mul", "Add", "GlobalAveragePool"),
-        rules=("float-island", "add-float-input", "move-not-crossed"),
+        joins=(("QLinearAdd", 32),),
+        floats=(
+            *("LayerNormalization", "Gelu", "Mul", "Add", "GlobalAveragePool"),
+            *("ReduceL2", "ReduceMean", "Div"),
+        ),
+        rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
+        exact=(),  # norms of the responses are sums of squares
     ),
     Family(("seresnet50",), joins=(("QLinearAdd", 16), ("QLinearMul", 16), ("QLinearSigmoid", 16))),
     Family(("res2net50_26w_4s", "res2net50_14w_8s", "res2net101_26w_4s"), joins=(("QLinearConcat", 16),)),
