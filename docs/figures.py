@@ -222,7 +222,8 @@ def sensitivity(name: str, axes: Any) -> None:
     layers = [layer for layer in measured["layers"] if layer["sqnr_db"] is not None][:15]
     axes.barh([layer["name"] for layer in layers], [layer["sqnr_db"] for layer in layers], color=BLUE)
     axes.axvline(measured["sqnr_db"], color=RED, linestyle="--")
-    axes.text(measured["sqnr_db"], -0.9, f"all quantized {measured['sqnr_db']:.1f}", color=RED, va="bottom")
+    axes.text(measured["sqnr_db"], 1.01, f"all quantized {measured['sqnr_db']:.1f}", color=RED,
+              transform=axes.get_xaxis_transform())  # fmt: skip
     axes.invert_yaxis()
     axes.set(xlabel=f"SQNR of the logits with one layer quantized, dB ({measured['images']} images)")
     axes.tick_params(axis="y", labelsize=7)
