@@ -20,12 +20,17 @@ from qzoo.pipeline.parts import evaluation_images, measured_images, training_ima
 from qzoo.pipeline.plan import Job, Plan
 
 
+def first_images(folder: Path, count: int) -> str:
+    """The name of a stream of so many of Fashion-MNIST's test images."""
+    images, labels = fashion_mnist("test")
+    np.savez(folder / "some.npz", images=images[:count].numpy()[:, 0], labels=labels[:count].numpy())
+    return f"npz:{folder / 'some.npz'}"
+
+
 def test_evaluation_leaves_out_what_a_stream_was_calibrated_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images, labels = fashion_mnist("test")
-    np.savez(tmp_path / "some.npz", images=images[:96].numpy()[:, 0], labels=labels[:96].numpy())
-    data, out = f"npz:{tmp_path / 'some.npz'}", tmp_path / "out"
+    data, out = first_images(tmp_path, 96), tmp_path / "out"
     job = Job(data=data, out=out, progress=False)
     calibrate_checkpoint("resnet20.fmnist-w8a8", Plan(calibration_subset=":24"), job)
     model = qzoo.load_pretrained(out)
@@ -49,9 +54,7 @@ def test_training_on_a_stream_is_kept_apart_from_measuring(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One split: four fifths to train on, as of a folder; and what is made of the result keeps to the same cut."""
-    images, labels = fashion_mnist("test")
-    np.savez(tmp_path / "some.npz", images=images[:80].numpy()[:, 0], labels=labels[:80].numpy())
-    data, out = f"npz:{tmp_path / 'some.npz'}", tmp_path / "out"
+    data, out = first_images(tmp_path, 80), tmp_path / "out"
     command = ["train", "resnet20.fmnist", "--data", data, "--epochs", "1", "--batch-size", "32", "-q"]
     assert main([*command, "--runs", str(tmp_path / "runs"), "--out", str(out)]) == 0
     config = qzoo.load_pretrained(out).qzoo_config

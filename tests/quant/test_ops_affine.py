@@ -14,7 +14,6 @@ from torch import Tensor
 
 from qzoo.errors import QuantizationError
 from qzoo.quant import native, ops
-from qzoo.quant.ops.schema import references
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LIMITS = {
@@ -29,22 +28,6 @@ LIMITS = {
     "nan high": [-1.0, float("nan")],
     "power of two": [-37 / 64, 218 / 64],
 }
-
-
-@pytest.fixture(params=["reference", "dispatched", pytest.param("cuda", marks=pytest.mark.cuda)])
-def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """`run(name, *args)`: an operator by its reference, by what the dispatcher takes here, or on the GPU."""
-
-    def call(name: str, *args: Any) -> Any:
-        if request.param == "reference":
-            return references[name](*args)
-        if request.param == "cuda":
-            args = tuple(a.cuda() if isinstance(a, Tensor) else a for a in args)
-            found = getattr(torch.ops.qzoo, name)(*args)
-            return tuple(y.cpu() for y in found) if isinstance(found, tuple) else found.cpu()
-        return getattr(torch.ops.qzoo, name)(*args)
-
-    return call
 
 
 def in_precision(x: Tensor) -> np.ndarray:
