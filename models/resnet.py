@@ -200,7 +200,7 @@ def _published(
     crop_pct: float = 0.875,
     tuning: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable], Callable]:
-    """Register a network with torchvision's first weights: of timm's Hub repository, where its file is known, or by URL.
+    """Register a network with torchvision's first weights: from timm's Hub repository, if its file is known, or by URL.
 
     Args:
         sha256: SHA-256 of torchvision's file, or the first 8 of its hex digits where no more is known; these are
