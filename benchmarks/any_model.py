@@ -3,7 +3,8 @@
     python -m benchmarks.any_model --out benchmarks/results/any_model.json
 
 Weights are seeded, BatchNorm statistics are those of noise, images have 224 pixels. One thread, batch 1, CPU time,
-processes that take turns; a ratio is of medians, with its 95 % bootstrap interval.
+processes that take turns; a ratio is of medians, with its 95 % bootstrap interval. A file that is there keeps the
+results of networks that are not measured again.
 """
 
 from __future__ import annotations
@@ -48,16 +49,16 @@ def main() -> None:
     torch.set_num_threads(1)
     options = Options(tuple(PEERS), (1,), 1, args.seconds, tuple(PEERS.values()), progress=False)
     head = {**machine(), "threads": 1, "seconds": args.seconds, **versions(options.compare)}
-    entries = []
+    before = json.loads(args.out.read_text())["results"] if args.out and args.out.exists() else []
     for name in args.names:
         reference, images = network(name), torch.randn(4, 3, 224, 224)
         quantized = qzoo.quantize(reference, images)
         qzoo.calibrate(quantized, [images], progress=False)
-        for entry in compare(name, quantized, reference, images[:1], options):
-            entries.append(entry)
-            print(json.dumps(entry), flush=True)
-    if args.out:
-        args.out.write_text(json.dumps({**head, "results": entries}, indent=1) + "\n")
+        entries = compare(name, quantized, reference, images[:1], options)
+        print(*map(json.dumps, entries), sep="\n", flush=True)
+        before = [entry for entry in before if entry["model"] != name] + entries
+        if args.out:
+            args.out.write_text(json.dumps({**head, "results": before}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from qzoo.export.graph import (
 )
 from qzoo.export.lint.openvino import gathers_rows, readers_that_round
 from qzoo.export.passes import use_unsigned
-from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, POOLS
+from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, NORMS, POOLS
 
 _BIAS = 1e-30
 """What a sum of float32 does not see, but a pass that drops zeros does."""
@@ -171,7 +171,8 @@ def average_by_convolution(model: ir.Model) -> None:
     OpenVINO pads the pooling with the integer 0 where it has given the tensor a zero point of 128, as it does for every
     signed tensor that a convolution reads; a convolution it pads with the zero point. And before a BatchNorm or
     arithmetic it rounds the average to the steps of its input, see
-    :func:`qzoo.export.lint.openvino.readers_that_round`.
+    :func:`qzoo.export.lint.openvino.readers_that_round`. Where padding does not count, the average over the whole
+    kernel is multiplied by kernel size over counted pixels, a constant for each place.
     """
     dynamic = any(value.shape and not isinstance(value.shape[0], int) for value in model.graph.inputs)
     for pool in nodes_of(model, "AveragePool"):
@@ -184,7 +185,10 @@ def average_by_convolution(model: ir.Model) -> None:
             continue
         padded, counted = any(integers(pool, "pads")), integer(pool, "count_include_pad", 0) == 1
         wrong = padded and counted and _is_signed(zero)
-        if not wrong and ((padded and not counted) or not readers_that_round(pool, dynamic)):
+        if not wrong and not readers_that_round(pool, dynamic):
+            continue
+        shares = _counted_shares(pool) if padded and not counted else None
+        if padded and not counted and shares is None:
             continue
         kernel = integers(pool, "kernel_shape")
         name = f"{pool.outputs[0].name}_ones"
@@ -192,11 +196,68 @@ def average_by_convolution(model: ir.Model) -> None:
         scale = initializer(model, f"{name}_scale", np.array(1 / np.prod(kernel), np.float32))
         point = initializer(model, f"{name}_zero_point", np.array(0, np.int8))
         weight = node_like("DequantizeLinear", [ones, scale, point], like=pool)
-        conv = node_like("Conv", [x, weight.outputs[0]], like=pool, result=pool.outputs[0], group=channels)
+        result = pool.outputs[0]
+        conv = node_like("Conv", [x, weight.outputs[0]], like=pool, result=result, group=channels)
         for attribute in ("strides", "dilations", "pads"):
             if attribute in pool.attributes:
                 conv.attributes[attribute] = pool.attributes[attribute]
-        replace_by(model, pool, [weight, conv])
+        if shares is None:
+            replace_by(model, pool, [weight, conv])
+            continue
+        factor = initializer(model, f"{name}_factor", (1 / shares).astype(np.float32))
+        whole = node_like("Mul", [conv.outputs[0], factor], like=pool, result=result)
+        replace_by(model, pool, [weight, conv, whole])
+
+
+def _counted_shares(pool: ir.Node) -> np.ndarray | None:
+    """Part of the kernel that lies on the image, [1, 1, H, W] of the result; None where the size is open."""
+    x = pool.inputs[0]
+    sizes = [] if x is None or x.shape is None else list(x.shape)[2:]
+    kernel, pads = integers(pool, "kernel_shape"), integers(pool, "pads")
+    if len(sizes) != len(kernel) or not all(isinstance(size, int) for size in sizes):
+        return None
+    shares = np.ones(())
+    for axis, size in enumerate(sizes):
+        stride, dilation = (
+            (integers(pool, name) or [1] * len(kernel))[axis] for name in ("strides", "dilations")
+        )
+        reach = (kernel[axis] - 1) * dilation
+        starts = np.arange(-pads[axis], int(size) + pads[axis + len(kernel)] - reach, stride)
+        taken = starts[:, None] + dilation * np.arange(kernel[axis])
+        part = ((taken >= 0) & (taken < int(size))).mean(1)
+        shares = shares[..., None] * part
+    return shares[None, None]
+
+
+def keep_epsilon(model: ir.Model) -> None:
+    """Put a Max with the lowest number before a normalization of what was dequantized.
+
+    A normalization does not depend on the scale of its input but for epsilon: OpenVINO moves a scale of the whole
+    tensor behind it, and adds epsilon to the variance of the integers, where it is next to nothing. No scale is moved
+    across a Max.
+    """
+    lowest = np.array(np.finfo(np.float32).min, np.float32)
+    for norm in nodes_of(model, *NORMS):
+        x = norm.inputs[0]
+        if x is None or not _is_scaled(x):
+            continue
+        bound = initializer(model, f"{norm.outputs[0].name}_lowest", lowest)
+        kept = node_like("Max", [x, bound], like=norm)
+        kept.outputs[0].type, kept.outputs[0].shape = x.type, x.shape
+        model.graph.insert_before(norm, kept)
+        norm.replace_input_with(0, kept.outputs[0])
+
+
+def _is_scaled(value: ir.Value | None) -> bool:
+    """Whether a value is dequantized by one scale, maybe moved, joined, or added to something since."""
+    node = maker(value)
+    if node is None:
+        return False
+    if node.op_type == "DequantizeLinear":
+        scale = constant(node.inputs[1])
+        return scale is not None and scale.size == 1
+    sources = node.inputs if node.op_type in ("Concat", *ARITHMETIC) else node.inputs[:1]
+    return node.op_type in ("Concat", *ARITHMETIC, *MOVES) and any(map(_is_scaled, sources))
 
 
 def _is_signed(zero: np.ndarray) -> bool:
