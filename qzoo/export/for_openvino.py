@@ -212,9 +212,10 @@ def average_by_convolution(model: ir.Model) -> None:
 def _counted_shares(pool: ir.Node) -> np.ndarray | None:
     """Part of the kernel that lies on the image, [1, 1, H, W] of the result; None where the size is open."""
     x = pool.inputs[0]
-    sizes = [] if x is None or x.shape is None else list(x.shape)[2:]
+    known = [] if x is None or x.shape is None else list(x.shape)[2:]
+    sizes = [size for size in known if isinstance(size, int)]
     kernel, pads = integers(pool, "kernel_shape"), integers(pool, "pads")
-    if len(sizes) != len(kernel) or not all(isinstance(size, int) for size in sizes):
+    if len(sizes) != len(kernel):
         return None
     shares = np.ones(())
     for axis, size in enumerate(sizes):
@@ -222,9 +223,9 @@ def _counted_shares(pool: ir.Node) -> np.ndarray | None:
             (integers(pool, name) or [1] * len(kernel))[axis] for name in ("strides", "dilations")
         )
         reach = (kernel[axis] - 1) * dilation
-        starts = np.arange(-pads[axis], int(size) + pads[axis + len(kernel)] - reach, stride)
+        starts = np.arange(-pads[axis], size + pads[axis + len(kernel)] - reach, stride)
         taken = starts[:, None] + dilation * np.arange(kernel[axis])
-        part = ((taken >= 0) & (taken < int(size))).mean(1)
+        part = ((taken >= 0) & (taken < size)).mean(1)
         shares = shares[..., None] * part
     return shares[None, None]
 
