@@ -219,9 +219,9 @@ class QuantSiLU(nn.Module):
         self.sigmoid_quantizer = activation_quantizer(quantize, "activation", nonnegative=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.activation_quantizer(x)
         if is_idle(self.sigmoid_quantizer):
             return nn.functional.silu(x)
-        x = self.activation_quantizer(x)
         return x * self.sigmoid_quantizer(torch.sigmoid(x))
 
 
