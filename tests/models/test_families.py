@@ -152,13 +152,33 @@ FAMILIES = (
         floats=("HardSigmoid", "Resize", "Concat"),  # the gates' size is put together of two numbers
         rules=("float-island", "float-island-openvino"),
     ),
+    Family(
+        ("hrnet_w18_small", "hrnet_w18"),
+        joins=(("QLinearAdd", 46),),
+        floats=("Resize",),  # of integers
+        rules=("float-island-openvino",),
+    ),
+    Family(
+        ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s"),
+        floats=("LayerNormalization", "FusedMatMul", "MatMul", "Softmax", "Add", "QuickGelu"),
+        rules=("float-island", "add-float-input", *FLOAT_STREAM),
+        exact=("onnxruntime",),
+    ),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
 ALL = {arch: family for family in FAMILIES for arch in family.architectures}
 # These take their time.
 COMPARED_SLOWLY = (
     *("vgg11", "swin_v2_t", "maxvit_t", "convnextv2_tiny"),
-    *("seresnet50", "res2net50_26w_4s", "repvgg_a0_reparam", "dla34", "resnest14d", "ghostnetv2_100"),
+    *(
+        "seresnet50",
+        "res2net50_26w_4s",
+        "repvgg_a0_reparam",
+        "dla34",
+        "resnest14d",
+        "ghostnetv2_100",
+        "hrnet_w18_small",
+    ),
 )
 COMPARED_BY_DEFAULT = tuple(arch for arch in FIRST if arch not in COMPARED_SLOWLY)
 
