@@ -117,7 +117,7 @@ def main() -> None:
     runtime = (
         sum(n.multiply_adds / unit * times.runtime + times.image for n in calibrated) * VALIDATION / 3600
     )
-    weights = {n.recipe.float_source.sha256 if n.recipe.float_source else n.recipe.name: n for n in networks}
+    weights = {n.recipe.float_source.source if n.recipe.float_source else n.recipe.name: n for n in networks}
     print(f"decoding for the trainings: {epochs * TRAINING * times.image / 3600:.0f} core-hours")
     print(f"ONNX Runtime's part of the builds: {runtime:.0f} core-hours")
     print(f"parameters of all float weights: {sum(n.parameters for n in weights.values()) / 1e9:.2f} billion")
