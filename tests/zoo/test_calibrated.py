@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import os
 import threading
@@ -23,6 +24,7 @@ from qzoo import registry
 from qzoo.cards.card import card
 from qzoo.config import Config, FloatSource, config_of, read_config
 from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
+from qzoo.models.resnet import Bottleneck, ResNet
 from qzoo.options import Recipe
 from qzoo.preprocessing import Preprocessing
 from qzoo.quantizers import active_quantizers
@@ -36,13 +38,15 @@ A, B = "a" * 64, "b" * 64
 
 
 def serve_resnet50(server: Hub, monkeypatch: pytest.MonkeyPatch, pixels: int) -> Repo:  # noqa: F811
-    """timm's repository with random weights in the real layout, and its pin; images of so many pixels."""
+    """timm's repository with random weights of a shallow network, one block a stage, and its pin; images of so many
+    pixels."""
+    entry = registry.architecture("resnet50")
+    shallow = functools.wraps(entry.build)(functools.partial(ResNet, Bottleneck, (1, 1, 1, 1)))
     torch.manual_seed(0)
-    model = qzoo.create_model("resnet50")
+    model = shallow()
     content = safetensors.torch.save(dict(model.state_dict()))
     repo = server.repos.setdefault("timm/resnet50.tv_in1k", Repo())
     commit = repo.commit({"model.safetensors": content, "config.json": b"{}"})
-    entry = registry.architecture("resnet50")
     weights = dataclasses.replace(
         entry.weights["tv_in1k"],
         sources=("hf:timm/resnet50.tv_in1k/model.safetensors",),
@@ -50,7 +54,7 @@ def serve_resnet50(server: Hub, monkeypatch: pytest.MonkeyPatch, pixels: int) ->
         revision=commit,
         preprocessing=Preprocessing((3, pixels, pixels)),
     )
-    changed = dataclasses.replace(entry, weights=MappingProxyType({"tv_in1k": weights}))
+    changed = dataclasses.replace(entry, build=shallow, weights=MappingProxyType({"tv_in1k": weights}))
     monkeypatch.setitem(registry._entries, "resnet50", changed)
     return repo
 
