@@ -66,7 +66,7 @@ class FloatSource:
     Attributes:
         source: ``"pypi:..."``, ``"hf:..."``, ``"https:..."`` or ``"qzoo:..."``; or a factory (``Config.factory``).
         revision: commit of a Hub repository, version of a package, "" for the rest.
-        sha256: of the file; of the tensors, where it is a factory.
+        sha256: of the file; of the tensors, where it is a factory; "" in a recipe where none is published.
         license: SPDX identifier; "" where none is declared.
     """
 
@@ -78,7 +78,7 @@ class FloatSource:
     )
     revision: str
     sha256: str = field(
-        metadata=like("[0-9a-f]{8}|[0-9a-f]{64}", "a SHA-256 in lower-case hex digits, or its first 8")
+        metadata=like("[0-9a-f]{8}|[0-9a-f]{64}|", "a SHA-256 in lower-case hex digits, or its first 8")
     )
     license: str
 

@@ -15,7 +15,7 @@ from qzoo.errors import CheckpointError, HubError
 from qzoo.pipeline.build_all import build_all, is_complete
 from qzoo.pipeline.plan import BuildJob, how_made, plan_of
 from qzoo.pipeline.recipes import recipes
-from qzoo.registry import architecture, list_architectures
+from qzoo.registry import architecture, list_architectures, parse_name
 
 ROOT = Path(qzoo.__file__).parent.parent
 
@@ -32,7 +32,8 @@ def test_every_architecture_with_public_weights_has_one() -> None:
         assert config.metrics == ()
         assert config.files == {}
         assert config.float_source is not None
-        assert len(config.float_source.sha256) >= 8  # every file is pinned by its hash
+        tag = parse_name(config.name).tag or ""
+        assert config.float_source.sha256 == architecture(config.architecture).weights[tag].sha256[0]
 
 
 def test_recipes_come_with_the_package_whatever_the_folder(
