@@ -20,6 +20,8 @@ from qzoo.registry import architecture, parse_name
 # What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its releases, and torchvision's older networks.
 _ALSO_IN_TIMM = (
     "https://github.com/rwightman/pytorch-image-models/",
+    "https://github.com/huggingface/pytorch-image-models/",
+    "https://dl.fbaipublicfiles.com/deit/deit_3",
     "https://download.pytorch.org/models/res",
     "https://download.pytorch.org/models/wide_res",
     "https://download.pytorch.org/models/densenet",
@@ -100,7 +102,7 @@ def base_model(config: Config) -> str:
         if source.startswith("hf:"):
             return "/".join(source.removeprefix("hf:").split("/")[:2])
         if source.startswith(_ALSO_IN_TIMM):
-            return f"timm/{parsed.arch}.{parsed.tag}"
+            return f"timm/{parsed.arch.removesuffix('_reparam')}.{parsed.tag}"
     return ""
 
 
