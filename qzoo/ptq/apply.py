@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,13 +28,13 @@ from qzoo.ptq.bias_correction import correct_bias
 from qzoo.ptq.collect import SHARE, hold_back, images_of
 from qzoo.ptq.data_free import calibrate_data_free
 from qzoo.ptq.equalize import can_equalize, equalize, some
-from qzoo.ptq.procedural import calibrate_procedural, procedural_batches
+from qzoo.ptq.procedural import MatchedNorms, calibrate_procedural, procedural_batches
 from qzoo.ptq.ranges import Calibration, Candidate, calibrate
 from qzoo.ptq.relu6 import without_relu6
 from qzoo.ptq.sequential import adaround_sequential
 from qzoo.ptq.smoothquant import ALPHA, ALPHAS, smooth
 from qzoo.quant.fold import evaluating
-from qzoo.quantizers import device_of, quantizers_off
+from qzoo.quantizers import device_of, quantizers_off, weight_quantizers
 from qzoo.runtimes.pytorch import output_of
 
 logger = logging.getLogger(__name__)
@@ -127,13 +128,29 @@ def apply_recipe(
     if recipe.equalize:
         without_relu6(model, batches)
         some(equalize(model, batches, progress=progress))
+    matched: AbstractContextManager[None] = nullcontext()
     if recipe.method == PROCEDURAL:
-        found = calibrate_procedural(model, batches, progress=progress)
+        norms = MatchedNorms(model) if recipe.rounding != "nearest" and _rounds_coarsely(model) else None
+        found = calibrate_procedural(model, batches, norms=norms, progress=progress)
+        matched = norms.round_on(model, batches) if norms is not None and norms.any else matched
     else:
         percentile = PERCENTILE if recipe.percentile is None else recipe.percentile
         found = calibrate(
             model, batches, method=recipe.method, percentile=percentile, progress=progress, group=group
         )
+    with matched:
+        _fit_weights(model, batches, recipe, progress)
+    return found
+
+
+def _rounds_coarsely(model: nn.Module) -> bool:
+    """Whether some weights have fewer than 8 bits: at 8 their error is smaller than what BatchNorms would mend."""
+    bits = [quantizer.num_bits for _, quantizer in weight_quantizers(model).values()]
+    return any(isinstance(count, int) and count < 8 for count in bits)
+
+
+def _fit_weights(model: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
+    """Round the weights and correct the biases, as the recipe has it."""
     exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
     if recipe.rounding == "learned":
         adaround(model, batches, progress=progress)
@@ -144,7 +161,6 @@ def apply_recipe(
     elif exact is not None:
         with quantizers_off(exact):
             correct_bias(model, batches, method="empirical", reference=exact, progress=progress)
-    return found
 
 
 def best_recipe(

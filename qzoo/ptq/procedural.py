@@ -7,15 +7,22 @@ need no BatchNorm.
 
 They excite late layers less than photographs do: on EfficientNet-Lite1 the range with the least squared error is 0.7 to
 1.0 times that of real images. So it gets a margin, but never ends above what the operation in front can give.
+
+BatchNorms know how much the data excited each channel. Where weights of few bits are rounded by learning, the images
+pass once more with the channels so scaled (:class:`MatchedNorms`), as "Adaptive Batch Normalization for practical
+domain adaptation" (Li et al., 2018, Pattern Recognition 80) does with images of another domain. Ranges then cover both
+passes, with no margin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qzoo.accuracy import Fidelity
 from qzoo.data.dead_leaves import dead_leaves
@@ -40,14 +47,100 @@ def procedural_batches(preprocessing: Preprocessing, images: int = IMAGES, seed:
     return list(dead_leaves(preprocessing, images, seed).split(8))
 
 
+class MatchedNorms:
+    """BatchNorms under which procedural images have, channel by channel, the mean and deviation of the data.
+
+    Args:
+        model: with trained BatchNorms; those without running statistics are left alone.
+
+    Attributes:
+        any: whether there are some.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._trained: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        for norm in norms:
+            mean, variance = _running(norm)
+            self._trained[norm] = (mean.clone(), variance.clone())
+        self._moments: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+        self.any = bool(norms)
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Within, each BatchNorm takes every batch for the data that it was trained on, and its moments are noted."""
+        self._moments = {}
+        with attach([norm.register_forward_pre_hook(self._match) for norm in self._trained]):
+            yield
+
+    @torch.no_grad()
+    def _match(self, norm: nn.Module, args: Any) -> tuple[Tensor]:
+        x: Tensor = args[0]
+        variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        self._moments.setdefault(norm, []).append((mean, variance))
+        trained_mean, trained_variance = _running(norm)
+        gain = (trained_variance / self._floor(norm, variance)).sqrt()
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return (x * gain.reshape(shape) + (trained_mean - mean * gain).reshape(shape),)
+
+    def _pool(self) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """Mean and variance over all batches, of those of each."""
+        pooled = {}
+        for norm, moments in self._moments.items():
+            means, variances = (torch.stack(values) for values in zip(*moments, strict=True))
+            variance = variances.mean(0) + means.var(0, correction=0)
+            pooled[norm] = (means.mean(0), self._floor(norm, variance))
+        return pooled
+
+    def _floor(self, norm: nn.Module, variance: Tensor) -> Tensor:
+        """No channel is scaled up more than tenfold: one that the images hardly reach is noise."""
+        return torch.maximum(variance, 0.01 * self._trained[norm][1]).clamp(min=1e-30)
+
+    @contextmanager
+    def round_on(self, model: nn.Module, batches: list[Tensor]) -> Iterator[None]:
+        """Within, weights may be rounded on the images as if they were the data; then the BatchNorms are measured anew.
+
+        They hold the moments of the float model within. Afterwards they hold those of training, moved as rounding has
+        moved the moments of the images: what is wrong in the mean and in the deviation of a channel is made up for. On
+        data, "Hybrid 8-bit Floating Point (HFP8) Training and Inference for Deep Neural Networks" (Sun et al., 2019,
+        NeurIPS) tunes BatchNorms of a quantized network in this way.
+        """
+        exact = self._pool()
+        for norm, moments in exact.items():
+            _set_running(norm, *moments)
+        try:
+            yield
+        finally:
+            for norm, moments in self._trained.items():
+                _set_running(norm, *moments)
+        with torch.no_grad(), evaluating(model), self.measure():
+            for batch in _together(batches):
+                model(batch)
+        for norm, (mean, variance) in self._pool().items():
+            trained_mean, trained_variance = self._trained[norm]
+            old_mean, old_variance = exact[norm]
+            change = (variance / old_variance).clamp(0.25, 4)  # of a channel that is hardly reached: noise
+            _set_running(norm, trained_mean + mean - old_mean, trained_variance * change)
+
+
+def _running(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    return norm.running_mean, norm.running_var  # type: ignore[return-value]
+
+
+def _set_running(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
+    for old, new in zip(_running(norm), (mean, variance), strict=True):
+        old.copy_(new)
+
+
 def calibrate_procedural(
-    model: nn.Module, batches: Iterable[Tensor], *, progress: bool = True
+    model: nn.Module, batches: Iterable[Tensor], *, norms: MatchedNorms | None = None, progress: bool = True
 ) -> Calibration:
     """Calibrate a model on procedural images: set the range of every quantizer, in place.
 
     Args:
         model: with quantizers and trained weights.
         batches: procedural images, where the model is.
+        norms: the model's, for a second pass that has the statistics of its data; ranges cover both passes then.
         progress: show a progress bar.
 
     Returns:
@@ -62,32 +155,53 @@ def calibrate_procedural(
         >>> calibrate_procedural(model, batches, progress=False).method
         'procedural'
     """
-    found, weights = require_quantizers(model), weight_ranges(model)
+    found, weights, batches = require_quantizers(model), weight_ranges(model), list(batches)
     watches = {name: _Watch() for name in found if name not in weights}
     with attach([found[name].register_forward_pre_hook(watch) for name, watch in watches.items()]):
-        statistics = collect(model, batches, histograms=True, progress=progress)
-    largest, best = (statistics.ranges(method, 100.0) for method in ("max", "mse"))
+        passes = [collect(model, batches, histograms=True, progress=progress)]
+    if norms is not None and norms.any:
+        with norms.measure():
+            passes.append(collect(model, _together(batches), histograms=True, progress=progress))
+    searched = [(seen.ranges("mse", 100.0), seen.ranges("max", 100.0)) for seen in passes]
     bounds = {name: watch.bound() for name, watch in watches.items()}
     for names in shared_ranges(model):
         same = {bounds[name] for name in names}
         bounds |= dict.fromkeys(names, same.pop() if len(same) == 1 else None)
-    for name, range_ in best.items():
-        found[name].set_range(*_widen(range_, largest[name], bounds[name]))
+    for name in searched[0][0]:
+        matched = len(passes) > 1 and found[name].role != "output"  # no BatchNorm tells of the logits
+        seen, margins = (searched, (1.0, 0.0)) if matched else (searched[:1], (MARGIN, LEAST))
+        ranges = [_widen(best[name], largest[name], bounds[name], *margins) for best, largest in seen]
+        found[name].set_range(*_cover(ranges))
     for name, amax in weights.items():
         found[name].set_range(amax)
     return Calibration(PROCEDURAL, 0)
 
 
-def _widen(best: Range, largest: Range, bound: float | None) -> Range:
+def _together(batches: list[Tensor], count: int = 4) -> list[Tensor]:
+    """Larger batches, whose moments are those of more images."""
+    return [torch.cat(batches[i : i + count]) for i in range(0, len(batches), count)]
+
+
+def _cover(ranges: list[Range]) -> Range:
+    """What covers all of the ranges."""
+    amax = torch.stack([range_.amax for range_ in ranges]).amax(0)
+    limits = [range_.limits for range_ in ranges if range_.limits is not None]
+    if not limits:
+        return Range(amax)
+    low, high = torch.stack(limits).unbind(1)
+    return Range(amax, torch.stack([low.min(), high.max()]))
+
+
+def _widen(best: Range, largest: Range, bound: float | None, margin: float, least: float) -> Range:
     """The range with its margin; where the values have a bound, it ends there."""
     if bound is not None and best.amax.numel() == 1:
         ends = None if largest.limits is None else largest.limits * (bound / largest.amax.clamp(min=1e-30))
         return Range(torch.full_like(best.amax, bound), ends)
-    amax = torch.maximum(MARGIN * best.amax, LEAST * largest.amax)
+    amax = torch.maximum(margin * best.amax, least * largest.amax)
     if best.limits is None or largest.limits is None:
         return Range(amax)
-    wide, least = MARGIN * best.limits, LEAST * largest.limits  # [low, high]
-    return Range(amax, torch.where(wide.abs() > least.abs(), wide, least))
+    wide, some = margin * best.limits, least * largest.limits  # [low, high]
+    return Range(amax, torch.where(wide.abs() > some.abs(), wide, some))
 
 
 class _Watch:

@@ -36,7 +36,7 @@ from qzoo.scheme import DEFAULT_TARGET, Scheme
 from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
 from qzoo.zoo.store import home
 
-VERSION = 1
+VERSION = 2
 """Of the method: raise it where the same weights and recipe come to another checkpoint."""
 
 RELIABLE = 90.0
@@ -45,11 +45,11 @@ RELIABLE = 90.0
 
 def recipe_without_data(family: Family, scheme: Scheme) -> Recipe:
     """Choose the recipe without data: weights are rounded by learning where that matters, and can be."""
-    integers = scheme.weight_format == "int" and not scheme.group
-    if integers and scheme.weight_bits < 8:
-        return Recipe(method=PROCEDURAL, rounding="sequential", smooth=family.smooth)
-    if integers and family.rounding == "learned":
-        return Recipe(method=PROCEDURAL, rounding="learned", smooth=family.smooth)
+    learned = scheme.weight_bits < 8 or family.rounding == "learned"
+    if learned and scheme.weight_format == "int" and not scheme.group:
+        # without BatchNorms, as in transformers, each layer has to make up for the errors of those before it
+        rounding = "sequential" if family.smooth and scheme.weight_bits < 8 else "learned"
+        return Recipe(method=PROCEDURAL, rounding=rounding, smooth=family.smooth)
     return Recipe(method=PROCEDURAL, bias_correction="analytic", smooth=family.smooth)
 
 

@@ -178,6 +178,22 @@ class Small:
         return found, [str(warning.message) for warning in caught]
 
 
+@pytest.mark.parametrize(
+    ("arch", "scheme", "rounding", "correction"),
+    [
+        ("resnet50", "w8a8", "nearest", "analytic"),
+        ("resnet50", "w4a8", "learned", "none"),
+        ("resnet50", "w4g32a8", "nearest", "analytic"),
+        ("tf_efficientnet_lite0", "w8a8", "learned", "none"),
+        ("deit_tiny_patch16_224", "w8a8", "nearest", "analytic"),
+        ("deit_tiny_patch16_224", "w4a8", "sequential", "none"),  # has no BatchNorms
+    ],
+)
+def test_rounding_without_data(arch: str, scheme: str, rounding: str, correction: str) -> None:
+    recipe = calibrated.recipe_without_data(registry.architecture(arch).family, Scheme.parse(scheme))
+    assert (recipe.method, recipe.rounding, recipe.bias_correction) == ("procedural", rounding, correction)
+
+
 @pytest.fixture
 def small() -> Small:
     return Small()
