@@ -130,9 +130,10 @@ def apply_recipe(
         some(equalize(model, batches, progress=progress))
     matched: AbstractContextManager[None] = nullcontext()
     if recipe.method == PROCEDURAL:
-        norms = MatchedNorms(model) if recipe.rounding != "nearest" and _rounds_coarsely(model) else None
+        norms = MatchedNorms(model) if recipe.rounding != "nearest" else None
         found = calibrate_procedural(model, batches, norms=norms, progress=progress)
-        matched = norms.round_on(model, batches) if norms is not None and norms.any else matched
+        if norms is not None and norms.any and _rounds_coarsely(model):
+            matched = norms.round_on(model, batches)
     else:
         percentile = PERCENTILE if recipe.percentile is None else recipe.percentile
         found = calibrate(

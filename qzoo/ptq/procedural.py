@@ -8,10 +8,10 @@ need no BatchNorm.
 They excite late layers less than photographs do: on EfficientNet-Lite1 the range with the least squared error is 0.7 to
 1.0 times that of real images. So it gets a margin, but never ends above what the operation in front can give.
 
-BatchNorms know how much the data excited each channel. Where weights of few bits are rounded by learning, the images
+BatchNorms know how much the data excited each channel. Where the rounding of weights is learned, the images
 pass once more with the channels so scaled (:class:`MatchedNorms`), as "Adaptive Batch Normalization for practical
 domain adaptation" (Li et al., 2018, Pattern Recognition 80) does with images of another domain. Ranges then cover both
-passes, with no margin.
+passes, with no margin, and weights of few bits are rounded on the second.
 """
 
 from __future__ import annotations
