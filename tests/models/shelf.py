@@ -163,9 +163,10 @@ def runs_in_int8_in_onnxruntime(
         assert not exact or torch.equal(torch.as_tensor(got), expected), level
     ops = Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
     layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules())
-    assert (
-        sum(ops[kind] for kind in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")) == layers
-    )
+    kernels = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+    executed = sum(ops[kind] for kind in kernels)
+    split = sum(name.endswith(".qkv") for name, _ in model.named_modules())  # in three: query, key and value
+    assert layers <= executed <= layers + 2 * split
     moves = {"Reshape", "Transpose", "Pad", "Split", "Slice", "MaxPool", "NhwcMaxPool"}
     moves |= {"ReorderInput", "ReorderOutput"}  # of the channels, for a pooling
     moves |= {"Shape", "Gather", "Squeeze", "Unsqueeze", "Range"}  # how many images
