@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from qzoo.data.epochs import Epochs
 from qzoo.data.fashion_mnist import fashion_mnist
 from qzoo.data.folders import FolderLoader
 from qzoo.data.tensors import TensorLoader, crop_flip_erase
@@ -355,7 +356,7 @@ def test_bfloat16(tmp_path: Path) -> None:
 
 def test_float16_scales_the_loss_and_keeps_the_scale(tmp_path: Path) -> None:
     """The loop alone, on the CPU, where ``train`` refuses it: torch's scaler works there, too."""
-    options, data = TrainOptions(epochs=2, lr=0.05, fp16=True), loader(128)
+    options, data = TrainOptions(epochs=2, lr=0.05, fp16=True), Epochs(loader(128))
     plain = TrainOptions(epochs=2, lr=0.05)
 
     def started(options: TrainOptions, name: str) -> _Run:
