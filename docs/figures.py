@@ -49,8 +49,8 @@ _STYLE = {
 def figures() -> dict[str, bytes]:
     """Every picture as SVG, by its path in the site."""
     drawn = {"levels": levels, "histogram": histogram, "error": error, "bits": bits, "graph": graph,
-             "weights": weights, "logits": logits}  # fmt: skip
-    sizes = {"graph": (8.0, 1.3)}
+             "weights": weights, "logits": logits, "drop": drop}  # fmt: skip
+    sizes = {"graph": (8.0, 1.3), "drop": (8.0, 6.6)}
     pictures = {f"figures/{name}.svg": svg(draw, *sizes.get(name, SIZE)) for name, draw in drawn.items()}
     for path in SENSITIVITY.glob("*.json"):
         pictures[f"figures/sensitivity-{path.stem}.svg"] = svg(
@@ -254,6 +254,34 @@ def graph(axes: Any) -> None:
         axes.text(x, 0, _SHORT.get(node.op_type, node.op_type), ha="center", va="center", color="white", fontsize=8,
                   bbox={"boxstyle": "round", "facecolor": _COLORS.get(node.op_type, GREY), "linewidth": 0})  # fmt: skip
     axes.set(xlim=(-0.6, len(shown) - 0.4), ylim=(-0.3, 1.2))
+    axes.axis("off")
+
+
+QUESTIONS = (
+    ("The float model, too, is below\nits published accuracy?", "Mend the preprocessing"),
+    ("The file's answers differ\nfrom the simulation's?", "The engine differs"),
+    ("The drop is smaller\nthan its interval?", "Measure more images"),
+    ("Calibrated by max?", "--method auto"),
+    ("A depthwise network?", "build --recipe best"),
+    ("A transformer?", "--smooth"),
+    ("One layer costs most?", "Keep it in float"),
+    ("Four bits or fewer,\nor still a point at eight?", "Train (QAT)"),
+)
+
+
+def drop(axes: Any) -> None:
+    """What to do about lost accuracy: the questions in their order, and where a yes leads."""
+    arrow = {"arrowstyle": "->", "color": GREY, "linewidth": 0.8}
+    for y, (question, action) in enumerate(QUESTIONS):
+        for x, text, color in ((0.0, question, BLUE), (1.0, action, GREEN)):
+            axes.text(x, -y, text, ha="center", va="center", color="white",
+                      bbox={"boxstyle": "round", "facecolor": color, "linewidth": 0})  # fmt: skip
+        axes.annotate("", (0.72, -y), (0.38, -y), arrowprops=arrow)
+        axes.text(0.55, -y + 0.08, "yes", ha="center")
+        if y:
+            axes.annotate("", (0, -y + 0.3), (0, -y + 0.7), arrowprops=arrow)
+            axes.text(0.04, -y + 0.45, "no")
+    axes.set(xlim=(-0.5, 1.5), ylim=(-len(QUESTIONS) + 0.5, 0.5))
     axes.axis("off")
 
 

@@ -143,7 +143,7 @@ def test_pictures_show_the_figures_of_the_guide(site: Path) -> None:
     assert re.findall(r">((?:max|percentile|mse|entropy) [\d.]+)<", picture) == [
         " ".join(pair) for pair in printed
     ]
-    for page in ("guide/post-training", "guide/calibration", "guide/export", "."):
+    for page in ("guide/post-training", "guide/calibration", "guide/export", "how/accuracy-dropped", "."):
         text = (site / page / "index.html").read_text(encoding="utf-8")
         assert re.search(r'<img [^>]*src="(?:\.\./)*figures/\w+\.svg"', text), page
 
