@@ -23,7 +23,7 @@ from qzoo.placement.factory import build_float, preprocessing_of
 from qzoo.placement.model import quantize
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.quantizers import quantizers
+from qzoo.quantizers import quantizers, quantizers_off
 from qzoo.registry import PLUGINS, list_architectures
 from qzoo.scheme import TARGETS
 
@@ -382,9 +382,9 @@ def _studied(start: str) -> _Start:
     torch.manual_seed(0)
     model = build_float(start)
     native = preprocessing_of(model).input_size[-1]
-    size = _smaller(model, native)
+    quantized = quantize(model, torch.zeros(1, 3, native, native))
+    size = _smaller(quantized, native)
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    quantized = quantize(model, images)
     calibrate(quantized, [images], progress=False)
     shares, findings = {}, {}
     with temporary_folder() as folder:
@@ -413,11 +413,11 @@ def _studied(start: str) -> _Start:
 
 
 def _smaller(model: nn.Module, native: int) -> int:
-    """A size of images that is quick to test with, where the network takes it; its own otherwise."""
+    """A size of images that is quick to test with, where the quantized network takes it; its own otherwise."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quantizers_off(model):
             model(torch.zeros(1, 3, 64, 64))
-    except (AssertionError, RuntimeError, ValueError):
+    except (AssertionError, RuntimeError, ValueError):  # of a fixed size, or quantized for its own alone
         return native
     return min(64, native)
 
