@@ -486,11 +486,13 @@ def architecture(name: str) -> ModelEntry:
 
 def canonical(name: str) -> str:
     """Resolve an alias to the zoo's name of the architecture; any other name stays as it is."""
+    if name in _entries:
+        return name
     # The file that is named most alike comes first, so that most names cost the import of one.
     for family in sorted(families(), key=lambda family: -difflib.SequenceMatcher(None, family, name).ratio()):
+        importlib.import_module(f"qzoo.models.{family}")
         if name in _entries:
             return name
-        importlib.import_module(f"qzoo.models.{family}")
     _load_plugins()
     return next((entry.name for entry in _entries.values() if name in entry.aliases), name)
 
