@@ -27,6 +27,7 @@ from qzoo.models.layers import (
     conv2d,
     init_weights,
     linear,
+    round_channels,
     share_range,
 )
 from qzoo.models.lcnet import timm_names
@@ -76,12 +77,6 @@ STAGES = (
         Size(5, 960, 160, True, 1),
     ),
 )
-
-
-def _round(channels: float) -> int:
-    """To a multiple of 4, 4 at least, and not below 90 %."""
-    rounded = max(4, int(channels + 2) // 4 * 4)
-    return rounded if rounded >= 0.9 * channels else rounded + 4
 
 
 class GhostModule(nn.Module):
@@ -163,7 +158,7 @@ class Block(nn.Module):
     ) -> None:
         """``first``: its first module has no gates; ``positive``: the input is never below zero."""
         super().__init__()
-        inner, outer = _round(size.expanded * width), _round(size.channels * width)
+        inner, outer = round_channels(size.expanded * width, 4), round_channels(size.channels * width, 4)
         stride, padding = size.stride, size.kernel // 2
         expanded, joined = f"{name}.expanded", f"{name}.joined"
         if first:
@@ -187,7 +182,12 @@ class Block(nn.Module):
         self.se: nn.Module = nn.Identity()
         if size.gated:
             self.se = SqueezeExcitation(
-                inner, _round(inner * 0.25), nn.ReLU(), nn.Hardsigmoid(), quantize, nonnegative=stride == 1
+                inner,
+                round_channels(inner * 0.25, 4),
+                nn.ReLU(),
+                nn.Hardsigmoid(),
+                quantize,
+                nonnegative=stride == 1,
             )
         self.ghost2 = GhostModule(joined, inner, outer, False, stride == 1, quantize)
         self.shortcut = nn.Sequential()
@@ -247,7 +247,7 @@ class GhostNetV2(HubMixin, nn.Module):
         quantize: Scheme | None = None,
     ) -> None:
         super().__init__()
-        channels = _round(16 * width)
+        channels = round_channels(16 * width, 4)
         self.conv_stem = conv2d(in_channels, channels, 3, stride=2, padding=1, quantize=quantize, edge=True)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
@@ -258,9 +258,9 @@ class GhostNetV2(HubMixin, nn.Module):
             for size in stage:
                 name = f"blocks.{i}.{len(blocks)}"
                 blocks.append(Block(name, channels, width, size, number <= 1, number == 0, quantize))
-                channels, number = _round(size.channels * width), number + 1
+                channels, number = round_channels(size.channels * width, 4), number + 1
             stages.append(nn.Sequential(*blocks))
-        last = _round(STAGES[-1][-1].expanded * width)
+        last = round_channels(STAGES[-1][-1].expanded * width, 4)
         self.blocks = nn.Sequential(*stages, nn.Sequential(LastConv(channels, last, quantize)))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.conv_head = conv2d(last, 1280, 1, bias=True, quantize=quantize, nonnegative=True)

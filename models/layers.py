@@ -380,21 +380,22 @@ def share_range(group: str, *modules: nn.Module) -> None:
             quantizer.group = group
 
 
-def round_channels(channels: float) -> int:
+def round_channels(channels: float, multiple: int = 8) -> int:
     """Round a number of channels to a multiple of 8, as the MobileNets and EfficientNets do.
 
     Args:
         channels: of a network that is made wider or narrower.
+        multiple: another in place of 8.
 
     Returns:
-        The nearest multiple of 8, 8 at least; where that is less than 90 % of ``channels``, the next one.
+        The nearest multiple, one at least; where that is less than 90 % of ``channels``, the next one.
 
     Example:
         >>> [round_channels(32 * width) for width in (0.1, 0.35, 1.1)]
         [8, 16, 32]
     """
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
+    rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
+    return rounded if rounded >= 0.9 * channels else rounded + multiple
 
 
 def init_weights(model: nn.Module) -> None:
