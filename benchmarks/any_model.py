@@ -18,7 +18,7 @@ from torch import nn
 
 import qzoo
 from benchmarks.measure import machine
-from benchmarks.runtimes import compare, versions
+from benchmarks.runtimes import compare, record, versions
 from qzoo.bench.options import Options
 from qzoo.placement.factory import build_float
 
@@ -49,16 +49,13 @@ def main() -> None:
     torch.set_num_threads(1)
     options = Options(tuple(PEERS), (1,), 1, args.seconds, tuple(PEERS.values()), progress=False)
     head = {**machine(), "threads": 1, "seconds": args.seconds, **versions(options.compare)}
-    before = json.loads(args.out.read_text())["results"] if args.out and args.out.exists() else []
     for name in args.names:
         reference, images = network(name), torch.randn(4, 3, 224, 224)
         quantized = qzoo.quantize(reference, images)
         qzoo.calibrate(quantized, [images], progress=False)
         entries = compare(name, quantized, reference, images[:1], options)
         print(*map(json.dumps, entries), sep="\n", flush=True)
-        before = [entry for entry in before if entry["model"] != name] + entries
-        if args.out:
-            args.out.write_text(json.dumps({**head, "results": before}, indent=1) + "\n")
+        record(args.out, head, entries)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """int8 against float in ONNX Runtime and OpenVINO, and against other tools' int8 models, for whole networks.
 
-    python -m benchmarks.runtimes --out benchmarks/results/runtimes.json
-    python -m benchmarks.runtimes --runtimes openvino --compare nncf --out benchmarks/results/nncf.json
+    python -m benchmarks.runtimes --out FILE.json
+    python -m benchmarks.runtimes --runtimes openvino --compare nncf --out FILE.json
+    python -m benchmarks.runtimes --families --batches 1 --compare quantize_static nncf --seconds 2 --out FILE.json
+
+The last one is of one member of each family. A file that is there keeps the results of networks that are not measured
+again.
 
 Weights are random (the speed of a network does not depend on them), BatchNorm statistics and ranges are those of noise.
 One thread, CPU time, processes that take turns; a ratio is of medians, with its 95 % bootstrap interval.
@@ -39,6 +43,14 @@ BARS = {
     "deit_small_patch16_224": {"onnxruntime": {1: 2.7}, "openvino": {1: 3.2}},
     "convnext_tiny": {"onnxruntime": {1: 2.0}, "openvino": {1: 2.5}},
 }
+
+FAMILIES = """
+alexnet convnext_tiny convnextv2_tiny deit_tiny_patch16_224 densenet121 dla34 efficientnet_b0 efficientnet_v2_s
+ghostnetv2_100 googlenet hrnet_w18_small inception_v3 lcnet_050 maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small
+mobilenetv4_conv_small mobilevit_xxs regnet_x_400mf regnet_y_400mf repvgg_a0 repvgg_a0_reparam res2net50_14w_8s
+resnest14d resnet18 resnet20 resnext50_32x4d seresnet50 shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t
+tf_efficientnet_lite0 vgg11_bn
+"""
 
 
 def network(name: str) -> tuple[nn.Module, nn.Module]:
@@ -96,7 +108,9 @@ def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", default=list(BARS), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--families", action="store_true", help="one network of each family")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "openvino"], metavar="NAME")
     parser.add_argument("--compare", nargs="*", default=["quantize_static"], metavar="PEER")
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -104,11 +118,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     chosen = tuple(name for name in args.runtimes if name in runtimes.installed())
-    options = Options(chosen, (1, 8), 1, args.seconds, tuple(args.compare), progress=False)
+    options = Options(chosen, tuple(args.batches), 1, args.seconds, tuple(args.compare), progress=False)
     head = {**machine(), "threads": 1, "seconds": args.seconds, **versions(options.compare)}
-    entries = [entry for name in args.names for entry in measure_network(name, options)]
-    if args.out:
-        args.out.write_text(json.dumps({**head, "results": entries}, indent=1) + "\n")
+    for name in args.names or (FAMILIES.split() if args.families else BARS):
+        record(args.out, head, measure_network(name, options))
+
+
+def record(path: Path | None, head: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    """Put entries into a file, in place of those that it has of the same networks."""
+    if path is None:
+        return
+    before = json.loads(path.read_text())["results"] if path.exists() else []
+    new = {entry["model"] for entry in entries}
+    kept = [entry for entry in before if entry["model"] not in new]
+    path.write_text(json.dumps({**head, "results": kept + entries}, indent=1) + "\n")
 
 
 def versions(peers: Iterable[str]) -> dict[str, str]:
