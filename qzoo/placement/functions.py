@@ -7,13 +7,13 @@ that is not in it is unknown: nothing is placed around it.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from qzoo.runtimes.operators import OPERATORS, Operator
 
@@ -155,12 +155,59 @@ def function_of(function: Callable[..., Any]) -> Function:
     return row or _BY_NAME.get(name) or Function(name.strip("_"), _UNKNOWN)
 
 
-def is_counted(given: list[Any]) -> bool:
+class Constants:
+    """The tensors that do not depend on what the innermost running module was called with.
+
+    These are parameters, buffers, and what is computed from them alone. What a module is called with is hidden while
+    it runs: the same tensors are constants in it where it runs alone, in a model, or where a model is recorded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Kept, as the identity of a freed tensor could be another's.
+        self._known = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._known
+
+    def hide(self, arguments: Any) -> list[Tensor]:
+        """Forget those among the arguments of a module. Returns them, to be shown again when it has run."""
+        return [self._known.pop(id(tensor)) for tensor in _tensors(arguments) if id(tensor) in self._known]
+
+    def show(self, hidden: list[Tensor]) -> None:
+        """Know again what was hidden."""
+        self._known.update({id(tensor): tensor for tensor in hidden})
+
+    def follow(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], made: Any
+    ) -> None:
+        """Note what a function made, or changed in place, of constants alone or of other tensors too."""
+        changed = _tensors(args[0] if function is Tensor.__setitem__ else made)
+        if all(id(tensor) in self._known for tensor in (*_tensors(args), *_tensors(list(kwargs.values())))):
+            self._known.update({id(tensor): tensor for tensor in changed})
+        else:
+            for tensor in changed:
+                self._known.pop(id(tensor), None)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def is_counted(given: list[Any], constants: Constants) -> bool:
     """Check whether a call with these operands counts among the calls of its function, by which a site is known.
 
-    Integers don't: in training, BatchNorm counts its batches by an ``add_``.
+    Integers don't: in training, BatchNorm counts its batches by an ``add_``. Constants don't either: timm resizes
+    position embeddings, and torch.export runs that for every size.
     """
-    return any(isinstance(value, Tensor) and value.is_floating_point() for value in given)
+    return any(
+        isinstance(value, Tensor) and value.is_floating_point() and value not in constants for value in given
+    )
 
 
 def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

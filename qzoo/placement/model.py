@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qzoo.errors import ArgumentError, QuantizationError
 from qzoo.placement.factory import factory_config, known_factory
 from qzoo.placement.groups import Classes
-from qzoo.placement.scope import LAYERS, OUTPUT, Scope, Site, orders_learnt, scoped
+from qzoo.placement.scope import LAYERS, OUTPUT, Scope, Site, is_leaf, orders_learnt, scoped
 from qzoo.placement.trace import Operation, Trace, Value, trace
 from qzoo.placement.wants import Want, Wants, wants_of
 from qzoo.quant.fold import attach, evaluating, fold_weight_standardization_
@@ -289,7 +289,7 @@ class _Builder:
         return "", 0
 
     def _is_scope(self, name: str) -> bool:
-        return name == "" or not _is_leaf(self.modules[name]) or self.trace.calls[name] == 1
+        return name == "" or not is_leaf(self.modules[name]) or self.trace.calls[name] == 1
 
     # Quantizers
 
@@ -456,7 +456,7 @@ class _Builder:
             if name in self.modules and not self._is_scope(name):
                 continue
             kinds = set().union(*(self.kinds[path] for path in above))
-            if _is_leaf(module) and not (inside.get(name, set()) & kinds):
+            if is_leaf(module) and not (inside.get(name, set()) & kinds):
                 continue
             if isinstance(module, (nn.ModuleList, nn.ModuleDict)) or _belongs_to_quantizer(self.model, name):
                 continue
@@ -550,11 +550,6 @@ def _weight_descriptor(scheme: Scheme, layer: Any) -> Any:
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """One of torch's own without children."""
-    return type(module).__module__.startswith("torch.nn.") and not list(module.children())
 
 
 def _belongs_to_quantizer(model: nn.Module, name: str) -> bool:

@@ -2,11 +2,11 @@
 
 ``x + y`` in a ``forward`` is no module that could be replaced. A module with such sites, and each module below it, is
 of a class derived from its own, whose ``forward`` says whose call this is; and the outermost one looks on, by a torch
-function mode, and hands the operands of the function at a site to its quantizers. A site is the name of a function and
-how often the same call of the module has called it before: Python's control flow, ``train()``, hooks, parameters and
-the module tree stay as they are. A forward that calls a function with sites in another order than on the example, in
-training or for another image, would move the sites; it is refused. What tells one call from another is the child that
-ran last before it.
+function mode, and hands the operands of the function at a site to its quantizers. A site is the name of a function
+and how often the same call of the module has called it before, constants left out: Python's control flow,
+``train()``, hooks, parameters and the module tree stay as they are. A forward that calls a function with sites in
+another order than on the example, in training or for another image, would move the sites; it is refused. What tells
+one call from another is the child that ran last before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from qzoo.errors import QuantizationError
 from qzoo.placement.einsum import product_of
-from qzoo.placement.functions import FUNCTIONS, Function, is_counted, operands, replaced
+from qzoo.placement.functions import FUNCTIONS, Constants, Function, is_counted, operands, replaced
 from qzoo.quantizers import is_idle
 
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -60,11 +60,13 @@ class _Frame:
     """A call of a module.
 
     Attributes:
+        constants: one for all calls that this one is in.
         orders: for every function, the scope that ran last before each call of it.
         last: the scope below that ran last.
     """
 
     module: Any
+    constants: Constants
     orders: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     last: str = ""
 
@@ -113,7 +115,7 @@ def unseen(hook: Callable[..., _Result]) -> Callable[..., _Result]:
     def run(*args: Any, **kwargs: Any) -> _Result:
         if not _calls.frames:
             return hook(*args, **kwargs)
-        _calls.frames.append(_Frame(_NOWHERE))
+        _calls.frames.append(_Frame(_NOWHERE, _calls.frames[-1].constants))
         try:
             return hook(*args, **kwargs)
         finally:
@@ -147,10 +149,13 @@ class Scope:
             )
         frames = _calls.frames
         passed_over(self)
-        frames.append(_Frame(self))
+        constants = frames[-1].constants if frames else Constants(self)  # type: ignore[arg-type]
+        frames.append(_Frame(self, constants))
         try:
             if len(frames) > 1:
+                hidden = [] if is_leaf(self) else constants.hide((args, kwargs))  # type: ignore[arg-type]
                 result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
+                constants.show(hidden)
             else:
                 with _Watch(frames):
                     result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
@@ -242,6 +247,12 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        result = self._run(func, args, kwargs)
+        if self.frames:
+            self.frames[-1].constants.follow(func, args, kwargs, result)
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         function = FUNCTIONS.get(func)
         if function is None or not self.frames:
             return func(*args, **kwargs)
@@ -266,13 +277,14 @@ def _names(frame: _Frame, function: Function, args: Any, kwargs: dict[str, Any])
     module: Any = frame.module
     if not module.sites:
         return None
+    given = operands(function, args, kwargs)
     if function.name in LAYERS:
-        weight = operands(function, args, kwargs)[1]
+        weight = given[1]
         for site, names in module.sites.items():
             if site.weight and weight is parameter_of(module, site.weight):
                 return names
         return None
-    if not is_counted(operands(function, args, kwargs)):
+    if not is_counted(given, frame.constants):
         return None
     order = frame.orders[function.name]
     order.append(frame.last)
@@ -317,6 +329,11 @@ def _agree(order: list[str], known: tuple[str, ...]) -> bool:
     """Whether one order goes on where the other ends, with calls that differ from all before."""
     both = min(len(order), len(known))
     return order[:both] == list(known[:both]) and not {*order[both:], *known[both:]} & {*known[:both]}
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Check whether a module is one of torch's own without children: part of what calls it."""
+    return type(module).__module__.startswith("torch.nn.") and not list(module.children())
 
 
 def _moved(module: Any, how: str) -> QuantizationError:

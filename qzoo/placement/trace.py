@@ -20,12 +20,14 @@ from qzoo.placement.einsum import product_of
 from qzoo.placement.functions import (
     FUNCTIONS,
     NO_VALUES,
+    Constants,
     Function,
     function_of,
     is_counted,
     name_of,
     operands,
 )
+from qzoo.placement.scope import LAYERS, is_leaf
 from qzoo.quant.fold import attach
 
 _NONNEGATIVE = (
@@ -91,7 +93,7 @@ class Operation:
 
 @dataclass
 class Trace:
-    """A model's operations, in the order in which they ran, those on constants included.
+    """A model's operations, in the order in which they ran, those of layers on constants included.
 
     Attributes:
         calls: how often each module ran, by name.
@@ -132,6 +134,8 @@ class _Recorder(TorchFunctionMode):
         self.operations: list[Operation] = []
         self.calls: Counter[str] = Counter()
         self.values: dict[int, Value] = {}
+        self.constants = Constants(model)
+        self._hidden: list[list[Tensor]] = []
         self._keep: list[Any] = []  # the identity of a freed tensor could be another's
         self._stack: list[tuple[str, int]] = []
         self._inside = 0
@@ -160,12 +164,15 @@ class _Recorder(TorchFunctionMode):
             self._stack.append((name, self.calls[name]))
             self.calls[name] += 1
             self._inside += name in self.opaque
+            inner = len(self._stack) > 1 and not is_leaf(module)
+            self._hidden.append(self.constants.hide((args, kwargs)) if inner else [])
 
         return hook
 
     def _leaving(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._inside -= name in self.opaque
+            self.constants.show(self._hidden.pop())
             if name in self.opaque and not self._inside:
                 given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
                 self._add(layer_function(module), tuple(self._stack[:-1]), given, [], output, layer=name)
@@ -175,6 +182,11 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        result = self._run(func, args, kwargs)
+        self.constants.follow(func, args, kwargs, result)
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = name_of(func)
         if self._inside or name in NO_VALUES or name in _DECISIONS:
             result = func(*args, **kwargs)
@@ -192,8 +204,9 @@ class _Recorder(TorchFunctionMode):
             and function.name != "__setitem__"
         ):
             return result
-        counted = func in FUNCTIONS and is_counted(given)
-        if counted or any(value is not None for value in (*before, *known)):
+        counted = func in FUNCTIONS and is_counted(given, self.constants)
+        layer = function.name in LAYERS
+        if counted or layer or any(value is not None for value in (*before, *known)):
             attributes = _attributes(func, function, args, kwargs) | ({"counted"} if counted else set())
             self._add(function, tuple(self._stack), given, others, result, attributes, before=before)
         return result

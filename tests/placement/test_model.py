@@ -16,6 +16,7 @@ from networks import with_statistics
 from torch import Tensor, nn
 
 import qzoo
+from qzoo.accuracy import Fidelity
 from qzoo.errors import ArgumentError, ExportError, QuantizationError
 from qzoo.placement.scope import Scope
 from qzoo.quant.nn import QuantConv2d
@@ -232,6 +233,39 @@ def test_other_calls_of_the_function_do_not_move_a_site(training: bool) -> None:
     torch.testing.assert_close(seen["residual_quantizer"], parts[0], rtol=0, atol=0)
     torch.testing.assert_close(seen["branch_quantizer"], parts[1], rtol=0, atol=0)
     assert made.block.bn.num_batches_tracked == 1 + training
+
+
+class Positions(nn.Module):
+    """Joins a token; resizes its positions for other images than the example, and in export, as timm does."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.token, self.fc = nn.Parameter(torch.randn(1, 1, width)), nn.Linear(width, width)
+        self.positions = nn.Parameter(torch.randn(1, SIZE * SIZE + 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, tokens, positions = x.shape[2:], x.flatten(2).transpose(1, 2), self.positions
+        if torch.compiler.is_exporting() or size != (SIZE, SIZE):
+            first, rest = positions.split([1, SIZE * SIZE], 1)
+            rest = F.interpolate(rest.transpose(1, 2).unflatten(2, (SIZE, SIZE)) + 0, size)
+            positions = torch.cat([first, rest.flatten(2).transpose(1, 2)], 1)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1) + positions
+        tokens = tokens + self.fc(tokens).relu()
+        return tokens[:, 1:].transpose(1, 2).reshape(x.shape)
+
+
+def test_what_is_computed_from_constants_moves_no_site(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Network(Positions()).eval(), torch.randn(2, 3, SIZE, SIZE)
+    made = qzoo.quantize(model, images)
+    qzoo.calibrate(made, [images], progress=False)
+    larger = torch.randn(2, 3, SIZE, SIZE + 4)
+    with torch.no_grad():
+        with quantizers_off(made):
+            torch.testing.assert_close(made(larger), model(larger), rtol=0, atol=1e-6)
+        assert torch.equal(torch.compile(made, backend="aot_eager", fullgraph=True)(images), made(images))
+        path = qzoo.export_onnx(made, tmp_path / "net.onnx", example=images)
+        assert Fidelity.of(torch.as_tensor(load(path)(images)), made(images)).sqnr_db > 60
 
 
 def test_a_classifier_that_is_a_convolution_is_the_last_layer() -> None:
