@@ -14,13 +14,14 @@ maximum is taken of; these are the same where the root joins the tree's input. E
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, share_range
+from qzoo.models.layers import activation_quantizer, conv2d, conv_norm_activation, init_weights, share_range
 from qzoo.registry import Family, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -160,22 +161,10 @@ class DLA(HubMixin, nn.Module):
         """``levels`` are those of the trees; ``widths`` also of the two convolutions before."""
         super().__init__()
 
-        def level(channels: int, width: int, kernel: int, stride: int, image: bool = False) -> nn.Sequential:
-            conv = conv2d(
-                channels,
-                width,
-                kernel,
-                stride=stride,
-                padding=kernel // 2,
-                quantize=quantize,
-                nonnegative=not image,
-                edge=image,
-            )
-            return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-        self.base_layer = level(in_channels, widths[0], 7, 1, image=True)
-        self.level0 = level(widths[0], widths[0], 3, 1)
-        self.level1 = level(widths[0], widths[1], 3, 2)
+        conv = partial(conv_norm_activation, function=nn.ReLU(inplace=True), quantize=quantize)
+        self.base_layer = conv(in_channels, widths[0], 7, edge=True)
+        self.level0 = conv(widths[0], widths[0], 3, nonnegative=True)
+        self.level1 = conv(widths[0], widths[1], 3, stride=2, nonnegative=True)
         for i, depth in enumerate(levels, start=2):
             tree = Tree(f"level{i}", depth, widths[i - 1], widths[i], 2, quantize, keeps_input=i > 2)
             self.add_module(f"level{i}", tree)

@@ -25,6 +25,7 @@ from qzoo.models.layers import (
     activation,
     activation_quantizer,
     conv2d,
+    conv_norm_activation,
     init_weights,
     linear,
     round_channels,
@@ -222,19 +223,6 @@ class Block(nn.Module):
         return self.residual_quantizer(out) + self.skip_quantizer(self.shortcut(x))
 
 
-class LastConv(nn.Module):
-    """A 1x1 convolution, BatchNorm and ReLU: [N, in, H, W] -> [N, out, H, W]."""
-
-    def __init__(self, in_channels: int, out_channels: int, quantize: Scheme | None) -> None:
-        super().__init__()
-        self.conv = conv2d(in_channels, out_channels, 1, quantize=quantize)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn1(self.conv(x)))
-
-
 class GhostNetV2(HubMixin, nn.Module):
     """A stem, blocks, a 1x1 convolution, global average pooling, another one and a linear classifier."""
 
@@ -261,7 +249,10 @@ class GhostNetV2(HubMixin, nn.Module):
                 channels, number = round_channels(size.channels * width, 4), number + 1
             stages.append(nn.Sequential(*blocks))
         last = round_channels(STAGES[-1][-1].expanded * width, 4)
-        self.blocks = nn.Sequential(*stages, nn.Sequential(LastConv(channels, last, quantize)))
+        conv = conv_norm_activation(
+            channels, last, 1, function=self.relu, names=("conv", "bn1", "relu"), quantize=quantize
+        )
+        self.blocks = nn.Sequential(*stages, nn.Sequential(conv))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.conv_head = conv2d(last, 1280, 1, bias=True, quantize=quantize, nonnegative=True)
         self.dropout = nn.Dropout(0.2)

@@ -15,6 +15,7 @@ join and pool integers as they are; ``pool_quantizer`` and ``output_quantizer`` 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, share_range
+from qzoo.models.layers import activation_quantizer, conv_norm_activation, init_weights, linear, share_range
 from qzoo.registry import Family, register_model, torchvision_weights
 from qzoo.scheme import Scheme
 
@@ -49,37 +50,29 @@ MODULES = {
 }
 
 
-class ConvNorm(nn.Module):
-    """Convolution, BatchNorm and ReLU: [N, in, H, W] -> [N, out, H / stride, W / stride]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        quantize: Scheme | None,
-        stride: int = 1,
-        padding: int | None = None,
-        edge: bool = False,
-    ) -> None:
-        """``padding`` keeps the size (over the stride) if it is not given."""
-        super().__init__()
-        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        self.conv = conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=(height // 2, width // 2) if padding is None else padding,
-            quantize=quantize,
-            nonnegative=not edge,
-            edge=edge,
-        )
-        self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(x)))
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    quantize: Scheme | None,
+    stride: int = 1,
+    padding: int | None = None,
+    image: bool = False,
+) -> nn.Module:
+    """A convolution, BatchNorm and ReLU; ``image``: the input is the image, which is signed."""
+    return conv_norm_activation(
+        in_channels,
+        out_channels,
+        kernel_size,
+        function=nn.ReLU(inplace=True),
+        norm=partial(nn.BatchNorm2d, eps=0.001),
+        names=("conv", "bn", "relu"),
+        stride=stride,
+        padding=padding,
+        quantize=quantize,
+        nonnegative=not image,
+        edge=image,
+    )
 
 
 class Inception(nn.Module):
@@ -88,15 +81,15 @@ class Inception(nn.Module):
     def __init__(self, in_channels: int, channels: tuple[int, ...], quantize: Scheme | None) -> None:
         super().__init__()
         one, before3, behind3, before5, behind5, pooled = channels
-        self.branch1 = ConvNorm(in_channels, one, 1, quantize)
+        self.branch1 = conv(in_channels, one, 1, quantize)
         self.branch2 = nn.Sequential(
-            ConvNorm(in_channels, before3, 1, quantize), ConvNorm(before3, behind3, 3, quantize)
+            conv(in_channels, before3, 1, quantize), conv(before3, behind3, 3, quantize)
         )
         self.branch3 = nn.Sequential(
-            ConvNorm(in_channels, before5, 1, quantize), ConvNorm(before5, behind5, 3, quantize)
+            conv(in_channels, before5, 1, quantize), conv(before5, behind5, 3, quantize)
         )
         pool = nn.MaxPool2d(3, stride=1, padding=1, ceil_mode=True)
-        self.branch4 = nn.Sequential(pool, ConvNorm(in_channels, pooled, 1, quantize))
+        self.branch4 = nn.Sequential(pool, conv(in_channels, pooled, 1, quantize))
         self.move_quantizer = activation_quantizer(quantize, "input", nonnegative=True)
         self.concat_quantizer = activation_quantizer(quantize, "input", nonnegative=True)
 
@@ -118,10 +111,10 @@ class GoogLeNet(HubMixin, nn.Module):
         self, *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
     ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, 64, 7, quantize, stride=2, edge=True)
+        self.conv1 = conv(in_channels, 64, 7, quantize, stride=2, image=True)
         self.maxpool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.conv2 = ConvNorm(64, 64, 1, quantize)
-        self.conv3 = ConvNorm(64, 192, 3, quantize)
+        self.conv2 = conv(64, 64, 1, quantize)
+        self.conv3 = conv(64, 192, 3, quantize)
         self.maxpool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         channels = 192
         for name, widths in MODULES.items():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv_norm_activation, init_weights, linear
 from qzoo.models.resnet import BasicBlock, Bottleneck
 from qzoo.registry import Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
@@ -46,18 +46,17 @@ def _conv(
     image: bool = False,
 ) -> nn.Sequential:
     """A convolution, its BatchNorm and, unless an add follows, a ReLU."""
-    conv = conv2d(
+    return conv_norm_activation(
         channels,
         width,
         kernel,
+        function=nn.ReLU(inplace=True) if relu else None,
         stride=stride,
-        padding=kernel // 2,
         bias=bias,
         quantize=quantize,
         nonnegative=not image,
         edge=image,
     )
-    return nn.Sequential(conv, nn.BatchNorm2d(width), *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class Fusion(nn.ModuleList):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.googlenet import ConvNorm
+from qzoo.models.googlenet import conv
 from qzoo.models.layers import activation_quantizer, init_weights, linear, share_range
 from qzoo.registry import Family, register_model, torchvision_weights
 from qzoo.scheme import Scheme
@@ -57,7 +57,7 @@ class Module(nn.Module):
         else:
             self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
         self.concat_quantizer = activation_quantizer(quantize, "input", nonnegative=True)
-        self.layer = partial(ConvNorm, quantize=quantize)
+        self.layer = partial(conv, quantize=quantize)
 
     def average(self, x: Tensor) -> Tensor:
         """Averages of 3x3, of the same size."""
@@ -206,12 +206,12 @@ class InceptionV3(HubMixin, nn.Module):
         self, *, num_classes: int = 1000, in_channels: int = 3, quantize: Scheme | None = None
     ) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = ConvNorm(in_channels, 32, 3, quantize, stride=2, padding=0, edge=True)
-        self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, quantize, padding=0)
-        self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, quantize)
+        self.Conv2d_1a_3x3 = conv(in_channels, 32, 3, quantize, stride=2, padding=0, image=True)
+        self.Conv2d_2a_3x3 = conv(32, 32, 3, quantize, padding=0)
+        self.Conv2d_2b_3x3 = conv(32, 64, 3, quantize)
         self.maxpool1 = nn.MaxPool2d(3, stride=2)
-        self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1, quantize)
-        self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, quantize, padding=0)
+        self.Conv2d_3b_1x1 = conv(64, 80, 1, quantize)
+        self.Conv2d_4a_3x3 = conv(80, 192, 3, quantize, padding=0)
         self.maxpool2 = nn.MaxPool2d(3, stride=2)
         self.Mixed_5b = ModuleA(192, 32, quantize)
         self.Mixed_5c = ModuleA(256, 64, quantize)

@@ -8,6 +8,7 @@ initialized by the same draws. :func:`activation_quantizer` quantizes a tensor t
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -135,12 +136,15 @@ def linear(
 def conv_norm_activation(
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     *,
     function: nn.Module | None,
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    names: tuple[str, str, str] = ("0", "1", "2"),
     stride: int = 1,
+    padding: int | None = None,
     groups: int = 1,
+    bias: bool = False,
     quantize: Scheme | None = None,
     nonnegative: bool = False,
     edge: bool = False,
@@ -150,28 +154,32 @@ def conv_norm_activation(
     Args:
         function: the activation; None where the BatchNorm's output goes on as it is.
         norm: makes the BatchNorm of so many channels.
-        in_channels, out_channels, kernel_size, stride, groups, quantize, nonnegative, edge: as of :func:`conv2d`.
+        names: of the three layers; the default is that of torchvision's ``Conv2dNormActivation``.
+        padding: zeros on every side; half the kernel if it is not given.
+        in_channels, out_channels, kernel_size, stride, groups, bias, quantize, nonnegative, edge: as of :func:`conv2d`.
 
     Returns:
-        The layers, numbered as in torchvision's ``Conv2dNormActivation``.
+        The layers, by their names.
 
     Example:
         >>> [type(layer).__name__ for layer in conv_norm_activation(3, 16, 3, function=torch.nn.ReLU())]
         ['Conv2d', 'BatchNorm2d', 'ReLU']
     """
+    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     conv = conv2d(
         in_channels,
         out_channels,
         kernel_size,
         stride=stride,
-        padding=(kernel_size - 1) // 2,
+        padding=((height - 1) // 2, (width - 1) // 2) if padding is None else padding,
         groups=groups,
+        bias=bias,
         quantize=quantize,
         nonnegative=nonnegative,
         edge=edge,
     )
-    layers = [conv, norm(out_channels)]
-    return nn.Sequential(*layers, *([] if function is None else [activation(function, quantize)]))
+    layers = [conv, norm(out_channels), *([] if function is None else [activation(function, quantize)])]
+    return nn.Sequential(OrderedDict(zip(names, layers, strict=False)))
 
 
 def activation(function: nn.Module, quantize: Scheme | None = None) -> nn.Module:

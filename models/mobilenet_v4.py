@@ -13,13 +13,21 @@ tensors are signed; what follows a ReLU is not. Each add has a ``residual_quanti
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
+from qzoo.models.layers import (
+    activation_quantizer,
+    conv2d,
+    conv_norm_activation,
+    init_weights,
+    linear,
+    round_channels,
+)
 from qzoo.registry import Family, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -124,61 +132,6 @@ LARGE: tuple[tuple[Block, ...], ...] = (
 )
 
 
-class ConvNorm(nn.Module):
-    """A convolution, its BatchNorm, and a ReLU if asked for: [N, in, H, W] -> [N, out, H / stride, W / stride]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int = 1,
-        *,
-        depthwise: bool = False,
-        relu: bool = False,
-        quantize: Scheme | None,
-        nonnegative: bool = False,
-    ) -> None:
-        super().__init__()
-        self.conv = conv2d(
-            in_channels,
-            out_channels,
-            kernel,
-            stride=stride,
-            padding=kernel // 2,
-            groups=in_channels if depthwise else 1,
-            quantize=quantize,
-            nonnegative=nonnegative,
-        )
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
-
-
-class ConvBlock(nn.Module):
-    """A convolution, BatchNorm and ReLU as a block of its own."""
-
-    def __init__(self, in_channels: int, block: Conv, positive: bool, quantize: Scheme | None) -> None:
-        """``positive``: the input is never below zero."""
-        super().__init__()
-        self.conv = conv2d(
-            in_channels,
-            block.channels,
-            block.kernel,
-            stride=block.stride,
-            padding=block.kernel // 2,
-            quantize=quantize,
-            nonnegative=positive,
-        )
-        self.bn1 = nn.BatchNorm2d(block.channels)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn1(self.conv(x)))
-
-
 class FusedBlock(nn.Module):
     """A dense convolution that widens and a pointwise one that narrows: [N, in, H, W] -> [N, out, H / 2, W / 2]."""
 
@@ -210,26 +163,26 @@ class UniversalBlock(nn.Module):
         super().__init__()
         start, middle, channels, expansion, stride = block
         inner = round_channels(in_channels * expansion)
+        conv = partial(conv_norm_activation, names=("conv", "bn", "act"), quantize=quantize)
+        relu = nn.ReLU(inplace=True)
         self.dw_start: nn.Module = nn.Identity()
         if start:
-            self.dw_start = ConvNorm(
+            self.dw_start = conv(
                 in_channels,
                 in_channels,
                 start,
-                1 if middle else stride,
-                depthwise=True,
-                quantize=quantize,
+                function=None,
+                stride=1 if middle else stride,
+                groups=in_channels,
                 nonnegative=positive,
             )
-        self.pw_exp = ConvNorm(
-            in_channels, inner, 1, relu=True, quantize=quantize, nonnegative=positive and not start
-        )
+        self.pw_exp = conv(in_channels, inner, 1, function=relu, nonnegative=positive and not start)
         self.dw_mid: nn.Module = nn.Identity()
         if middle:
-            self.dw_mid = ConvNorm(
-                inner, inner, middle, stride, depthwise=True, relu=True, quantize=quantize, nonnegative=True
+            self.dw_mid = conv(
+                inner, inner, middle, function=relu, stride=stride, groups=inner, nonnegative=True
             )
-        self.pw_proj = ConvNorm(inner, channels, 1, quantize=quantize, nonnegative=True)
+        self.pw_proj = conv(inner, channels, 1, function=None, nonnegative=True)
         self.has_skip = stride == 1 and in_channels == channels
         if self.has_skip:
             self.residual_quantizer = activation_quantizer(quantize, "residual", nonnegative=positive)
@@ -263,7 +216,17 @@ class MobileNetV4(HubMixin, nn.Module):
             blocks: list[nn.Module] = []
             for block in stage:
                 if isinstance(block, Conv):
-                    blocks.append(ConvBlock(channels, block, positive, quantize))
+                    conv = conv_norm_activation(
+                        channels,
+                        block.channels,
+                        block.kernel,
+                        function=nn.ReLU(inplace=True),
+                        names=("conv", "bn1", "relu"),
+                        stride=block.stride,
+                        quantize=quantize,
+                        nonnegative=positive,
+                    )
+                    blocks.append(conv)
                 elif isinstance(block, Fused):
                     blocks.append(FusedBlock(channels, block, positive, quantize))
                 else:

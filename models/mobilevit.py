@@ -25,9 +25,9 @@ from qzoo.errors import ArgumentError
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import (
     LayerNorm,
-    activation,
     activation_quantizer,
     conv2d,
+    conv_norm_activation,
     init_weights,
     linear,
     share_range,
@@ -48,37 +48,29 @@ PATCH, HEADS, STEM = 2, 4, 16
 EPSILON = 1e-5  # of LayerNorm
 
 
-class ConvNorm(nn.Module):
-    """A convolution, its BatchNorm and, if asked for, SiLU: [N, in, H, W] -> [N, out, H / stride, W / stride]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        quantize: Scheme | None,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        silu: bool = True,
-        edge: bool = False,
-    ) -> None:
-        super().__init__()
-        self.conv = conv2d(
-            in_channels,
-            out_channels,
-            kernel,
-            stride=stride,
-            padding=kernel // 2,
-            groups=groups,
-            quantize=quantize,
-            edge=edge,
-        )
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.act = activation(nn.SiLU(), quantize) if silu else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
+def _conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    quantize: Scheme | None,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    silu: bool = True,
+    image: bool = False,
+) -> nn.Sequential:
+    """A convolution, its BatchNorm and, if asked for, SiLU."""
+    return conv_norm_activation(
+        in_channels,
+        out_channels,
+        kernel,
+        function=nn.SiLU() if silu else None,
+        names=("conv", "bn", "act"),
+        stride=stride,
+        groups=groups,
+        quantize=quantize,
+        edge=image,
+    )
 
 
 class InvertedResidual(nn.Module):
@@ -89,9 +81,9 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         inner = in_channels * ratio
-        self.conv1_1x1 = ConvNorm(in_channels, inner, 1, quantize)
-        self.conv2_kxk = ConvNorm(inner, inner, 3, quantize, stride=stride, groups=inner)
-        self.conv3_1x1 = ConvNorm(inner, out_channels, 1, quantize, silu=False)
+        self.conv1_1x1 = _conv(in_channels, inner, 1, quantize)
+        self.conv2_kxk = _conv(inner, inner, 3, quantize, stride=stride, groups=inner)
+        self.conv3_1x1 = _conv(inner, out_channels, 1, quantize, silu=False)
         self.has_skip = stride == 1 and in_channels == out_channels
         if self.has_skip:
             self.residual_quantizer = activation_quantizer(quantize, "residual")
@@ -144,14 +136,14 @@ class MobileViTBlock(nn.Module):
     def __init__(self, name: str, channels: int, dim: int, depth: int, quantize: Scheme | None) -> None:
         """``name`` is that of the range of what is joined."""
         super().__init__()
-        self.conv_kxk = ConvNorm(channels, channels, 3, quantize)
+        self.conv_kxk = _conv(channels, channels, 3, quantize)
         self.conv_1x1 = conv2d(channels, dim, 1, quantize=quantize)
         self.transformer = nn.Sequential(*(TransformerBlock(dim, i == 0, quantize) for i in range(depth)))
         self.norm = nn.LayerNorm(dim, EPSILON)
-        self.conv_proj = ConvNorm(dim, channels, 1, quantize)
-        self.conv_fusion = ConvNorm(2 * channels, channels, 3, quantize)
+        self.conv_proj = _conv(dim, channels, 1, quantize)
+        self.conv_fusion = _conv(2 * channels, channels, 3, quantize)
         self.concat_quantizer = activation_quantizer(quantize, "input")
-        share_range(name, self.conv_kxk.conv, self.concat_quantizer, self.conv_fusion.conv)
+        share_range(name, self.conv_kxk[0], self.concat_quantizer, self.conv_fusion[0])
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv_1x1(self.conv_kxk(x))
@@ -187,7 +179,7 @@ class MobileViT(HubMixin, nn.Module):
     ) -> None:
         """``widths`` of the stages, ``dims`` of their transformers, ``ratio`` of the inverted residuals."""
         super().__init__()
-        self.stem = ConvNorm(in_channels, STEM, 3, quantize, stride=2, edge=True)
+        self.stem = _conv(in_channels, STEM, 3, quantize, stride=2, image=True)
         channels, stages = STEM, []
         for i, (width, depth) in enumerate(zip(widths, (1, 3, 1, 1, 1), strict=True)):
             blocks: list[nn.Module] = []
@@ -200,7 +192,7 @@ class MobileViT(HubMixin, nn.Module):
                 blocks.append(MobileViTBlock(f"stages.{i}", width, dims[i - 2], depths[i - 2], quantize))
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.final_conv = ConvNorm(channels, last, 1, quantize)
+        self.final_conv = _conv(channels, last, 1, quantize)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Sequential()
         self.head.fc = linear(last, num_classes, quantize=quantize, edge=True)

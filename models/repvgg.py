@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d, conv_norm_activation, init_weights, linear
 from qzoo.registry import Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -35,36 +35,24 @@ _CITATION = """@article{ding2021repvgg,
 }
 """
 FAMILY = Family(citation=_CITATION)
-EPSILON = 1e-5  # of BatchNorm
+EPSILON = 1e-5  # of BatchNorm, PyTorch's
 
 
-class ConvNorm(nn.Module):
-    """A convolution and its BatchNorm: [N, in, H, W] -> [N, out, H / stride, W / stride]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int,
-        quantize: Scheme | None,
-        image: bool,
-    ) -> None:
-        super().__init__()
-        self.conv = conv2d(
-            in_channels,
-            out_channels,
-            kernel,
-            stride=stride,
-            padding=kernel // 2,
-            quantize=quantize,
-            nonnegative=not image,
-            edge=image,
-        )
-        self.bn = nn.BatchNorm2d(out_channels, EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int, quantize: Scheme | None, image: bool
+) -> nn.Module:
+    """A convolution and its BatchNorm; ``image``: the input is the image, which is signed."""
+    return conv_norm_activation(
+        in_channels,
+        out_channels,
+        kernel,
+        function=None,
+        names=("conv", "bn", "act"),
+        stride=stride,
+        quantize=quantize,
+        nonnegative=not image,
+        edge=image,
+    )
 
 
 class Block(nn.Module):
@@ -77,12 +65,12 @@ class Block(nn.Module):
         super().__init__()
         self.identity: nn.Module | None = None
         if in_channels == out_channels and stride == 1:
-            self.identity = nn.BatchNorm2d(out_channels, EPSILON)
+            self.identity = nn.BatchNorm2d(out_channels)
             self.norm_quantizer = activation_quantizer(quantize, "activation", nonnegative=not image)
             self.sum_quantizer = activation_quantizer(quantize, "residual")
             self.skip_quantizer = activation_quantizer(quantize, "residual")
-        self.conv_kxk = ConvNorm(in_channels, out_channels, 3, stride, quantize, image)
-        self.conv_1x1 = ConvNorm(in_channels, out_channels, 1, stride, quantize, image)
+        self.conv_kxk = _conv(in_channels, out_channels, 3, stride, quantize, image)
+        self.conv_1x1 = _conv(in_channels, out_channels, 1, stride, quantize, image)
         self.act = nn.ReLU(inplace=True)
         self.residual_quantizer = activation_quantizer(quantize, "residual")
         self.branch_quantizer = activation_quantizer(quantize, "branch")
