@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv_norm_activation, init_weights, linear
-from qzoo.models.resnet import BasicBlock, Bottleneck
+from qzoo.models.resnet import EXPANSION, BasicBlock, Bottleneck
 from qzoo.registry import Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -150,7 +150,7 @@ class HRNet(HubMixin, nn.Module):
         channels, blocks = 64, []
         for _ in range(first[0]):
             blocks.append(Bottleneck(channels, first[1], quantize=quantize))
-            channels = first[1] * Bottleneck.expansion
+            channels = blocks[-1].out_channels
         self.layer1 = nn.Sequential(*blocks)
         before: tuple[int, ...] = (channels,)
         for stage, count in enumerate(modules, start=2):
@@ -169,7 +169,7 @@ class HRNet(HubMixin, nn.Module):
             nn.Sequential(Bottleneck(old, wide, quantize=quantize))
             for old, wide in zip(before, HEAD, strict=True)
         )
-        outer = [wide * Bottleneck.expansion for wide in HEAD]
+        outer = [wide * EXPANSION for wide in HEAD]
         self.downsamp_modules = nn.ModuleList(
             _conv(outer[i], outer[i + 1], 3, 2, quantize, bias=True) for i in range(3)
         )

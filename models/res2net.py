@@ -14,13 +14,14 @@ other; ``pool_quantizer`` and ``output_quantizer`` close the network.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, share_range
+from qzoo.models.layers import activation_quantizer, conv2d, share_range
+from qzoo.models.resnet import EXPANSION, ResNet, projection
 from qzoo.registry import Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -32,7 +33,6 @@ _CITATION = """@article{gao2019res2net,
 }
 """
 FAMILY = Family(citation=_CITATION)
-EXPANSION = 4
 
 
 class Bottle2neck(nn.Module):
@@ -40,19 +40,17 @@ class Bottle2neck(nn.Module):
 
     def __init__(
         self,
-        name: str,
         in_channels: int,
         width: int,
         stride: int,
+        quantize: Scheme | None,
+        *,
         base_width: int,
         scales: int,
-        quantize: Scheme | None,
     ) -> None:
-        """``name`` is that of the block, for the ranges that it shares."""
         super().__init__()
-        part, outer = math.floor(width * (base_width / 64)), width * EXPANSION
-        self.part = part
-        self.is_first = stride > 1 or in_channels != outer
+        part = self.part = math.floor(width * (base_width / 64))
+        outer = self.out_channels = width * EXPANSION
         self.conv1 = conv2d(in_channels, part * scales, 1, quantize=quantize, nonnegative=True)
         self.bn1 = nn.BatchNorm2d(part * scales)
         self.convs = nn.ModuleList(
@@ -66,21 +64,24 @@ class Bottle2neck(nn.Module):
         self.move_quantizer = activation_quantizer(quantize, "input", nonnegative=True)
         self.concat_quantizer = activation_quantizer(quantize, "input", nonnegative=True)
         self.branch_quantizer = activation_quantizer(quantize, "branch")
-        self.downsample: nn.Module | None = None
+        self.downsample = projection(in_channels, outer, stride, quantize)
+        self.is_first = self.downsample is not None
         self.pool: nn.Module = nn.Identity()
+        self.residual_quantizer = activation_quantizer(quantize, "residual", nonnegative=not self.is_first)
         if self.is_first:
-            projection = conv2d(in_channels, outer, 1, stride=stride, quantize=quantize, nonnegative=True)
-            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outer))
-            self.residual_quantizer = activation_quantizer(quantize, "residual")
             self.pool = nn.AvgPool2d(3, stride, padding=1)
             self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
-            share_range(f"{name}.split", self.move_quantizer, *self.convs, self.pool_quantizer)
-            share_range(f"{name}.concat", self.concat_quantizer, self.conv3)
         else:
-            self.residual_quantizer = activation_quantizer(quantize, "residual", nonnegative=True)
             self.pool_quantizer = nn.Identity()
             self.part_quantizer = activation_quantizer(quantize, "branch", nonnegative=True)
             self.last_quantizer = activation_quantizer(quantize, "residual", nonnegative=True)
+
+    def share_ranges(self, name: str) -> None:
+        """Give the parts that are split, added and joined one range; ``name`` is that of the block."""
+        if self.is_first:
+            share_range(f"{name}.split", self.move_quantizer, *self.convs, self.pool_quantizer)
+            share_range(f"{name}.concat", self.concat_quantizer, self.conv3)
+        else:
             joined = (self.part_quantizer, self.last_quantizer, self.concat_quantizer, self.conv3)
             share_range(f"{name}.split", self.move_quantizer, self.convs[0], *joined)
 
@@ -100,45 +101,14 @@ class Bottle2neck(nn.Module):
         return self.relu(self.branch_quantizer(out) + self.residual_quantizer(skip))
 
 
-class Res2Net(HubMixin, nn.Module):
-    """A stem, four stages of blocks, global average pooling and a linear classifier."""
+class Res2Net(ResNet):
+    """A ResNet of such blocks."""
 
-    def __init__(
-        self,
-        depths: tuple[int, ...],
-        base_width: int,
-        scales: int,
-        *,
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        quantize: Scheme | None = None,
-    ) -> None:
-        super().__init__()
-        self.conv1 = conv2d(in_channels, 64, 7, stride=2, padding=3, quantize=quantize, edge=True)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        channels, stages = 64, []
-        for i, depth in enumerate(depths):
-            width, blocks = 64 * 2**i, []
-            for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                name = f"layer{i + 1}.{j}"
-                blocks.append(Bottle2neck(name, channels, width, stride, base_width, scales, quantize))
-                channels = width * EXPANSION
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = linear(channels, num_classes, quantize=quantize, nonnegative=True, edge=True)
-        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
-        self.output_quantizer = activation_quantizer(quantize, "output")
-        init_weights(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = self.avgpool(self.pool_quantizer(x))
-        return self.output_quantizer(self.fc(torch.flatten(x, 1)))
+    def __init__(self, depths: tuple[int, ...], base_width: int, scales: int, **options: Any) -> None:
+        super().__init__(partial(Bottle2neck, base_width=base_width, scales=scales), depths, **options)
+        for name, block in self.named_modules():
+            if isinstance(block, Bottle2neck):
+                block.share_ranges(name)
 
 
 def _published(name: str, digits: str, top1: float) -> dict[str, FloatWeights]:

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear
+from qzoo.models.layers import activation_quantizer, conv2d
+from qzoo.models.resnet import EXPANSION, ResNet
 from qzoo.registry import Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -31,7 +30,6 @@ _CITATION = """@article{zhang2020resnest,
 }
 """
 FAMILY = Family(citation=_CITATION)
-EXPANSION = 4
 SPLITS = 2
 
 
@@ -74,7 +72,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int, quantize: Scheme | None) -> None:
         super().__init__()
-        outer = width * EXPANSION
+        outer = self.out_channels = width * EXPANSION
         self.conv1 = conv2d(in_channels, width, 1, quantize=quantize, nonnegative=True)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -106,8 +104,8 @@ class Bottleneck(nn.Module):
         return self.relu(self.branch_quantizer(out) + self.residual_quantizer(skip))
 
 
-class ResNeSt(HubMixin, nn.Module):
-    """A stem of three convolutions, four stages of blocks, global average pooling and a linear classifier."""
+class ResNeSt(ResNet):
+    """A ResNet of such blocks, with a stem of three convolutions."""
 
     def __init__(
         self,
@@ -117,8 +115,7 @@ class ResNeSt(HubMixin, nn.Module):
         in_channels: int = 3,
         quantize: Scheme | None = None,
     ) -> None:
-        super().__init__()
-        self.conv1 = nn.Sequential(
+        stem = nn.Sequential(
             conv2d(in_channels, 32, 3, stride=2, padding=1, quantize=quantize, edge=True),
             nn.BatchNorm2d(32),
             nn.ReLU(inplace=True),
@@ -127,28 +124,14 @@ class ResNeSt(HubMixin, nn.Module):
             nn.ReLU(inplace=True),
             conv2d(32, 64, 3, padding=1, quantize=quantize, nonnegative=True),
         )
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        channels, stages = 64, []
-        for i, depth in enumerate(depths):
-            width, blocks = 64 * 2**i, []
-            for j in range(depth):
-                blocks.append(Bottleneck(channels, width, 2 if i > 0 and j == 0 else 1, quantize))
-                channels = width * EXPANSION
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = linear(channels, num_classes, quantize=quantize, nonnegative=True, edge=True)
-        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
-        self.output_quantizer = activation_quantizer(quantize, "output")
-        init_weights(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = self.avgpool(self.pool_quantizer(x))
-        return self.output_quantizer(self.fc(torch.flatten(x, 1)))
+        super().__init__(
+            Bottleneck,
+            depths,
+            stem=stem,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            quantize=quantize,
+        )
 
 
 def _published(name: str, tag: str, file: str, top1: float) -> dict[str, FloatWeights]:

@@ -16,12 +16,12 @@ the network.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import ArgumentError
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import SqueezeExcitation, activation_quantizer, conv2d, init_weights, linear
 from qzoo.preprocessing import Preprocessing
@@ -36,27 +36,15 @@ _CITATION = """@article{he2015deep,
 }
 """
 FAMILY = Family(citation=_CITATION)
+EXPANSION = 4  # of a bottleneck's width
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a skip: [N, in, H, W] -> [N, width, H / stride, W / stride]."""
 
-    expansion = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        stride: int = 1,
-        groups: int = 1,
-        base_width: int = 64,
-        quantize: Scheme | None = None,
-    ) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int = 1, quantize: Scheme | None = None) -> None:
         super().__init__()
-        if groups != 1 or base_width != 64:
-            raise ArgumentError(
-                f"BasicBlock is neither grouped nor wide (groups={groups}, base_width={base_width})"
-            )
+        self.out_channels = width
         self.conv1 = conv2d(
             in_channels, width, 3, stride=stride, padding=1, quantize=quantize, nonnegative=True
         )
@@ -64,7 +52,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = conv2d(width, width, 3, padding=1, quantize=quantize, nonnegative=True)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _downsample(in_channels, width, stride, quantize)
+        self.downsample = projection(in_channels, width, stride, quantize)
         # The skip is the block's input, after a ReLU, unless a projection (convolution + BN) changes it.
         self.residual_quantizer = activation_quantizer(
             quantize, "residual", nonnegative=self.downsample is None
@@ -81,20 +69,19 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 (grouped in ResNeXt), 1x1 and a skip: [N, in, H, W] -> [N, 4 width, H / stride, W / stride]"""
 
-    expansion = 4
-
     def __init__(
         self,
         in_channels: int,
         width: int,
         stride: int = 1,
+        quantize: Scheme | None = None,
+        *,
         groups: int = 1,
         base_width: int = 64,
-        quantize: Scheme | None = None,
     ) -> None:
         super().__init__()
         inner = int(width * (base_width / 64.0)) * groups
-        outer = width * self.expansion
+        outer = self.out_channels = width * EXPANSION
         self.conv1 = conv2d(in_channels, inner, 1, quantize=quantize, nonnegative=True)
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2 = conv2d(
@@ -105,7 +92,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outer)
         self.se: nn.Module = nn.Identity()
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _downsample(in_channels, outer, stride, quantize)
+        self.downsample = projection(in_channels, outer, stride, quantize)
         self.residual_quantizer = activation_quantizer(
             quantize, "residual", nonnegative=self.downsample is None
         )
@@ -122,17 +109,9 @@ class Bottleneck(nn.Module):
 class SEBottleneck(Bottleneck):
     """A bottleneck whose branch has a gate for each channel (squeeze and excitation)."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        stride: int = 1,
-        groups: int = 1,
-        base_width: int = 64,
-        quantize: Scheme | None = None,
-    ) -> None:
-        super().__init__(in_channels, width, stride, groups, base_width, quantize)
-        channels = width * self.expansion
+    def __init__(self, in_channels: int, width: int, stride: int = 1, quantize: Scheme | None = None) -> None:
+        super().__init__(in_channels, width, stride, quantize)
+        channels = self.out_channels
         self.se = SqueezeExcitation(channels, channels // 16, nn.ReLU(), nn.Sigmoid(), quantize)
         # The branch ends in a product: what the runtimes fuse with an add is the convolution of the skip, if any.
         self.branch_quantizer = activation_quantizer(quantize, "residual")
@@ -145,17 +124,25 @@ class ResNet(HubMixin, nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: Callable[[int, int, int, Scheme | None], Any],
         depths: Sequence[int],
         *,
+        stem: nn.Module | None = None,
         num_classes: int = 1000,
         in_channels: int = 3,
-        groups: int = 1,
-        base_width: int = 64,
         quantize: Scheme | None = None,
     ) -> None:
+        """
+        Args:
+            block: makes a block of input channels, width, stride and scheme.
+            depths: blocks in each stage.
+            stem: convolutions from the image to 64 channels of half its size, in place of one of 7x7.
+            num_classes, in_channels, quantize: as of :func:`qzoo.create_model`.
+        """
         super().__init__()
-        self.conv1 = conv2d(in_channels, 64, 7, stride=2, padding=3, quantize=quantize, edge=True)
+        if stem is None:
+            stem = conv2d(in_channels, 64, 7, stride=2, padding=3, quantize=quantize, edge=True)
+        self.conv1 = stem
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -165,8 +152,8 @@ class ResNet(HubMixin, nn.Module):
             width, blocks = 64 * 2**i, []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(channels, width, stride, groups, base_width, quantize))
-                channels = width * block.expansion
+                blocks.append(block(channels, width, stride, quantize))
+                channels = blocks[-1].out_channels
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
@@ -183,9 +170,7 @@ class ResNet(HubMixin, nn.Module):
         return self.output_quantizer(self.fc(torch.flatten(x, 1)))
 
 
-def _downsample(
-    in_channels: int, out_channels: int, stride: int, quantize: Scheme | None
-) -> nn.Module | None:
+def projection(in_channels: int, out_channels: int, stride: int, quantize: Scheme | None) -> nn.Module | None:
     """The projection of a skip whose shape changes: 1x1 convolution and BN. None where the shape stays."""
     if stride == 1 and in_channels == out_channels:
         return None
@@ -280,13 +265,13 @@ def resnet152(**options: Any) -> ResNet:
 )
 def resnext50_32x4d(**options: Any) -> ResNet:
     """ResNeXt-50, 32 groups of width 4: 25.0 M parameters."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), groups=32, base_width=4, **options)
+    return ResNet(partial(Bottleneck, groups=32, base_width=4), (3, 4, 6, 3), **options)
 
 
 @_published("8ba56ff5", hub_sha256="71c7427e233904ad828b768b9683876dc71f143876cbadaa26428bfea3560fc3")
 def resnext101_32x8d(**options: Any) -> ResNet:
     """ResNeXt-101, 32 groups of width 8: 88.8 M parameters."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), groups=32, base_width=8, **options)
+    return ResNet(partial(Bottleneck, groups=32, base_width=8), (3, 4, 23, 3), **options)
 
 
 @_published(
@@ -297,7 +282,7 @@ def resnext101_32x8d(**options: Any) -> ResNet:
 )  # resized to 232
 def resnext101_64x4d(**options: Any) -> ResNet:
     """ResNeXt-101, 64 groups of width 4: 83.5 M parameters."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), groups=64, base_width=4, **options)
+    return ResNet(partial(Bottleneck, groups=64, base_width=4), (3, 4, 23, 3), **options)
 
 
 @_published(
@@ -307,13 +292,13 @@ def resnext101_64x4d(**options: Any) -> ResNet:
 )
 def wide_resnet50_2(**options: Any) -> ResNet:
     """Wide ResNet-50-2, inner width doubled: 68.9 M parameters."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), base_width=128, **options)
+    return ResNet(partial(Bottleneck, base_width=128), (3, 4, 6, 3), **options)
 
 
 @_published("32ee11565f95f2f07223b243ada444a6457c4b90a88e6e293922813faf6dfd06")
 def wide_resnet101_2(**options: Any) -> ResNet:
     """Wide ResNet-101-2, inner width doubled: 126.9 M parameters."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), base_width=128, **options)
+    return ResNet(partial(Bottleneck, base_width=128), (3, 4, 23, 3), **options)
 
 
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights"
