@@ -139,7 +139,9 @@ class Group:
             return model
         device_ids = [self.device] if self.device.type == "cuda" else None
         with self.talking():
-            return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+            wrapped = DistributedDataParallel(model, device_ids=device_ids)
+        wrapped.broadcast_buffers = False  # torch 2.13 warns of it as an argument
+        return wrapped
 
     def average_(self, tensor: Tensor) -> None:
         """Replace a floating-point tensor by its mean over the processes.

@@ -18,6 +18,7 @@ from qzoo.bench.lane import running, time_in_turns
 from qzoo.bench.options import Options
 from qzoo.bench.results import Report, Row
 from qzoo.bench.subject import Source, Subject, subjects
+from qzoo.data.files import broken_images
 from qzoo.errors import ArgumentError
 from qzoo.export.description import is_onnx
 from qzoo.files import temporary_folder
@@ -30,6 +31,7 @@ def benchmark(
     data: str | os.PathLike[str] | None = None,
     float_weights: str | os.PathLike[str] | None = None,
     subset: str | None = None,
+    skip_broken: bool = False,
     runtimes: str | Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8),
     threads: int = 1,
@@ -50,6 +52,7 @@ def benchmark(
         float_weights: folder of the float model, of checkpoints that were made from weights of your own; the float
             file that ONNX files are compared with.
         subset: part of the images, ``"start:stop"``.
+        skip_broken: leave out images that do not decode; a note says how many.
         runtimes: by default PyTorch, and of ONNX Runtime and OpenVINO what is installed. Of TensorRT where it is not
             at hand the file is written, linted and checked in ONNX Runtime; a note says the result.
         compare: other tools' models of the same float weights: ``"quantize_static"``, ``"nncf"``,
@@ -82,7 +85,7 @@ def benchmark(
     chosen = tuple(default) if runtimes is None else _several(runtimes)
     options = Options(chosen, tuple(batches), threads, seconds, compare, details, progress, limit)
     calibrating = calibration_images if compare else 0
-    source = Source(data, float_weights, subset, calibrating)
+    source = Source(data, float_weights, subset, skip_broken, calibrating)
     found = subjects(asked, options, source)
     return new_report([measure(subject, options) for subject in found], options)
 
@@ -136,6 +139,8 @@ def measure(subject: Subject, options: Options) -> Section:
                 logits = _logits(subject.exact(), batches, options)
                 for lane in lanes:
                     lane.score = lane.evaluate(batches, reference=logits)
+    if skipped := broken_images(subject.loader):
+        notes.append(f"{subject.name}: {skipped} images that do not decode are left out")
     return Section([lane.row(subject.name, lanes) for lane in lanes], [*notes, *subject.notes], layers)
 
 

@@ -35,6 +35,7 @@ class Source:
     """Where images and float weights are, as :func:`qzoo.benchmark` is told.
 
     Attributes:
+        skip_broken: leave out images that do not decode.
         calibrating: number of images at the start that peers are calibrated on.
         label_sets: of all that is measured.
     """
@@ -42,6 +43,7 @@ class Source:
     data: str | os.PathLike[str] | None
     float_weights: str | os.PathLike[str] | None = None
     subset: str | None = None
+    skip_broken: bool = False
     calibrating: int = 0
     label_sets: Collection[str] = ()
 
@@ -91,7 +93,14 @@ class Checkpoint:
         chosen, said = measured_images(config, folder, source.subset, first)
 
         def images(subset: str, size: int) -> Batches:
-            return load_data(config.preprocessing, config.labels, folder, subset=subset, batch_size=size)
+            return load_data(
+                config.preprocessing,
+                config.labels,
+                folder,
+                subset=subset,
+                batch_size=size,
+                skip_broken=source.skip_broken,
+            )
 
         loader = images(chosen.subset, 250 if is_embedded(config.labels) else 50)
         calibration = torch.cat([x for x, _ in images(f":{first}", 64)]) if first else None
@@ -168,7 +177,7 @@ class OnnxFile:
             size = batch or batch_for(file.preprocessing)
             images, said = images_of_file(file, name, data, source.subset)
             notes += [f"{name}: {said}"] if said else []
-            loader = images.load(file, data, batch_size=size)
+            loader = images.load(file, data, batch_size=size, skip_broken=source.skip_broken)
         else:
             notes.append(
                 f"{name}: timed on noise, without images; --data names a folder to measure accuracy on"

@@ -109,12 +109,13 @@ def data_source(text: str) -> str | Path:
     return text if is_stream(text) else Path(text)
 
 
-def data_argument(sub: argparse.ArgumentParser, what: str) -> None:
+def data_argument(sub: argparse.ArgumentParser, what: str, required: bool = False) -> None:
     """Add ``--data``."""
     sub.add_argument(
         "--data",
         type=data_source,
         metavar="FOLDER",
+        required=required,
         help=f"{what}: one folder a class, or hfds:NAME[:SPLIT], wds:PATTERN, parquet:PATH, npz:FILE",
     )
 
@@ -127,9 +128,10 @@ def broken_argument(sub: argparse.ArgumentParser) -> None:
 
 
 def data_arguments(sub: argparse.ArgumentParser) -> None:
-    """Add ``--data`` and ``--subset``."""
+    """Add ``--data``, ``--subset`` and ``--skip-broken``."""
     data_argument(sub, "labelled images (not needed for Fashion-MNIST)")
     sub.add_argument("--subset", metavar="START:STOP", help="part of the images, in a fixed shuffled order")
+    broken_argument(sub)
 
 
 def reference_argument(sub: argparse.ArgumentParser) -> None:

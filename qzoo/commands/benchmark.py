@@ -59,6 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         data=args.data,
         float_weights=exact if exact and is_onnx(exact) else checkpoint_folder(exact),
         subset=args.subset,
+        skip_broken=args.skip_broken,
         runtimes=args.runtimes,
         batches=args.batch,
         threads=args.threads or 1,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import (
-    broken_argument,
     checkpoint_folder,
     data_arguments,
     dataset_argument,
@@ -32,7 +31,6 @@ def register(add: Add) -> None:
     )
     dataset_argument(sub)
     data_arguments(sub)
-    broken_argument(sub)
     reference_argument(sub)
     sub.add_argument(
         "--batch-size",

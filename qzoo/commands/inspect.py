@@ -24,6 +24,7 @@ def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
     from qzoo.data import load_data
+    from qzoo.data.files import broken_images
     from qzoo.data.sets import is_embedded
     from qzoo.zoo.create import open_model
 
@@ -31,6 +32,15 @@ def _run(args: argparse.Namespace) -> int:
     config = config_of(model)
     loader = None
     if args.images and (args.data is not None or is_embedded(config.labels)):
-        loader = load_data(config.preprocessing, config.labels, args.data, subset=args.subset, batch_size=32)
+        loader = load_data(
+            config.preprocessing,
+            config.labels,
+            args.data,
+            subset=args.subset,
+            batch_size=32,
+            skip_broken=args.skip_broken,
+        )
     say(qzoo.inspect(model, loader, images=args.images))
+    if skipped := broken_images(loader):
+        say(f"skipped {skipped} images that do not decode")
     return 0

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import given_options, option_arguments, positive, workers_argument
+from qzoo.commands.arguments import (
+    broken_argument,
+    data_argument,
+    given_fields,
+    given_options,
+    option_arguments,
+    positive,
+    workers_argument,
+)
 from qzoo.options import Plan, build_options
 from qzoo.scheme import DEFAULT_TARGET, TARGETS
 
@@ -21,7 +29,8 @@ def register(add: Add) -> None:
     sub.add_argument(
         "--target", choices=list(TARGETS), default=DEFAULT_TARGET, help=f"default: {DEFAULT_TARGET}"
     )
-    sub.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class")
+    data_argument(sub, "images", required=True)
+    broken_argument(sub)
     sub.add_argument("--subset", metavar="START:STOP", help="images to calibrate on (default: as qzoo build)")
     sub.add_argument("--size", type=positive, help="of the images (default: the network's, else 224)")
     sub.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="modules that stay in float")
@@ -37,9 +46,11 @@ def _run(args: argparse.Namespace) -> int:
 
     import qzoo
     from qzoo.config import config_of
+    from qzoo.distributed import Group
     from qzoo.export.onnx import export_onnx
-    from qzoo.pipeline.calibrate import quantize_to
+    from qzoo.pipeline.calibrate import calibrate_to
     from qzoo.pipeline.parts import calibration_images
+    from qzoo.pipeline.plan import Job
     from qzoo.placement.factory import build_float, preprocessing_of
 
     network = build_float(args.network, pretrained=not args.random, size=args.size)
@@ -52,8 +63,7 @@ def _run(args: argparse.Namespace) -> int:
         {**given_options(args, _OPTIONS), "target": args.target}
     )
     images = calibration_images(config, args.data, args.subset)
-    batches = [batch for batch, _ in images.load(config, args.data, workers=args.workers)]
-    quantize_to(args.out, model, batches, images, plan, data=args.data, progress=not args.quiet)
+    calibrate_to(args.out, model, plan, images, Job(**given_fields(args, Job)), Group())
     placed = str(model.qzoo_placement)
     say(f"{config.name} is in {args.out}" + (f"\n{placed}" if placed else ""))
     if args.onnx:

@@ -25,6 +25,7 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     import qzoo
     from qzoo.config import config_of
+    from qzoo.data.files import broken_images
     from qzoo.files import write_text
     from qzoo.pipeline.parts import measured_images
     from qzoo.zoo.create import open_model
@@ -34,10 +35,12 @@ def _run(args: argparse.Namespace) -> int:
     model = open_model(args.name, args.target)
     config = config_of(model)
     images, _ = measured_images(config, args.data, args.subset)
-    loader = images.load(config, args.data)
+    loader = images.load(config, args.data, skip_broken=args.skip_broken)
     found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
     target = args.target or config.target
     say(f"{one_line(args.name)}, target {target}, {found}")
+    if skipped := broken_images(loader):
+        say(f"skipped {skipped} images that do not decode")
     if args.out is not None:
         values = {"model": args.name, "target": target, **found.to_dict()}
         write_text(args.out, json.dumps(values, indent=2) + "\n")

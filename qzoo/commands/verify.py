@@ -84,5 +84,10 @@ def _images(config: Config, row: Measurement, data: str | Path | None) -> Loader
             return None
     size = batch_for(config.preprocessing)
     return load_data(
-        config.preprocessing, config.labels, None if embedded else data, subset=row.subset, batch_size=size
+        config.preprocessing,
+        config.labels,
+        None if embedded else data,
+        subset=row.subset,
+        batch_size=size,
+        skip_broken=row.skipped > 0,
     )

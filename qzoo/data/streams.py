@@ -112,7 +112,10 @@ def _uncounted(
             place += len(batch)
             yield batch
     if place < stop < UNKNOWN and mine is None:
-        raise DataError(f"subset {start}:{stop}: the data end after {place} images; choose less")
+        raise DataError(
+            f"subset {start}:{stop}: the data end after {place} images; choose less (--subset, or --calibration-subset "
+            "of a build)"
+        )
 
 
 def _chunks(samples: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -136,8 +136,9 @@ def test_the_commands_leave_broken_images_out_and_count_them(
     assert "images 12:48, without 1 that does not decode" in card
     assert "--data DIR --skip-broken" in card
     capsys.readouterr()
-    evaluate = ["evaluate", str(out), "--data", data, "-q"]
-    assert main(evaluate) == 2
-    assert "image 40 (40.png)" in capsys.readouterr().err
-    assert main([*evaluate, "--skip-broken"]) == 0
-    assert "1 image" in capsys.readouterr().out
+    for name, broken, count in (("evaluate", 40, 1), ("sensitivity", 40, 1), ("inspect", 3, 2)):
+        command = [name, str(out), "--data", data, "-q"]
+        assert main(command) == 2
+        assert f"image {broken} ({broken}.png)" in capsys.readouterr().err
+        assert main([*command, "--skip-broken"]) == 0
+        assert f"{count} images that do not decode" in capsys.readouterr().out

@@ -136,25 +136,32 @@ def test_benchmark_of_a_file_s_network(tmp_path: Path, photos: Path, monkeypatch
     file.write_text(NETWORK)
     monkeypatch.syspath_prepend(tmp_path)
     others = _photos(tmp_path / "others", 1)  # none of those that it was calibrated on
-    assert (
-        main(["quantize", f"{file}:make", "--data", str(photos), "--size", "32", "--out", str(out), "-q"])
-        == 0
-    )
+    for folder in (photos, others):
+        (folder / "cat" / "4.png").write_bytes(b"no image")
+    words = ["quantize", f"{file}:make", "--data", str(photos), "--subset", ":9", "--size", "32"]
+    words += ["--out", str(out), "-q"]
+    assert main(words) == 2
+    assert main([*words, "--skip-broken"]) == 0
+    model, reference = qzoo.load_pretrained(out), build_float(f"{file}:make")
+    assert (model.qzoo_config.calibration.images, model.qzoo_config.calibration.skipped) == (8, 1)
     words = [
+        "benchmark",
+        str(out),
+        "--data",
+        str(others),
         "--import",
         str(file),
-        "--runtimes",
-        "pytorch",
-        "onnxruntime",
         "--batch",
         "1",
         "--seconds",
         "0.05",
     ]
-    assert main(["benchmark", str(out), "--data", str(others), *words, "--out", str(report), "-q"]) == 0
-    rows = json.loads((report / "benchmark.json").read_text())["rows"]
-    model, reference = qzoo.load_pretrained(out), build_float(f"{file}:make")
-    loader = load_data(model.qzoo_config.preprocessing, "folders", others)
+    words += ["--runtimes", "pytorch", "onnxruntime", "--skip-broken", "--out", str(report), "-q"]
+    assert main(words) == 0
+    found = json.loads((report / "benchmark.json").read_text())
+    rows = found["rows"]
+    assert any(note.endswith("1 images that do not decode are left out") for note in found["notes"])
+    loader = load_data(model.qzoo_config.preprocessing, "folders", others, skip_broken=True)
     scores = {
         "float32": qzoo.evaluate(reference, loader, progress=False).top1,
         "int8": qzoo.evaluate(model, loader, progress=False).top1,
