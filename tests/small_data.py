@@ -1,4 +1,5 @@
-"""Small data sets in the real formats, folders of images and CIFAR as its authors wrote it; and a shallow network."""
+"""Small data sets in the real formats, folders of images and CIFAR as its authors wrote it; a shallow network, and
+ranges found as in the guide of pytorch-quantization."""
 
 from __future__ import annotations
 
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 from torchvision import datasets
 
 from qzoo.models.resnet_cifar import CifarResNet
+from qzoo.quant import TensorQuantizer
 from qzoo.registry import ModelEntry, architecture
 
 
@@ -67,3 +71,17 @@ def shallow_resnet20() -> ModelEntry:
     entry = architecture("resnet20")
     build = functools.wraps(entry.build)(functools.partial(CifarResNet, 1))
     return dataclasses.replace(entry, build=build)
+
+
+def calibrate_as_in_the_guide(model: nn.Module, images: Tensor) -> None:
+    """Give every quantizer the range of its calibrator, of one batch through the float model, in place."""
+    found = [m for m in model.modules() if isinstance(m, TensorQuantizer)]
+    for quantizer in found:
+        quantizer.disable_quant()
+        quantizer.enable_calib()
+    with torch.no_grad():
+        model(images)
+    for quantizer in found:
+        quantizer.load_calib_amax()
+        quantizer.enable_quant()
+        quantizer.disable_calib()

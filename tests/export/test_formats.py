@@ -12,6 +12,7 @@ import torch
 from exact import make_exact_
 from onnx import TensorProto, numpy_helper
 from qdq_graphs import optimized_ops
+from small_data import calibrate_as_in_the_guide
 from torch import Tensor, nn
 
 from qzoo.errors import ExportError
@@ -30,21 +31,9 @@ def net(
     conv = qnn.QuantConv2d(8, 16, 3, padding=1, quant_desc_weight=weight, quant_desc_input=activation)
     fc = qnn.QuantLinear(16, 8, quant_desc_weight=weight, quant_desc_input=activation)
     model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc)
-    model, images = calibrated(model, torch.randn(4, 8, 6, 6))
-    return model.to(dtype), images.to(dtype)
-
-
-def calibrated(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
-    quantizers = [m for m in model.modules() if isinstance(m, qnn.TensorQuantizer)]
-    for q in quantizers:
-        q.enable_calib()
-        q.disable_quant()
-    model(images)
-    for q in quantizers:
-        q.load_calib_amax()
-        q.disable_calib()
-        q.enable_quant()
-    return model.eval(), images
+    images = torch.randn(4, 8, 6, 6)
+    calibrate_as_in_the_guide(model, images)
+    return model.to(dtype).eval(), images.to(dtype)
 
 
 def float8_pair(fmt: str, between: nn.Module) -> tuple[nn.Module, Tensor]:
@@ -52,7 +41,9 @@ def float8_pair(fmt: str, between: nn.Module) -> tuple[nn.Module, Tensor]:
     desc, weight = QuantDescriptor(float_format=fmt), QuantDescriptor(axis=0, float_format=fmt)
     first = qnn.QuantConv2d(8, 16, 3, quant_desc_weight=weight, quant_desc_input=desc)
     second = qnn.QuantConv2d(16, 8, 1, quant_desc_weight=weight, quant_desc_input=desc)
-    return calibrated(nn.Sequential(first, between, second, nn.Flatten()), 5 * torch.randn(4, 8, 6, 6))
+    model, images = nn.Sequential(first, between, second, nn.Flatten()), 5 * torch.randn(4, 8, 6, 6)
+    calibrate_as_in_the_guide(model, images)
+    return model.eval(), images
 
 
 class Rows(nn.Module):
@@ -228,7 +219,8 @@ def test_refused_before_the_export(tmp_path: Path, monkeypatch, weight, activati
 def test_ranges_of_input_channels_and_batchnorm(tmp_path: Path, monkeypatch) -> None:
     """They can be written, but a BatchNorm that is folded has a range for every pair of channels as its result."""
     conv = qnn.QuantConv2d(8, 16, 3, quant_desc_weight=QuantDescriptor(8, axis=1), quant_desc_input=INT8)
-    model, images = calibrated(nn.Sequential(conv, nn.Flatten()), torch.randn(4, 8, 6, 6))
+    model, images = nn.Sequential(conv, nn.Flatten()).eval(), torch.randn(4, 8, 6, 6)
+    calibrate_as_in_the_guide(model, images)
     path = export_onnx(model, tmp_path / "m.onnx", example=images)
     assert close(load(path)(images), simulated(model, images))
     model.insert(1, nn.BatchNorm2d(16).eval())

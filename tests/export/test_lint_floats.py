@@ -451,6 +451,15 @@ def test_product_with_a_loose_bias(tmp_path: Path, rank: int, open_batch: bool, 
     assert ("output-float" in rules(path)) == (not runs_in_int8(path))
 
 
+def loads(path: Path) -> bool:
+    """Whether ONNX Runtime loads the file."""
+    try:
+        optimized_ops(path)
+    except Exception:  # it has a type for each of its codes
+        return False
+    return True
+
+
 @pytest.mark.parametrize("zero", [INT8, MIDDLE])
 @pytest.mark.parametrize("opset", [20, 21])
 @pytest.mark.parametrize("behind", ["layer", "output", "q", "reshape-q", "two"])
@@ -468,12 +477,7 @@ def test_int8_behind_which_onnxruntime_fails(
         return y if behind == "output" else d.pair(y, zero)
 
     path = write(tmp_path, make, opset)
-    try:
-        optimized_ops(path)
-        loads = True
-    except Exception:  # ONNX Runtime has a type for each of its codes
-        loads = False
-    assert ("int8-not-loaded" in rules(path)) == (not loads)
+    assert ("int8-not-loaded" in rules(path)) == (not loads(path))
 
 
 @pytest.mark.parametrize("scale", [SCALE, np.full(1, SCALE)], ids=["scalar", "vector"])
@@ -492,13 +496,9 @@ def test_pooled_int8_that_onnxruntime_does_not_load(tmp_path: Path, readers: str
         return d.pair(d.conv(y), MIDDLE)
 
     path = write(tmp_path, make, opset)
-    try:
-        optimized_ops(path)
-        loads = True
-    except Exception:  # ONNX Runtime has a type for each of its codes
-        loads = False
-    assert loads == (opset < 21 or readers in ("two", "q"))
-    assert ("int8-not-loaded" in rules(path)) == (not loads)
+    loaded = loads(path)
+    assert loaded == (opset < 21 or readers in ("two", "q"))
+    assert ("int8-not-loaded" in rules(path)) == (not loaded)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

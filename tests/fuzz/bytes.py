@@ -1,9 +1,14 @@
-"""What disks, transfers and attackers do to bytes."""
+"""What disks, transfers and attackers do to bytes, and to JSON and headers that a loader reads."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
+DTYPES = (
+    *["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "I8", "U8", "BOOL", "U64", "F4", "C64"],
+    "",
+)
 _NUMBERS = (
     b"\0",
     b"\xff",
@@ -48,3 +53,23 @@ def damaged(content: bytes, rng: random.Random, head: int | None = None) -> byte
             size = rng.choice((1, 16, 512))
             changed[at:at] = changed[at : at + size]
     return bytes(changed)
+
+
+def places(value: Any, prefix: tuple = ()) -> Any:
+    """Every place inside nested JSON."""
+    yield prefix
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*prefix, key))
+
+
+def replaced(value: Any, place: tuple, change: Any) -> Any:
+    """A copy with the item at ``place`` replaced by ``change``, or removed where that is ``...``."""
+    if not place:
+        return None if change is ... else change
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    if len(place) == 1 and change is ...:
+        del changed[place[0]]
+    else:
+        changed[place[0]] = replaced(value[place[0]], place[1:], change)
+    return changed

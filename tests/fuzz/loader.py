@@ -20,19 +20,15 @@ from qzoo.cards.card import card
 from qzoo.config import WEIGHTS, Config
 from qzoo.errors import CheckpointError
 from qzoo.zoo import hub
-from tests.fuzz.bytes import damaged
+from tests.fuzz.bytes import DTYPES, damaged, places, replaced
 from tests.fuzz.cases import Case, Wrong
 
 NAMES = ("resnet20.fmnist", "resnet20.fmnist-w8a8", "resnet20.fmnist-w4a4_qat", "resnet32.fmnist-w2a2_qat")
-_DTYPES = (
-    *["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "I8", "U8", "BOOL", "U64", "F4", "C64"],
-    "",
-)
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 7, 9, 2**31, 2**63, 2**64 - 1, 10**400, 0.5, 1e308, math.inf, math.nan),
     *("", "a", "\ud800", "\0", "../x", "w8a8", "float", "tensorrt", "9" * 300),
     *([], {}, [0], [[[[[[]]]]]] * 2, {"a": {}}, [2**62, 4], [-1], [4, 0], [0, 2**63]),
-    *_DTYPES,
+    *DTYPES,
 )
 
 
@@ -118,8 +114,8 @@ def _hostile_config(rng: random.Random, folder: Path, known: Undamaged, other: U
     """JSON of any kind in any place: what is accepted can be written, read again and shown on a card."""
     values = json.loads(known.config)
     for _ in range(rng.randint(1, 2)):
-        place = rng.choice(list(_places(values)))
-        values = _replaced(values, place, rng.choice((..., rng.choice(_VALUES), rng.choice(_VALUES))))
+        place = rng.choice(list(places(values)))
+        values = replaced(values, place, rng.choice((..., rng.choice(_VALUES), rng.choice(_VALUES))))
     text = json.dumps(values)
     if rng.random() < 0.2:
         at = rng.randrange(len(text))
@@ -141,8 +137,8 @@ def _hostile_weights(rng: random.Random, folder: Path, known: Undamaged, other: 
     kind = rng.choice(("value", "value", "key", "size", "text", "numbers", "numbers", "bytes"))
     length: int | None = None
     if kind == "value":
-        place = rng.choice(list(_places(header)))
-        header = _replaced(header, place, rng.choice((..., rng.choice(_VALUES), rng.choice(_DTYPES))))
+        place = rng.choice(list(places(header)))
+        header = replaced(header, place, rng.choice((..., rng.choice(_VALUES), rng.choice(DTYPES))))
     elif kind == "key":
         old, new = rng.choice(sorted(header)), rng.choice(sorted(header))
         header[new] = header.pop(old)
@@ -186,23 +182,3 @@ def _checked(model: nn.Module | None, folder: Path) -> str:
     if not torch.equal(_logits(again, images), logits) and not logits.isnan().any():
         raise Wrong("it computes something else when it is saved and loaded again")
     return "accepted"
-
-
-def _places(value: Any, prefix: tuple = ()) -> Any:
-    """Every place inside nested JSON."""
-    yield prefix
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from _places(item, (*prefix, key))
-
-
-def _replaced(value: Any, place: tuple, change: Any) -> Any:
-    """A copy with the item at ``place`` replaced by ``change``, or removed where that is ``...``."""
-    if not place:
-        return None if change is ... else change
-    changed = dict(value) if isinstance(value, dict) else list(value)
-    if len(place) == 1 and change is ...:
-        del changed[place[0]]
-    else:
-        changed[place[0]] = _replaced(value[place[0]], place[1:], change)
-    return changed

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from small_data import calibrate_as_in_the_guide
 from torch import nn
 
 from qzoo.errors import ExportError
@@ -25,20 +26,8 @@ def model(dtype=torch.float32, weight=None, activation=None):
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16))
     quantize_(layers, quant_desc_weight=weight, quant_desc_input=activation)
-    return calibrated(layers, torch.randn(4, 16)).to(dtype)
-
-
-def calibrated(layers, x):
-    quantizers = [m for m in layers.modules() if isinstance(m, TensorQuantizer)]
-    for q in quantizers:
-        q.enable_calib()
-        q.disable_quant()
-    layers(x)
-    for q in quantizers:
-        q.disable_calib()
-        q.enable_quant()
-        q.load_calib_amax()
-    return layers
+    calibrate_as_in_the_guide(layers, torch.randn(4, 16))
+    return layers.to(dtype)
 
 
 def exported(layers, x, **kwargs):
@@ -113,7 +102,7 @@ def test_unsigned_transposed_and_zero_ranges(dynamo):
     quantize_(layers, quant_desc_input=QuantDescriptor(unsigned=True))
     layers[1].weight.data[:, 1] = 0
     x = torch.randn(2, 3, 5, 5)
-    calibrated(layers, x)
+    calibrate_as_in_the_guide(layers, x)
     assert layers[1].weight_quantizer.amax[0, 1].item() == 0
     graph = exported(layers, x, dynamo=dynamo)
     values = {i.name: onnx.numpy_helper.to_array(i) for i in graph.graph.initializer}
@@ -140,7 +129,7 @@ def test_e4m3(convolution, dynamo):
         layers = nn.Sequential(nn.Conv2d(3, 4, 3))
         x = torch.randn(2, 3, 5, 5)
         quantize_(layers, quant_desc_input=desc, quant_desc_weight=desc)
-        calibrated(layers, x)
+        calibrate_as_in_the_guide(layers, x)
     else:
         layers, x = model(torch.float16, desc, desc), torch.randn(4, 16).half()
     if convolution and not dynamo:

@@ -138,14 +138,6 @@ def test_one_pair_of_quantizers_per_layer_and_direction():
     assert layer.input_quantizer is layer._input_quantizers
 
 
-def test_weights_are_quantized_once_a_call():
-    layer = qnn.QuantLSTM(3, 4)
-    calls = []
-    layer._weight_quantizers[0].register_forward_hook(lambda *_: calls.append(1))
-    layer(torch.randn(7, 2, 3))
-    assert len(calls) == 1
-
-
 def test_gradients_reach_everything():
     for name in LAYERS:
         layer = getattr(qnn, f"Quant{name}")(3, 4, 2, bidirectional=True)

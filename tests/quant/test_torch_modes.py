@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from small_data import calibrate_as_in_the_guide
 from torch import nn
 
 from qzoo.quant import TensorQuantizer, quantize_, tensor_quant
@@ -24,14 +25,7 @@ def net(calibrated=True, **descriptors):
     )
     quantize_(model, **descriptors)
     if calibrated:
-        for m in model.modules():
-            if isinstance(m, TensorQuantizer):
-                m.enable_calib()
-        model(image())
-        for m in model.modules():
-            if isinstance(m, TensorQuantizer):
-                m.disable_calib()
-                m.load_calib_amax()
+        calibrate_as_in_the_guide(model, image())
     return model
 
 
@@ -113,14 +107,7 @@ def test_inference_mode_and_then_training():
     model = net(False)
     with torch.inference_mode():
         model(image())
-        for m in model.modules():
-            if isinstance(m, TensorQuantizer):
-                m.enable_calib()
-        model(image())
-        for m in model.modules():
-            if isinstance(m, TensorQuantizer):
-                m.disable_calib()
-                m.load_calib_amax()
+        calibrate_as_in_the_guide(model, image())
         inside = model(image())
     model(image()).sum().backward()
     assert torch.equal(model(image()), inside)

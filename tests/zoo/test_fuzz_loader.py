@@ -17,6 +17,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from fuzz.bytes import DTYPES, places, replaced
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -94,32 +95,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return qzoo.save_pretrained(model, tmp_path / "tiny", config=config)
 
 
-def paths(value, prefix=()):
-    """Every place inside nested JSON."""
-    yield prefix
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from paths(item, (*prefix, key))
-
-
-def replaced(value, path, change):
-    """A copy with the item at ``path`` replaced by ``change``, or removed where that is ``...``."""
-    if not path:
-        return None if change is ... else change
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    if len(path) == 1 and change is ...:
-        del copy[path[0]]
-    else:
-        copy[path[0]] = replaced(value[path[0]], path[1:], change)
-    return copy
-
-
 def config_case(folder: Path, data) -> None:
     values = json.loads((folder / "config.json").read_text())
     for _ in range(data.draw(st.integers(1, 2))):
         if not isinstance(values, (dict, list)):
             break
-        place = data.draw(st.sampled_from(list(paths(values))))
+        place = data.draw(st.sampled_from(list(places(values))))
         values = replaced(values, place, data.draw(st.just(...) | json_values))
     text = json.dumps(values).replace("Infinity", data.draw(st.sampled_from(["Infinity", "1e999"])))
     if data.draw(st.booleans()):
@@ -144,13 +125,17 @@ def joined(header: object, body: bytes, text: str | None = None, size: int | Non
     return struct.pack("<Q", len(text_bytes) if size is None else size) + text_bytes + body
 
 
-def load(folder: Path, content: bytes) -> None:
-    """The loader on these weights, with a config.json that vouches for them."""
+def write_weights(folder: Path, content: bytes) -> None:
+    """These weights, with a config.json that vouches for them."""
     (folder / WEIGHTS).write_bytes(content)
     values = json.loads((folder / "config.json").read_text())
     values["files"][WEIGHTS] = hub.sha256_of(folder / WEIGHTS)
     values["sizes"][WEIGHTS] = (folder / WEIGHTS).stat().st_size
     (folder / "config.json").write_text(json.dumps(values))
+
+
+def load(folder: Path, content: bytes) -> None:
+    write_weights(folder, content)
     try:
         model = qzoo.load_pretrained(folder)
     except CheckpointError:
@@ -166,7 +151,7 @@ def weights_case(folder: Path, original: bytes, data) -> None:
     header, body = split(original)
     kind = data.draw(st.sampled_from(["value", "key", "bytes", "size", "text", "numbers"]))
     if kind == "value":
-        place = data.draw(st.sampled_from(list(paths(header))))
+        place = data.draw(st.sampled_from(list(places(header))))
         header = replaced(header, place, data.draw(st.just(...) | json_values | st.sampled_from(DTYPES)))
         content = joined(header, body)
     elif kind == "key":
@@ -191,11 +176,6 @@ def weights_case(folder: Path, original: bytes, data) -> None:
         )
     load(folder, content)
 
-
-DTYPES = [
-    *["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "I8", "U8", "BOOL", "U64", "F4", "C64"],
-    "",
-]
 
 # Headers that a loader may stumble over; each once made one stumble, here or elsewhere.
 CORPUS = (
@@ -223,11 +203,7 @@ CORPUS = (
 
 @pytest.mark.parametrize("content", CORPUS, ids=range(len(CORPUS)))
 def test_corpus(folder: Path, content: bytes) -> None:
-    (folder / WEIGHTS).write_bytes(content)
-    values = json.loads((folder / "config.json").read_text())
-    values["files"][WEIGHTS] = hub.sha256_of(folder / WEIGHTS)
-    values["sizes"][WEIGHTS] = (folder / WEIGHTS).stat().st_size
-    (folder / "config.json").write_text(json.dumps(values))
+    write_weights(folder, content)
     with pytest.raises(CheckpointError):
         qzoo.load_pretrained(folder)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from small_data import calibrate_as_in_the_guide
 from torch import nn
 
 import qzoo
 from qzoo.accuracy import sqnr
 from qzoo.errors import CheckpointError, MissingRangeError
-from qzoo.quant import TensorQuantizer, initialize
+from qzoo.quant import initialize
 from qzoo.quantizers import quantizers
 from qzoo.scheme import Scheme
 
@@ -67,21 +68,8 @@ def by_the_guide() -> nn.Module:
     torch.manual_seed(0)
     with initialize():
         model = torchvision.models.resnet18(num_classes=10).eval()
-    calibrate_as_in_the_guide(model)
+    calibrate_as_in_the_guide(model, torch.randn(2, 3, 32, 32))
     return model
-
-
-def calibrate_as_in_the_guide(model: nn.Module) -> None:
-    found = [m for m in model.modules() if isinstance(m, TensorQuantizer)]
-    for quantizer in found:
-        quantizer.disable_quant()
-        quantizer.enable_calib()
-    with torch.no_grad():
-        model(torch.randn(2, 3, 32, 32))
-    for quantizer in found:
-        quantizer.load_calib_amax()
-        quantizer.enable_quant()
-        quantizer.disable_calib()
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
