@@ -1,8 +1,8 @@
 """JSON to dataclasses and back: a field that does not fit its annotation is an error that names it.
 
-Known annotations: dataclasses, ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``tuple[...]``,
-``dict[str, X]``, ``Any``. A field whose metadata says "optional" is written only where it differs from its
-default, and may be missing; :func:`one_of` and :func:`like` say which values it can have.
+Known annotations: dataclasses, ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``int | str``,
+``tuple[...]``, ``dict[str, X]``, ``Any``. A field whose metadata says "optional" is written only where it differs
+from its default, and may be missing; :func:`one_of` and :func:`like` say which values it can have.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def decode(kind: Any, value: Any, path: str) -> Any:
     if origin in (types.UnionType, Union):
         if value is None:
             return None
-        return decode(next(a for a in arguments if a is not types.NoneType), value, path)
+        kinds = [a for a in arguments if a is not types.NoneType]
+        return decode(next((a for a in kinds if a is type(value)), kinds[0]), value, path)
     if dataclasses.is_dataclass(kind):
         return _decode_fields(kind, _expect(value, dict, path), path)
     if origin is tuple:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from qzoo.errors import ArgumentError
-from qzoo.scheme import DEFAULT_TARGET, TARGETS, Scheme
+from qzoo.scheme import DEFAULT_TARGET, TARGETS, LayerBits, Scheme
 
 METHODS = ("ste", "lsq", "pact")
 RANGES = ("max", "percentile", "mse", "entropy")
@@ -268,7 +268,7 @@ class BuildOptions(TypedDict, total=False):
     edge_bits: int | None
     affine: bool | None
     drop: float | None
-    layer_bits: tuple[tuple[str, int], ...] | None
+    layer_bits: LayerBits | None
     target: str | None
     float_weights: str | Path | None
 
@@ -286,7 +286,8 @@ class Plan:
         affine: activations with a zero point where the target has them, see :class:`qzoo.scheme.Scheme`.
         drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
             :func:`qzoo.ptq.mix_precision`. 0 is without it.
-        layer_bits: bits of single layers, by name: ``(("fc", 4),)``; with ``drop`` what it came to before.
+        layer_bits: bits of single layers, by name: ``(("fc", 4), ("conv1", "float"))``; with ``drop`` what it came to
+            before.
         target: the runtime whose quantizers the methods see.
         float_weights: a folder with float weights of your own; what the name's tag means if None.
 
@@ -317,8 +318,8 @@ class Plan:
         name="--mixed-precision",
         metavar="DROP",
     )
-    layer_bits: tuple[tuple[str, int], ...] = _flag(
-        (), "bits of single layers, such as fc=4", metavar="LAYER=BITS"
+    layer_bits: LayerBits = _flag(  # noqa: RUF009 - makes a field
+        (), "bits of single layers, such as fc=4; fc=float keeps one in float", metavar="LAYER=BITS"
     )
     target: str = _flag(DEFAULT_TARGET, "runtime whose quantizers the methods see", choices=tuple(TARGETS))
     float_weights: str | Path | None = _flag(  # noqa: RUF009 - makes a field

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
 from qzoo.quant.nn import TensorQuantizer
-from qzoo.quant.nn.modules._utils import input_quantizer_of, weight_quantizer_of
+from qzoo.quant.nn.modules._utils import QuantMixin, input_quantizer_of, weight_quantizer_of
 from qzoo.quant.tensor_quant import QuantDescriptor
 from qzoo.scheme import ROLES, TARGETS, Scheme, Target, target_named
 
@@ -146,6 +146,27 @@ def name_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     for name, quantizer in found.items():
         quantizer.name = name
     return found
+
+
+def float_layers(model: nn.Module) -> list[str]:
+    """List the layers that a scheme keeps in float (``Scheme.layers`` with ``"float"``), by name.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The names of layers whose weight quantizer was taken away.
+
+    Example:
+        >>> float_layers(model)
+        []
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, QuantMixin)
+        and isinstance(getattr(module, "_weight_quantizer", None), nn.Identity)
+    ]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -399,6 +420,8 @@ def restore_switches(found: Iterable[TensorQuantizer]) -> Iterator[None]:
 def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:
     """Set the bits of the single layers that ``scheme.layers`` names (mixed precision), in place.
 
+    Layers that stay in float are left to :func:`qzoo.placement.float_layers.keep_in_float`, which needs an image.
+
     Args:
         model: built with the scheme.
         scheme: with ``layers``.
@@ -417,6 +440,8 @@ def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:
     """
     modules = dict(model.named_modules()) if scheme.layers else {}
     for name, bits in scheme.layers:
+        if not isinstance(bits, int):
+            continue
         weight, inputs = weight_quantizer_of(modules.get(name)), input_quantizer_of(modules.get(name))
         if weight is None or inputs is None:
             raise QuantizationError(

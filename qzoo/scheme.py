@@ -29,6 +29,12 @@ from qzoo.errors import ArgumentError, shown
 DEFAULT_TARGET = "onnxruntime"
 """The target where nothing else is said: of schemes, loaded checkpoints, exports and commands."""
 
+FLOAT = "float"
+"""In place of bits: a layer that is not quantized."""
+
+LayerBits = tuple[tuple[str, int | str], ...]
+"""Bits of single layers, by name: ``(("conv1", "float"), ("fc", 4))``."""
+
 # Of a dataclass field: config.json leaves it out where it has its default.
 OPTIONAL = {"optional": True}
 ROLES = ("input", "weight", "residual", "branch", "pool", "output", "activation", "norm", "product", "stream")
@@ -94,7 +100,8 @@ class Scheme:
         edge_bits: bits of the first and the last layer, and of what only adds or averages (skips, pooling,
             logits); 0 is 8 where activations have fewer than 8, else the bits of the other layers.
         layers: mixed precision: ``(name, bits)`` of single layers, such as ``("layer1.0.conv1", 8)``. Their weights
-            have these bits, their inputs at least as many (:func:`qzoo.quantizers.set_layer_bits`).
+            have these bits, their inputs at least as many (:func:`qzoo.quantizers.set_layer_bits`). ``"float"`` in
+            place of bits keeps a layer in float (:func:`qzoo.placement.float_layers.keep_in_float`).
         affine: activations that may be negative have a range of two ends and a zero point, at targets that have
             zero points; the symmetric range is kept beside it for the others. For networks with SiLU, hard-swish or
             GELU, of whose outputs few are below zero.
@@ -112,7 +119,7 @@ class Scheme:
     weight_format: str = field(default="int", metadata=OPTIONAL)
     group: int = field(default=0, metadata=OPTIONAL)
     edge_bits: int = field(default=0, metadata=OPTIONAL)
-    layers: tuple[tuple[str, int], ...] = field(default=(), metadata=OPTIONAL)
+    layers: LayerBits = field(default=(), metadata=OPTIONAL)
     affine: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
@@ -129,14 +136,19 @@ class Scheme:
             raise ArgumentError(f"Scheme.edge_bits must be 0 or 2 to 8, not {self.edge_bits}")
         if not 0 <= self.group <= 1 << 16:
             raise ArgumentError(f"Scheme.group must be 0 to 65536, not {self.group}")
-        if self.layers and self.weight_format != "int":
+        self._check_layers()
+        target_named(self.target)
+
+    def _check_layers(self) -> None:
+        if self.weight_format != "int" and any(bits != FLOAT for _, bits in self.layers):
             raise ArgumentError(f"Scheme.layers needs integer weights, not {self.weight_format}")
         if len({name for name, _ in self.layers}) != len(self.layers):
             raise ArgumentError("Scheme.layers names a layer twice")
         for name, bits in self.layers:
-            if not 2 <= bits <= 8:
-                raise ArgumentError(f"Scheme.layers: the bits of {name!r} must be 2 to 8, not {bits}")
-        target_named(self.target)
+            if bits != FLOAT and not (isinstance(bits, int) and 2 <= bits <= 8):
+                raise ArgumentError(
+                    f"Scheme.layers: the bits of {name!r} must be 2 to 8, or 'float', not {bits!r}"
+                )
 
     @classmethod
     def parse(cls, text: str, target: str = DEFAULT_TARGET) -> Scheme:
@@ -154,6 +166,11 @@ class Scheme:
         weights = self.weight_format if self.weight_format != "int" else ""
         group = f"g{self.group}" if self.group else ""
         return f"w{self.weight_bits}{weights}{group}a{self.activation_bits}"
+
+    @property
+    def float_layers(self) -> tuple[str, ...]:
+        """Names of the layers that stay in float."""
+        return tuple(name for name, bits in self.layers if bits == FLOAT)
 
     @property
     def edge(self) -> Scheme:

@@ -15,7 +15,7 @@ from qzoo.quant import ops
 from qzoo.quant.fold import attach, evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin
-from qzoo.quantizers import device_of, require_quantizers
+from qzoo.quantizers import device_of, float_layers, require_quantizers
 from qzoo.runtimes.pytorch import run
 
 
@@ -193,11 +193,12 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
 
 def _left(model: nn.Module) -> tuple[tuple[str, str], ...]:
     """What stays in float, and why: as :func:`qzoo.quantize` says, else the layers without quantizers."""
+    kept = tuple((name, "as the scheme says") for name in float_layers(model))
     placement = getattr(model, "qzoo_placement", None)
     if placement is not None:
-        return tuple(placement.reasons)
+        return (*placement.reasons, *kept)
     layers = (nn.Linear, nn.modules.conv._ConvNd)
-    return tuple(
+    return kept + tuple(
         (name, "which has no quantizers")
         for name, module in model.named_modules()
         if isinstance(module, layers) and not isinstance(module, QuantMixin)

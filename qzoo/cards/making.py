@@ -116,10 +116,12 @@ def _edge_activations(scheme: Scheme) -> str:
 def _mixed(config: Config, scheme: Scheme) -> str:
     """Which layers have bits of their own, and why; sentences, or nothing."""
     text = ""
-    for bits in sorted({bits for _, bits in scheme.layers}, reverse=True):
+    for bits in sorted({bits for _, bits in scheme.layers if isinstance(bits, int)}, reverse=True):
         names = [f"`{name}`" for name, own in scheme.layers if own == bits]
         inputs = ", inputs too," if bits > scheme.activation_bits else ""
         text += f" Mixed precision: {bits} bits{inputs} have {', '.join(names)}."
+    if scheme.float_layers:
+        text += f" In float stay {', '.join(f'`{name}`' for name in scheme.float_layers)}."
     drop = config.calibration.drop if config.calibration is not None else 0.0
     if drop:
         text += f" It takes these for at most {drop:g} % of the held-back calibration images to change their top-1."

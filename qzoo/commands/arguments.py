@@ -13,6 +13,7 @@ from typing import Any
 from qzoo.data.sets import DATA_SETS, is_stream
 from qzoo.errors import ArgumentError
 from qzoo.options import flag
+from qzoo.scheme import FLOAT, LayerBits
 
 
 def positive(text: str) -> int:
@@ -185,10 +186,10 @@ def given_fields(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {**{name: getattr(args, name) for name in known}, "progress": not args.quiet}
 
 
-def _layer_bits(texts: list[str]) -> tuple[tuple[str, int], ...]:
-    """``["fc=4"]`` as names and bits."""
+def _layer_bits(texts: list[str]) -> LayerBits:
+    """``["fc=4", "conv1=float"]`` as names and bits."""
     pairs = [text.rpartition("=") for text in texts]
     for text, (name, _, bits) in zip(texts, pairs, strict=True):
-        if not name or not bits.isdecimal():
-            raise ArgumentError(f"--layer-bits takes LAYER=BITS, such as fc=4, not {text!r}")
-    return tuple((name, int(bits)) for name, _, bits in pairs)
+        if not name or not (bits.isdecimal() or bits == FLOAT):
+            raise ArgumentError(f"--layer-bits takes LAYER=BITS, such as fc=4 or fc=float, not {text!r}")
+    return tuple((name, FLOAT if bits == FLOAT else int(bits)) for name, _, bits in pairs)

@@ -11,6 +11,8 @@ from qzoo.commands.arguments import data_arguments, positive
 from qzoo.errors import ArgumentError, one_line
 from qzoo.scheme import TARGETS
 
+_SHOWN = 2  # layers that are proposed for float
+
 
 def register(add: Add) -> None:
     """Declare the command."""
@@ -41,6 +43,10 @@ def _run(args: argparse.Namespace) -> int:
     say(f"{one_line(args.name)}, target {target}, {found}")
     if skipped := broken_images(loader):
         say(f"skipped {skipped} images that do not decode")
+    costly = [x.name for x in found.layers if any(q.startswith("weight") for q in x.quantizers)][:_SHOWN]
+    if costly:
+        flags = " ".join(f"{one_line(name)}=float" for name in costly)
+        say(f"to keep the costliest layers in float: qzoo build {config.name} --layer-bits {flags}")
     if args.out is not None:
         values = {"model": args.name, "target": target, **found.to_dict()}
         write_text(args.out, json.dumps(values, indent=2) + "\n")

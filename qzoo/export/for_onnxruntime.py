@@ -200,6 +200,38 @@ def multiply_patches(model: ir.Model) -> None:
         )
 
 
+def keep_float_layers(model: ir.Model) -> None:
+    """Give the DQ before a layer with a float weight a scale for every channel, all alike: the same values.
+
+    ONNX Runtime quantizes the float weight of a layer between DQ and Q itself, to one range for the whole tensor, and
+    runs in int8 what was to stay in float. It does so only where the input has one scale.
+    """
+    for layer in nodes_of(model, "Conv", "ConvTranspose", "Gemm", "MatMul"):
+        dq, weight = made_by(layer.inputs[0], "DequantizeLinear"), constant(layer.inputs[1])
+        step, zero = (None, None) if dq is None else (constant(dq.inputs[1]), zero_point(dq))
+        if dq is None or weight is None or weight.ndim < 2 or step is None or step.size != 1:
+            continue
+        axis, count = _channels(layer, weight)
+        name = str(layer.outputs[0].name)
+        inputs = [dq.inputs[0], initializer(model, f"{name}_scales", np.full(count, step.item(), np.float32))]
+        if zero is not None:
+            zeros = np.full(count, zero.item(), zero.dtype)
+            inputs.append(initializer(model, f"{name}_zero_points", zeros))
+        pixels = node_like("DequantizeLinear", inputs, like=dq, result=dq.outputs[0], axis=axis)
+        model.graph.insert_before(layer, pixels)
+        layer.replace_input_with(0, pixels.outputs[0])
+
+
+def _channels(layer: ir.Node, weight: np.ndarray) -> tuple[int, int]:
+    """Axis and number of the channels that a layer reads."""
+    if layer.op_type == "Conv":
+        return 1, weight.shape[1] * integer(layer, "group", 1)
+    if layer.op_type == "ConvTranspose":
+        return 1, weight.shape[0]
+    turned = layer.op_type == "Gemm" and integer(layer, "transB", 0)
+    return -1, weight.shape[-1 if turned else -2]
+
+
 def _patches(conv: ir.Node, image: ir.Value, weight: np.ndarray) -> tuple[int, int] | None:
     """Rows and columns of patches where the convolution takes each pixel once; else None."""
     kernel = list(weight.shape[2:])

@@ -12,6 +12,7 @@ from torch import nn
 
 from qzoo.export.graph import constant
 from qzoo.fields import encode
+from qzoo.quantizers import float_layers
 from qzoo.version import __version__
 
 _STORED = "_quantized"  # what store_integer_weights appends to the name of a weight
@@ -52,6 +53,8 @@ def describe(model: ir.Model, source: nn.Module, target: str) -> None:
     facts: dict[str, Any] = {"qzoo_version": __version__}
     if any(node.op_type == "DequantizeLinear" for node in model.graph):
         facts["target"] = target
+    if kept := float_layers(source):
+        facts["float_layers"] = kept
     config = getattr(source, "qzoo_config", None)
     if config is not None:
         facts |= {

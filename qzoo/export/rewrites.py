@@ -36,6 +36,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_onnxruntime.part_projections,
         for_onnxruntime.fuse_attention,
         for_onnxruntime.pad_image_channels,
+        for_onnxruntime.keep_float_layers,
     ),
     "openvino": (
         for_openvino.pool_maxima,

@@ -24,7 +24,7 @@ from qzoo.ptq.ranges import calibrate
 from qzoo.quant.calib import calibrate_weights
 from qzoo.quantizers import set_target
 from qzoo.registry import architecture, parse_name
-from qzoo.scheme import Scheme
+from qzoo.scheme import LayerBits, Scheme
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
 from qzoo.zoo.floats import quantized_from, reference_of
 from qzoo.zoo.tensors import assign_state, is_range
@@ -41,7 +41,7 @@ def tune_checkpoint(
     *,
     float_weights: str | Path | None = None,
     start: str | Path | None = None,
-    layers: tuple[tuple[str, int], ...] = (),
+    layers: LayerBits = (),
     group: Group | None = None,
 ) -> Path:
     """Tune ``arch.tag-scheme_qat``: from float weights, its teacher too, or from a calibrated checkpoint.
@@ -99,7 +99,7 @@ def _start(
     name: str,
     float_weights: str | Path | None,
     start: str | Path | None,
-    layers: tuple[tuple[str, int], ...],
+    layers: LayerBits,
 ) -> tuple[nn.Module, nn.Module, str]:
     """The model to tune, its teacher, and which weights it starts from."""
     parsed = parse_name(name)

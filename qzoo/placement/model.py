@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qzoo.errors import ArgumentError, QuantizationError
 from qzoo.placement.factory import factory_config, known_factory
+from qzoo.placement.float_layers import keep_in_float
 from qzoo.placement.groups import Classes
 from qzoo.placement.scope import LAYERS, OUTPUT, Scope, Site, is_leaf, orders_learnt, scoped
 from qzoo.placement.trace import Operation, Trace, Value, trace
@@ -135,7 +136,7 @@ def with_quantizers(
         found = _trace(quantized, image)
         builder = _Builder(quantized, found, wants_of(found, excluded), scheme, excluded)
         builder.build()
-    made = set_layer_bits(builder.model, scheme)
+    made = keep_in_float(set_layer_bits(builder.model, scheme), scheme, image)
     name_quantizers(made)
     _check_same(made, image, found.result)
     placement = builder.placement()

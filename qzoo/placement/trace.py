@@ -6,7 +6,7 @@ The model runs as it is, in eval mode, on an example: control flow in Python is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,9 @@ from qzoo.placement.functions import (
 )
 from qzoo.placement.scope import LAYERS, is_leaf
 from qzoo.quant.fold import attach
+from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn.modules._quantizer_state import Switches
+from qzoo.quantizers import restore_switches
 
 _NONNEGATIVE = (
     "relu",
@@ -99,17 +102,19 @@ class Trace:
         calls: how often each module ran, by name.
         result: what the model returned.
         decisions: modules in which Python asks for values that depend on the image.
+        quantized: the values that quantizers read, by the quantizer's name; of a model that has some.
     """
 
     operations: list[Operation]
     calls: Counter[str]
     result: Any
     decisions: tuple[str, ...] = ()
+    quantized: Mapping[str, Value] = field(default_factory=dict)
 
 
 @torch.no_grad()
 def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:
-    """Record the model's forward pass on an example.
+    """Record the model's forward pass on an example; quantizers hand values on.
 
     Args:
         model: in eval mode.
@@ -117,14 +122,32 @@ def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:
         opaque: names of the modules that are recorded as one operation.
     """
     recorder = _Recorder(model, opaque)
-    with recorder.watching(model), recorder:
+    found = {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
+    with restore_switches(found.values()), recorder.watching(model), recorder:
+        for name, quantizer in found.items():
+            quantizer.calibrator = _Tap(recorder, name)
+            quantizer.switches = Switches(disabled=False, quant=False, clip=False, calib=True)
         recorder.know(example)
         result = model(example)
     for leaf in tree_leaves(result):
         value = recorder.values.get(id(leaf))
         if value is not None:
             value.returned = True
-    return Trace(recorder.operations, recorder.calls, result, tuple(recorder.decisions))
+    return Trace(recorder.operations, recorder.calls, result, tuple(recorder.decisions), recorder.quantized)
+
+
+class _Tap:
+    """Stands where a quantizer keeps its calibrator, and notes the value that it is given."""
+
+    _axis: Any = None  # set by quantizers with blocks
+
+    def __init__(self, recorder: _Recorder, name: str) -> None:
+        self._recorder, self._name = recorder, name
+
+    def collect(self, x: Tensor) -> None:
+        value = self._recorder.values.get(id(x))
+        if value is not None:
+            self._recorder.quantized.setdefault(self._name, value)
 
 
 class _Recorder(TorchFunctionMode):
@@ -136,6 +159,7 @@ class _Recorder(TorchFunctionMode):
         self.values: dict[int, Value] = {}
         self.constants = Constants(model)
         self._hidden: list[list[Tensor]] = []
+        self.quantized: dict[str, Value] = {}
         self._keep: list[Any] = []  # the identity of a freed tensor could be another's
         self._stack: list[tuple[str, int]] = []
         self._inside = 0
@@ -254,18 +278,15 @@ class _Recorder(TorchFunctionMode):
 
 
 def layer_function(module: nn.Module) -> Function:
-    """Look up the function of a layer; an unknown one for any other module."""
-    kinds = (
+    """Look up the function of a layer, quantized or not; an unknown one for any other module."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        kind = "conv_transpose" if module.transposed else "conv"
+        return function_of(getattr(torch, f"{kind}{len(module.kernel_size)}d"))
+    kinds: tuple[tuple[type, Any], ...] = (
         (nn.MultiheadAttention, nn.functional.multi_head_attention_forward),
         (nn.Linear, torch._C._nn.linear),
-        (nn.Conv1d, torch.conv1d),
-        (nn.Conv2d, torch.conv2d),
-        (nn.Conv3d, torch.conv3d),
-        (nn.ConvTranspose1d, torch.conv_transpose1d),
-        (nn.ConvTranspose2d, torch.conv_transpose2d),
-        (nn.ConvTranspose3d, torch.conv_transpose3d),
     )
-    found: Any = next((function for kind, function in kinds if isinstance(module, kind)), None)
+    found = next((function for kind, function in kinds if isinstance(module, kind)), None)
     return function_of(type(module) if found is None else found)
 
 

@@ -99,7 +99,8 @@ class _Decision:
             self.wants.edges[operation, place] = Want(role, edge)
 
     def _is_skipped(self, operation: Operation) -> bool:
-        return not self.skipped.isdisjoint((operation.layer, *(name for name, _ in operation.stack)))
+        owner = operation.weight.rpartition(".")[0]
+        return not self.skipped.isdisjoint((operation.layer, owner, *(name for name, _ in operation.stack)))
 
     def _want_operands(self, operation: Operation) -> None:
         """What an operation wants whatever is around it."""

@@ -17,7 +17,7 @@ from qzoo.ptq.calls import calls_of
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import QuantConv2d, QuantConv2dSame, QuantLinear
 from qzoo.quant.nn.modules.quant_conv_same import pad_same
-from qzoo.quantizers import quantizers_off
+from qzoo.quantizers import float_layers, quantizers_off
 
 _TOLERANCE = 1e-3  # of the largest output, on the first batch
 
@@ -161,9 +161,11 @@ def layers_of(model: nn.Module, example: Tensor | None, calibrated: bool = True)
     if example is None:
         raise CalibrationError("the loader gave no images; pass calibration images")
     modules = dict(model.named_modules())
+    kept = {modules[name] for name in float_layers(model)}
     kinds = (QuantConv2d, QuantLinear, _BatchNorm)
+    watched = [m for m in modules.values() if isinstance(m, kinds) and m not in kept]
     with evaluating(model), quantizers_off(model):
-        calls = calls_of(model, example, [m for m in modules.values() if isinstance(m, kinds)])
+        calls = calls_of(model, example, watched)
     order: list[Any] = []
     made: dict[int, nn.Module] = {}
     norms: dict[nn.Module, _BatchNorm] = {}

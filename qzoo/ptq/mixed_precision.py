@@ -28,6 +28,7 @@ from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import Range
 from qzoo.quantizers import quantizers_off, set_layer_bits
 from qzoo.runtimes.pytorch import output_of
+from qzoo.scheme import FLOAT
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ def mix_precision(
             f"top-1, not {drop:g} %; allow more, or calibrate on more images"
         )
     order = [name for name in found.bits if name in found.order]
-    scheme = replace(current, layers=tuple((name, bits) for name in order))
+    kept = tuple((name, FLOAT) for name in current.float_layers)
+    scheme = replace(current, layers=(*kept, *((name, bits) for name in order)))
     set_layer_bits(model, scheme)
     if config is not None:
         model.qzoo_config = replace(config, scheme=scheme)  # type: ignore[assignment]

@@ -157,6 +157,10 @@ def build(config: Config, scheme: Scheme | None) -> nn.Module:
         replace_relu6(model)
     if scheme is not None:
         set_layer_bits(model, scheme)
+        if scheme.float_layers:
+            from qzoo.placement.float_layers import keep_in_float  # late: other models don't wait for it
+
+            keep_in_float(model, scheme, torch.zeros(1, *config.preprocessing.input_size))
     name_quantizers(model)
     model.qzoo_config = config  # type: ignore[assignment]
     return model

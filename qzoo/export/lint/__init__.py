@@ -84,16 +84,19 @@ class Report:
         target: the runtime that the file is judged for; None for all of them.
         findings: as :func:`lint` returns them.
         coverage: what part runs in int8, for the target or for each runtime.
+        kept: layers that are in float because the scheme says so.
     """
 
     target: str | None
     findings: list[Finding]
     coverage: list[Coverage]
+    kept: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Summarize in one line: layers, and the share of the multiply-adds that runs in int8, by runtime."""
         layers = self.coverage[0].layers
-        return f"{layers} layer{'' if layers == 1 else 's'}, of them in int8: {', '.join(map(str, self.coverage))}"
+        text = f"{layers} layer{'' if layers == 1 else 's'}, of them in int8: {', '.join(map(str, self.coverage))}"
+        return f"{text}; in float, as the scheme says: {', '.join(self.kept)}" if self.kept else text
 
 
 def examine(path: str | os.PathLike[str], target: str | None = None) -> Report:
@@ -104,7 +107,8 @@ def examine(path: str | os.PathLike[str], target: str | None = None) -> Report:
     graph, target = _open(path, target)
     targets: Sequence[str] = EVERY if target is None else (target,)
     hits = hits_of(graph, target)
-    return Report(target, _findings(hits), covered(graph, targets, hits))
+    kept = tuple(dict.fromkeys(graph.kept_in_float.values()))
+    return Report(target, _findings(hits), covered(graph, targets, hits), kept)
 
 
 def _open(path: str | os.PathLike[str], target: str | None) -> tuple[Graph, str | None]:

@@ -119,7 +119,11 @@ def _is_quantized_by_runtime(graph: Graph, node: ir.Node) -> bool:
     """Whether ONNX Runtime quantizes the layer's float weight itself: between Q/DQ, with BatchNorm folded."""
     readers = graph.readers(node)
     last = readers[0] if [reader.op_type for reader in readers] == ["BatchNormalization"] else node
-    return node.op_type in ("Conv", "Gemm") and is_stored(node.inputs[1]) and graph.is_quantized_once(last)
+    dq = graph.source(node.inputs[0])
+    step = None if dq is None else graph.scale(dq)
+    one_scale = step is None or step.size == 1
+    stored = node.op_type in ("Conv", "Gemm") and is_stored(node.inputs[1])
+    return stored and one_scale and graph.is_quantized_once(last)
 
 
 def _is_dequantized(graph: Graph, value: ir.Value | None, target: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -77,6 +78,17 @@ class Graph:
     def has_fixed_inputs(self) -> bool:
         """Whether the file says all sizes of its inputs."""
         return all(isinstance(n, int) and n > 0 for x in self.model.graph.inputs for n in x.shape or ())
+
+    @cached_property
+    def kept_in_float(self) -> dict[ir.Node, str]:
+        """The layers that qzoo's export says are in float by the scheme's wish, with their modules' names."""
+        try:
+            names = json.loads(self.model.metadata_props.get("qzoo.float_layers", "[]"))
+        except (ValueError, RecursionError):
+            return {}
+        asked = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+        modules = {node: str(node.name).rpartition("/")[0] for node in self.of(*WEIGHTED)} if asked else {}
+        return {node: name for node, name in modules.items() if name in asked}
 
     def of(self, *op_types: str) -> Iterator[ir.Node]:
         """List the nodes of these types, in the order of the file."""

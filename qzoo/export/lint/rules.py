@@ -17,8 +17,16 @@ RULES: tuple[Rule, ...] = (*LAYERS, *ACTIVATIONS, *MOVES, *ISLANDS, *TYPES, *OPE
 
 
 def hits_of(graph: Graph, target: str | None) -> dict[Rule, list[tuple[ir.Node, ...]]]:
-    """Find the hits of every rule for a target; of all rules for None."""
-    return {rule: list(rule.find(graph)) for rule in RULES if target is None or target in rule.targets}
+    """Find the hits of every rule for a target; of all rules for None.
+
+    That a layer runs in float is no hit where the file says that it is to.
+    """
+    kept = graph.kept_in_float
+    return {
+        rule: [nodes for nodes in rule.find(graph) if not (rule.floats and kept.keys() & set(nodes))]
+        for rule in RULES
+        if target is None or target in rule.targets
+    }
 
 
 def float_hits_of(graph: Graph, target: str) -> dict[Rule, list[tuple[ir.Node, ...]]]:

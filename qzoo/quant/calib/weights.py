@@ -81,8 +81,10 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Tensor, TensorQ
     own = getattr(module, "quantized_weights", None)
     if own is not None:
         yield from own()
-    elif getattr(module, "weight", None) is not None and hasattr(module, "weight_quantizer"):
-        yield cast(torch.Tensor, module.weight), cast("TensorQuantizer", module.weight_quantizer)
+        return
+    quantizer = getattr(module, "weight_quantizer", None)  # an nn.Identity in a layer that is kept in float
+    if getattr(module, "weight", None) is not None and not isinstance(quantizer, nn.Identity | None):
+        yield cast(torch.Tensor, module.weight), cast("TensorQuantizer", quantizer)
 
 
 def _ranges(
