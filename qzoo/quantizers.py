@@ -165,7 +165,7 @@ def float_layers(model: nn.Module) -> list[str]:
         name
         for name, module in model.named_modules()
         if isinstance(module, QuantMixin)
-        and isinstance(getattr(module, "_weight_quantizer", None), nn.Identity)
+        and isinstance(getattr(module, "weight_quantizer", None), nn.Identity)
     ]
 
 
