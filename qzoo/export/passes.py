@@ -19,11 +19,13 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 from qzoo.errors import ExportError
 from qzoo.export.graph import (
     constant,
+    copy_of,
     initializer,
     input_of,
     integer,
     integers,
     is_output,
+    made_by,
     maker,
     node_like,
     nodes_of,
@@ -77,6 +79,81 @@ def simplify(model: ir.Model) -> None:
         common.NameFixPass(),
     ):
         tidy(model)
+
+
+def fold_scales(model: ir.Model) -> None:
+    """Fold what multiplies the channels of a layer by constants, as LayerScale does, into its weights and bias.
+
+    The integers of the weights stay, but for their signs: the factors go into the scales, one for each channel.
+    """
+    for node in nodes_of(model, "Mul"):
+        stored = [constant(value) for value in node.inputs]
+        factors, value = (stored[0], node.inputs[1]) if stored[1] is None else (stored[1], node.inputs[0])
+        if factors is None or value is None or constant(value) is not None:
+            continue
+        layer, add = _layer_before(value, factors)
+        if layer is not None and _scale_layer(model, layer, add, factors.reshape(-1)):
+            replace(model, node, value)
+
+
+def _layer_before(value: ir.Value, factors: np.ndarray) -> tuple[ir.Node | None, ir.Node | None]:
+    """The layer whose output channels the factors are for, and the Add of its bias; nothing else may read either."""
+    axes = [axis for axis, size in enumerate(factors.shape, -factors.ndim) if size > 1]
+    add = None
+    if value.shape is None or len(axes) != 1 or factors.ndim > len(value.shape):
+        return None, None
+    axis = axes[0] + len(value.shape)
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        node, last = value.producer(), axis == len(value.shape or ()) - 1
+        if node is None or node.inputs[0] is None:
+            break
+        if node.op_type == "MatMul":
+            return (node, add) if last else (None, None)
+        if node.op_type == "Conv" or (node.op_type == "Gemm" and integer(node, "transB", 0)):
+            return (node, None) if axis == 1 and add is None else (None, None)
+        if node.op_type == "Transpose" and add is None:
+            axis, value = integers(node, "perm")[axis], node.inputs[0]
+        elif node.op_type == "Add" and add is None and last and constant(node.inputs[1]) is not None:
+            add, value = node, node.inputs[0]
+        else:
+            break
+    return None, None
+
+
+def _scale_layer(model: ir.Model, layer: ir.Node, add: ir.Node | None, factors: np.ndarray) -> bool:
+    """Multiply a layer's weights, their scales and its bias by factors. Returns False where they can't be."""
+    turn = made_by(layer.inputs[1], "Transpose") if layer.op_type == "MatMul" else None
+    pair = made_by(layer.inputs[1] if turn is None else turn.inputs[0], "DequantizeLinear")
+    quantizer = None if pair is None else made_by(pair.inputs[0], "QuantizeLinear")
+    if pair is None or quantizer is None or (layer.op_type == "MatMul") != (turn is not None):
+        return False
+    holder, place = (layer, 2) if add is None else (add, 1)
+    weight, scale, bias = quantizer.inputs[0], pair.inputs[1], input_of(holder, place)
+    weights, scales, terms = constant(weight), constant(scale), constant(bias)
+    if weight is None or scale is None or weights is None or scales is None or integer(pair, "axis", 1) != 0:
+        return False
+    if not scales.shape == factors.shape == weights.shape[:1] or (terms is None) != (bias is None):
+        return False
+    steps = (scales * np.where(factors == 0, 1, np.abs(factors))).astype(scales.dtype)
+    if not (steps > np.finfo(steps.dtype).tiny).all() or (terms is not None and terms.shape != factors.shape):
+        return False
+    products = weights * factors.reshape(-1, *[1] * (weights.ndim - 1))
+    steps_in_place = _in_place_of(model, scale, steps)
+    first = copy_of(quantizer, [_in_place_of(model, weight, products), steps_in_place, *quantizer.inputs[2:]])
+    second = copy_of(pair, [first.outputs[0], steps_in_place, *pair.inputs[2:]])
+    new = [first, second] if turn is None else [first, second, copy_of(turn, [second.outputs[0]])]
+    model.graph.insert_before(layer, new)
+    layer.replace_input_with(1, new[-1].outputs[0])
+    if bias is not None and terms is not None:
+        holder.replace_input_with(place, _in_place_of(model, bias, terms * factors))
+    return True
+
+
+def _in_place_of(model: ir.Model, value: ir.Value, array: np.ndarray) -> ir.Value:
+    """A constant that takes the name of another one, of the same type."""
+    name, value.name = str(value.name), f"{value.name}_unscaled"
+    dtype = np.asarray(constant(value)).dtype
+    return initializer(model, name, array.astype(dtype))
 
 
 def store_integer_weights(model: ir.Model) -> None:

@@ -21,6 +21,8 @@ START: tuple[Rewrite, ...] = (
     passes.merge_padding,
     passes.merge_pairs,
 )
+# TensorRT computes them with the layer as they are.
+SCALE: dict[str, tuple[Rewrite, ...]] = dict.fromkeys(("onnxruntime", "openvino"), (passes.fold_scales,))
 STORE: dict[str, tuple[Rewrite, ...]] = {
     "int8": (passes.store_integer_weights,),
     "int4": (passes.store_integer_weights, passes.store_4_bits),
@@ -64,4 +66,13 @@ def rewrites(target: str, weights: str, dtype: torch.dtype, half: bool = False) 
         half: what is not quantized becomes float16.
     """
     ends = partial(passes.narrow if half else passes.widen, dtype=dtype)
-    return (*START, *STORE[weights], *FOR[target], *TIDY, *LAST.get(target, ()), ends, passes.drop_shapes)
+    return (
+        *START,
+        *SCALE.get(target, ()),
+        *STORE[weights],
+        *FOR[target],
+        *TIDY,
+        *LAST.get(target, ()),
+        ends,
+        passes.drop_shapes,
+    )

@@ -82,7 +82,8 @@ class Operation:
         attributes: what its arguments decide: ``nonnegative`` (it never gives a negative number), ``spatial`` (a mean
             of height and width), ``smooth`` (an interpolation that is not to the nearest), ``gather`` (an index),
             ``negative`` (a padding below zero), ``product`` (an einsum that is a product of matrices), ``counted``
-            (see :func:`qzoo.placement.functions.is_counted`).
+            (see :class:`qzoo.placement.functions.Constants`), ``scale`` (a product of channels, [N, C, ...], with
+            constants of their own).
     """
 
     function: Function
@@ -232,6 +233,7 @@ class _Recorder(TorchFunctionMode):
         layer = function.name in LAYERS
         if counted or layer or any(value is not None for value in (*before, *known)):
             attributes = _attributes(func, function, args, kwargs) | ({"counted"} if counted else set())
+            attributes |= {"scale"} if function.name == "mul" and _is_scale(given, before) else set()
             self._add(function, tuple(self._stack), given, others, result, attributes, before=before)
         return result
 
@@ -311,6 +313,17 @@ def _attributes(
         if fill is not None and fill < 0:
             found.add("negative")
     return frozenset(found)
+
+
+def _is_scale(given: list[Any], values: list[Value | None]) -> bool:
+    """Whether the channels of the one operand that is a value, [N, C, ...], are multiplied by constants, C of them."""
+    found = [value for value in values if value is not None]
+    factors = next((x for x, value in zip(given, values, strict=True) if value is None), None)
+    if len(found) != 1 or not isinstance(factors, Tensor) or len(found[0].shape) < 2:
+        return False
+    channels, *rest = found[0].shape[1:]
+    shape = (channels, *(1 for _ in rest))
+    return channels > 1 and tuple(factors.shape) in (shape, (1, *shape))
 
 
 def _argument(args: Any, kwargs: dict[str, Any], place: int, name: str, default: Any = None) -> Any:

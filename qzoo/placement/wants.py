@@ -210,20 +210,21 @@ class _Decision:
             operator = operator_of(maker)
             if operator.kind == "activation" and (maker, 0) in self.wants.edges:
                 return True
+            if _is_folded(maker):
+                value = _operand(maker)
+                continue
             if operator.kind not in ("move", "clamp", "extremum") and operator.name != "BatchNormalization":
                 return False
             value = maker.operands[0] if maker.operands else None
         return False
 
     def _chain_end(self, value: Value) -> Value:
-        """The value behind what a runtime computes with the operation before: BatchNorm, then ReLU."""
+        """The value behind what a runtime computes with the operation before: BatchNorm or a scale, then ReLU."""
         while len(value.readers) == 1 and not value.returned:
             reader, place = value.readers[0]
             operator = operator_of(reader)
-            is_layer = value.maker is not None and value.maker.function.name in LAYERS
-            folded = operator.name == "BatchNormalization" and is_layer
-            passed = operator.name == "Identity"
-            if place != 0 or not (operator.kind == "clamp" or folded or passed) or len(reader.outputs) != 1:
+            passed = place == 0 and (operator.kind == "clamp" or operator.name == "Identity")
+            if not (passed or _is_folded(reader)) or len(reader.outputs) != 1:
                 break
             if (
                 operator.kind == "clamp"
@@ -317,6 +318,32 @@ def operator_of(operation: Operation) -> Operator:
     if "smooth" in operation.attributes:
         return Operator("Resize", "other", FLOAT, FLOAT, FLOAT)
     return operator
+
+
+def _is_folded(operation: Operation) -> bool:
+    """Whether the export folds it into the layer before: a BatchNorm, or what multiplies channels by constants."""
+    is_norm = operator_of(operation).name == "BatchNormalization"
+    value = _operand(operation)
+    while (is_norm or "scale" in operation.attributes) and value is not None and len(value.readers) == 1:
+        maker = value.maker
+        if maker is None or value.returned:
+            return False
+        name = operator_of(maker).name
+        if maker.function.name in LAYERS or is_norm:
+            return maker.function.name in LAYERS and (is_norm or name in ("Conv", "Gemm"))
+        before = _operand(maker)
+        if name == "BatchNormalization":
+            layer = None if before is None else before.maker
+            return layer is not None and operator_of(layer).name in ("Conv", "Gemm") and _is_folded(maker)
+        if name != "Identity" and "scale" not in maker.attributes:
+            return False
+        value = before
+    return False
+
+
+def _operand(operation: Operation) -> Value | None:
+    """The one operand that is computed from the image."""
+    return next((value for value in operation.operands if value is not None), None)
 
 
 def _source(value: Value) -> Value:

@@ -104,7 +104,8 @@ def with_statistics(model: nn.Module, images: Tensor) -> nn.Module:
             module.reset_parameters()
     for parameter in model.parameters():
         if 0 < parameter.abs().max() <= 1e-3:  # LayerScale as it begins, with which no block counts
-            parameter.uniform_(0.5, 1.5)
+            signs = torch.randint(0, 2, parameter.shape) * 2 - 1
+            parameter.copy_(signs * 2.0 ** torch.randint(-1, 2, parameter.shape))
     model.train()(images)
     return model.eval()
 

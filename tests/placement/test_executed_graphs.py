@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torchvision
@@ -88,6 +89,37 @@ def test_a_relu_in_a_signed_join(shared: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images = Joined(shared), torch.randn(2, 3, 16, 16)
     check(with_statistics(model, images), images, tmp_path)
+
+
+class Scaled(nn.Module):
+    """LayerScale behind a convolution, a BatchNorm, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.gamma = nn.Parameter(torch.tensor([1.0, -2.0, 0.5, 0.0, -0.25, 1.0, 4.0, -1.0]))
+        self.mix, self.last, self.fc = nn.Linear(8, 8), nn.Conv2d(8, 8, 1, bias=False), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gamma = self.gamma.reshape(1, -1, 1, 1)
+        x = self.stem(x).relu()
+        x = x + gamma * self.norm(self.conv(x))
+        x = x + (self.mix(x.permute(0, 2, 3, 1)) * self.gamma).permute(0, 3, 1, 2)
+        x = self.last(x) * gamma
+        return self.fc(x.relu().mean((2, 3)))
+
+
+def test_scales_of_channels_are_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Scaled(), torch.randn(2, 3, 16, 16)
+    check(with_statistics(model, images), images, tmp_path)
+    for path in tmp_path.glob("*.onnx"):
+        graph = onnx.load(path).graph
+        assert not [node for node in graph.node if node.op_type == "Mul"]
+        weights = [
+            onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8
+        ]
+        assert sum(not w[3].any() for w in weights if w.shape[:1] == (8,) and w.ndim > 1) == 3  # factor zero
 
 
 class Contrast(nn.Module):
