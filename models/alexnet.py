@@ -31,7 +31,7 @@ _CITATION = """@article{krizhevsky2014weird,
   year = {2014}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION)
 
 
 class AlexNet(HubMixin, nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import LayerNorm, Permute, StochasticDepth, activation_quantizer, conv2d, linear
-from qzoo.registry import Family, FloatWeights, register_model, timm_weights, torchvision_weights
+from qzoo.registry import TRANSFORMER, Family, FloatWeights, register_model, timm_weights, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{liu2022convnet,
@@ -40,7 +40,7 @@ _CITATION = """@article{liu2022convnet,
   year = {2023}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, TRANSFORMER)
 
 
 class LayerNorm2d(LayerNorm):

@@ -33,7 +33,7 @@ _CITATION = """@article{huang2016densely,
   year = {2016}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION)
 BOTTLENECK = 4
 
 

@@ -32,7 +32,7 @@ _CITATION = """@article{yu2017deep,
   year = {2017}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, results="NNCF, DLA-34: 74.63 to 74.53")
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from qzoo.models.efficientnet import Architecture, EfficientNet, Stage
-from qzoo.registry import Family, register_model, torchvision_weights
+from qzoo.registry import SWISH, Family, register_model, torchvision_weights
 
 _CITATION = """@article{tan2021efficientnetv2,
   title = {EfficientNetV2: Smaller Models and Faster Training},
@@ -23,7 +23,7 @@ _CITATION = """@article{tan2021efficientnetv2,
   year = {2021}
 }
 """
-FAMILY = Family(citation=_CITATION, rounding="learned")
+FAMILY = Family(_CITATION, SWISH)
 
 SMALL = (
     Stage(1, 3, 1, 24, 24, 2, True),

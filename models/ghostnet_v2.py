@@ -32,7 +32,7 @@ from qzoo.models.layers import (
     share_range,
 )
 from qzoo.models.lcnet import timm_names
-from qzoo.registry import Family, FloatWeights, register_model, timm_weights
+from qzoo.registry import DEPTHWISE, Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{tang2022ghostnetv2,
@@ -42,7 +42,7 @@ _CITATION = """@article{tang2022ghostnetv2,
   year = {2022}
 }
 """
-FAMILY = Family(citation=_CITATION, rounding="learned")
+FAMILY = Family(_CITATION, DEPTHWISE)
 
 
 class Size(NamedTuple):

@@ -34,7 +34,7 @@ _CITATION = """@article{szegedy2014going,
   year = {2014}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION)
 
 # Of each module: channels of the 1x1 branch, before and behind the two 3x3 ones, and behind the pooling.
 MODULES = {

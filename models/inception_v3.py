@@ -36,7 +36,7 @@ _CITATION = """@article{szegedy2015rethinking,
   year = {2015}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, results="NNCF, with TensorFlow's weights: 77.86 to 77.75")
 
 
 class Module(nn.Module):

@@ -29,7 +29,7 @@ from qzoo.models.layers import (
     linear,
     round_channels,
 )
-from qzoo.registry import Family, register_model, timm_weights
+from qzoo.registry import SWISH, Family, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{cui2021pplcnet,
@@ -39,7 +39,7 @@ _CITATION = """@article{cui2021pplcnet,
   year = {2021}
 }
 """
-FAMILY = Family(citation=_CITATION, rounding="learned")
+FAMILY = Family(_CITATION, SWISH)
 
 # By stages: kernel, channels, stride of the first block, number of blocks, gates.
 STAGES = (

@@ -30,7 +30,7 @@ from qzoo.models.layers import (
     linear,
 )
 from qzoo.models.swin import pairs_of_positions
-from qzoo.registry import Family, register_model, torchvision_weights
+from qzoo.registry import HYBRID, Family, register_model, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{tu2022maxvit,
@@ -40,7 +40,7 @@ _CITATION = """@article{tu2022maxvit,
   year = {2022}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, HYBRID)
 IMAGE, WINDOW, HEAD = 224, 7, 32
 
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
-from qzoo.registry import Family, register_model, renamed_modules, torchvision_weights
+from qzoo.registry import DEPTHWISE, Family, register_model, renamed_modules, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{tan2018mnasnet,
@@ -32,7 +32,7 @@ _CITATION = """@article{tan2018mnasnet,
   year = {2018}
 }
 """
-FAMILY = Family(citation=_CITATION, rounding="learned")
+FAMILY = Family(_CITATION, DEPTHWISE)
 
 # Kernel size, first block's stride, expansion, output channels at width 1.0 and blocks of each stage.
 STAGES = (

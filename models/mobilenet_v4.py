@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
+<<<<<<< HEAD
 from qzoo.models.layers import (
     activation_quantizer,
     conv2d,
@@ -29,6 +30,10 @@ from qzoo.models.layers import (
     round_channels,
 )
 from qzoo.registry import Family, register_model, timm_weights
+=======
+from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
+from qzoo.registry import DEPTHWISE, Family, register_model, timm_weights
+>>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{qin2024mobilenetv4,
@@ -38,7 +43,7 @@ _CITATION = """@article{qin2024mobilenetv4,
   year = {2024}
 }
 """
-FAMILY = Family(citation=_CITATION, rounding="learned")
+FAMILY = Family(_CITATION, DEPTHWISE)
 
 
 class Conv(NamedTuple):

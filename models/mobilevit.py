@@ -33,7 +33,7 @@ from qzoo.models.layers import (
     share_range,
 )
 from qzoo.models.vit import Attention
-from qzoo.registry import Family, FloatWeights, register_model, timm_weights
+from qzoo.registry import HYBRID, Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{mehta2021mobilevit,
@@ -43,7 +43,7 @@ _CITATION = """@article{mehta2021mobilevit,
   year = {2021}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, HYBRID)
 PATCH, HEADS, STEM = 2, 4, 16
 EPSILON = 1e-5  # of LayerNorm
 

@@ -37,7 +37,7 @@ _CITATION = """@article{radosavovic2020designing,
   year = {2020}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, results="NNCF, RegNetX-200MF: 68.76 to 68.52")
 STEM = 32
 
 

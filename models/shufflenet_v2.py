@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, share_range
-from qzoo.registry import Family, register_model, torchvision_weights
+from qzoo.registry import DEPTHWISE, Family, register_model, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{ma2018shufflenet,
@@ -30,7 +30,7 @@ _CITATION = """@article{ma2018shufflenet,
   year = {2018}
 }
 """
-FAMILY = Family(citation=_CITATION, rounding="learned")
+FAMILY = Family(_CITATION, DEPTHWISE)
 DEPTHS = (4, 8, 4)
 
 

@@ -30,7 +30,7 @@ _CITATION = """@article{iandola2016squeezenet,
   year = {2016}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION)
 
 # Squeezed channels and channels of each expansion of the fire modules, in both versions.
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))

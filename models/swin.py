@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import LayerNorm, Permute, StochasticDepth, activation_quantizer, conv2d, linear
-from qzoo.registry import Family, register_model, torchvision_weights
+from qzoo.registry import TRANSFORMER, Family, register_model, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{liu2021swin,
@@ -42,8 +42,12 @@ _CITATION = """@article{liu2021swin,
   year = {2021}
 }
 """
-# Without SmoothQuant: at alpha 0.5 it costs Swin-B 1.6 points of top-1, and without it 0.1 (NNCF's conformance table).
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(
+    _CITATION,
+    TRANSFORMER,
+    results="NNCF, Swin-B: 85.27 to 83.57 with its default alpha, 0.95, and to 85.21 without SmoothQuant; Swin V2-S "
+    "with 0.5: 83.71 to 83.64",
+)
 
 
 @dataclass(frozen=True)

@@ -213,9 +213,10 @@ class Recipe:
             if not self.smooth:
                 raise ArgumentError("alpha is SmoothQuant's; give smooth, too, or leave it out")
             if self.alpha == AUTO:
-                if self.method not in RANGES:
+                known = (*RANGES, PROCEDURAL)
+                if self.method not in known:
                     raise ArgumentError(
-                        f"alpha 'auto' needs one of the methods {', '.join(RANGES)}, not {self.method!r}"
+                        f"alpha 'auto' needs one of the methods {', '.join(known)}, not {self.method!r}"
                     )
             elif not (isinstance(self.alpha, Real) and 0 <= self.alpha <= 1):
                 raise ArgumentError(f"alpha must be between 0 and 1, or 'auto', not {self.alpha!r}")
@@ -283,7 +284,8 @@ class Plan:
             ``recipe`` is then what it came to before.
         calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.pipeline.parts`.
         edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`; 0 is the scheme's.
-        affine: activations with a zero point where the target has them, see :class:`qzoo.scheme.Scheme`.
+        affine: activations with a zero point where the target has them, see :class:`qzoo.scheme.Scheme`; None is as the
+            network's family has it.
         drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
             :func:`qzoo.ptq.mix_precision`. 0 is without it.
         layer_bits: bits of single layers, by name: ``(("fc", 4), ("conv1", "float"))``; with ``drop`` what it came to
@@ -311,7 +313,11 @@ class Plan:
     calibration_subset: str | None = _flag(None, "images to calibrate on", kind=str, metavar="START:STOP")
     evaluation_subset: str | None = _flag(None, "images to evaluate on", kind=str, metavar="START:STOP")
     edge_bits: int = _flag(0, "bits of the first and the last layer (default: the scheme's)")
-    affine: bool = _flag(False, "activations with a zero point, where the runtime has them")
+    affine: bool | None = _flag(
+        None,
+        "activations with a zero point, where the runtime has them (default: as the network's family has it)",
+        kind=bool,
+    )
     drop: float = _flag(
         0.0,
         "8 bits for the layers that need them, until at most DROP %% of held-back images change top-1",
@@ -337,11 +343,11 @@ class Plan:
         """Whether the methods look at calibration images."""
         return self.best or not self.recipe.data_free
 
-    def scheme(self, text: str) -> Scheme:
-        """Make the scheme of a name such as ``"w4a8"``, with the bits of layers and the target."""
+    def scheme(self, base: Scheme) -> Scheme:
+        """Give the scheme of a name (:meth:`qzoo.registry.ModelEntry.scheme`) the plan's bits of layers and target."""
         layers = () if self.drop else self.layer_bits
-        parsed = Scheme.parse(text, self.target)
-        return replace(parsed, edge_bits=self.edge_bits, affine=self.affine, layers=layers)
+        affine = base.affine if self.affine is None else self.affine
+        return replace(base, target=self.target, edge_bits=self.edge_bits, affine=affine, layers=layers)
 
     def changed(self, options: Mapping[str, Any]) -> Plan:
         """Copy the plan with other values, see :class:`BuildOptions`.
@@ -395,9 +401,9 @@ def train_options() -> dict[str, Field[Any]]:
     )
 
 
-def flag(name: str) -> str:
-    """Name the flag of a field, ``--weight-decay`` of ``weight_decay``."""
-    return "--" + name.replace("_", "-")
+def flag(name: str, value: Any = None) -> str:
+    """Name the flag of a field, ``--weight-decay`` of ``weight_decay``; with the value False ``--no-weight-decay``."""
+    return ("--no-" if value is False else "--") + name.replace("_", "-")
 
 
 def flags_of(options: Mapping[str, Field[Any]], recorded: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -410,7 +416,7 @@ def flags_of(options: Mapping[str, Field[Any]], recorded: Mapping[str, Any]) -> 
         Flags with their values; a switch has none.
     """
     return {
-        f.metadata["flag"] or flag(name): _values(f, recorded[name])
+        f.metadata["flag"] or flag(name, recorded[name]): _values(f, recorded[name])
         for name, f in options.items()
         if name in recorded and (f.metadata["always"] or recorded[name] != f.default)
     }

@@ -26,8 +26,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qzoo.errors import ArgumentError, UnknownModelError, shown
+from qzoo.options import AUTO, Recipe
 from qzoo.preprocessing import Preprocessing
-from qzoo.scheme import SCHEME_PATTERN, Scheme
+from qzoo.scheme import DEFAULT_TARGET, SCHEME_PATTERN, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
@@ -197,22 +198,87 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """How a kind of network is quantized where nothing else is said, and who found that it should be.
+
+    Attributes:
+        recipe: post-training methods of a checkpoint that is made with images. Without them its rounding and its
+            smoothing stay (:func:`qzoo.zoo.calibrated.recipe_without_data`).
+        affine: activations have zero points (``Scheme.affine``).
+        source: papers and tables of results, as Markdown.
+
+    Example:
+        >>> from qzoo.registry import DEPTHWISE
+        >>> str(DEPTHWISE.recipe), DEPTHWISE.affine
+        ('mse + learned', False)
+    """
+
+    recipe: Recipe = Recipe()  # noqa: RUF009 - immutable
+    affine: bool = False
+    source: str = ""
+
+    def recipe_for(self, scheme: Scheme) -> Recipe:
+        """Return the recipe for the scheme: weights of few bits are rounded by learning, where that is possible."""
+        rounding = self.recipe.rounding
+        if not scheme.can_round:
+            correction = self.recipe.bias_correction if rounding == "nearest" else "empirical"
+            return dataclasses.replace(self.recipe, rounding="nearest", bias_correction=correction)
+        if rounding == "nearest" and scheme.weight_bits < 8:
+            rounding = "sequential" if self.recipe.smooth else "learned"
+        return dataclasses.replace(self.recipe, rounding=rounding)
+
+
+CONVOLUTIONAL = Defaults(
+    source="a range per output channel of the weights and calibrated ranges of the activations are enough for 8 bits "
+    "(Krishnamoorthi 2018, arXiv:1806.08342); no method of the ranges is the best one for all networks, so all four "
+    "are compared (Wu et al. 2020, arXiv:2004.09602)",
+)
+DEPTHWISE = Defaults(
+    Recipe(method="mse", rounding="learned"),
+    source="networks of depthwise convolutions lose most by rounding to nearest (Nagel et al. 2019, arXiv:1906.04721): "
+    "AdaRound (Nagel et al. 2020, arXiv:2004.10568), and ranges of least squared error (Nagel et al. 2021, "
+    "arXiv:2106.08295). Here learned rounding is worth 5 dB on EfficientNet-Lite0",
+)
+SWISH = Defaults(
+    Recipe(method="mse", rounding="sequential"),
+    affine=True,
+    source="symmetric ranges waste levels behind SiLU and hard-swish (Bhalgat et al. 2020, LSQ+, arXiv:2004.09576): "
+    "here a zero point is worth 2.4 to 4.2 dB. What the layers before have moved must be corrected, too: by fast bias "
+    "correction, which does not, MobileNetV3 loses 16 points in NNCF's table, and 1.4 by the full one. Rounding layer "
+    "after layer corrects it (Li et al. 2025, arXiv:2504.02692; here it is 0.9 and 1.8 dB better than AdaRound alone). "
+    "Qualcomm's AI Hub has MobileNetV3 and EfficientNet with 16-bit activations only",
+)
+TRANSFORMER = Defaults(
+    Recipe(method="mse", smooth=True, alpha=AUTO),
+    source="a few channels of a LayerNorm's output are many times larger than the others, and how much of that the "
+    "weights should take over is searched for each model (Xiao et al. 2022, SmoothQuant, arXiv:2211.10438). NNCF's "
+    "table has alpha 0.15 for ViT-B/16, 0.5 for Swin V2-S, and no smoothing for DeiT III-S, so none is among those "
+    "compared",
+)
+HYBRID = Defaults(
+    Recipe(method="mse", rounding="learned", smooth=True, alpha=AUTO),
+    affine=True,
+    source="depthwise convolutions, SiLU and LayerNorms: all of the above",
+)
+
+
+@dataclass(frozen=True)
 class Family:
     """Citation and recipe that the architectures of a file have in common.
 
     Attributes:
         citation: BibTeX of the papers.
-        smooth: SmoothQuant comes before calibration, as the few large channels of a LayerNorm's output want it.
-        rounding: of the weights: ``"nearest"``, or ``"learned"`` where rounding to nearest costs much.
+        defaults: how they are quantized where nothing else is said.
+        results: accuracy that others have measured of quantized members, with its source, as Markdown.
 
     Example:
-        >>> Family(smooth=True).rounding
-        'nearest'
+        >>> Family(defaults=DEPTHWISE).defaults.recipe.rounding
+        'learned'
     """
 
     citation: str = ""
-    smooth: bool = False
-    rounding: str = "nearest"
+    defaults: Defaults = CONVOLUTIONAL
+    results: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,6 +315,14 @@ class ModelEntry:
     def default_tag(self) -> str | None:
         """The tag that ``pretrained=True`` means when none is given; None without public weights."""
         return next(iter(self.weights), None)
+
+    def scheme(self, text: str, target: str = DEFAULT_TARGET) -> Scheme:
+        """Make the scheme that a text such as ``"w8a8"`` means for the network: its family may have zero points.
+
+        Raises:
+            ArgumentError: a text of another form, or an unknown target.
+        """
+        return dataclasses.replace(Scheme.parse(text, target), affine=self.family.defaults.affine)
 
     def default(self, argument: str) -> int:
         """Return the builder's own ``num_classes`` or ``in_channels``.

@@ -65,8 +65,19 @@ def test_a_record_says_the_plan(changes: dict[str, Any], recipe: Recipe, best: b
         calibration=record(target="openvino", **changes),
     )
     plan = Config.from_json(config.to_json()).plan
-    assert plan == Plan(recipe, best, "0:9", edge_bits=8, layer_bits=(("fc", 6),), target="openvino")
-    assert plan.scheme("w4a8") == dataclasses.replace(scheme, edge_bits=8, layers=(("fc", 6),))
+    assert plan == Plan(
+        recipe, best, "0:9", edge_bits=8, affine=False, layer_bits=(("fc", 6),), target="openvino"
+    )
+    assert plan.scheme(Scheme.parse("w4a8")) == dataclasses.replace(scheme, edge_bits=8, layers=(("fc", 6),))
+
+
+@pytest.mark.parametrize(("words", "affine"), [([], None), (["--affine"], True), (["--no-affine"], False)])
+def test_zero_points_are_the_familys_where_nothing_is_said(words: list[str], affine: bool | None) -> None:
+    plan = Plan().changed(parsed(words, build_options()))
+    assert plan.affine is affine
+    assert list(plan.flags()) == words
+    for family in (True, False):
+        assert plan.scheme(Scheme(affine=family)).affine is (family if affine is None else affine)
 
 
 def test_a_record_of_methods_that_exclude_each_other_is_refused() -> None:

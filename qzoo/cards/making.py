@@ -10,6 +10,7 @@ from qzoo.cards.markdown import number, table, without_broken, word
 from qzoo.config import CalibrationRecord, Config
 from qzoo.data.sets import DATA_SETS, is_stream
 from qzoo.options import PROCEDURAL, flag, flags_of, plain, train_options
+from qzoo.registry import architecture
 from qzoo.scheme import Scheme
 
 # What trainings on data that need no --data record of it.
@@ -78,10 +79,10 @@ def _candidates(record: CalibrationRecord) -> str:
     head = ("method", "SQNR of the logits, dB", "agreement with float, %")
     what = "Methods compared on the calibration images"
     if record.recipe:
-        what = (
-            f"Recipes applied with {record.images - record.held_back} of the calibration images and compared on the "
-            f"other {record.held_back}; the best was then applied with all of them"
-        )
+        images = f"{record.images - record.held_back} of the calibration images and compared on the other"
+        if not record.images:
+            images = "some procedural images and compared on"
+        what = f"Recipes applied with {images} {record.held_back}; the best was then applied with all of them"
     return f"{what}:\n\n{table(head, tried)}"
 
 
@@ -181,6 +182,8 @@ def _build_command(config: Config) -> str:
     if any(row.skipped for row in (config.calibration, *config.metrics) if row is not None):
         flags["--skip-broken"] = []
     plan = replace(config.plan, evaluation_subset=None)
+    if plan.affine == architecture(config.architecture).family.defaults.affine:
+        plan = replace(plan, affine=None)
     return _command(f"qzoo build {config.name}", {**flags, **plan.flags()})
 
 

@@ -157,7 +157,9 @@ def option_arguments(
     for name, option in options.items():
         told = option.metadata
         words, text = told["flag"] or flag(name), told["help"]
-        if told["kind"] is bool:
+        if told["kind"] is bool and option.default is None:
+            sub.add_argument(words, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        elif told["kind"] is bool:
             sub.add_argument(words, dest=name, action="store_const", const=True, help=text)
         elif told["kind"] is tuple:
             sub.add_argument(words, dest=name, nargs="+", metavar=told["metavar"], help=text)

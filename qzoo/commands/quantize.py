@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from qzoo.commands import Add, say
@@ -16,9 +17,9 @@ from qzoo.commands.arguments import (
     workers_argument,
 )
 from qzoo.options import Plan, build_options
-from qzoo.scheme import DEFAULT_TARGET, TARGETS
+from qzoo.scheme import DEFAULT_TARGET, TARGETS, Scheme
 
-_OPTIONS = {name: option for name, option in build_options().items() if name in ("method", "percentile")}
+_OPTIONS = {n: option for n, option in build_options().items() if n in ("method", "percentile", "affine")}
 
 
 def register(add: Add) -> None:
@@ -55,9 +56,10 @@ def _run(args: argparse.Namespace) -> int:
 
     network = build_float(args.network, pretrained=not args.random, size=args.size)
     example = torch.zeros(1, *preprocessing_of(network, args.size).input_size)
-    model = qzoo.quantize(
-        network, example, args.scheme, args.target, exclude=args.exclude, factory=args.network
-    )
+    scheme = args.scheme
+    if args.affine is not None:
+        scheme = replace(Scheme.parse(scheme), affine=args.affine)
+    model = qzoo.quantize(network, example, scheme, args.target, exclude=args.exclude, factory=args.network)
     config = config_of(model)
     plan = Plan(calibration_subset=args.subset).changed(
         {**given_options(args, _OPTIONS), "target": args.target}

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qzoo.config import CalibrationRecord, Trial, config_of
+from qzoo.config import CalibrationRecord, config_of
 from qzoo.data.files import broken_images
 from qzoo.distributed import Group
 from qzoo.errors import DataError, UnknownModelError
-from qzoo.fields import finite
 from qzoo.options import AUTO
 from qzoo.pipeline.parts import NONE, Images, calibration_images, for_data_set, made_on
 from qzoo.pipeline.plan import Job, Plan
@@ -30,8 +29,8 @@ from qzoo.ptq import (
 from qzoo.ptq.half import compact
 from qzoo.ptq.ranges import Calibration, Candidate
 from qzoo.quantizers import set_target
-from qzoo.registry import parse_name
-from qzoo.zoo.calibrated import calibrate_without_data
+from qzoo.registry import architecture, parse_name
+from qzoo.zoo.calibrated import calibrate_without_data, trials
 from qzoo.zoo.checkpoint import save_pretrained
 from qzoo.zoo.floats import quantized_from
 
@@ -95,7 +94,9 @@ def start_of(name: str, plan: Plan, job: Job) -> tuple[nn.Module, nn.Module]:
         CheckpointError, UnknownModelError, HubError: the float weights can't be had, or are of another architecture.
         DataError: the weights are for other images than the job's.
     """
-    model, exact = quantized_from(name, plan.float_weights, plan.scheme(parse_name(name).scheme or ""))
+    parsed = parse_name(name)
+    scheme = plan.scheme(architecture(parsed.arch).scheme(parsed.scheme or ""))
+    model, exact = quantized_from(name, plan.float_weights, scheme)
     model.qzoo_config = for_data_set(config_of(model), job.dataset)  # type: ignore[assignment]
     return model, exact
 
@@ -147,7 +148,7 @@ def quantize_to(
         config = dataclasses.replace(config_of(model), calibration=calibration)
         if group.first:
             save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
-        return CalibrationResult(plan.recipe, (), 0, 0)
+        return CalibrationResult(calibration.applied(), (), 0, 0)
     raised = mix_precision(model, batches, plan.drop, progress=progress) if plan.drop else None
     choice = None
     if plan.best:
@@ -186,6 +187,6 @@ def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | 
         data=images.text if found.images else "none",
         subset=images.subset if found.images else "",
         images=found.images,
-        candidates=tuple(Trial(c.method, finite(c.sqnr_db), c.agreement) for c in tried),
+        candidates=trials(tried),
         held_back=choice.held_back if choice else 0,
     )

@@ -15,7 +15,7 @@ from qzoo.options import PROCEDURAL
 from qzoo.options import BuildOptions as BuildOptions
 from qzoo.options import Plan as Plan
 from qzoo.pipeline.recipes import recipes
-from qzoo.registry import architecture
+from qzoo.registry import architecture, parse_name
 from qzoo.scheme import Scheme
 from qzoo.zoo import hub
 from qzoo.zoo.calibrated import recipe_without_data
@@ -75,7 +75,7 @@ def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
 
     Looked up in the folder that it is written to, in the user's store (where a ``config.json`` alone is a recipe of the
     user's own), in the package's checkpoints (without their images: other data have other numbers), in the package's
-    recipes. What is nowhere is made with defaults.
+    recipes. What is nowhere is made as the network's family has it.
 
     Args:
         name: with its tag.
@@ -99,9 +99,13 @@ def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
 
 
 def plan_of(name: str, folder: Path) -> Plan:
-    """Find the plan of a checkpoint, as :func:`how_made` does. Raises as it does."""
+    """Find the plan of a checkpoint, as :func:`how_made` does, or by its network's family. Raises as it does."""
     config, _ = how_made(name, folder)
-    return Plan() if config is None else config.plan
+    if config is not None:
+        return config.plan
+    entry, scheme = architecture(parse_name(name).arch), parse_name(name).scheme
+    defaults = entry.family.defaults
+    return Plan(recipe=defaults.recipe_for(entry.scheme(scheme)) if scheme else defaults.recipe)
 
 
 def plan_without_data(config: Config, options: BuildOptions) -> Plan:
@@ -113,9 +117,9 @@ def plan_without_data(config: Config, options: BuildOptions) -> Plan:
     """
     if options.get("method") or options.get("recipe"):
         return Plan().changed(options)
-    family = architecture(config.architecture).family
+    defaults = architecture(config.architecture).family.defaults
     scheme = config.scheme or Scheme()
-    given = {**dataclasses.asdict(recipe_without_data(family, scheme)), **_given(options)}
+    given = {**dataclasses.asdict(recipe_without_data(defaults, scheme)), **_given(options)}
     if given["rounding"] != "nearest" and "bias_correction" not in _given(options):
         given["bias_correction"] = "none"  # which learned rounding does itself
     return Plan().changed(given)

@@ -11,6 +11,7 @@ from typing import Any
 
 from qzoo.config import CalibrationRecord, Config, FloatSource
 from qzoo.data.sets import data_set
+from qzoo.options import AUTO, Recipe
 from qzoo.registry import architecture, list_architectures, natural_key, parse_name
 from qzoo.scheme import DEFAULT_TARGET
 from qzoo.zoo.request import new_config
@@ -38,9 +39,8 @@ def _tuning(schedule: Mapping[str, Any]) -> dict[str, Any]:
 def recipes() -> list[Config]:
     """List the recipes: W8A8 for all public float weights, and a tuning where the schedule is known.
 
-    Transformers are smoothed first: a few channels of what their LayerNorms give are far larger than the others
-    (:mod:`qzoo.ptq.smoothquant`). Networks of depthwise convolutions lose most by rounding to nearest (Nagel et al.,
-    2019, arXiv:1906.04721; here 5 dB on EfficientNet-Lite0): their weights are rounded by learning.
+    The methods, and whether activations have zero points, are the family's (:class:`qzoo.registry.Defaults`, which
+    names the papers).
     """
     found = []
     for arch in list_architectures():
@@ -60,18 +60,19 @@ def _recipe(name: str) -> Config:
     weights = architecture(parsed.arch).weights[parsed.tag or ""]
     source, digest = weights.sources[0], weights.sha256[0] if weights.sha256 else ""
     revision = weights.revision if source.startswith("hf:") else ""
-    family = architecture(parsed.arch).family
-    rounding = "nearest" if parsed.qat else family.rounding
+    # A training starts from ranges alone, and moves the weights itself.
+    recipe = Recipe() if parsed.qat else architecture(parsed.arch).family.defaults.recipe
+    searched = recipe.alpha == AUTO
+    applied = dataclasses.replace(recipe, alpha=None) if searched else recipe
     return dataclasses.replace(
         new_config(name),
         form="packed",
         float_source=FloatSource(source, revision, digest, weights.license),
         calibration=CalibrationRecord(
-            "mse" if rounding == "learned" else "auto",
-            data_set(weights.labels).title,
-            "0:128",
-            128,
-            rounding=rounding,
-            smooth=family.smooth,
+            **dataclasses.asdict(applied),
+            data=data_set(weights.labels).title,
+            subset="0:128",
+            images=128,
+            recipe="alpha" if searched else "",
         ),
     )

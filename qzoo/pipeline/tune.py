@@ -24,7 +24,10 @@ from qzoo.ptq.ranges import calibrate
 from qzoo.quant.calib import calibrate_weights
 from qzoo.quantizers import set_target
 from qzoo.registry import architecture, parse_name
+<<<<<<< HEAD
 from qzoo.scheme import LayerBits, Scheme
+=======
+>>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
 from qzoo.zoo.floats import quantized_from, reference_of
 from qzoo.zoo.tensors import assign_state, is_range
@@ -108,7 +111,7 @@ def _start(
             f"{name!r} is not the name of a tuned checkpoint, such as resnet20.fmnist-w4a4_qat"
         )
     name = str(dataclasses.replace(parsed, tag=parsed.tag or architecture(parsed.arch).default_tag))
-    scheme = dataclasses.replace(Scheme.parse(parsed.scheme, TARGET), layers=layers)
+    scheme = dataclasses.replace(architecture(parsed.arch).scheme(parsed.scheme, TARGET), layers=layers)
     if start is None:
         model, teacher = quantized_from(name, float_weights, scheme)
         named = dataclasses.replace(config_of(model), name=name)

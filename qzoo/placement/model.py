@@ -6,7 +6,7 @@ import copy
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -87,7 +87,8 @@ def quantize(
     Args:
         model: a float module of one input, images, and one output, logits. It stays as it is.
         example: a batch of images of the size that the model is for; one image is enough.
-        scheme: as ``quantize`` of :func:`qzoo.create_model`.
+        scheme: as ``quantize`` of :func:`qzoo.create_model`. A text gives activations zero points where the model
+            computes SiLU or hard-swish, which symmetric ranges cost most; a Scheme is taken as it is.
         target: the runtime that the quantizers simulate; the Scheme's by default, else "onnxruntime".
         exclude: shell patterns on names of modules that stay in float with all below them: ``"head"``, ``"*.attn"``.
         factory: where the float model is from: ``"torchvision:NAME"``, ``"timm:NAME"``, or ``"FILE.py:FUNCTION"``.
@@ -110,18 +111,28 @@ def quantize(
     """
     chosen = _scheme(scheme, target)
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    made, image, result = with_quantizers(model, example, chosen, patterns)
+    exact = isinstance(scheme, Scheme)
+    made, image, result = with_quantizers(model, example, chosen, patterns, choose_affine=not exact)
     told = factory or known_factory(model)
     if factory or (told and image.dim() == 4 and result.dim() > 1):
-        config = factory_config(told, model, chosen, image, result, patterns)
+        config = factory_config(told, model, made.qzoo_scheme, image, result, patterns)  # type: ignore[arg-type]
         made.qzoo_config = config  # type: ignore[assignment]
     return made
 
 
 def with_quantizers(
-    model: nn.Module, example: Tensor, scheme: Scheme, exclude: tuple[str, ...] = ()
+    model: nn.Module,
+    example: Tensor,
+    scheme: Scheme,
+    exclude: tuple[str, ...] = (),
+    *,
+    choose_affine: bool = False,
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """Copy a float model with quantizers; what :func:`quantize` does, but for the config.
+
+    Args:
+        choose_affine: activations have zero points if the model computes SiLU or hard-swish
+            (:attr:`qzoo.placement.trace.Trace.leans`), whatever the scheme says.
 
     Returns:
         The copy, the image that the model ran on, and its result.
@@ -134,6 +145,8 @@ def with_quantizers(
     image = example[:1].detach().to(device_of(quantized), _dtype(quantized))
     with evaluating(quantized):
         found = _trace(quantized, image)
+        if choose_affine:
+            scheme = replace(scheme, affine=found.leans)
         builder = _Builder(quantized, found, wants_of(found, excluded), scheme, excluded)
         builder.build()
     made = keep_in_float(set_layer_bits(builder.model, scheme), scheme, image)

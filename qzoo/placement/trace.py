@@ -112,6 +112,19 @@ class Trace:
     decisions: tuple[str, ...] = ()
     quantized: Mapping[str, Value] = field(default_factory=dict)
 
+    @property
+    def leans(self) -> bool:
+        """Whether there is a SiLU or a hard-swish, whole or written as a product: few of its outputs are negative."""
+        return any(_leans(operation) for operation in self.operations)
+
+
+def _leans(operation: Operation) -> bool:
+    if operation.function.name != "mul":
+        return operation.function.name in ("silu", "hardswish")
+    makers = {value.maker for value in operation.operands if value is not None and value.maker is not None}
+    gates = [maker for maker in makers if maker.function.name in ("sigmoid", "hardsigmoid")]
+    return any(gate.operands[0] in operation.operands for gate in gates if gate.operands[0] is not None)
+
 
 @torch.no_grad()
 def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:

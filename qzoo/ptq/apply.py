@@ -117,6 +117,18 @@ def apply_recipe(
         batches = [batch.to(device_of(model)) for batch in procedural_batches(preprocessing)]
     else:
         batches = [images_of(batch) for batch in loader]
+    return _apply(model, batches, recipe, progress=progress, group=group)
+
+
+def _apply(
+    model: nn.Module,
+    batches: list[Tensor],
+    recipe: Recipe,
+    *,
+    progress: bool = False,
+    group: Group | None = None,
+) -> Calibration:
+    """Apply a recipe with these images, also one by procedural images."""
     if recipe.alpha == AUTO:
         recipe = best_alpha(model, batches, recipe, progress=progress).recipe
     if recipe.smooth:
@@ -179,9 +191,10 @@ def best_recipe(
     Args:
         model: with quantizers and float weights, at the target that counts.
         loader: batches of calibration images.
-        recipes: the candidates, each of which needs images; None: :data:`RECIPES`, then the best of them behind
-            SmoothQuant with several alphas where the model has LayerNorms, then the best behind cross-layer
-            equalization where it has pairs for that. One that the model refuses is left out, with a warning.
+        recipes: the candidates, each of which needs images, if only procedural ones; None: :data:`RECIPES`, then the
+            best of them behind SmoothQuant with several alphas where the model has LayerNorms, then the best behind
+            cross-layer equalization where it has pairs for that. One that the model refuses is left out, with a
+            warning.
         held_back: share of the images that the recipes are compared on, the last ones.
         progress: show a progress bar.
 
@@ -209,7 +222,7 @@ def best_recipe(
     def attempt(recipe: Recipe) -> None:
         candidate = copy.deepcopy(model)
         try:
-            apply_recipe(candidate, fit, recipe, progress=False)
+            _apply(candidate, list(fit), recipe)
             fidelity = Fidelity.of(_logits(candidate, check), expected)
             if not fidelity.finite:
                 raise CalibrationError("its logits, or the float model's, hold NaN or infinity")

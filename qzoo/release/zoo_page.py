@@ -9,8 +9,9 @@ from qzoo.bench.latency import speedup_text
 from qzoo.cards.markdown import number, table
 from qzoo.config import Config
 from qzoo.files import write_text
+from qzoo.options import Plan
 from qzoo.pipeline.recipes import recipes
-from qzoo.registry import FloatWeights, architecture, list_architectures, parse_name
+from qzoo.registry import Defaults, Family, FloatWeights, architecture, list_architectures, parse_name
 from qzoo.release.tables import drop_text, embedded_configs, quantized_row, size_text
 from qzoo.zoo import hub
 
@@ -29,6 +30,7 @@ def zoo_page(configs: Sequence[Config]) -> str:
         "`qzoo verify` checks every checkpoint, and that this page says what their configs say.",
         f"## Checkpoints\n\n{_checkpoints([c for c in configs if c.scheme is not None])}",
         f"## Trained here in float\n\n{_floats([c for c in configs if c.scheme is None])}",
+        f"## Settings by family\n\n{_settings()}",
         f"## Recipes, not published yet\n\n{_recipes({c.name for c in configs})}",
         f"## Float weights of others\n\n{_weights()}",
     ]
@@ -105,6 +107,39 @@ def _floats(configs: Sequence[Config]) -> str:
     return table(head, rows) if rows else "None yet."
 
 
+def _settings() -> str:
+    """The families by how they are quantized, with the reasons, and what others have measured of them."""
+    families: dict[Defaults, dict[str, Family]] = {}
+    for arch in list_architectures():
+        entry = architecture(arch)
+        file = entry.build.__module__.rpartition(".")[2]
+        families.setdefault(entry.family.defaults, {}).setdefault(file, entry.family)
+    rows, results = [], []
+    for defaults, members in sorted(families.items(), key=lambda item: -len(item[1])):
+        names = ", ".join(f"[{file}](../models/{file}.py)" for file in sorted(members))
+        flags = " ".join(word for name, values in _plan(defaults).flags().items() for word in (name, *values))
+        rows.append((names, f"`{flags}`" if flags else "the defaults", defaults.source))
+        known = {
+            members[file].results: file for file in sorted(members, reverse=True)
+        }  # once where files share it
+        results += [(f"[{file}](../models/{file}.py)", text) for text, file in sorted(known.items()) if text]
+    return (
+        "What `qzoo build NAME --data DIR`, `qzoo.create_model(NAME, quantize=...)` and the recipes below do where "
+        "nothing else is said, as options of `qzoo build` ([what they do](ptq.md)). Weights of fewer than 8 bits are "
+        "rounded by learning in every family. Without data, smoothing and zero points are the same, and ranges and "
+        "rounding [those of procedural images](ptq.md#without-data).\n\n"
+        f"{table(('families', 'settings', 'why'), rows)}\n\n"
+        "Top-1 on ImageNet that others have measured, of float and W8A8, in percent. *NNCF* is its conformance table, "
+        "with fast bias correction where not said otherwise (openvinotoolkit/nncf, `tests/post_training`: "
+        "`data/ptq_reference_data.yaml`, settings in `model_scope.py`), in OpenVINO or, of Swin, ONNX Runtime.\n\n"
+        + table(("family", "results"), sorted(results))
+    )
+
+
+def _plan(defaults: Defaults) -> Plan:
+    return Plan(defaults.recipe, affine=defaults.affine or None)
+
+
 def _recipes(built: set[str]) -> str:
     rows = []
     for config in recipes():
@@ -118,11 +153,11 @@ def _recipes(built: set[str]) -> str:
                 f"`{config.name}`",
                 _link(config.architecture),
                 f"`{source.source}`",
-                f"{config.calibration.method}, images {config.calibration.subset}",
+                f"{config.plan.recipe}, images {config.calibration.subset}",
                 epochs,
             )
         )
-    head = ("name", "architecture", "float weights", "ranges", "training")
+    head = ("name", "architecture", "float weights", "methods", "training")
     return (
         "These have not been run: they have no figures, and are not listed as pretrained. "
         "`qzoo.create_model(NAME, pretrained=True)` gives those without a training all the same, [calibrated without "

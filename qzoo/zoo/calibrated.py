@@ -21,17 +21,18 @@ from torch import nn
 
 from qzoo.analysis.sensitivity import sensitivity
 from qzoo.cards.card import write_card
-from qzoo.config import CalibrationRecord, Config, config_of
+from qzoo.config import CalibrationRecord, Config, Trial, config_of
 from qzoo.errors import CheckpointError
-from qzoo.fields import encode
+from qzoo.fields import encode, finite
 from qzoo.files import exclusive
-from qzoo.options import PROCEDURAL, Recipe
-from qzoo.ptq.apply import apply_recipe
+from qzoo.options import AUTO, PROCEDURAL, Recipe
+from qzoo.ptq.apply import apply_recipe, best_alpha
 from qzoo.ptq.bias_grid import round_biases
 from qzoo.ptq.half import compact
-from qzoo.ptq.procedural import COMPARED, Comparison
-from qzoo.quantizers import set_target
-from qzoo.registry import Family
+from qzoo.ptq.procedural import COMPARED, Comparison, procedural_batches
+from qzoo.ptq.ranges import Candidate
+from qzoo.quantizers import device_of, set_target
+from qzoo.registry import Defaults
 from qzoo.scheme import DEFAULT_TARGET, Scheme
 from qzoo.zoo.checkpoint import load_pretrained, save_pretrained
 from qzoo.zoo.store import home
@@ -39,18 +40,27 @@ from qzoo.zoo.store import home
 VERSION = 2
 """Of the method: raise it where the same weights and recipe come to another checkpoint."""
 
+ALPHA_IMAGES = 32
+"""Procedural images on which the alpha of SmoothQuant is searched: it is applied four times."""
+
 RELIABLE = 90.0
 """Agreement on procedural images, in percent, below which a checkpoint is warned of."""
 
 
-def recipe_without_data(family: Family, scheme: Scheme) -> Recipe:
+def recipe_without_data(defaults: Defaults, scheme: Scheme) -> Recipe:
     """Choose the recipe without data: weights are rounded by learning where that matters, and can be."""
-    learned = scheme.weight_bits < 8 or family.rounding == "learned"
-    if learned and scheme.weight_format == "int" and not scheme.group:
+    smooth, alpha = defaults.recipe.smooth, defaults.recipe.alpha
+    learned = scheme.weight_bits < 8 or defaults.recipe.rounding != "nearest"
+    if learned and scheme.can_round:
         # without BatchNorms, as in transformers, each layer has to make up for the errors of those before it
-        rounding = "sequential" if family.smooth and scheme.weight_bits < 8 else "learned"
-        return Recipe(method=PROCEDURAL, rounding=rounding, smooth=family.smooth)
-    return Recipe(method=PROCEDURAL, bias_correction="analytic", smooth=family.smooth)
+        rounding = "sequential" if smooth and scheme.weight_bits < 8 else "learned"
+        return Recipe(method=PROCEDURAL, rounding=rounding, smooth=smooth, alpha=alpha)
+    return Recipe(method=PROCEDURAL, bias_correction="analytic", smooth=smooth, alpha=alpha)
+
+
+def trials(candidates: Iterable[Candidate]) -> tuple[Trial, ...]:
+    """Record what candidates reached."""
+    return tuple(Trial(c.method, finite(c.sqnr_db), c.agreement) for c in candidates)
 
 
 def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool = False) -> CalibrationRecord:
@@ -58,7 +68,7 @@ def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool =
 
     Args:
         model: with quantizers, float weights and a config; afterwards it is on the CPU.
-        recipe: one without data.
+        recipe: one without data. The alpha "auto" is searched on procedural images, too.
         progress: show progress bars.
 
     Returns:
@@ -66,6 +76,11 @@ def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool =
     """
     config = config_of(model)
     comparison = Comparison(model, config.preprocessing)
+    choice = None
+    if recipe.alpha == AUTO:
+        few = [batch.to(device_of(model)) for batch in procedural_batches(config.preprocessing, ALPHA_IMAGES)]
+        choice = best_alpha(model, few, recipe, progress=progress)
+        recipe = choice.recipe
     found = apply_recipe(model, (), recipe, preprocessing=config.preprocessing, progress=progress)
     model.to("cpu")
     example = torch.zeros(1, *config.preprocessing.input_size)
@@ -76,6 +91,9 @@ def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool =
         data="none",
         subset="",
         images=0,
+        recipe="alpha" if choice else "",
+        candidates=trials(choice.candidates) if choice else (),
+        held_back=choice.held_back if choice else 0,
         half=half,
         target=config.scheme.target if config.scheme else DEFAULT_TARGET,
         agreement=comparison.fidelity(model).agreement,

@@ -87,7 +87,7 @@ def _calibrate(asked: Request, scheme: Scheme) -> nn.Module:
     start = dataclasses.replace(asked, scheme=with_target(scheme, DEFAULT_TARGET))
     config = start.published_config()
     asked.check_sizes(config)
-    recipe = recipe_without_data(asked.entry.family, scheme)
+    recipe = recipe_without_data(asked.entry.family.defaults, scheme)
     return load_calibrated(config, recipe, known, lambda: load_float(start), asked.target)
 
 

@@ -194,9 +194,10 @@ def planned_config(name: str, float_weights: str | Path | None) -> Config:
     """
     if float_weights is None:
         return new_config(name)
-    config, scheme = read_config(float_weights), parse_name(name).scheme
+    config, parsed = read_config(float_weights), parse_name(name)
     _check(name, config, float_weights)
-    return dataclasses.replace(fresh(config, name), scheme=Scheme.parse(scheme) if scheme else None)
+    scheme = architecture(parsed.arch).scheme(parsed.scheme) if parsed.scheme else None
+    return dataclasses.replace(fresh(config, name), scheme=scheme)
 
 
 def reference_of(config: Config, float_weights: str | Path | None) -> nn.Module:

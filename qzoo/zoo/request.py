@@ -13,7 +13,7 @@ from qzoo.data.sets import DATA_SETS
 from qzoo.errors import ArgumentError, CheckpointError, UnknownModelError
 from qzoo.preprocessing import Preprocessing
 from qzoo.registry import FloatWeights, ModelEntry, ModelName, architecture, parse_name, suggest
-from qzoo.scheme import DEFAULT_TARGET, Scheme, as_scheme, target_named, with_target
+from qzoo.scheme import Scheme, as_scheme, target_named, with_target
 from qzoo.zoo import hub
 
 _VARIABLE = "QZOO_CALIBRATE"
@@ -71,7 +71,7 @@ class Request:
         parsed = parse_name(name)
         entry = architecture(parsed.arch)
         _check_tag(parsed, entry)
-        scheme = _scheme(parsed, quantize, target)
+        scheme = _scheme(parsed, entry, quantize, target)
         tag = parsed.tag or (entry.default_tag or _only_tag(parsed.arch) if pretrained else None)
         parsed = dataclasses.replace(parsed, tag=tag, scheme=str(scheme) if scheme else None)
         exact = quantize if isinstance(quantize, Scheme) else None
@@ -162,7 +162,7 @@ def new_config(name: str) -> Config:
     parsed = parse_name(name)
     entry = architecture(parsed.arch)
     _check_tag(parsed, entry)
-    return _new_config(parsed, entry, _scheme(parsed, None, None), None, None)
+    return _new_config(parsed, entry, _scheme(parsed, entry, None, None), None, None)
 
 
 def _check_tag(parsed: ModelName, entry: ModelEntry) -> None:
@@ -183,16 +183,20 @@ def _only_tag(arch: str) -> str | None:
     return found[0].tag if len(found) == 1 else None
 
 
-def _scheme(parsed: ModelName, quantize: bool | str | Scheme | None, target: str | None) -> Scheme | None:
-    """The scheme that name and arguments agree on, for the target."""
+def _scheme(
+    parsed: ModelName, entry: ModelEntry, quantize: bool | str | Scheme | None, target: str | None
+) -> Scheme | None:
+    """The scheme that name and arguments agree on, for the target; a Scheme stays as it is given."""
     asked = as_scheme(quantize)
     if parsed.scheme is not None:
-        named = Scheme.parse(parsed.scheme, asked.target if asked else DEFAULT_TARGET)
-        if quantize is False or (quantize not in (None, True) and str(asked) != str(named)):
+        if quantize is False or (quantize not in (None, True) and str(asked) != parsed.scheme):
             raise ArgumentError(
                 f"quantize={quantize!r} contradicts the name {str(parsed)!r}; give one of them"
             )
-        asked = asked if isinstance(quantize, Scheme) else named  # a Scheme may say more than its name
+        if not isinstance(quantize, Scheme):
+            asked = entry.scheme(parsed.scheme)
+    elif asked is not None and not isinstance(quantize, Scheme):
+        asked = entry.scheme(str(asked))
     if target is not None:
         target_named(target)
         asked = with_target(asked, target) if asked else None

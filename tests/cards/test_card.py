@@ -179,6 +179,15 @@ def test_a_zero_point_is_said() -> None:
     assert "--affine" in card(config)
 
 
+@pytest.mark.parametrize(("affine", "words"), [(True, "--data DIR`"), (False, "--data DIR --no-affine`")])
+def test_a_command_says_of_zero_points_what_differs_from_the_family(affine: bool, words: str) -> None:
+    (config,) = (c for c in recipes() if c.name == "mobilenet_v3_small.tv_in1k-w8a8")
+    config = dataclasses.replace(
+        config, scheme=Scheme(affine=affine), calibration=CalibrationRecord("auto", "some", "", 9)
+    )
+    assert f"`qzoo build {config.name} {words}" in card(config)
+
+
 @pytest.mark.parametrize(
     "arch", ["resnet20", "resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
 )

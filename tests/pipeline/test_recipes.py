@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import qzoo
 from qzoo.config import WEIGHTS, Config, read_config
@@ -15,7 +16,15 @@ from qzoo.errors import CheckpointError, HubError
 from qzoo.pipeline.build_all import build_all, is_complete
 from qzoo.pipeline.plan import BuildJob, how_made, plan_of
 from qzoo.pipeline.recipes import recipes
-from qzoo.registry import architecture, list_architectures, parse_name
+from qzoo.registry import (
+    CONVOLUTIONAL,
+    DEPTHWISE,
+    SWISH,
+    TRANSFORMER,
+    architecture,
+    list_architectures,
+    parse_name,
+)
 
 ROOT = Path(qzoo.__file__).parent.parent
 
@@ -34,6 +43,50 @@ def test_every_architecture_with_public_weights_has_one() -> None:
         assert config.float_source is not None
         tag = parse_name(config.name).tag or ""
         assert config.float_source.sha256 == architecture(config.architecture).weights[tag].sha256[0]
+
+
+def test_a_recipe_has_its_familys_settings_and_these_have_a_source() -> None:
+    for config in recipes():
+        defaults = architecture(config.architecture).family.defaults
+        assert config.scheme is not None
+        assert config.scheme.affine == defaults.affine
+        if config.training is None:
+            assert config.plan.recipe == defaults.recipe
+    for defaults in (CONVOLUTIONAL, DEPTHWISE, SWISH, TRANSFORMER):
+        assert "arXiv:" in defaults.source
+
+
+def test_other_bits_without_a_recipe_are_planned_by_the_family(tmp_path: Path) -> None:
+    for name, recipe in (
+        ("mobilenet_v3_small.tv_in1k-w4a8", "mse + sequential"),
+        ("mobilenet_v3_small.tv_in1k-w4g32a8", "mse + empirical bias correction"),  # groups can't be learned
+        ("vit_base_patch16_224.tv_in1k-w4a8", "smooth auto + mse + sequential"),
+        ("resnet18.tv_in1k-w4a8", "auto + learned"),
+        ("resnet18.tv_in1k-w4g32a8", "auto"),
+    ):
+        plan = plan_of(name, tmp_path / name)
+        assert str(plan.recipe) == recipe
+        assert plan.affine is None
+
+
+def test_settings_are_those_of_the_modules_of_each_network() -> None:
+    """Zero points behind SiLU and hard-swish, a search of alpha behind LayerNorms, learned rounding of depthwise."""
+    first = {architecture(arch).build.__module__: arch for arch in reversed(list_architectures())}
+    assert len(first) > 25
+    for arch in first.values():
+        with torch.device("meta"):
+            modules = list(architecture(arch).build().modules())
+        defaults = architecture(arch).family.defaults
+        assert defaults.affine == any(isinstance(m, nn.SiLU | nn.Hardswish) for m in modules), arch
+        norms = any(isinstance(m, nn.LayerNorm) for m in modules)
+        assert (defaults.recipe.smooth, defaults.recipe.alpha) == (
+            (True, "auto") if norms else (False, None)
+        ), arch
+        depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 3 for m in modules)
+        rounding = "nearest"
+        if depthwise and (defaults.affine or not norms):
+            rounding = "sequential" if defaults.affine and not norms else "learned"
+        assert defaults.recipe.rounding == rounding, arch
 
 
 def test_recipes_come_with_the_package_whatever_the_folder(

@@ -22,6 +22,7 @@ from qzoo.placement.scope import Scope
 from qzoo.quant.nn import QuantConv2d
 from qzoo.quantizers import quantizers, quantizers_off, set_target
 from qzoo.runtimes import load
+from qzoo.scheme import Scheme
 
 SIZE = 16
 
@@ -497,6 +498,50 @@ def test_targets_switch() -> None:
         set_target(made, target)
         on[target] = made.block.act.activation_quantizer.is_on, made.block.left_quantizer.is_on
     assert on == {"onnxruntime": (True, True), "openvino": (False, True), "tensorrt": (False, True)}
+
+
+def gated(x: Tensor) -> Tensor:
+    return x * F.sigmoid(x)
+
+
+def squeezed(x: Tensor) -> Tensor:
+    return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+
+class Between(nn.Module):
+    """Two convolutions with a function between them."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.first, self.second, self.function = conv(3, 8), conv(8, 4), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "affine"),
+    [
+        (nn.SiLU(), True),
+        (F.silu, True),
+        (nn.Hardswish(), True),
+        (gated, True),
+        (squeezed, False),
+        (F.gelu, False),
+        (F.relu, False),
+    ],
+)
+def test_activations_get_zero_points_behind_silu_and_hard_swish(function, affine: bool) -> None:
+    images = torch.randn(1, 3, SIZE, SIZE)
+    for scheme in ("w8a8", "w4a8", True):
+        made = qzoo.quantize(Between(function), images, scheme)
+        assert made.qzoo_scheme.affine is affine
+        assert any(q.two_ended for q in quantizers(made).values()) is affine
+        assert not any(q.affine for q in quantizers(set_target(made, "tensorrt")).values())
+    for given in (True, False):  # a Scheme is taken as it is
+        made = qzoo.quantize(Between(function), images, Scheme(affine=given))
+        assert made.qzoo_scheme == Scheme(affine=given)
+        assert any(q.two_ended for q in quantizers(made).values()) is given
 
 
 class Stated(nn.Conv2d):

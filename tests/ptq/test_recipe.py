@@ -112,7 +112,7 @@ def test_without_data_no_image_is_looked_at(fresh: Pair) -> None:
         ({"smooth": True, "alpha": 2.0}, "between 0 and 1, or 'auto', not 2"),
         ({"smooth": True, "alpha": "half"}, "between 0 and 1, or 'auto', not 'half'"),
         ({"smooth": True, "alpha": "auto"}, "'auto' needs one of the methods max.*, not 'auto'"),
-        ({"smooth": True, "alpha": "auto", "method": "procedural"}, "not 'procedural'"),
+        ({"smooth": True, "alpha": "auto", "method": "batchnorm"}, "not 'batchnorm'"),
     ],
 )
 def test_recipes_that_make_no_sense(values: dict, message: str) -> None:

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from hub_server import Hub, Repo
 from test_hub import server  # noqa: F401 - a fixture
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import qzoo
@@ -190,8 +191,25 @@ class Small:
     ],
 )
 def test_rounding_without_data(arch: str, scheme: str, rounding: str, correction: str) -> None:
-    recipe = calibrated.recipe_without_data(registry.architecture(arch).family, Scheme.parse(scheme))
+    defaults = registry.architecture(arch).family.defaults
+    recipe = calibrated.recipe_without_data(defaults, Scheme.parse(scheme))
     assert (recipe.method, recipe.rounding, recipe.bias_correction) == ("procedural", rounding, correction)
+    assert (recipe.smooth, recipe.alpha) == (defaults.recipe.smooth, defaults.recipe.alpha)
+
+
+def test_alpha_is_searched_on_procedural_images() -> None:
+    torch.manual_seed(0)
+    network = VisionTransformer(28, 4, 1, num_classes=10, embed_dim=32, depth=1, num_heads=2)
+    model = qzoo.quantize(network.eval(), torch.zeros(1, 1, 28, 28), Scheme(), factory="net.py:make")
+    recipe = calibrated.recipe_without_data(registry.TRANSFORMER, Scheme())
+    made = calibrated.calibrate_without_data(model, recipe)
+    assert (made.method, made.recipe, made.held_back) == ("procedural", "alpha", 8)
+    found = [trial.sqnr_db or 0.0 for trial in made.candidates]
+    assert len(found) == 4
+    assert found == sorted(found, reverse=True)
+    assert made.candidates[0].method == str(made.applied())
+    assert made.asked() == recipe
+    assert (made.agreement or 0) > 90
 
 
 @pytest.fixture

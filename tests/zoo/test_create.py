@@ -29,6 +29,7 @@ from qzoo.registry import FloatWeights, ModelEntry
 from qzoo.scheme import DEFAULT_TARGET, Scheme
 from qzoo.zoo import floats, hub, sources
 from qzoo.zoo.floats import quantized_from
+from qzoo.zoo.request import Request
 
 
 @pytest.fixture
@@ -90,6 +91,35 @@ def test_arguments_override() -> None:
 )
 def test_quantize_and_target(quantize, target: str | None, expected: Scheme | None) -> None:
     assert config_of(qzoo.resnet20(quantize=quantize, target=target)).scheme == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "quantize", "affine"),
+    [
+        ("mobilenet_v3_small", True, True),
+        ("mobilenet_v3_small", "w4a8", True),
+        ("mobilenet_v3_small-w8a8", None, True),
+        ("mobilenet_v3_small-w8a8", True, True),
+        ("mobilenet_v3_small-w8a8", Scheme(), False),
+        ("mobilenet_v3_small", Scheme(), False),
+        ("mobilenet_v2", True, False),
+        ("mobilenet_v2", Scheme(affine=True), True),
+    ],
+)
+def test_zero_points_are_the_familys_unless_a_scheme_is_given(name: str, quantize, affine: bool) -> None:
+    for target in ("onnxruntime", "tensorrt"):
+        scheme = Request.parse(name, quantize=quantize, target=target).scheme
+        assert scheme is not None
+        assert scheme.affine is affine
+        assert scheme.target == target
+
+
+def test_zero_points_are_for_targets_that_have_them() -> None:
+    model = qzoo.mobilenet_v3_small(quantize=True)
+    ends = [q for q in quantizers(model).values() if q.two_ended]
+    assert len(ends) > 50
+    assert all(q.affine for q in ends)
+    assert not any(q.affine for q in quantizers(qzoo.set_target(model, "tensorrt")).values())
 
 
 def test_one_target_is_the_default_everywhere(store: Path) -> None:
