@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -104,7 +105,8 @@ def is_the_reference_in_eval_and_in_training(
 def calibrated(arch: str, size: int, target: str, exact: bool = True) -> tuple[nn.Module, Tensor]:
     """A small classifier's random weights, BatchNorm statistics and ranges of the images; exact by construction."""
     torch.manual_seed(0)
-    model, batch = architecture(arch).build(num_classes=20, quantize=Scheme(target=target)), images(size)
+    entry = architecture(arch)
+    model, batch = entry.build(num_classes=20, quantize=entry.scheme("w8a8", target)), images(size)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     switches = [(quantizer, quantizer.switches) for quantizer in quantizers(model).values()]
     with torch.no_grad():
@@ -162,11 +164,7 @@ def runs_in_int8_in_onnxruntime(
         got = OnnxRuntimeRunner(path, level=level, optimized=folder / "optimized.onnx")(batch)
         assert not exact or torch.equal(torch.as_tensor(got), expected), level
     ops = Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
-    layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules())
-    kernels = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
-    executed = sum(ops[kind] for kind in kernels)
-    split = sum(name.endswith(".qkv") for name, _ in model.named_modules())  # in three: query, key and value
-    assert layers <= executed <= layers + 2 * split
+    _has_integer_layers(ops, model)
     moves = {"Reshape", "Transpose", "Pad", "Split", "Slice", "MaxPool", "NhwcMaxPool"}
     moves |= {"ReorderInput", "ReorderOutput"}  # of the channels, for a pooling
     moves |= {"Shape", "Gather", "Squeeze", "Unsqueeze", "Range"}  # how many images
@@ -175,6 +173,18 @@ def runs_in_int8_in_onnxruntime(
     if not floats:
         assert (ops["QuantizeLinear"], ops["DequantizeLinear"]) == (1, 1)
     return ops
+
+
+def _has_integer_layers(ops: Counter[str], model: nn.Module) -> None:
+    """ONNX Runtime executes as many integer kernels as there are layers, and no layer's kernel in float."""
+    executed = sum(ops[kind] for kind in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"))
+    split = sum(name.endswith(".qkv") for name, _ in model.named_modules())  # in three: query, key and value
+    assert _layers(model) <= executed <= _layers(model) + 2 * split
+    assert not {"Conv", "FusedConv", "Gemm", "FusedGemm"} & ops.keys()
+
+
+def _layers(model: nn.Module) -> int:
+    return sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules())
 
 
 def runs_in_int8_in_openvino(
@@ -192,14 +202,45 @@ def runs_in_int8_in_openvino(
     run = OpenVinoRunner(path)
     if exact:
         assert torch.equal(run(batch), expected)
+    _reads_integers(run.compiled, model)
+
+
+def _reads_integers(compiled: Any, model: nn.Module) -> None:
+    """In what OpenVINO executes every layer reads integers."""
     precisions = [
         _precision(op)
-        for op in run.compiled.get_runtime_model().get_ordered_ops()
+        for op in compiled.get_runtime_model().get_ordered_ops()
         if op.get_rt_info()["layerType"].astype(str) in LAYERS_OF_OPENVINO
     ]
-    layers = sum(isinstance(m, QuantConv2d | QuantLinear) for m in model.modules())
-    assert len(precisions) >= layers  # products of matrices are of these types, and some averages
+    assert len(precisions) >= _layers(model)  # products of matrices are of these types, and some averages
     assert set(precisions) <= {"u8", "i8"}
+
+
+def runs_in_int8_whatever_the_batch(arch: str, size: int, folder: Path) -> None:
+    """A file of any batch, as it is and made fixed by the runtime, and a file of batch 1: all layers are integer."""
+    openvino = pytest.importorskip("openvino")
+    for target in ("onnxruntime", "openvino"):
+        model, batch = calibrated(arch, size, target, exact=False)
+        for size_of_batch, fixed in (("dynamic", False), ("dynamic", True), (1, False)):
+            path = folder / f"{target}-{size_of_batch}.onnx"
+            if not path.exists():
+                export_onnx(model, path, example=batch, target=target, batch=size_of_batch)  # type: ignore[arg-type]
+            if target == "onnxruntime":
+                options = onnxruntime.SessionOptions()
+                options.optimized_model_filepath = str(folder / "optimized.onnx")
+                if fixed:
+                    name = onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_param
+                    options.add_free_dimension_override_by_name(name, 1)
+                onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                graph = onnx.load(folder / "optimized.onnx").graph
+                _has_integer_layers(Counter(node.op_type for node in graph.node), model)
+            else:
+                core = openvino.Core()
+                read = core.read_model(path)
+                if fixed:
+                    read.reshape([1, 3, size, size])
+                compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+                _reads_integers(compiled, model)
 
 
 def is_as_near_in_openvino(arch: str, size: int, folder: Path) -> None:

@@ -10,6 +10,7 @@ import shelf
 
 import qzoo
 from qzoo.quantizers import quantizers
+from qzoo.registry import architecture
 
 
 @dataclass(frozen=True)
@@ -225,3 +226,17 @@ def test_family_runs_in_int8(arch: str, tmp_path: Path) -> None:
     if not openvino:
         shelf.is_as_near_in_openvino(arch, size, tmp_path)
     shelf.is_clean_for_tensorrt(arch, size, tmp_path, family.rules)
+
+
+# What has LayerNorms: a ConvNeXt's layers behind them are linear ones, too.
+TRANSFORMERS = {
+    arch: family.int8_size or family.size
+    for arch, family in FIRST.items()
+    if architecture(arch).family.defaults.recipe.smooth
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "size"), [*TRANSFORMERS.items(), ("deit_tiny_patch16_224", 224)])
+def test_transformer_runs_in_int8_whatever_the_batch(arch: str, size: int, tmp_path: Path) -> None:
+    shelf.runs_in_int8_whatever_the_batch(arch, size, tmp_path)
