@@ -89,8 +89,9 @@ class TinyNet(HubMixin, nn.Module):
 
 
 # The function's name is the architecture's. Public float weights go in by tag, with pinned sources, preprocessing
-# and licence, and so does what a card cites: ``@register_model({"in1k": FloatWeights(...)}, Family(citation=...))``. Of a
-# network with SiLU or hard-swish ``Family(defaults=SWISH)`` gives its activations zero points (qzoo.registry has others).
+# and licence, and so does what a card cites: ``@register_model({"in1k": FloatWeights(...)}, Family(citation=...))``.
+# Of a network with SiLU or hard-swish ``Family(defaults=SWISH)`` gives the activations zero points; qzoo.registry has
+# more defaults.
 @register_model(num_classes=10)
 def tiny_net(**options: Any) -> TinyNet:
     """TinyNet: 0.02 M parameters."""
