@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-<<<<<<< HEAD
 from qzoo.models.layers import (
     activation_quantizer,
     conv2d,
@@ -29,11 +28,7 @@ from qzoo.models.layers import (
     linear,
     round_channels,
 )
-from qzoo.registry import Family, register_model, timm_weights
-=======
-from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
 from qzoo.registry import DEPTHWISE, Family, register_model, timm_weights
->>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{qin2024mobilenetv4,
