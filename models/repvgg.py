@@ -34,13 +34,8 @@ _CITATION = """@article{ding2021repvgg,
   year = {2021}
 }
 """
-<<<<<<< HEAD
-FAMILY = Family(citation=_CITATION)
-EPSILON = 1e-5  # of BatchNorm, PyTorch's
-=======
 FAMILY = Family(_CITATION)
-EPSILON = 1e-5  # of BatchNorm
->>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
+EPSILON = 1e-5  # of BatchNorm, PyTorch's
 
 
 def _conv(

@@ -32,12 +32,7 @@ _CITATION = """@article{gao2019res2net,
   year = {2019}
 }
 """
-<<<<<<< HEAD
-FAMILY = Family(citation=_CITATION)
-=======
 FAMILY = Family(_CITATION)
-EXPANSION = 4
->>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
 
 
 class Bottle2neck(nn.Module):

@@ -29,12 +29,7 @@ _CITATION = """@article{zhang2020resnest,
   year = {2020}
 }
 """
-<<<<<<< HEAD
-FAMILY = Family(citation=_CITATION)
-=======
 FAMILY = Family(_CITATION, results="NNCF, 14d: 75.52 to 75.00")
-EXPANSION = 4
->>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
 SPLITS = 2
 
 

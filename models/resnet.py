@@ -35,16 +35,12 @@ _CITATION = """@article{he2015deep,
   year = {2015}
 }
 """
-<<<<<<< HEAD
-FAMILY = Family(citation=_CITATION)
-EXPANSION = 4  # of a bottleneck's width
-=======
 FAMILY = Family(
     _CITATION,
     results="NNCF, ResNet-18: 69.78 to 69.48; Wide ResNet-50: 81.45 to 81.23. Tutorial of pytorch-quantization, "
     "ResNet-50, 1,024 images: 76.2 to 76.1 by the 99.99th percentile, to above 76 by mse and entropy",
 )
->>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
+EXPANSION = 4  # of a bottleneck's width
 
 
 class BasicBlock(nn.Module):

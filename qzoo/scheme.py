@@ -168,15 +168,14 @@ class Scheme:
         return f"w{self.weight_bits}{weights}{group}a{self.activation_bits}"
 
     @property
-<<<<<<< HEAD
     def float_layers(self) -> tuple[str, ...]:
         """Names of the layers that stay in float."""
         return tuple(name for name, bits in self.layers if bits == FLOAT)
-=======
+
+    @property
     def can_round(self) -> bool:
         """Whether the rounding of weights can be learned: of integers with one range per output channel."""
         return self.weight_format == "int" and not self.group
->>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
 
     @property
     def edge(self) -> Scheme:

@@ -24,10 +24,7 @@ from qzoo.ptq.ranges import calibrate
 from qzoo.quant.calib import calibrate_weights
 from qzoo.quantizers import set_target
 from qzoo.registry import architecture, parse_name
-<<<<<<< HEAD
-from qzoo.scheme import LayerBits, Scheme
-=======
->>>>>>> f182406 (Settings by family with their sources: zero points behind SiLU and hard-swish by default, alpha searched, recipes without a record by the family)
+from qzoo.scheme import LayerBits
 from qzoo.zoo.checkpoint import empty_model, load_pretrained
 from qzoo.zoo.floats import quantized_from, reference_of
 from qzoo.zoo.tensors import assign_state, is_range
