@@ -57,10 +57,8 @@ def incomplete(wheel: Path) -> list[str]:
     """Files of the checkout that the wheel lacks, or has otherwise: code, page, images, cards and checkpoints."""
     archive = zipfile.ZipFile(wheel)
     names = set(archive.namelist())
-    needed = {
-        f"qzoo/bench/page/page.{kind}": ROOT / f"qzoo/bench/page/page.{kind}"
-        for kind in ("html", "css", "js")
-    }
+    page = ("page.html", "page.css", "draw.js", "page.js", "survey.js")
+    needed = {f"qzoo/bench/page/{name}": ROOT / "qzoo/bench/page" / name for name in page}
     needed["qzoo/py.typed"] = ROOT / "qzoo/py.typed"
     needed |= {f"qzoo/data/files/{path.name}": path for path in (ROOT / "qzoo/data/files").iterdir()}
     for folder in (ROOT / "qzoo").rglob("__init__.py"):

@@ -30,6 +30,7 @@ COMMANDS = (
     "list",
     "predict",
     "benchmark",
+    "survey",
     "evaluate",
     "inspect",
     "sensitivity",

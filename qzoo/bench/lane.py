@@ -138,6 +138,7 @@ def time_in_turns(lanes: Sequence[Lane], name: str, image: Tensor, options: Opti
         samples = timing.measure(
             {f"{i}": lane.process.turn for i, lane in enumerate(lanes)},
             seconds=options.seconds,
+            rounds=options.rounds,
             title=f"time {name}, batch {batch}, {options.threads} thread(s)",
             progress=options.progress,
             clock=lambda call: call(),

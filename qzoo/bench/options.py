@@ -23,6 +23,7 @@ class Options:
         details: measure what the page shows of single layers too: sensitivity, histograms, time of every node.
         progress: show progress bars.
         limit: seconds that loading a model, or one call, may last (``torch.compile`` compiles in its calls).
+        rounds: the least and the largest number of turns of each model.
     """
 
     runtimes: tuple[str, ...] = ("pytorch", "onnxruntime")
@@ -33,6 +34,7 @@ class Options:
     details: bool = False
     progress: bool = True
     limit: float = 600.0
+    rounds: tuple[int, int] = (15, 300)
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:

@@ -1,11 +1,13 @@
-"""The benchmark's plot: latency of every runtime, with the accuracy beside it."""
+"""Pictures of a benchmark (latency of every runtime, accuracy beside it) and of a survey (accuracy against latency)."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from qzoo.bench.results import Report, Row
+from qzoo.bench.survey import Survey
 from qzoo.files import write_bytes
 
 # Colour-blind safe (Okabe and Ito): float in grey, int8 in blue, the simulation in orange.
@@ -40,6 +42,10 @@ def _plot(report: Report, path: Path) -> Path:
             panels[i][j].set_title(f"{model}, batch {batch}", fontsize=10)
     threads = report.settings["threads"]
     figure.suptitle(f"{report.machine['processor']}, {threads} thread(s), {report.date[:10]}", fontsize=9)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, format="png")
     write_bytes(path, picture.getvalue())
@@ -67,3 +73,56 @@ def _panel(axes, rows: list[Row], batch: int, labelled: bool) -> None:  # type: 
     axes.set_xlabel("ms a call, wall time (x: against float32 in the same runtime)", fontsize=8)
     axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_survey(found: Survey, path: Path) -> Path:
+    """Write a PNG of published float top-1 against measured latency: float and int8 of a model are joined by a line.
+
+    The models on the Pareto front of int8 have their names.
+
+    Raises:
+        ImportError: matplotlib is not installed (``pip install 'qzoo[plot]'``).
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context({"text.parse_math": False}):  # a "$" in a name is a dollar sign
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        points = {name: _points(found, name) for name in ("float32", "int8")}
+        for (slow, top1, _), (fast, *_) in zip(points["float32"], points["int8"], strict=True):
+            axes.plot([slow, fast], [top1, top1], color="#cccccc", linewidth=0.8, zorder=1)
+        for name in points:
+            _front(axes, found, name, points[name])
+        for time, top1, model in points["int8"]:
+            if model in found.front("int8"):
+                axes.annotate(
+                    model, (time, top1), xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=6
+                )
+        axes.set_xscale("log", subs=(2, 5))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.set_xlabel("ms a call, batch 1 (median wall time)")
+        axes.set_ylabel("top-1 of the float weights on ImageNet, as published, %")
+        axes.legend(loc="lower right")
+        axes.spines[["top", "right"]].set_visible(False)
+        threads = f"{found.options.threads} thread(s), {found.options.runtime}"
+        axes.set_title(f"{found.machine['processor']}, {threads}, {found.date[:10]}", fontsize=9)
+        return _save(figure, path)
+
+
+def _points(found: Survey, precision: str) -> list[tuple[float, float, str]]:
+    """Latency, top-1 and name of the models whose top-1 is known."""
+    timed = ((getattr(model, precision), model) for model in found.measured)
+    return [(time.wall_ms, model.top1, model.model) for time, model in timed if model.top1 is not None]
+
+
+def _front(axes: Any, found: Survey, precision: str, points: list[tuple[float, float, str]]) -> None:
+    colour, label = _COLOURS[precision], "int8" if precision == "int8" else "float"
+    axes.scatter(
+        [x for x, *_ in points], [y for _, y, _ in points], color=colour, s=14, zorder=3, label=label
+    )
+    best = sorted(point for point in points if point[2] in found.front(precision))
+    axes.step([x for x, *_ in best], [y for _, y, _ in best], where="post", color=colour, zorder=2)

@@ -23,8 +23,7 @@ from qzoo.pipeline.measure import can_run_onnx
 from qzoo.pipeline.onnx_files import onnx_name
 from qzoo.progress import track
 from qzoo.quantizers import set_target
-from qzoo.release.tables import embedded_configs
-from qzoo.release.zoo_page import zoo_page
+from qzoo.release.zoo_page import page_at
 from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import load_pretrained
 from qzoo.zoo.store import stored
@@ -97,7 +96,7 @@ def verify(
 def verify_page(path: str | Path) -> Finding:
     """Check that the zoo's page is what the configs generate."""
     try:
-        same = Path(path).read_text(encoding="utf-8") == zoo_page(embedded_configs())
+        same = Path(path).read_text(encoding="utf-8") == page_at(path)
         problem = "" if same else f"it differs from what the configs generate; `qzoo card --page {path}`"
     except (OSError, QzooError) as error:
         problem = str(error)

@@ -1,24 +1,5 @@
 "use strict";
-// Draws the report that the page carries. No library: elements, SVG, and a scale or two.
-const statusLine = document.getElementById("status");
-window.addEventListener("error", (event) => {
-  statusLine.dataset.state = "error";
-  statusLine.textContent = "Script error: " + event.message;
-});
-const report = JSON.parse(document.getElementById("data").textContent);
-const drawings = []; // functions that draw for a width: called again when it changes
-
-function make(space, tag, attributes, children) {
-  const node = space ? document.createElementNS(space, tag) : document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes || {})) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
-const el = (tag, attributes, ...children) => make(null, tag, attributes, children);
-const svg = (tag, attributes, ...children) => make("http://www.w3.org/2000/svg", tag, attributes, children);
-const text = (x, y, value, attributes) => svg("text", { x, y, ...attributes }, String(value));
-const line = (x1, y1, x2, y2, attributes) => svg("line", { x1, y1, x2, y2, stroke: "var(--line)", ...attributes });
-const digits = (v) => (v === null ? "" : v >= 100 ? v.toFixed(0) : v >= 10 ? v.toFixed(1) : v.toFixed(2));
+// Draws the report that the page carries, with draw.js.
 const label = (row) => row.runtime + " " + (row.source === "qzoo" ? row.precision : row.source);
 const fixed = (v) => (v === null ? "" : v.toFixed(2)); // of an ONNX file some figures may not have been measured
 const times = (s) => (s === null ? "" : `${s.ratio.toFixed(2)} [${s.low.toFixed(2)}, ${s.high.toFixed(2)}]`);
@@ -27,17 +8,9 @@ const by = (rows) => {
   const clocks = new Set(rows.map((row) => row.clock));
   return clocks.size > 1 ? "by CPU time, on GPUs by wall time" : clocks.has("wall") ? "by wall time" : "by CPU time";
 };
-const tip = (value) => svg("title", {}, value);
-
 function colour(row) {
   if (row.source !== "qzoo") return "var(--peer)";
   return { float32: "var(--float)", int8: "var(--int8)" }[row.precision] || "var(--fake)";
-}
-
-function chart(title, note, draw, options) {
-  const box = el("div", { class: options && options.scroll ? "scroll" : "" });
-  drawings.push(() => box.replaceChildren(draw(Math.max(box.clientWidth, 200))));
-  return el("section", { class: "card chart" }, el("h3", {}, title), el("p", { class: "soft" }, note), box);
 }
 
 // A chart with a choice: `items` have a `label`; the chosen one is drawn.
@@ -47,14 +20,6 @@ function chosen(title, note, items, draw, scroll) {
   select.addEventListener("change", redraw);
   card.insertBefore(select, card.lastChild);
   return card;
-}
-
-function ticks(low, high, count) {
-  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
-  const found = [];
-  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) found.push(+v.toPrecision(10));
-  return found;
 }
 
 // Accuracy against latency, both with their uncertainty; the Pareto line joins what nothing beats in both.
@@ -175,11 +140,6 @@ function histogramChart(details) {
   return chosen("What is quantized, and the range chosen for it", `Counts (logarithmic) on ${details.images} images; orange: the range, of weights the largest and (dotted) the smallest of all channels.`, items, draw);
 }
 
-function table(head, lines, attributes) {
-  const rowOf = (cells, tag) => el("tr", {}, ...cells.map((cell) => el(tag, {}, cell)));
-  return el("div", { class: "wide" }, el("table", attributes, el("thead", {}, rowOf(head, "th")), el("tbody", {}, ...lines.map((cells) => rowOf(cells, "td")))));
-}
-
 function rowsTable(rows, batches) {
   const head = ["#, runtime, precision", "top-1 %", "95 %", "agree %", "SQNR dB", ...batches.flatMap((b) => [`ms, batch ${b}`, "p90", "CPU ms", "× float [95 %]"]), "images/s", "file MB", "peak MB", "load s", "first ms"];
   const mega = (v) => (v === null ? "" : digits(v / 1e6));
@@ -212,10 +172,6 @@ function modelSection(name) {
   return el("section", {}, el("h2", {}, name), el("p", { class: "soft" }, `${rows[0].images} images`), rowsTable(rows, batches), ...against, el("div", { class: "grid" }, ...plots, ...deep), ...(details ? [rangesTable(details)] : []));
 }
 
-function redraw() {
-  for (const draw of drawings) draw();
-}
-
 function start() {
   const models = [...new Set(report.rows.map((row) => row.model))], machine = report.machine;
   const threads = report.settings.threads;
@@ -229,13 +185,6 @@ function start() {
     table(["what", "value"], Object.entries(machine).map(([k, v]) => [k, v]), { class: "machine" }),
     el("p", { class: "soft" }, `Times are wall time a call, all models in turns; × is the speed-up over float32 in the same runtime, ${by(report.rows)}, with its 95 % bootstrap interval; peak MB is the memory of a process that runs this model alone.`),
   );
-  redraw();
-  let width = window.innerWidth;
-  window.addEventListener("resize", () => {
-    if (window.innerWidth !== width) redraw();
-    width = window.innerWidth;
-  });
-  statusLine.dataset.state = "ready";
-  statusLine.textContent = `${document.querySelectorAll(".chart").length} charts of ${models.length} models, ${report.rows.length} rows`;
+  show(`${document.querySelectorAll(".chart").length} charts of ${models.length} models, ${report.rows.length} rows`);
 }
 start();
