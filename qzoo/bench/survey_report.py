@@ -97,7 +97,7 @@ def write_survey(found: Survey, folder: str | Path) -> list[Path]:
     out = Path(folder)
     paths = [out / FILE, out / "survey.csv", out / "survey.html"]
     _write_csv(found, paths[1])
-    write_survey_page(found, paths[2])
+    write_survey_page(found, notes(found), paths[2])
     if find_spec("matplotlib") is None:
         warnings.warn("no picture without matplotlib: pip install 'qzoo[plot]'", stacklevel=2)
         return paths

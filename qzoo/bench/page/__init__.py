@@ -23,15 +23,13 @@ def write_page(report: Report, path: Path) -> Path:
     return path
 
 
-def write_survey_page(found: Survey, path: Path) -> Path:
-    """Write the page of a survey; it appears complete or not at all. Its data are those of ``survey.json``.
+def write_survey_page(found: Survey, notes: list[str], path: Path) -> Path:
+    """Write the page of a survey; it appears complete or not at all. Its data are those of ``survey.json``, and notes.
 
     Returns:
         The path.
     """
-    from qzoo.bench.survey_report import notes
-
-    write_text(path, _page("qzoo survey", "survey.js", {**found.to_dict(), "notes": notes(found)}))
+    write_text(path, _page("qzoo survey", "survey.js", {**found.to_dict(), "notes": notes}))
     return path
 
 
