@@ -157,6 +157,14 @@ def maximum(d: Sketch, x: str, kind: str = "ReduceMax") -> str:
     return d.op(kind, x) if kind.startswith("Global") else d.op(kind, x, d.ints(2, 3))
 
 
+def normed(d: Sketch, x: str, *, axis: int = -1, epsilon: float = 0.1, kind: str = "Layer") -> str:
+    if kind == "Layer":
+        factors = d.const(d.random.uniform(0.5, 1.5, [8] * (1 if axis == -1 else 3)).astype(F32))
+        return d.op("LayerNormalization", x, factors, axis=axis, epsilon=epsilon)
+    groups = {"num_groups": 2} if kind == "Group" else {}
+    return d.op(f"{kind}Normalization", x, d.vector(), d.vector(), epsilon=epsilon, **groups)
+
+
 @dataclass(frozen=True)
 class Form:
     """A graph, whether OpenVINO computes it wrongly, and how its input looks."""
@@ -399,6 +407,27 @@ FORMS: dict[str, dict[str, Form]] = {
         "uint16 around the middle": Form(
             lambda d: d.layer(d.pair("image", np.uint16(32768), F32(2e-4))), False
         ),
+    },
+    "epsilon-lost": {
+        "LayerNormalization": Form(lambda d: normed(d, image(d)), True, size=(8, 8)),
+        "LayerNormalization of images": Form(lambda d: normed(d, image(d), axis=1), True, 2),
+        "InstanceNormalization": Form(lambda d: normed(d, image(d), kind="Instance"), True),
+        "GroupNormalization": Form(lambda d: normed(d, image(d), kind="Group"), True, 2),
+        "transposed": Form(
+            lambda d: normed(d, d.op("Transpose", image(d), perm=[0, 1, 3, 2]), kind="Instance"), True
+        ),
+        "pooled": Form(lambda d: normed(d, pooled(d, image(d)), kind="Instance"), True),
+        "ReLU": Form(lambda d: normed(d, d.op("Relu", image(d)), kind="Instance"), True),
+        "a factor": Form(
+            lambda d: normed(d, d.op("Mul", image(d), d.const(F32(0.7))), kind="Instance"), True
+        ),
+        "a small epsilon": Form(lambda d: normed(d, image(d), epsilon=1e-5, kind="Instance"), False),
+        "channels last": Form(lambda d: normed(d, image(d)), False),
+        "a zero point": Form(lambda d: normed(d, d.pair("image", U128, F32(0.0217)), kind="Instance"), False),
+        "a Max between": Form(
+            lambda d: normed(d, d.op("Max", image(d), d.const(np.finfo(F32).min)), kind="Instance"), False
+        ),
+        "float": Form(lambda d: normed(d, d.layer(image(d)), kind="Instance"), False),
     },
 }
 CASES = [(rule, name) for rule, forms in FORMS.items() for name in forms]

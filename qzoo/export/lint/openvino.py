@@ -20,12 +20,13 @@ from qzoo.export.graph import (
     is_stored,
     made_by,
     maker,
+    number,
     readers,
     stored_shape,
 )
 from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import OV, Hits, Rule
-from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, POOLS, WEIGHTED
+from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, NORMS, POOLS, WEIGHTED
 
 _LINEAR = ("MatMul", "Gemm")
 _SCALINGS = (*ARITHMETIC, "BatchNormalization")
@@ -352,6 +353,39 @@ def _shared_zero_points(graph: Graph) -> Hits:
             yield (found[True], found[False])
 
 
+def _lost_epsilon(graph: Graph) -> Hits:
+    for norm in graph.of(*NORMS):
+        scale = _moved_scale(graph, norm.inputs[0])
+        if scale and number(norm, "epsilon", 1e-5) > scale**2 and not _normalizes_last_of_four(graph, norm):
+            yield (norm,)
+
+
+def _normalizes_last_of_four(graph: Graph, norm: ir.Node) -> bool:
+    """Whether it is a LayerNorm of [N, H, W, C] over C, behind which no scale is moved."""
+    x = norm.inputs[0]
+    rank = 0 if x is None else len(graph.shapes.get(str(x.name), ()))
+    return norm.op_type == "LayerNormalization" and rank == 4 and integer(norm, "axis", -1) in (-1, 3)
+
+
+def _moved_scale(graph: Graph, value: ir.Value | None) -> float:
+    """The one scale by which a tensor was dequantized, maybe moved or multiplied since; 0.0 with a zero point."""
+    factor, node = 1.0, maker(value)
+    while node is not None and node.op_type != "DequantizeLinear":
+        if node.op_type == "Mul":
+            constants = [x for x in map(graph.array, node.inputs) if x is not None]
+            if len(constants) != 1 or constants[0].size != 1:
+                return 0.0
+            factor *= abs(float(constants[0].reshape(())))
+        elif node.op_type not in (*MOVES, "Relu", "MaxPool"):
+            return 0.0
+        node = next((found for source in node.inputs if (found := maker(source)) is not None), None)
+    if node is None:
+        return 0.0
+    scale, zero = graph.array(node.inputs[1]), graph.zero_point(node)
+    whole = scale is not None and scale.size == 1 and zero is not None and not zero.any()
+    return factor * float(scale.reshape(())) if whole and scale is not None else 0.0
+
+
 RULES = (
     Rule(
         "concat-int8",
@@ -422,6 +456,14 @@ RULES = (
         "OpenVINO drops Q/DQ of 16 bits, and with it the clipping of what lies beyond a range that is not symmetric.",
         "Use 8 bits, or a zero point in the middle.",
         _unclipped,
+    ),
+    Rule(
+        "epsilon-lost",
+        (OV,),
+        "A normalization reads what one scale dequantizes, and its epsilon is more than the square of that scale: "
+        "OpenVINO normalizes the integers, and adds epsilon to their variance, where it is next to nothing.",
+        "Put a Max with the lowest float32 between, across which no scale is moved; or normalize before quantizing.",
+        _lost_epsilon,
     ),
     Rule(
         "zero-point-shared",
