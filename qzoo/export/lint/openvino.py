@@ -38,6 +38,8 @@ _MOVED = (
     *("MaxPool", "AveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Relu", "Resize", "Expand"),
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split"),
 )
+# Across these it moves the scale of a whole tensor, to behind a normalization.
+_SCALED = (*MOVES, "Relu", "MaxPool")
 # From a Shape to the sizes that a Concat joins: read only, or computed with.
 _READS_SIZE = ("Gather", "Slice", "Squeeze", "Unsqueeze", "Cast", "Identity")
 _COMPUTES_SIZE = (*ARITHMETIC, "Concat", "Reshape")
@@ -368,22 +370,20 @@ def _normalizes_last_of_four(graph: Graph, norm: ir.Node) -> bool:
 
 
 def _moved_scale(graph: Graph, value: ir.Value | None) -> float:
-    """The one scale by which a tensor was dequantized, maybe moved or multiplied since; 0.0 with a zero point."""
-    factor, node = 1.0, maker(value)
-    while node is not None and node.op_type != "DequantizeLinear":
-        if node.op_type == "Mul":
-            constants = [x for x in map(graph.array, node.inputs) if x is not None]
-            if len(constants) != 1 or constants[0].size != 1:
-                return 0.0
-            factor *= abs(float(constants[0].reshape(())))
-        elif node.op_type not in (*MOVES, "Relu", "MaxPool"):
+    """The one scale by which a tensor was dequantized, maybe moved, or multiplied once; 0.0 with a zero point."""
+    factor, node = 1.0, graph.source(value, through=_SCALED)
+    if node is not None and node.op_type == "Mul":
+        numbers = [x for x in map(graph.array, node.inputs) if x is not None and x.size == 1]
+        computed = [x for x in node.inputs if not is_stored(x)]
+        if len(numbers) != 1 or len(computed) != 1:
             return 0.0
-        node = next((found for source in node.inputs if (found := maker(source)) is not None), None)
-    if node is None:
+        factor, node = abs(float(numbers[0].reshape(()))), graph.source(computed[0], through=_SCALED)
+    if node is None or node.op_type != "DequantizeLinear":
         return 0.0
     scale, zero = graph.array(node.inputs[1]), graph.zero_point(node)
-    whole = scale is not None and scale.size == 1 and zero is not None and not zero.any()
-    return factor * float(scale.reshape(())) if whole and scale is not None else 0.0
+    if scale is None or scale.size != 1 or zero is None or zero.any():
+        return 0.0
+    return factor * float(scale.reshape(()))
 
 
 RULES = (
