@@ -67,19 +67,23 @@ class Settings:
 
 def pairs_of_positions(window: int) -> Tensor:
     """For each pair of positions in a window the number of their distance, [window ** 4], of (2 window - 1) ** 2."""
-    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    rows, columns = rows.flatten(), columns.flatten()
-    down = rows[:, None] - rows[None, :] + window - 1
-    right = columns[:, None] - columns[None, :] + window - 1
-    return (down * (2 * window - 1) + right).flatten()
+    with torch.device("cpu"):  # without memory, on "meta", torch would load its compiler for such arithmetic
+        rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        rows, columns = rows.flatten(), columns.flatten()
+        down = rows[:, None] - rows[None, :] + window - 1
+        right = columns[:, None] - columns[None, :] + window - 1
+        pairs = (down * (2 * window - 1) + right).flatten()
+    return pairs.to(torch.get_default_device())
 
 
 def _distances(window: int) -> Tensor:
     """The distances themselves on a logarithmic scale, [1, 2 window - 1, 2 window - 1, 2]."""
-    steps = torch.arange(-(window - 1), window, dtype=torch.float32)
-    table = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).unsqueeze(0)
-    table = table / (window - 1) * 8
-    return torch.sign(table) * torch.log2(torch.abs(table) + 1.0) / 3.0
+    with torch.device("cpu"):
+        steps = torch.arange(-(window - 1), window, dtype=torch.float32)
+        table = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).unsqueeze(0)
+        table = table / (window - 1) * 8
+        table = torch.sign(table) * torch.log2(torch.abs(table) + 1.0) / 3.0
+    return table.to(torch.get_default_device())
 
 
 class WindowAttention(nn.Module):
@@ -95,7 +99,7 @@ class WindowAttention(nn.Module):
         self.proj = linear(dim, dim, quantize=quantize)
         distances = (2 * self.window - 1) ** 2
         if self.second:
-            self.logit_scale = nn.Parameter(torch.log(10 * torch.ones(heads, 1, 1)))
+            self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
             self.cpb_mlp = nn.Sequential(
                 nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, heads, bias=False)
             )
