@@ -44,6 +44,15 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_building_a_model_needs_torch_alone() -> None:
     heavy = (*(name for name in HEAVY if name != "torch"), "torch._dynamo", "sympy")
     assert loaded_after("import qzoo; qzoo.resnet20(quantize=True)", heavy) == set()
+    families = """
+import qzoo
+from qzoo.registry import architecture
+from qzoo.zoo.checkpoint import empty_model
+from qzoo.zoo.request import new_config
+for name in {architecture(name).build.__module__: name for name in qzoo.list_models()}.values():
+    empty_model(new_config(name), None)
+"""
+    assert loaded_after(families, ("torch._dynamo",)) == set(), "arithmetic on tensors without memory"
 
 
 def test_help_imports_nothing_heavy() -> None:
