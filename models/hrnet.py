@@ -204,10 +204,10 @@ class HRNet(HubMixin, nn.Module):
 
 def _published(name: str, file: str, top1: float) -> dict[str, FloatWeights]:
     """The authors' weights, from timm's releases, in a file of that name."""
-    url = f"https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-hrnet/{file}.pth"
-    return {
-        "ms_in1k": timm_weights(f"{name}.ms_in1k", top1, url=url, interpolation="bilinear", license="mit")
-    }
+    weights = timm_weights(
+        f"{name}.ms_in1k", top1, release=f"v0.1-hrnet/{file}", interpolation="bilinear", license="mit"
+    )
+    return {"ms_in1k": weights}
 
 
 @register_model(_published("hrnet_w18_small", "hrnet_w18_small_v1-f460c6bc", 72.338), FAMILY)

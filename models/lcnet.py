@@ -139,8 +139,8 @@ def timm_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 def _published(name: str, top1: float) -> dict[str, Any]:
     """timm's weights, in a file of that name."""
-    url = f"https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/{name}.pth"
-    return {"ra2_in1k": timm_weights(f"{name.partition('-')[0]}.ra2_in1k", top1, url=url)}
+    weights = timm_weights(f"{name.partition('-')[0]}.ra2_in1k", top1, release=f"v0.1-weights/{name}")
+    return {"ra2_in1k": weights}
 
 
 @register_model(_published("lcnet_050-f447553b", 63.12), FAMILY, key_map=timm_names)

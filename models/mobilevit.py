@@ -208,9 +208,9 @@ class MobileViT(HubMixin, nn.Module):
 
 def _published(name: str, digits: str, top1: float) -> dict[str, FloatWeights]:
     """The authors' weights, from timm's releases; images are neither centred nor scaled."""
-    url = f"https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-mvit-weights/{name}-{digits}.pth"
+    release = f"v0.1-mvit-weights/{name}-{digits}"
     weights = timm_weights(
-        f"{name}.cvnets_in1k", top1, url=url, size=256, crop_pct=0.9, license="cvnets-license"
+        f"{name}.cvnets_in1k", top1, release=release, size=256, crop_pct=0.9, license="cvnets-license"
     )
     plain = dataclasses.replace(weights.preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
     return {"cvnets_in1k": dataclasses.replace(weights, preprocessing=plain)}

@@ -184,9 +184,10 @@ def _merged(state_dict: Mapping[str, Any], block: str, dense: Tensor) -> dict[st
 
 def _published(name: str, top1: float | None = None, digits: str = "") -> dict[str, FloatWeights]:
     """The authors' weights, from timm; ``digits`` where the file is one of timm's releases."""
-    releases = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-repvgg-weights"
-    url = f"{releases}/{name}-{digits}.pth" if digits else ""
-    weights = timm_weights(f"{name}.rvgg_in1k", top1, url=url, interpolation="bilinear", license="mit")
+    release = f"v0.1-repvgg-weights/{name}-{digits}" if digits else ""
+    weights = timm_weights(
+        f"{name}.rvgg_in1k", top1, release=release, interpolation="bilinear", license="mit"
+    )
     return {"rvgg_in1k": weights}
 
 

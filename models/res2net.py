@@ -113,8 +113,9 @@ class Res2Net(ResNet):
 
 def _published(name: str, digits: str, top1: float) -> dict[str, FloatWeights]:
     """The authors' weights, from timm's releases; their licence is not told."""
-    url = f"https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-res2net/{name}-{digits}.pth"
-    return {"in1k": timm_weights(f"{name}.in1k", top1, url=url, interpolation="bilinear", license="unknown")}
+    release = f"v0.1-res2net/{name}-{digits}"
+    weights = timm_weights(f"{name}.in1k", top1, release=release, interpolation="bilinear", license="unknown")
+    return {"in1k": weights}
 
 
 @register_model(_published("res2net50_26w_4s", "06e79181", 77.95), FAMILY)

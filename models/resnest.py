@@ -135,9 +135,8 @@ class ResNeSt(ResNet):
 
 
 def _published(name: str, tag: str, file: str, top1: float) -> dict[str, FloatWeights]:
-    """The weights of timm's releases, in a file of that name."""
-    url = f"https://github.com/rwightman/pytorch-image-models/releases/download/{file}.pth"
-    return {tag: timm_weights(f"{name}.{tag}", top1, url=url, interpolation="bilinear")}
+    """The weights of timm's releases, in that file."""
+    return {tag: timm_weights(f"{name}.{tag}", top1, release=file, interpolation="bilinear")}
 
 
 @register_model(

@@ -305,13 +305,14 @@ def wide_resnet101_2(**options: Any) -> ResNet:
     return ResNet(partial(Bottleneck, base_width=128), (3, 4, 23, 3), **options)
 
 
-_TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights"
-
-
 @register_model(
     {
         "a1_in1k": timm_weights(
-            "seresnet50.a1_in1k", 81.102, url=f"{_TIMM}/seresnet50_a1_0-ffa00869.pth", size=288, crop_pct=1.0
+            "seresnet50.a1_in1k",
+            81.102,
+            release="v0.1-rsb-weights/seresnet50_a1_0-ffa00869",
+            size=288,
+            crop_pct=1.0,
         )
     },
     FAMILY,

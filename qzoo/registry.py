@@ -114,15 +114,17 @@ def torchvision_weights(
     )
 
 
+TIMM_RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download"
+
+
 def timm_weights(
     name: str,
     top1: float | None,
     *,
-    url: str = "",
+    release: str = "",
     size: int = 224,
     crop_pct: float = 0.875,
     interpolation: str = "bicubic",
-    half: bool = False,
     license: str = "apache-2.0",
 ) -> FloatWeights:
     """Describe ImageNet weights that timm publishes.
@@ -131,10 +133,9 @@ def timm_weights(
         name: ``arch.tag``, timm's.
         top1: accuracy on ImageNet's validation images, in percent, from timm's ``results-imagenet.csv``, on images of
             this size and crop.
-        url: of the file, where its name ends in the first digits of its SHA-256; otherwise it is that of timm's Hub
-            repository, of which no digest is known here.
+        release: of timm's on GitHub, and the file in it without its ending, whose name ends in the first digits of
+            its SHA-256; otherwise the file is that of timm's Hub repository, of which no digest is known here.
         size, crop_pct, interpolation: of the images.
-        half: a mean and a standard deviation of 0.5, in place of those of ImageNet.
         license: SPDX identifier, timm's.
 
     Returns:
@@ -145,13 +146,10 @@ def timm_weights(
         >>> timm_weights("dla34.in1k", 74.638).sources
         ('hf:timm/dla34.in1k/model.safetensors',)
     """
-    preprocessing = Preprocessing((3, size, size), crop_pct, interpolation)
-    if half:
-        preprocessing = dataclasses.replace(preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3)
     return FloatWeights(
-        (url or f"hf:timm/{name}/model.safetensors",),
-        (url.removesuffix(".pth").rpartition("-")[2],),
-        preprocessing=preprocessing,
+        (f"{TIMM_RELEASES}/{release}.pth" if release else f"hf:timm/{name}/model.safetensors",),
+        (release.rpartition("/")[2].rpartition("-")[2],),
+        preprocessing=Preprocessing((3, size, size), crop_pct, interpolation),
         license=license,
         top1=top1,
     )
