@@ -255,7 +255,6 @@ def test_options_in_sentences_exist() -> None:
 
 CHEAP = (
     "qzoo list",
-    "qzoo list --pretrained",
     "qzoo env",
     "qzoo inspect NAME",
     "qzoo export NAME model.onnx --target onnxruntime",

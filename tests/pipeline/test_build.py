@@ -114,7 +114,8 @@ def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.
     monkeypatch.setattr(build_module, "measure", lambda *args, **options: ())
     name = "resnet20.fmnist-w4a8"
     layers = (("layer1.0.conv1", 6),)
-    folder = build(name, out=small_world / name, method="max", edge_bits=8, layer_bits=layers, **SMALL)
+    made = {"edge_bits": 8, "layer_bits": layers, "onnx": (), **SMALL}
+    folder = build(name, out=small_world / name, method="max", **made)
     config = read_config(folder)
     assert config.scheme is not None
     assert config.scheme.edge_bits == 8
@@ -128,7 +129,7 @@ def test_edge_bits_are_kept_and_repeated(small_world: Path, monkeypatch: pytest.
     assert "Mixed precision: 6 bits have `layer1.0.conv1`." in card(config)
     assert "--edge-bits 8 --layer-bits layer1.0.conv1=6`" in card(config)
     before = (folder / "model.safetensors").read_bytes()
-    build(name, out=folder, calibration_subset="0:32", again=True, progress=False)
+    build(name, out=folder, calibration_subset="0:32", onnx=(), again=True, progress=False)
     assert (folder / "model.safetensors").read_bytes() == before
 
 
