@@ -131,6 +131,38 @@ def test_nearer_to_the_float_model_where_ranges_lean(others: Tensor) -> None:
     assert errors[True] > errors[False] + 1.5
 
 
+@pytest.mark.parametrize(("function", "affine"), [(nn.GELU(), True), (nn.Softmax(-1), False)])
+def test_ranges_of_least_error_behind_gelu_and_softmax(function: nn.Module, affine: bool) -> None:
+    """As good as the best of many ranges, each tried in NumPy; better than all that occurs, and than 0 to 1."""
+    torch.manual_seed(0)
+    scheme, linear = Scheme(affine=True), qzoo.models.layers.linear
+    first, second = (
+        linear(16, 64, quantize=scheme),
+        linear(64, 4, quantize=scheme, nonnegative=not affine),
+    )
+    nn.init.normal_(first.weight, std=0.6)
+    images = torch.randn(400, 16)
+    calibrate(nn.Sequential(first, function, second), [images], method="mse", progress=False)
+    quantizer = second.input_quantizer
+    assert quantizer.affine is affine
+    with torch.no_grad():
+        x = function(nn.functional.linear(images, first.weight, first.bias)).numpy().astype(np.float64)
+
+    def error(low: float, high: float) -> float:
+        scale = (high - low) / 255
+        zero = np.round(-low / scale)
+        return float(np.square((np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale - x).mean())
+
+    low, high = min(x.min(), 0.0), x.max()
+    tried = [
+        error(low * down, high * up) for down in np.linspace(0.2, 1, 41) for up in np.linspace(0.2, 1, 81)
+    ]
+    assert quantizer.limits is not None or not affine
+    found = error(*(quantizer.limits.tolist() if affine else (0.0, quantizer.amax.item())))
+    assert found < 1.03 * min(tried)
+    assert found < 0.95 * error(low, 1.0 if not affine else high)
+
+
 def test_data_free_ends_are_those_of_the_widest_channels() -> None:
     model = model_of(True)
     calibrate_data_free(model, model.qzoo_config.preprocessing, correct=False)  # type: ignore[union-attr]

@@ -10,10 +10,13 @@ from fidelity import sqnr
 from torch import Tensor, nn
 
 from qzoo.errors import CalibrationError
+from qzoo.models.layers import SqueezeExcitation, conv_norm_activation
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq import adaround, correct_bias
 from qzoo.ptq.ranges import calibrate
 from qzoo.quant.nn import QuantLinear
+from qzoo.quantizers import quantizers_off
+from qzoo.scheme import Scheme
 
 Pair = tuple[CifarResNet, CifarResNet]
 Batch = tuple[Tensor, Tensor]
@@ -84,6 +87,41 @@ def test_empirical_matches_the_mean_of_every_layer(w3a8: Pair, batches: list[Bat
     # What the quantizer of the logits does comes after the last layer.
     step = model.output_quantizer.amax.item() / 127
     assert (logits[0].mean(0) - logits[1].mean(0)).abs().max() < step
+
+
+def test_empirical_matches_the_mean_of_every_layer_with_gates() -> None:
+    """Squeeze-and-excitation: what the gates' layers get wrong multiplies all that comes after them."""
+    torch.manual_seed(0)
+    scheme = Scheme(3, 8, edge_bits=3, affine=True)
+    model = nn.Sequential(
+        conv_norm_activation(3, 16, 3, function=nn.Hardswish(), quantize=scheme),
+        SqueezeExcitation(16, 8, nn.ReLU(), nn.Hardsigmoid(), scheme),
+        conv_norm_activation(16, 8, 1, function=None, quantize=scheme),
+    ).eval()
+    x = torch.rand(24, 3, 8, 8) + 0.2
+    calibrate(model, [x], method="mse", progress=False)
+    exact = copy.deepcopy(model)
+    found: dict[str, dict[str, Tensor]] = {"exact": {}, "before": {}, "after": {}}
+
+    def watch(net: nn.Module, which: str) -> None:
+        for name in ("0.1", "1.fc1", "1.fc2", "2.1"):
+            net.get_submodule(name).register_forward_hook(
+                lambda _, args, out, name=name: found[which].__setitem__(name, out.mean((0, 2, 3)))
+            )
+
+    watch(exact, "exact")
+    before = copy.deepcopy(model)
+    watch(before, "before")
+    with torch.no_grad():
+        before(x)
+        with quantizers_off(exact):
+            exact(x)
+        correct_bias(model, [x], method="empirical", progress=False)
+        watch(model, "after")
+        model(x)
+    for name, wanted in found["exact"].items():
+        assert (found["before"][name] - wanted).abs().max() > 1e-3, name
+        torch.testing.assert_close(found["after"][name], wanted, rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("method", ["analytic", "empirical"])
