@@ -123,6 +123,12 @@ class Scheme:
     affine: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
+        if self.activation_bits == 16:
+            raise ArgumentError(
+                "Scheme.activation_bits is 16, for which no runtime here has kernels: ONNX Runtime and OpenVINO "
+                "compute such a file in float (docs/export.md); keep the layers that lose most in float, "
+                "Scheme(layers=((NAME, 'float'),))"
+            )
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             if not 2 <= bits <= 8:
                 raise ArgumentError(f"Scheme.{name} must be 2 to 8, not {bits}")

@@ -489,7 +489,9 @@ def pad_image_channels(model: ir.Model) -> None:
         source, stored = q.outputs[0], weight_dq.inputs[0]
         weight, zero = constant(stored), zero_point(q)
         alone = len(source.uses()) == len(dq.outputs[0].uses()) == 1 and not source.is_graph_output()
-        if not alone or stored is None or weight is None or weight.dtype != np.int8 or zero is None:
+        if not alone or stored is None or weight is None or weight.dtype != np.int8:
+            continue
+        if zero is None or zero.dtype not in (np.int8, np.uint8):  # ONNX Runtime pads no 16-bit integers
             continue
         missing = 4 - weight.shape[1]
         if (

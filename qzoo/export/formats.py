@@ -133,6 +133,6 @@ def _check_target(name: str, quantizer: TensorQuantizer, target: str) -> None:
     elif not 2 <= bits <= 16:
         refusal = f"has {bits} bits; ONNX has integers of 2 to 16 bits"
     elif bits > 8 and target != "onnxruntime":
-        refusal = f"has {bits} bits; of the targets only onnxruntime computes with more than 8"
+        refusal = f"has {bits} bits; of the targets only onnxruntime takes more than 8, and computes in float"
     if refusal:
         raise ExportError(f"target {target!r} can't be exported: {name} {refusal}")
