@@ -14,6 +14,7 @@ on both sides, and so has a product with gates; ``pool_quantizer`` and ``output_
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -161,6 +162,9 @@ class Block(nn.Module):
         super().__init__()
         inner, outer = round_channels(size.expanded * width, 4), round_channels(size.channels * width, 4)
         stride, padding = size.stride, size.kernel // 2
+        depthwise = partial(
+            conv2d, kernel_size=size.kernel, stride=stride, padding=padding, quantize=quantize
+        )
         expanded, joined = f"{name}.expanded", f"{name}.joined"
         if first:
             self.ghost1 = GhostModule(expanded, in_channels, inner, True, positive, quantize)
@@ -169,16 +173,7 @@ class Block(nn.Module):
         self.conv_dw: nn.Module = nn.Identity()
         self.bn_dw: nn.Module = nn.Identity()
         if stride > 1:
-            self.conv_dw = conv2d(
-                inner,
-                inner,
-                size.kernel,
-                stride=stride,
-                padding=padding,
-                groups=inner,
-                quantize=quantize,
-                nonnegative=True,
-            )
+            self.conv_dw = depthwise(inner, inner, groups=inner, nonnegative=True)
             self.bn_dw = nn.BatchNorm2d(inner)
         self.se: nn.Module = nn.Identity()
         if size.gated:
@@ -196,16 +191,7 @@ class Block(nn.Module):
         if stride > 1 or in_channels != outer:
             skip = "branch"  # the side that is a convolution's output: the other is joined of two
             self.shortcut = nn.Sequential(
-                conv2d(
-                    in_channels,
-                    in_channels,
-                    size.kernel,
-                    stride=stride,
-                    padding=padding,
-                    groups=in_channels,
-                    quantize=quantize,
-                    nonnegative=positive,
-                ),
+                depthwise(in_channels, in_channels, groups=in_channels, nonnegative=positive),
                 nn.BatchNorm2d(in_channels),
                 conv2d(in_channels, outer, 1, quantize=quantize),
                 nn.BatchNorm2d(outer),

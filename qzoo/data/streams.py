@@ -163,7 +163,6 @@ class StreamLoader(SharedEpochs):
         batch_size: images a batch.
         seed: of order and augmentation.
         workers, skip_broken: see :class:`qzoo.data.folders.SharedEpochs`.
-        buffer: images that one is drawn from.
     """
 
     def __init__(
@@ -176,10 +175,9 @@ class StreamLoader(SharedEpochs):
         seed: int = 0,
         workers: int = 0,
         skip_broken: bool = False,
-        buffer: int = BUFFER,
     ) -> None:
         super().__init__(batch_size, seed, workers, skip_broken)
-        self.source, self.reader, self.buffer = source, reader, buffer
+        self.source, self.reader = source, reader
         self.first, self.stop = start, stop
 
     def __len__(self) -> int:
@@ -192,7 +190,7 @@ class StreamLoader(SharedEpochs):
 
     def _batches(self) -> Iterator[list[_Key]]:
         draws = np.random.Generator(np.random.PCG64([self.seed % (1 << 63), self.epoch]))
-        drawn = _chunks(_shuffle(self._keys(draws), self.buffer, draws), self.batch_size)
+        drawn = _chunks(_shuffle(self._keys(draws), BUFFER, draws), self.batch_size)
         full = 0
         for full, batch in enumerate(islice((b for b in drawn if len(b) == self.batch_size), len(self)), 1):
             if full > self.start:

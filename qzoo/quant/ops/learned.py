@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,15 +33,16 @@ def _reference(
     return passed, moved
 
 
+def _shapes(grad: Tensor, x: Tensor, ranges: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(ranges, dtype=torch.float32)
+
+
 _op = declare(
     "fake_quantize_learned_backward",
     "(Tensor grad, Tensor x, Tensor amax, int num_bits, bool unsigned, bool narrow_range, bool rounding)"
     " -> (Tensor, Tensor)",
     _reference,
-    lambda grad, x, amax, *options: (
-        torch.empty_like(x),
-        torch.empty_like(amax, dtype=torch.float32),
-    ),
+    _shapes,
 )
 
 
@@ -98,10 +101,7 @@ _affine_op = declare(
     "fake_quantize_affine_learned_backward",
     "(Tensor grad, Tensor x, Tensor limits, int num_bits, bool rounding) -> (Tensor, Tensor)",
     _affine_reference,
-    lambda grad, x, limits, *options: (
-        torch.empty_like(x),
-        torch.empty_like(limits, dtype=torch.float32),
-    ),
+    _shapes,
 )
 
 
