@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from hub_server import Hub, Repo
+from small_data import shallow_resnet20
 from test_hub import server  # noqa: F401 - a fixture
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelEr
 from qzoo.models.resnet import Bottleneck, ResNet
 from qzoo.options import Recipe
 from qzoo.preprocessing import Preprocessing
+from qzoo.ptq import apply
+from qzoo.ptq.procedural import Comparison, procedural_batches
 from qzoo.quantizers import active_quantizers
 from qzoo.scheme import Scheme
 from qzoo.zoo import calibrated, create, hub
@@ -213,7 +216,11 @@ def test_alpha_is_searched_on_procedural_images() -> None:
 
 
 @pytest.fixture
-def small() -> Small:
+def small(monkeypatch: pytest.MonkeyPatch) -> Small:
+    """With one block a stage and few images: what counts here is what is made and kept, not how good it is."""
+    monkeypatch.setitem(registry._entries, "resnet20", shallow_resnet20())
+    monkeypatch.setattr(apply, "procedural_batches", functools.partial(procedural_batches, images=16))
+    monkeypatch.setattr(calibrated, "Comparison", functools.partial(Comparison, images=8))
     return Small()
 
 
