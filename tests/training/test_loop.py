@@ -191,24 +191,28 @@ def test_other_batches_are_refused_and_older_states_are_read(tmp_path: Path) -> 
 
 
 _SCRIPT = """
-import sys, torch
+import sys
 sys.path.insert(0, {tests!r})
-from test_loop import loader, model
-from qzoo.training.loop import TrainOptions, _Run, train
-torch.set_num_threads(1)
-train(model(), loader(), TrainOptions(epochs=6, seed=1), out=sys.argv[1], progress=False)
+from test_loop import six_epochs
+six_epochs(sys.argv[1])
 """
 
 
+def six_epochs(out: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(model(), loader(), TrainOptions(epochs=6, seed=1), out=out, progress=False)
+    torch.set_num_threads(threads)
+
+
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    """SIGKILL after some epoch has been saved, then the same command again."""
+    """SIGKILL after some epoch has been saved, then the same again, in another process."""
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT.format(tests=str(Path(__file__).parent)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script)]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+    six_epochs(tmp_path / "whole")
 
-    killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen([sys.executable, str(script), str(tmp_path / "killed")], env=environment)
     state = tmp_path / "killed" / "state.pt"
     end = time.monotonic() + 120
     while not state.exists() and time.monotonic() < end:
@@ -216,7 +220,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert 1 <= len(torch.load(state)["log"]) <= 6
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment)
+    six_epochs(tmp_path / "killed")
     first, second = (torch.load(tmp_path / name / "state.pt")["model"] for name in ("whole", "killed"))
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
