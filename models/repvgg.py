@@ -182,7 +182,7 @@ def _merged(state_dict: Mapping[str, Any], block: str, dense: Tensor) -> dict[st
     return {f"{block}.reparam_conv.weight": weight, f"{block}.reparam_conv.bias": bias}
 
 
-def _published(name: str, top1: float | None = None, digits: str = "") -> dict[str, FloatWeights]:
+def _published(name: str, top1: float, digits: str = "") -> dict[str, FloatWeights]:
     """The authors' weights, from timm; ``digits`` where the file is one of timm's releases."""
     release = f"v0.1-repvgg-weights/{name}-{digits}" if digits else ""
     weights = timm_weights(
@@ -196,13 +196,13 @@ A0, A1, A2 = (48, 96, 192, 1280), (64, 128, 256, 1280), (96, 192, 384, 1408)
 B0, B1 = (64, 128, 256, 1280), (128, 256, 512, 2048)
 
 
-@register_model(_published("repvgg_a0"), FAMILY)
+@register_model(_published("repvgg_a0", 72.424), FAMILY)
 def repvgg_a0(**options: Any) -> RepVGG:
     """RepVGG-A0, as it is trained: 9.1 M parameters."""
     return RepVGG(Block, A, A0, **options)
 
 
-@register_model(_published("repvgg_a1"), FAMILY)
+@register_model(_published("repvgg_a1", 74.468), FAMILY)
 def repvgg_a1(**options: Any) -> RepVGG:
     """RepVGG-A1, as it is trained: 14.1 M parameters."""
     return RepVGG(Block, A, A1, **options)
@@ -226,13 +226,13 @@ def repvgg_b1(**options: Any) -> RepVGG:
     return RepVGG(Block, B, B1, **options)
 
 
-@register_model(_published("repvgg_a0"), FAMILY, key_map=reparameterized)
+@register_model(_published("repvgg_a0", 72.424), FAMILY, key_map=reparameterized)
 def repvgg_a0_reparam(**options: Any) -> RepVGG:
     """RepVGG-A0, as it is deployed: 8.3 M parameters, 1.4 G multiply-adds."""
     return RepVGG(Reparameterized, A, A0, **options)
 
 
-@register_model(_published("repvgg_a1"), FAMILY, key_map=reparameterized)
+@register_model(_published("repvgg_a1", 74.468), FAMILY, key_map=reparameterized)
 def repvgg_a1_reparam(**options: Any) -> RepVGG:
     """RepVGG-A1, as it is deployed: 12.8 M parameters, 2.4 G multiply-adds."""
     return RepVGG(Reparameterized, A, A1, **options)

@@ -183,6 +183,7 @@ def projection(in_channels: int, out_channels: int, stride: int, quantize: Schem
 
 
 def _published(
+    top1: float,
     sha256: str,
     revision: str = "",
     hub_sha256: str = "",
@@ -192,6 +193,7 @@ def _published(
     """Register a network with torchvision's first weights: from timm's Hub repository, if its file is known, or by URL.
 
     Args:
+        top1: on ImageNet, in percent, from the ``meta`` of torchvision's weights.
         sha256: SHA-256 of torchvision's file, or the first 8 of its hex digits where no more is known; these are
             part of its URL.
         revision: commit of ``timm/<arch>.tv_in1k``, "" for its default branch; hub_sha256: SHA-256 of its
@@ -208,6 +210,7 @@ def _published(
             revision=revision,
             preprocessing=Preprocessing(crop_pct=crop_pct),
             license="bsd-3-clause",
+            top1=top1,
         )
         return register_model({"tv_in1k": weights}, FAMILY, tuning=tuning)(build)
 
@@ -215,6 +218,7 @@ def _published(
 
 
 @_published(
+    69.758,
     "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
     "bbd144b3e5565108aad885f145491d11bc6ce807",
     "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
@@ -226,6 +230,7 @@ def resnet18(**options: Any) -> ResNet:
 
 
 @_published(
+    73.314,
     "b627a593bcbe140c234610266fe4f8ae95ea42fc881d091c9b6052e6b1d0590f",
     "1b7b21cca82ff974d341713f777bf740c2db38c4",
     "0bb82595a564991a9d424708b33f5d843f5aaed7f6c0886ff10849ff97022235",
@@ -236,6 +241,7 @@ def resnet34(**options: Any) -> ResNet:
 
 
 @_published(
+    76.13,
     "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
     "78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
     "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
@@ -246,13 +252,14 @@ def resnet50(**options: Any) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), **options)
 
 
-@_published("63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a")
+@_published(77.374, "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a")
 def resnet101(**options: Any) -> ResNet:
     """ResNet-101: 44.5 M parameters, 7.8 G multiply-adds."""
     return ResNet(Bottleneck, (3, 4, 23, 3), **options)
 
 
 @_published(
+    78.312,
     "394f9c45966e3651a89bbb78a48410a6755854ce4a5ab64927cf1c7247f85e58",
     "2a9b5c2460893a2ab13d8625db2383f3094d704f",
     "15897077afdf4d6334dc0c3f8e6fb483afb3faa9298c139f3c6eb29bca6ae5b2",
@@ -263,6 +270,7 @@ def resnet152(**options: Any) -> ResNet:
 
 
 @_published(
+    77.618,
     "7cdf4587",
     "ac4eef0c61cc63cb64d8c416bf9b518f757bed1f",
     "c0d85cba49c0e9dedbcf6d4e572e2c5ea5eb68e9d64d0564811fd54d4f72939a",
@@ -272,13 +280,14 @@ def resnext50_32x4d(**options: Any) -> ResNet:
     return ResNet(partial(Bottleneck, groups=32, base_width=4), (3, 4, 6, 3), **options)
 
 
-@_published("8ba56ff5", hub_sha256="71c7427e233904ad828b768b9683876dc71f143876cbadaa26428bfea3560fc3")
+@_published(79.312, "8ba56ff5", hub_sha256="71c7427e233904ad828b768b9683876dc71f143876cbadaa26428bfea3560fc3")
 def resnext101_32x8d(**options: Any) -> ResNet:
     """ResNeXt-101, 32 groups of width 8: 88.8 M parameters."""
     return ResNet(partial(Bottleneck, groups=32, base_width=8), (3, 4, 23, 3), **options)
 
 
 @_published(
+    83.246,
     "173b62eb",
     "56d0407ee160d0f4436a455f9d3f66f4454010ac",
     "47528f24e5cd6844249c9e4ea11aed6619431b83a0596afe80efdfffdb369900",
@@ -290,6 +299,7 @@ def resnext101_64x4d(**options: Any) -> ResNet:
 
 
 @_published(
+    78.468,
     "95faca4d11227dddf8633dbb5ff6c8a9003c1aa5b8945c73834b8007b10950b8",
     "343c5fa59ca8a131e0cdf42144a641b36a0387c2",
     "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
@@ -299,7 +309,7 @@ def wide_resnet50_2(**options: Any) -> ResNet:
     return ResNet(partial(Bottleneck, base_width=128), (3, 4, 6, 3), **options)
 
 
-@_published("32ee11565f95f2f07223b243ada444a6457c4b90a88e6e293922813faf6dfd06")
+@_published(78.848, "32ee11565f95f2f07223b243ada444a6457c4b90a88e6e293922813faf6dfd06")
 def wide_resnet101_2(**options: Any) -> ResNet:
     """Wide ResNet-101-2, inner width doubled: 126.9 M parameters."""
     return ResNet(partial(Bottleneck, base_width=128), (3, 4, 23, 3), **options)

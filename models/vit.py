@@ -191,17 +191,18 @@ def _init_weights(model: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def _deit(arch: str, sha256: str, revision: str, hub_sha256: str) -> dict[str, FloatWeights]:
+def _deit(arch: str, top1: float, sha256: str, revision: str, hub_sha256: str) -> dict[str, FloatWeights]:
     """Facebook's weights: from timm's Hub repository, or from where they were published.
 
     Args:
+        top1: in timm's ``results-imagenet.csv``.
         sha256: of the published file; its first 8 hex digits are part of its name.
         revision: commit of ``timm/<arch>.fb_in1k``; hub_sha256: SHA-256 of its ``model.safetensors``.
     """
     hub = f"hf:timm/{arch}.fb_in1k/model.safetensors"
     url = f"https://dl.fbaipublicfiles.com/deit/{arch}-{sha256[:8]}.pth"
     preprocessing = Preprocessing((3, IMAGE, IMAGE), 0.9, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
-    weights = FloatWeights((hub, url), (hub_sha256, sha256), revision, preprocessing=preprocessing)
+    weights = FloatWeights((hub, url), (hub_sha256, sha256), revision, preprocessing=preprocessing, top1=top1)
     return {"fb_in1k": weights}
 
 
@@ -246,6 +247,7 @@ _TV_IN1K = FloatWeights(
     sources=("https://download.pytorch.org/models/vit_b_16-c867db91.pth",),
     sha256=("c867db91d3e12c6cbadabb610d73c24a546bf82d8c03a9fea34f43a712ddb0e9",),
     license="bsd-3-clause",
+    top1=81.072,
 )
 
 
@@ -318,6 +320,7 @@ def vit_huge_patch14_224(**options: Any) -> VisionTransformer:
 @register_model(
     _deit(
         "deit_tiny_patch16_224",
+        72.172,
         "a1311bcf4f24e3c95adaa75535db67bc4412d95535b98f7c1dfd1164dda41c97",
         "80e968688553f219e4a86f940ed945a23709c16f",
         "21d4764d94f6c3ffdb6da3581115a0a1ee2d505537d96883b540e54766407c9e",
@@ -332,6 +335,7 @@ def deit_tiny_patch16_224(**options: Any) -> VisionTransformer:
 @register_model(
     _deit(
         "deit_small_patch16_224",
+        79.844,
         "cd65a15597004d0ce19d7a9daef969903972db5b398e3a5febcd3c4df1d8f59f",
         "91327a9c99f98fe6b524cd4d397b7226b80e1365",
         "1e747b4a8d0df2cfbd3c450e8c97685d867448ab0c2ddbfb34b6885f5cb23e5b",
@@ -346,6 +350,7 @@ def deit_small_patch16_224(**options: Any) -> VisionTransformer:
 @register_model(
     _deit(
         "deit_base_patch16_224",
+        81.98,
         "b5f2ef4d686982dcdab24fe285fd08fff40db01550d8d4833167a73dd85ca7a8",
         "b78cc5532a69df6bcad9c3a8d76653fd20b31ac6",
         "cd2da27b74ed7f68b599f16c77af3e1e80f01c75f9ad96029d22ce747a247e8e",

@@ -90,7 +90,8 @@ def write_survey(found: Survey, folder: str | Path) -> list[Path]:
     """Write ``survey.csv``, ``survey.html`` and, with matplotlib, ``survey.png`` beside ``survey.json``.
 
     Returns:
-        All four. Without matplotlib the picture is left out, with a warning that says what to install.
+        All four. The picture is left out where no model has both a latency and a published top-1, and without
+        matplotlib, with a warning that says what to install.
     """
     from qzoo.bench.page import write_survey_page
 
@@ -98,6 +99,8 @@ def write_survey(found: Survey, folder: str | Path) -> list[Path]:
     paths = [out / FILE, out / "survey.csv", out / "survey.html"]
     _write_csv(found, paths[1])
     write_survey_page(found, notes(found), paths[2])
+    if not found.front("int8"):
+        return paths
     if find_spec("matplotlib") is None:
         warnings.warn("no picture without matplotlib: pip install 'qzoo[plot]'", stacklevel=2)
         return paths
