@@ -165,6 +165,32 @@ FAMILIES = (
         rules=("float-island", "add-float-input", *FLOAT_STREAM),
         exact=("onnxruntime",),
     ),
+    Family(
+        tuple(f"levit_{width}" for width in ("128s", "128", "192", "256", "384")),
+        224,
+        joins=(("QLinearAdd", 21), ("QLinearConv", 4), ("QGemm", 48)),
+        floats=("HardSigmoid", "Mul", "Add", "Softmax", "ReduceMean", "BatchNormalization", "Div"),
+        rules=("output-float", "float-island", "reduce-mean", "pool-float-input", "residual-float"),
+    ),
+    Family(
+        tuple(f"edgenext_{size}" for size in ("xx_small", "x_small", "small", "base")),
+        joins=(("QLinearConcat", 3), ("QLinearAdd", 9)),
+        floats=(
+            *(
+                "LayerNormalization",
+                "Gelu",
+                "Softmax",
+                "MatMul",
+                "FusedMatMul",
+                "Mul",
+                "Add",
+                "GlobalAveragePool",
+            ),
+            *("ReduceL2", "Clip", "Expand", "Div", "Concat"),  # of queries and keys, by their lengths
+        ),
+        rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
+        exact=("onnxruntime",),
+    ),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
 ALL = {arch: family for family in FAMILIES for arch in family.architectures}
@@ -195,7 +221,7 @@ def test_family_is_the_references(arch: str) -> None:
 
 # In DenseNet's first block the signs of what is joined differ, where the definition has one range for all.
 JOINED = ("squeezenet1_1", "googlenet", "shufflenet_v2_x0_5")
-JOINED_SLOWLY = ("inception_v3", "dla34", "ghostnetv2_100")
+JOINED_SLOWLY = ("inception_v3", "dla34", "ghostnetv2_100", "levit_128s")
 
 
 @pytest.mark.parametrize(
