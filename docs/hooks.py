@@ -153,7 +153,7 @@ def browser(configs: list[Config]) -> str:
         if not own:
             licences = ", ".join(sorted({weights.license for weights in entry.weights.values()}))
             rows.append(
-                (f"[{arch}]({arch}.md)", _family(entry), "classification", "recipe only", *[""] * 6, licences)
+                (f"[{arch}]({arch}.md)", _family(entry), _task(entry), "recipe only", *[""] * 6, licences)
             )
     head = (
         "name", "family", "task", "weights and activations", "size, MB (of float)", "top-1, %", "drop, points",
@@ -181,13 +181,17 @@ def _family(entry: ModelEntry) -> str:
     return entry.build.__module__.rpartition(".")[2]
 
 
+def _task(entry: ModelEntry) -> str:
+    return "features" if entry.default("num_classes") == 0 else "classification"
+
+
 def _checkpoint_row(config: Config) -> tuple[str, ...]:
     quantized = config.scheme is not None and len(config.metrics) > 1
     row = quantized_row(config) if quantized else next(iter(config.metrics), None)
     return (
         f"[{config.name}]({config.architecture}.md)",
         _family(architecture(config.architecture)),
-        "classification",
+        _task(architecture(config.architecture)),
         str(config.scheme or "float"),
         size_text(config),
         f"{row.top1:.2f}" if row else "",
@@ -282,6 +286,12 @@ def _commands(arch: str, entry: ModelEntry, own: list[Config]) -> list[str]:
         before = [
             f"qzoo train {arch}.mine --dataset imagenet-1k --data imagenet",
             f"qzoo build {name} --float {arch}.mine --data imagenet",
+        ]
+    if entry.default("num_classes") == 0:  # an image encoder, for which labelled images are no use
+        return [
+            f"qzoo build {name}",
+            f"qzoo benchmark {name} --out report",
+            f"qzoo export {name} {arch}.onnx --target onnxruntime",
         ]
     data = "" if ".fmnist" in name else " --data imagenet"
     return [

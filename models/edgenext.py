@@ -27,7 +27,7 @@ from qzoo.hub_mixin import HubMixin
 from qzoo.models.convnext import LayerNorm2d
 from qzoo.models.layers import LayerNorm, activation_quantizer, conv2d, linear, share_range
 from qzoo.models.vit import Mlp
-from qzoo.registry import Family, FloatWeights, register_model, timm_weights
+from qzoo.registry import TRANSFORMER, Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{maaz2022edgenext,
@@ -37,7 +37,7 @@ _CITATION = """@article{maaz2022edgenext,
   year = {2022}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, TRANSFORMER)
 KERNELS, SCALES = (3, 5, 7, 9), (1, 2, 3, 4)  # by stage; with one scale there is no attention
 WAVES = 32  # of the position encoding, along each side
 Roles = tuple[str, str]

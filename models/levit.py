@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation, activation_quantizer, conv2d, linear, share_range
-from qzoo.registry import Family, FloatWeights, register_model, timm_weights
+from qzoo.registry import SWISH, Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{graham2021levit,
@@ -33,7 +33,7 @@ _CITATION = """@article{graham2021levit,
   year = {2021}
 }
 """
-FAMILY = Family(citation=_CITATION)
+FAMILY = Family(_CITATION, SWISH)
 RESOLUTION = 14  # rows and columns of tokens in the first stage, of images of 224 pixels
 
 

@@ -4,7 +4,8 @@ Paper: "An Image is Worth 16x16 Words: Transformers for Image Recognition at Sca
 arXiv:2010.11929); ``deit_*`` are the same networks as "Training data-efficient image transformers & distillation
 through attention" (Touvron et al., 2020, arXiv:2012.12877) trained them. ``deit3_*`` are those of "DeiT III: Revenge of
 the ViT" (Touvron et al., 2022, arXiv:2204.07118), whose branches have a learned scale and whose class token has no
-position.
+position. ``*_dinov2`` are the image encoders of "DINOv2: Learning Robust Visual Features without Supervision" (Oquab et
+al., 2023, arXiv:2304.07193): without a classifier they give the class token, [N, dim], as features.
 
 Shapes at 224 pixels with patches of 16: patches [N, 196, dim], with the class token [N, 197, dim] through all blocks,
 logits [N, num_classes]; an attention has [N, heads, 197, 197]. The position embedding fixes the size of the image.
@@ -43,6 +44,13 @@ _CITATION = """@article{dosovitskiy2020image,
   author = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and others},
   journal = {arXiv:2012.12877},
   year = {2020}
+}
+
+@article{oquab2023dinov2,
+  title = {DINOv2: Learning Robust Visual Features without Supervision},
+  author = {Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and Vo, Huy and others},
+  journal = {arXiv:2304.07193},
+  year = {2023}
 }
 
 @article{touvron2022deit,
@@ -144,7 +152,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(HubMixin, nn.Module):
-    """Patches, a class token, blocks, and a linear classifier on the class token."""
+    """Patches, a class token, blocks, and a linear classifier on the class token, if there are classes."""
 
     def __init__(
         self,
@@ -154,21 +162,28 @@ class VisionTransformer(HubMixin, nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         depth: int = 12,
+        image: int = IMAGE,
         patch: int = PATCH,
         class_position: bool = True,
         scale: float | None = None,
         quantize: Scheme | None = None,
     ) -> None:
-        """``class_position``: the class token has a position; ``scale``: see :class:`Block`."""
+        """``class_position``: the class token has a position; ``scale``: see :class:`Block`.
+
+        Without classes there is no classifier: the class token behind the last LayerNorm is the output, [N, dim].
+        """
         super().__init__()
         self.class_position = class_position
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, (IMAGE // patch) ** 2 + class_position, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (image // patch) ** 2 + class_position, dim))
         self.patch_embed = PatchEmbed(in_channels, dim, patch, quantize)
         self.blocks = nn.Sequential(*(Block(dim, heads, scale, quantize) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, 1e-6)
-        self.head = linear(dim, num_classes, quantize=quantize, edge=True)
-        self.output_quantizer = activation_quantizer(quantize, "output")
+        self.head: nn.Module = nn.Identity()
+        self.output_quantizer: nn.Module = nn.Identity()  # a LayerNorm gives floats
+        if num_classes > 0:
+            self.head = linear(dim, num_classes, quantize=quantize, edge=True)
+            self.output_quantizer = activation_quantizer(quantize, "output")
         _init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,6 +256,19 @@ def _deit3(size: str, top1: float) -> dict[str, FloatWeights]:
     url = f"https://dl.fbaipublicfiles.com/deit/deit_3_{size}_224_1k.pth"
     preprocessing = Preprocessing((3, IMAGE, IMAGE), 0.9, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
     return {"fb_in1k": FloatWeights((url,), ("",), preprocessing=preprocessing, top1=top1)}
+
+
+def _dinov2(arch: str, file: str) -> dict[str, FloatWeights]:
+    """Facebook's encoder, from timm's Hub repository or from where it was published; there is no top-1 of it."""
+    hub = f"hf:timm/{arch}.lvd142m/model.safetensors"
+    url = f"https://dl.fbaipublicfiles.com/dinov2/{file}/{file}_pretrain.pth"
+    preprocessing = Preprocessing((3, 518, 518), 1.0, "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+    return {"lvd142m": FloatWeights((hub, url), ("", ""), preprocessing=preprocessing, labels="")}
+
+
+def without_mask(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the token that stood for hidden patches in the training of a DINOv2."""
+    return {key: value for key, value in state_dict.items() if key != "mask_token"}
 
 
 _TV_IN1K = FloatWeights(
@@ -384,3 +412,19 @@ def deit3_base_patch16_224(**options: Any) -> VisionTransformer:
 def deit3_large_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT III-L: 304.4 M parameters, 224 pixels."""
     return VisionTransformer(1024, 16, depth=24, class_position=False, scale=1e-6, **options)
+
+
+@register_model(
+    _dinov2("vit_small_patch14_dinov2", "dinov2_vits14"), FAMILY, num_classes=0, key_map=without_mask
+)
+def vit_small_patch14_dinov2(**options: Any) -> VisionTransformer:
+    """DINOv2 ViT-S/14, an image encoder: 22.1 M parameters, 518 pixels, 384 features."""
+    return VisionTransformer(384, 6, image=518, patch=14, scale=1e-5, **options)
+
+
+@register_model(
+    _dinov2("vit_base_patch14_dinov2", "dinov2_vitb14"), FAMILY, num_classes=0, key_map=without_mask
+)
+def vit_base_patch14_dinov2(**options: Any) -> VisionTransformer:
+    """DINOv2 ViT-B/14, an image encoder: 86.6 M parameters, 518 pixels, 768 features."""
+    return VisionTransformer(768, 12, image=518, patch=14, scale=1e-5, **options)

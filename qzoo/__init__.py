@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qzoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from qzoo.accuracy import evaluate
+    from qzoo.accuracy import compare_features, evaluate
     from qzoo.analysis.inspect import inspect
     from qzoo.analysis.sensitivity import sensitivity
     from qzoo.bench.run import benchmark
@@ -50,6 +50,7 @@ __all__ = [
     "load_calibrated",
     "calibrate",
     "evaluate",
+    "compare_features",
     "train",
     "export_onnx",
     "lint",
@@ -78,6 +79,7 @@ _MODULE_OF = {
     "load_calibrated": "qzoo.zoo.legacy",
     "calibrate": "qzoo.ptq.ranges",
     "evaluate": "qzoo.accuracy",
+    "compare_features": "qzoo.accuracy",
     "train": "qzoo.training.loop",
     "export_onnx": "qzoo.export.onnx",
     "lint": "qzoo.export.lint",

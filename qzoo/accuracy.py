@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qzoo.config import Config
 from qzoo.data.files import broken_images
 from qzoo.distributed import Group
 from qzoo.errors import ArgumentError, DataError, DistributedError
@@ -325,7 +326,7 @@ def evaluate(
         Top-1 and top-5 with their intervals, loss and speed; agreement and SQNR with a reference.
 
     Raises:
-        DataError: the loader is empty; images, labels or outputs of another form.
+        DataError: the loader is empty; images, labels or outputs of another form; an image encoder.
         DistributedError: another process has ended, or a loader, or recorded logits, that can't be dealt out.
 
     Example:
@@ -334,6 +335,13 @@ def evaluate(
         (16, 93.75)
     """
     group = group or Group()
+    for each in (model, reference):
+        config = getattr(each, "qzoo_config", None)
+        if isinstance(config, Config) and config.is_encoder:
+            raise DataError(
+                f"{config.name} is an image encoder: it gives features, which have no accuracy; compare them with the "
+                "float model's by qzoo.compare_features(model, loader, reference=float_model)"
+            )
     if isinstance(reference, Tensor):
         if group.world > 1:
             raise DistributedError(
@@ -390,3 +398,108 @@ def _run_timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tenso
     start = time.perf_counter()
     logits = logits_of(model, images).float().cpu()
     return logits, time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class FeatureFidelity:
+    """Closeness of an image encoder's features to a reference's on the same images.
+
+    Features that are not finite count as the worst: a cosine of -1, and no neighbour in common.
+
+    Attributes:
+        images: number of images.
+        cosine: mean cosine similarity of an image's features with the reference's.
+        lowest_cosine: of the image where it is lowest.
+        neighbours: how many nearest neighbours of an image were looked at.
+        neighbour_agreement: share of an image's nearest neighbours among the other images, by the cosine of the
+            reference's features, that are also its nearest by the model's; the mean, in percent.
+        sqnr_db: of the features, as :attr:`Fidelity.sqnr_db`.
+
+    Example:
+        >>> qzoo.compare_features(model, loader, reference=model, progress=False).neighbour_agreement
+        100.0
+    """
+
+    images: int
+    cosine: float
+    lowest_cosine: float
+    neighbours: int
+    neighbour_agreement: float
+    sqnr_db: float
+
+
+def compare_features(
+    model: Callable[[Tensor], Tensor],
+    loader: Iterable[Tensor | tuple[Tensor, Tensor]],
+    *,
+    reference: Callable[[Tensor], Tensor],
+    neighbours: int = 5,
+    progress: bool = True,
+) -> FeatureFidelity:
+    """Compare an image encoder's features with a reference's: cosine similarity and nearest neighbours.
+
+    Nearest neighbours are what features are used for where nothing is trained on them, as in the evaluation of DINO
+    (Caron et al., 2021, arXiv:2104.14294). They are looked for among the images themselves, without labels.
+
+    Args:
+        model: a module (put into eval mode for the pass, and back) or any callable, such as a deployed model: images
+            [B, C, H, W] -> features [B, dim].
+        loader: batches of preprocessed images, with or without labels, which are not looked at.
+        reference: usually the float model; it runs in the same pass, on the same images.
+        neighbours: how many of each image; fewer than there are images.
+        progress: show a progress bar.
+
+    Returns:
+        Cosine similarity, agreement of the nearest neighbours, and SQNR.
+
+    Raises:
+        DataError: not more images than neighbours, or features of another form.
+        ArgumentError: no neighbours.
+
+    Example:
+        >>> result = qzoo.compare_features(model, loader, reference=model, progress=False)
+        >>> result.images, round(result.cosine, 6)
+        (16, 1.0)
+    """
+    if neighbours < 1:
+        raise ArgumentError(f"neighbours must be at least 1, not {neighbours}")
+    pairs: list[tuple[Tensor, Tensor]] = []
+    with ExitStack() as stack:
+        for module in (model, reference):
+            if isinstance(module, nn.Module):
+                stack.enter_context(evaluating(module))
+        stack.enter_context(torch.inference_mode())
+        for batch in track(loader, "compare features", show=progress):
+            images = batch if isinstance(batch, Tensor) else _images_and_labels(batch)[0]
+            pairs.append((_run_timed(model, images)[0], _run_timed(reference, images)[0]))
+    count = sum(len(features) for features, _ in pairs)
+    if count <= neighbours:
+        raise DataError(
+            f"the loader gave {count} images, of which none has {neighbours} neighbours; give more images, or compare "
+            "fewer neighbours"
+        )
+    features, expected = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+    if features.dim() != 2 or features.shape != expected.shape:
+        raise DataError(
+            f"features {list(features.shape)} can't be compared with the reference's {list(expected.shape)}; both must "
+            "be [images, dim]"
+        )
+    cosines = nn.functional.cosine_similarity(features, expected)
+    cosines = torch.where(cosines.isfinite(), cosines, -1.0)
+    common = _nearest(features, neighbours) & _nearest(expected, neighbours)
+    return FeatureFidelity(
+        images=count,
+        cosine=cosines.mean().item(),
+        lowest_cosine=cosines.min().item(),
+        neighbours=neighbours,
+        neighbour_agreement=100 * common.sum().item() / (neighbours * count),
+        sqnr_db=sqnr(expected, features),
+    )
+
+
+def _nearest(features: Tensor, count: int) -> Tensor:
+    """Whether another image is among the nearest ones by cosine, [images, images]; of NaN nothing is."""
+    units = nn.functional.normalize(features)
+    similar = (units @ units.T).nan_to_num(-math.inf, -math.inf, -math.inf).fill_diagonal_(-math.inf)
+    nearest = torch.zeros_like(similar, dtype=torch.bool).scatter_(1, similar.topk(count).indices, True)
+    return nearest & similar.isfinite()

@@ -53,7 +53,7 @@ _FACTORY = like(
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of the architecture's builder."""
+    """Arguments of the architecture's builder; an image encoder has no classes."""
 
     num_classes: int
     in_channels: int
@@ -286,6 +286,11 @@ class Config:
         )
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether the model gives features in place of logits: there are no classes, and no top-1."""
+        return self.arguments.num_classes == 0
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes, by index: the data set's or the folders'; "class 0" and so on where none are known."""
         known = DATA_SETS.get(self.labels)
@@ -434,7 +439,7 @@ def _check(config: Config) -> None:
             config.form == "master" or config.scheme is not None,
             "is 'packed', which only a quantized model can be",
         ),
-        "arguments.num_classes": (0 < config.arguments.num_classes <= 1 << 20, "must be 1 to 2**20"),
+        "arguments.num_classes": (0 <= config.arguments.num_classes <= 1 << 20, "must be 0 to 2**20"),
         "classes": (
             len(config.classes) in (0, config.arguments.num_classes),
             f"has {len(config.classes)} names for {config.arguments.num_classes} classes",

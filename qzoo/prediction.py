@@ -67,7 +67,7 @@ def predict(
     Raises:
         DataError: a file is missing or no image.
         UnknownModelError: no such checkpoint; the message has near names.
-        CheckpointError: a folder that is incomplete or altered, its ONNX file too.
+        CheckpointError: a folder that is incomplete or altered, its ONNX file too; an image encoder's.
         MissingDependencyError: the runtime is not installed.
         ValueError: an unknown runtime, ``k`` below 1, a model that is no name or folder.
 
@@ -117,13 +117,17 @@ def _label(photo: Photo, ready: _RunningModel, k: int) -> Labels:
 
 
 def _folder(where: str) -> Path:
-    """The checkpoint's folder. Raises CheckpointError where it holds none."""
+    """The checkpoint's folder. Raises CheckpointError where it holds none, or an image encoder."""
     if (Path(where) / "config.json").is_file() or "/" in where:
         folder = hub.locate(where) if Path(where).is_dir() else _download(where)
     else:
         quantize = True if parse_name(where).scheme is None else None
         folder = Request.parse(where, pretrained=True, quantize=quantize).checkpoint()
-    read_config(folder)  # or the error that says what is wrong
+    config = read_config(folder)  # or the error that says what is wrong
+    if config.is_encoder:
+        raise CheckpointError(
+            f"{config.name} is an image encoder: it gives features, not labels; qzoo.deploy(model) computes them"
+        )
     return folder
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo.accuracy import Fidelity, decibel, evaluate, sqnr
-from qzoo.errors import CalibrationError, DataError, NonFiniteError
+from qzoo.errors import ArgumentError, CalibrationError, DataError, NonFiniteError
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.options import RANGES
 from qzoo.ptq import Recipe, best_recipe
@@ -283,3 +283,51 @@ def test_evaluate_counts_nan_as_wrong() -> None:
     assert found.top1 == pytest.approx(100 / 3)
     assert found.agreement == pytest.approx(200 / 3)
     assert found.sqnr_db == -math.inf
+
+
+def test_features_against_numpy() -> None:
+    """Cosine similarity, and which of the other images are the nearest, by hand."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(30, 6, generator=generator)
+    noise = 0.5 * torch.randn(30, 6, generator=generator)
+    found = qzoo.compare_features(
+        lambda x: x + noise[: len(x)], [images], reference=nn.Identity(), neighbours=4, progress=False
+    )
+    exact, near = images.double().numpy(), (images + noise).double().numpy()
+    units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (exact, near)]
+    cosines = (units[0] * units[1]).sum(1)
+    sets = []
+    for unit in units:
+        order = [
+            sorted((j for j in range(30) if j != i), key=lambda j: -unit[i] @ unit[j]) for i in range(30)
+        ]
+        sets.append([set(row[:4]) for row in order])
+    common = [len(a & b) / 4 for a, b in zip(*sets, strict=True)]
+    assert found.images == 30
+    assert found.cosine == pytest.approx(cosines.mean())
+    assert found.lowest_cosine == pytest.approx(cosines.min())
+    assert found.neighbour_agreement == pytest.approx(100 * np.mean(common))
+    assert 20 < found.neighbour_agreement < 100
+    assert found.sqnr_db == pytest.approx(10 * np.log10((exact**2).sum() / ((near - exact) ** 2).sum()))
+
+
+def test_features_that_are_not_finite_are_the_worst() -> None:
+    images = torch.randn(8, 5, generator=torch.Generator().manual_seed(4))
+    broken = images.clone()
+    broken[2, 0] = torch.nan
+    found = qzoo.compare_features(
+        lambda x: broken, [images], reference=nn.Identity(), neighbours=2, progress=False
+    )
+    assert found.lowest_cosine == -1
+    assert found.neighbour_agreement < 100 * 7 / 8 + 1e-9
+    assert found.sqnr_db == -math.inf
+
+
+def test_features_that_cannot_be_compared() -> None:
+    images, same = torch.randn(4, 5), nn.Identity()
+    with pytest.raises(DataError, match="4 images, of which none has 5 neighbours"):
+        qzoo.compare_features(same, [images], reference=same, progress=False)
+    with pytest.raises(DataError, match=r"\[4, 3\] can't be compared"):
+        qzoo.compare_features(lambda x: x[:, :3], [images], reference=same, neighbours=2, progress=False)
+    with pytest.raises(ArgumentError, match="at least 1"):
+        qzoo.compare_features(same, [images], reference=same, neighbours=0, progress=False)

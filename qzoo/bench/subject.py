@@ -26,6 +26,7 @@ from qzoo.deployment import any_batch, load
 from qzoo.errors import ArgumentError, BenchmarkError, DataError
 from qzoo.export.description import OnnxDescription, is_onnx, read_description
 from qzoo.pipeline.parts import images_of_file, measured_images
+from qzoo.preprocessing import Preprocessing
 from qzoo.zoo.create import open_model
 from qzoo.zoo.floats import reference_of
 
@@ -67,7 +68,7 @@ class Checkpoint:
         name: for the table.
         quantized: calibrated, any target. Its classes must be importable, from files: the processes load them.
         reference: the float model.
-        loader: labelled images; the first batch also is what is timed.
+        loader: labelled images, or noise for an image encoder; the first batch also is what is timed.
         calibration: images [N, C, H, W] for peers.
         notes: what is to be said of the images.
         labelled: whether accuracy can be measured.
@@ -89,7 +90,16 @@ class Checkpoint:
                 rt.check(runtime)
         config, weights, first = config_of(quantized), source.float_weights, source.calibrating
         folder = source.folder(config.labels)
+        if config.is_encoder and first:
+            raise ArgumentError(
+                f"peers are measured by top-1, which the image encoder {name} has not; leave compare out"
+            )
         reference = reference_of(config, None if weights is None else Path(weights))
+        if config.is_encoder:
+            note = f"{name}: an image encoder, timed on noise; qzoo.compare_features measures its features"
+            return cls(
+                name, quantized, reference, _noise(config.preprocessing), notes=(note,), labelled=False
+            )
         chosen, said = measured_images(config, folder, source.subset, first)
 
         def images(subset: str, size: int) -> Batches:
@@ -182,10 +192,7 @@ class OnnxFile:
             notes.append(
                 f"{name}: timed on noise, without images; --data names a folder to measure accuracy on"
             )
-            noise = torch.randn(
-                (1, *file.preprocessing.input_size), generator=torch.Generator().manual_seed(0)
-            )
-            loader = [(noise, torch.zeros(1, dtype=torch.int64))]
+            loader = _noise(file.preprocessing)
         found = [_file(runtime, path, each, batch) for runtime in runtimes for path, each in files.items()]
         return cls(name, found, exact, batch, loader, labelled, tuple(notes))
 
@@ -263,6 +270,12 @@ def _only_batch(files: Mapping[str, OnnxDescription], options: Options) -> int |
                 f"{path} takes batches of {batch} only; give that batch size (--batch {batch}), or export it anew"
             )
     return next(iter(fixed.values()), None)
+
+
+def _noise(preprocessing: Preprocessing) -> Batches:
+    """One image to be timed on, where there are no labelled ones."""
+    noise = torch.randn((1, *preprocessing.input_size), generator=torch.Generator().manual_seed(0))
+    return [(noise, torch.zeros(1, dtype=torch.int64))]
 
 
 def _file(runtime: str, path: str, file: OnnxDescription, batch: int | None) -> Contender:

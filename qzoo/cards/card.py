@@ -66,11 +66,12 @@ def card(config: Config, repo: str = "") -> str:
 
 def _front_matter(config: Config) -> str:
     dataset = DATA_SETS.get(config.labels)
+    task = "image-feature-extraction" if config.is_encoder else "image-classification"
     values: dict[str, object] = {
         "library_name": "qzoo",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": task,
         **({"license": config.license} if config.license else {}),
-        "tags": ["qzoo", "image-classification", *_tags(config)],
+        "tags": ["qzoo", task, *_tags(config)],
     }
     if dataset is not None and dataset.hub:
         values["datasets"] = [dataset.hub]
@@ -123,7 +124,9 @@ def _index_entry(row: Measurement, dataset: DataSet) -> dict[str, object]:
 
 def _summary(config: Config) -> str:
     summary = (architecture(config.architecture).build.__doc__ or "").partition("\n")[0].rstrip(".")
-    title = f"{summary.partition(':')[0]} for {DATA_SETS.get(config.labels, DATA_SETS['folders']).title}"
+    title = summary.partition(":")[0]
+    if not config.is_encoder:
+        title += f" for {DATA_SETS.get(config.labels, DATA_SETS['folders']).title}"
     if config.scheme is None:
         return f"{title}: float weights, trained with qzoo."
     kind = "" if config.scheme.weight_format == "int" else " floating-point"
@@ -158,6 +161,13 @@ def _usage(config: Config, repo: str) -> str:
     known = config.labels in DATA_SETS and DATA_SETS[config.labels].class_names is not None
     imports = "from qzoo.data import label_names\n" if known else ""
     names = "label_names(config.labels)" if known else "config.class_names"
+    if config.is_encoder:
+        result = f"features = model(batch)[0]  # in PyTorch{runs}"
+    else:
+        result = f"probabilities = model(batch).softmax(1)[0]  # in PyTorch{runs}"
+    shown = f"""for probability, index in zip(*probabilities.topk({min(5, config.arguments.num_classes)})):
+    print(f"{{100 * probability:.1f}} %  {{{names}[index]}}")
+"""
     return f"""```python
 import qzoo
 import torch
@@ -169,10 +179,8 @@ config = model.qzoo_config
 image = Image.open("photo.jpg").convert("{mode}")
 batch = config.preprocessing.transform()(image).unsqueeze(0)
 with torch.inference_mode():
-    probabilities = model(batch).softmax(1)[0]  # in PyTorch{runs}
-for probability, index in zip(*probabilities.topk({min(5, config.arguments.num_classes)})):
-    print(f"{{100 * probability:.1f}} %  {{{names}[index]}}")
-
+    {result}
+{"" if config.is_encoder else shown}
 qzoo.export_onnx(model, "model.onnx"{target})
 ```"""
 
@@ -186,9 +194,12 @@ def _input(config: Config) -> str:
         "resize": f"short side to {p.resize}, {p.interpolation}, then centre crop",
         "mean": ", ".join(f"{value:g}" for value in p.mean),
         "standard deviation": ", ".join(f"{value:g}" for value in p.std),
-        "classes": f"{config.arguments.num_classes} ({config.labels or 'unnamed'}){': ' * bool(config.classes)}"
-        + ", ".join(config.classes),
     }
+    if not config.is_encoder:
+        classes = (
+            f"{config.arguments.num_classes} ({config.labels or 'unnamed'}){': ' * bool(config.classes)}"
+        )
+        rows["classes"] = classes + ", ".join(config.classes)
     return table(("", ""), list(rows.items()))
 
 

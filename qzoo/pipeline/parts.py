@@ -89,6 +89,8 @@ def for_data_set(config: Config, dataset: str) -> Config:
     Raises:
         DataError: an unknown one, one of other images than the config's, or of another number of classes.
     """
+    if config.is_encoder and dataset:
+        raise _no_labels(config)
     if dataset in ("", config.labels):
         return config
     classes = data_set(dataset).classes
@@ -247,9 +249,18 @@ def made_on(config: Config, data: str | Path | None, images: Images, use: str) -
 # ---- splits ----
 
 
+def _no_labels(config: Config) -> DataError:
+    return DataError(
+        f"{config.name} is an image encoder, which has no classes for labelled images; calibrate it without data, or "
+        "on images of yours by qzoo.calibrate(model, images), and measure it by qzoo.compare_features"
+    )
+
+
 def _split(config: Config, data: str | Path | None, split: str) -> tuple[Images, ImageFiles | None]:
     """All images of a split, and their files where it is a folder; one without ``train`` and ``val`` is its own test
     split."""
+    if config.is_encoder:
+        raise _no_labels(config)
     if config.labels not in DATA_SETS:
         raise DataError(
             f"no data set is known for the labels {config.labels!r} of {config.name}; give one with --dataset"

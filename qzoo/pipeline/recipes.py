@@ -47,6 +47,8 @@ def recipes() -> list[Config]:
         for tag, weights in architecture(arch).weights.items():
             if all(source.startswith("qzoo:") for source in weights.sources):
                 continue  # weights that the zoo trains itself
+            if not weights.labels:
+                continue  # of an image encoder, whose checkpoint has no top-1 to measure
             found.append(_recipe(f"{arch}.{tag}-w8a8"))
             schedule = architecture(arch).tuning
             if schedule is not None:

@@ -96,7 +96,7 @@ def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool =
         held_back=choice.held_back if choice else 0,
         half=half,
         target=config.scheme.target if config.scheme else DEFAULT_TARGET,
-        agreement=comparison.fidelity(model).agreement,
+        agreement=None if config.is_encoder else comparison.fidelity(model).agreement,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,12 +18,19 @@ from timm.models.vision_transformer import VisionTransformer as Theirs
 from torch import nn
 from torch.testing import assert_close
 
+import qzoo
 from qzoo import registry
+from qzoo.cards.card import card
+from qzoo.config import FloatSource
+from qzoo.errors import DataError
 from qzoo.models.vit import VisionTransformer, torchvision_names
+from qzoo.pipeline.parts import calibration_images
+from qzoo.pipeline.recipes import recipes
 from qzoo.preprocessing import Preprocessing
 from qzoo.quant.nn import QuantConv2d, QuantLinear
-from qzoo.quantizers import set_target
+from qzoo.quantizers import quantizers_off, set_target
 from qzoo.scheme import Scheme
+from qzoo.zoo.request import new_config
 
 TORCHVISION = {
     "vit_b_16": "vit_base_patch16_224",
@@ -31,7 +41,8 @@ TORCHVISION = {
 }
 DEIT = [f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")]
 DEIT3 = [f"deit3_{size}_patch16_224" for size in ("small", "medium", "base", "large")]
-ARCHITECTURES = ["vit_tiny_patch16_224", "vit_small_patch16_224", *TORCHVISION.values(), *DEIT, *DEIT3]
+DINO = [f"vit_{size}_patch14_dinov2" for size in ("small", "base")]
+ARCHITECTURES = ["vit_tiny_patch16_224", "vit_small_patch16_224", *TORCHVISION.values(), *DEIT, *DEIT3, *DINO]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +100,7 @@ def test_outputs_equal_timms_bit_for_bit(pair, images) -> None:  # type: ignore[
 def test_whole_models_have_timms_parameters(arch: str) -> None:
     entry = registry.architecture(arch)
     with torch.device("meta"):
-        theirs = timm.create_model(arch, num_classes=1000)
+        theirs = timm.create_model(arch, num_classes=entry.default("num_classes"))
         ours, quantized = entry.build(), entry.build(quantize=Scheme())
     expected = {name: value.shape for name, value in theirs.state_dict().items()}
     assert {name: value.shape for name, value in ours.state_dict().items()} == expected
@@ -102,9 +113,81 @@ def test_whole_models_have_timms_parameters(arch: str) -> None:
     assert {m.heads for m in ours.modules() if hasattr(m, "heads")} == heads
 
 
-@pytest.mark.parametrize("arch", [*DEIT, *DEIT3])
+@pytest.fixture(scope="module")
+def encoders() -> list[nn.Module]:
+    """timm's DINOv2, with two blocks and on small images, and ours, float and quantized, with the same weights."""
+    size = {"embed_dim": 64, "depth": 2, "num_heads": 2, "patch_size": 14, "img_size": 56}
+    timm.layers.set_fused_attn(False)
+    try:
+        theirs = Theirs(**size, num_classes=0, init_values=1e-5)
+    finally:
+        timm.layers.set_fused_attn(True)
+    state = random_state(theirs)
+    schemes = (None, Scheme())
+    ours = [
+        VisionTransformer(64, 2, depth=2, image=56, patch=14, scale=1e-5, num_classes=0, quantize=scheme)
+        for scheme in schemes
+    ]
+    return [with_state(model, state) for model in (theirs, *ours)]
+
+
+def test_dinov2s_features_equal_timms_bit_for_bit(encoders: list[nn.Module]) -> None:
+    x = torch.rand(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode(), quantizers_off(encoders[2]):
+        expected, *features = (model(x) for model in encoders)
+    assert expected.shape == (3, 64)
+    assert expected.std() > 1e-3
+    assert all(torch.equal(found, expected) for found in features)
+    modes = [model.train() for model in encoders]
+    with torch.no_grad(), quantizers_off(encoders[2]):
+        expected, *features = (model(x) for model in modes)
+    assert all(torch.equal(found, expected) for found in features)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_an_encoder_runs_in_the_runtimes(encoders: list[nn.Module], target: str, tmp_path: Path) -> None:
+    """Calibrated and exported, features point where the float ones do, and have the same neighbours."""
+    pytest.importorskip(target)
+    exact, model = encoders[1].eval(), set_target(copy.deepcopy(encoders[2]).eval(), target)
+    batches = torch.randn(48, 3, 56, 56, generator=torch.Generator().manual_seed(2)).split(16)
+    qzoo.calibrate(model, batches[:1], progress=False)
+    run = qzoo.deploy(model, target, example=batches[0])
+    found = qzoo.compare_features(run, batches, reference=exact, progress=False)
+    assert (found.images, found.neighbours) == (48, 5)
+    assert 0.99 < found.lowest_cosine < found.cosine < 1
+    assert found.neighbour_agreement > 80
+    simulated = qzoo.compare_features(run, batches, reference=model, progress=False)
+    assert simulated.sqnr_db > found.sqnr_db
+
+
+def test_an_encoder_by_its_name() -> None:
+    """There is no classifier unless one is asked for, and nothing that has classes takes it."""
+    config = new_config("vit_small_patch14_dinov2.lvd142m-w8a8")
+    assert config.is_encoder
+    assert config.preprocessing.input_size == (3, 518, 518)
+    text = card(dataclasses.replace(config, float_source=FloatSource("hf:a/b", "", "", "apache-2.0")))
+    assert "features = model(batch)[0]" in text
+    assert "pipeline_tag: image-feature-extraction" in text
+    assert "classes" not in text
+    with torch.device("meta"):
+        entry = registry.architecture("vit_small_patch14_dinov2")
+        assert entry.build(num_classes=5).head.out_features == 5
+        encoder = entry.build()
+    encoder.qzoo_config = config  # type: ignore[assignment]
+    with pytest.raises(DataError, match=r"image encoder.*compare_features"):
+        qzoo.evaluate(encoder, [])
+    with pytest.raises(DataError, match=r"no classes.*compare_features"):
+        calibration_images(config, "photos", None)
+    assert config.name not in [recipe.name for recipe in recipes()]
+    published = {"mask_token": 1, "norm.bias": 2}
+    assert entry.key_map is not None
+    assert entry.key_map(published) == {"norm.bias": 2}
+
+
+@pytest.mark.parametrize("arch", [*DEIT, *DEIT3, *DINO])
 def test_weights_are_timms(arch: str) -> None:
-    ours, theirs = registry.architecture(arch).weights["fb_in1k"], timm.get_pretrained_cfg(f"{arch}.fb_in1k")
+    tag = "lvd142m" if arch in DINO else "fb_in1k"
+    ours, theirs = registry.architecture(arch).weights[tag], timm.get_pretrained_cfg(f"{arch}.{tag}")
     assert theirs.url in ours.sources
     assert ours.preprocessing == Preprocessing(
         theirs.input_size, theirs.crop_pct, theirs.interpolation, theirs.mean, theirs.std
