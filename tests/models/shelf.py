@@ -176,7 +176,7 @@ def runs_in_int8_in_onnxruntime(
 
 
 def _has_integer_layers(ops: Counter[str], model: nn.Module) -> None:
-    """ONNX Runtime executes as many integer kernels as there are layers and products, and no layer's kernel in float."""
+    """ONNX Runtime executes an integer kernel for each layer and product, and no layer in float."""
     executed = sum(ops[kind] for kind in ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"))
     split = sum(name.endswith(".qkv") for name, _ in model.named_modules())  # in three: query, key and value
     products = sum(2 * q.is_on for name, q in quantizers(model).items() if name.endswith("softmax_quantizer"))
