@@ -58,9 +58,12 @@ class Case:
 # Of the other families there is a module of tests each.
 FAMILIES = ("resnet", "resnext", "wide_resnet", "mobilenet_v2", "efficientnet_lite", "tf_efficientnet_lite")
 CONVOLUTIONAL = [name for name in registry.list_architectures() if name.startswith(FAMILIES)]
+# Over 80 M parameters; they differ from smaller ones in the shapes of their parameters alone.
+LARGEST = ("resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LARGEST else name for name in CONVOLUTIONAL]
 
 
-@pytest.fixture(scope="module", params=[TEMPLATE, *CONVOLUTIONAL])
+@pytest.fixture(scope="module", params=[TEMPLATE, *CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     build = entry(request.param).build
     theirs = reference(request.param)
@@ -99,6 +102,14 @@ def test_state_dict_keys_are_the_references(case: Case) -> None:
     expected = list(case.reference.state_dict())
     assert list(case.plain.state_dict()) == expected
     assert list(case.quantized.state_dict()) == expected
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_have_the_parameters_of_the_reference(name: str) -> None:
+    with torch.device("meta"):
+        ours = entry(name).build()
+    shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (ours, reference(name))]
+    assert shapes[0] == shapes[1]
 
 
 def test_docstring_tells_the_number_of_parameters(case: Case) -> None:
