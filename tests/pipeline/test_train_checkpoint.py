@@ -206,10 +206,8 @@ def test_a_folder_is_built_and_measured_too(
     assert {row.data for row in config.metrics} == {"pets val (16 images)"}
     assert config.calibration is not None
     assert (config.calibration.data, config.calibration.drop) == ("pets train (48 images)", 60.0)
-    assert (
-        "--data DIR --dataset folders --float resnet20.pets --calibration-subset 0:16 --method mse --mixed-precision 60"
-        in card(config)
-    )
+    flags = "--calibration-subset 0:16 --method mse --rounding learned --mixed-precision 60"
+    assert f"--data DIR --dataset folders --float resnet20.pets {flags}" in card(config)
     test = load_data(config.preprocessing, "folders", pets)
     model, exact = open_model(str(out), "onnxruntime"), open_model(str(trained))
     found = evaluate(model, test, reference=exact, progress=False)
