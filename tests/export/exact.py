@@ -24,7 +24,7 @@ from qzoo.quantizers import switch_target
 
 
 @torch.no_grad()
-def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
+def make_exact_(model: nn.Module, target: str, example: Tensor, *, even: bool = False) -> nn.Module:
     """Turn a calibrated model, in place, into one whose int8 run has no rounding differences. Returns the model.
 
     Folds BatchNorm, switches to ``target``, rounds every scale down to a power of two, puts the weights on their
@@ -33,6 +33,9 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
 
     Args:
         example: an input batch, for finding the BatchNorms.
+        even: zero points are even, as OpenVINO always needs them, and ONNX Runtime's integer Add and Mul do. They
+            round quotient and zero point together, ONNX the quotient alone: what lies halfway between two codes goes
+            the other way where the zero point is odd.
 
     Raises:
         ExportError: quantizers without a range; a weighted layer whose input is not quantized.
@@ -44,7 +47,7 @@ def make_exact_(model: nn.Module, target: str, example: Tensor) -> nn.Module:
     for module in model.modules():
         if isinstance(module, TensorQuantizer) and module.amax is not None:
             if module.affine:
-                _round_limits(module, even=target == "openvino")
+                _round_limits(module, even=even or target == "openvino")
                 continue
             module.amax = _power_of_two(module.amax, module.maxbound).cpu().numpy()
     for name, module in model.named_modules():
@@ -69,8 +72,7 @@ def _round_limits(quantizer: TensorQuantizer, even: bool) -> None:
     """Both ends where the scale is the power of two at or below the range's own, with the same zero point.
 
     Args:
-        even: with the even zero point at or below. OpenVINO rounds quotient and zero point together, ONNX the quotient
-            alone: what lies halfway between two codes goes the other way where the zero point is odd.
+        even: with the even zero point at or below.
     """
     step, zero = quantizer.step_size, quantizer.zero_point
     zero -= zero % 2 if even else 0

@@ -124,7 +124,7 @@ def calibrated(arch: str, size: int, target: str, exact: bool = True) -> tuple[n
             quantizer.switches = kept
         qzoo.calibrate(model.eval(), [batch], method="max")
         if exact:
-            make_exact_(model, target, batch)
+            make_exact_(model, target, batch, even=True)
     return model, batch
 
 
