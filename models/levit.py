@@ -33,7 +33,7 @@ _CITATION = """@article{graham2021levit,
   year = {2021}
 }
 """
-FAMILY = Family(_CITATION, SWISH)
+FAMILY = Family(_CITATION, SWISH, results="NNCF, LeViT-128: 78.47 to 77.64")
 RESOLUTION = 14  # rows and columns of tokens in the first stage, of images of 224 pixels
 
 

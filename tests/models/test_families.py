@@ -257,11 +257,11 @@ def test_family_runs_in_int8(arch: str, tmp_path: Path) -> None:
     shelf.is_clean_for_tensorrt(arch, size, tmp_path, family.rules)
 
 
-# What has LayerNorms: a ConvNeXt's layers behind them are linear ones, too.
+# Those with LayerNorms (a ConvNeXt's layers behind them are linear ones, too), and one with BatchNorms.
 TRANSFORMERS = {
     arch: family.int8_size or family.size
     for arch, family in FIRST.items()
-    if architecture(arch).family.defaults.recipe.smooth
+    if architecture(arch).family.defaults.recipe.smooth or arch.startswith("levit")
 }
 
 

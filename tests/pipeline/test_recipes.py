@@ -85,8 +85,10 @@ def test_settings_are_those_of_the_modules_of_each_network() -> None:
         ), arch
         depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 3 for m in modules)
         rounding = "nearest"
-        if depthwise and (defaults.affine or not norms):
-            rounding = "sequential" if defaults.affine and not norms else "learned"
+        if defaults.affine and not norms:
+            rounding = "sequential"
+        elif depthwise and (defaults.affine or not norms):
+            rounding = "learned"
         assert defaults.recipe.rounding == rounding, arch
 
 
