@@ -27,7 +27,10 @@ def test_sensitivity(capsys, tmp_path: Path) -> None:
     text = capsys.readouterr().out
     assert text.startswith(f"{NAME}, target onnxruntime, 2 images")
     layers = json.loads(out.read_text())["layers"]
-    assert [layer["name"] for layer in layers] == [line.split()[0] for line in text.splitlines()[3:]]
+    *table, advice = text.splitlines()[3:]
+    assert [layer["name"] for layer in layers] == [line.split()[0] for line in table]
+    costly = [layer["name"] for layer in layers if "weight 8 bit" in layer["quantizers"]]
+    assert advice.endswith(f"qzoo build {NAME} --layer-bits {costly[0]}=float {costly[1]}=float")
 
 
 def test_benchmark_refuses_early(capsys) -> None:
