@@ -270,6 +270,7 @@ class Family:
         results: accuracy that others have measured of quantized members, with its source, as Markdown.
 
     Example:
+        >>> from qzoo.registry import DEPTHWISE
         >>> Family(defaults=DEPTHWISE).defaults.recipe.rounding
         'learned'
     """
