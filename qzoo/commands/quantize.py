@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from qzoo.commands import Add, say
@@ -19,7 +18,8 @@ from qzoo.commands.arguments import (
 from qzoo.options import Plan, build_options
 from qzoo.scheme import DEFAULT_TARGET, TARGETS, Scheme
 
-_OPTIONS = {n: option for n, option in build_options().items() if n in ("method", "percentile", "affine")}
+_NAMES = ("method", "percentile", "affine", "layer_bits")
+_OPTIONS = {n: option for n, option in build_options().items() if n in _NAMES}
 
 
 def register(add: Add) -> None:
@@ -56,14 +56,12 @@ def _run(args: argparse.Namespace) -> int:
 
     network = build_float(args.network, pretrained=not args.random, size=args.size)
     example = torch.zeros(1, *preprocessing_of(network, args.size).input_size)
-    scheme = args.scheme
-    if args.affine is not None:
-        scheme = replace(Scheme.parse(scheme), affine=args.affine)
-    model = qzoo.quantize(network, example, scheme, args.target, exclude=args.exclude, factory=args.network)
-    config = config_of(model)
     plan = Plan(calibration_subset=args.subset).changed(
         {**given_options(args, _OPTIONS), "target": args.target}
     )
+    scheme = plan.scheme(Scheme.parse(args.scheme))
+    model = qzoo.quantize(network, example, scheme, exclude=args.exclude, factory=args.network)
+    config = config_of(model)
     images = calibration_images(config, args.data, args.subset)
     calibrate_to(args.out, model, plan, images, Job(**given_fields(args, Job)), Group())
     placed = str(model.qzoo_placement)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qzoo.commands import Add, say
 from qzoo.commands.arguments import data_arguments, positive
 from qzoo.errors import ArgumentError, one_line
+from qzoo.registry import parse_name
 from qzoo.scheme import TARGETS
+
+if TYPE_CHECKING:
+    from qzoo.config import Config
 
 _SHOWN = 2  # layers that are proposed for float
 
@@ -46,8 +51,15 @@ def _run(args: argparse.Namespace) -> int:
     costly = [x.name for x in found.layers if any(q.startswith("weight") for q in x.quantizers)][:_SHOWN]
     if costly:
         flags = " ".join(f"{one_line(name)}=float" for name in costly)
-        say(f"to keep the costliest layers in float: qzoo build {config.name} --layer-bits {flags}")
+        say(f"to keep the costliest layers in float: qzoo {_maker(config)} --layer-bits {flags}")
     if args.out is not None:
         values = {"model": args.name, "target": target, **found.to_dict()}
         write_text(args.out, json.dumps(values, indent=2) + "\n")
     return 0
+
+
+def _maker(config: Config) -> str:
+    """The command that makes such a checkpoint."""
+    if config.factory:
+        return f"quantize {config.factory} --out FOLDER --data DIR"
+    return f"train {config.name}" if parse_name(config.name).qat else f"build {config.name}"

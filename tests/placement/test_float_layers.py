@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from small_data import write_folder
 from torch import Tensor, nn
 
 import qzoo
@@ -175,6 +176,18 @@ def test_wrong_names_and_bits() -> None:
 def test_the_command_refuses_other_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "resnet20.fmnist-w8a8", "--layer-bits", "fc=half"]) == 2
     assert "--layer-bits takes LAYER=BITS, such as fc=4 or fc=float, not 'fc=half'" in capsys.readouterr().err
+
+
+def test_the_command_for_any_network(tmp_path: Path) -> None:
+    file = tmp_path / "two_layers.py"
+    file.write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), "
+        "nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))\n"
+    )
+    photos = write_folder(tmp_path / "photos", ("cat", "dog"), 2)
+    words = ["quantize", f"{file}:make", "--random", "--size", "32", "--data", str(photos), "-q"]
+    assert main([*words, "--subset", "0:4", "--layer-bits", "0=float", "--out", str(tmp_path / "made")]) == 0
+    assert float_layers(load_pretrained(tmp_path / "made")) == ["0"]
 
 
 @pytest.mark.slow
