@@ -104,6 +104,15 @@ class Block(nn.Module):
         return self.branch_quantizer(out) + self.residual_quantizer(x)
 
 
+def init_truncated(model: nn.Module) -> None:
+    """Draw weights from a normal distribution of deviation 0.02 that is cut off at 2, in place; biases are zero."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not module.weight.is_meta:
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class ConvNeXt(HubMixin, nn.Module):
     """A stem of patches, four stages of blocks, global average pooling, LayerNorm and a linear classifier."""
 
@@ -145,14 +154,7 @@ class ConvNeXt(HubMixin, nn.Module):
         )
         self.pool_quantizer = activation_quantizer(quantize, "pool")
         self.output_quantizer = activation_quantizer(quantize, "output")
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not module.weight.is_meta:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_truncated(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.avgpool(self.pool_quantizer(self.features(x)))

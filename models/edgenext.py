@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.convnext import LayerNorm2d
+from qzoo.models.convnext import LayerNorm2d, init_truncated
 from qzoo.models.layers import LayerNorm, activation_quantizer, conv2d, linear, share_range
-from qzoo.models.vit import Mlp
+from qzoo.models.vit import Attention, Mlp
 from qzoo.registry import TRANSFORMER, Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -96,19 +96,12 @@ class PositionEncoding(nn.Module):
         return self.token_projection(waves.to(weight.dtype))
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(Attention):
     """Multi-head self-attention over the channels, [N, tokens, dim] -> the same."""
 
     def __init__(self, dim: int, heads: int, quantize: Scheme | None) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(dim, heads, quantize)
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = linear(dim, 3 * dim, quantize=quantize)
-        self.proj = linear(dim, dim, quantize=quantize)
-        self.query_quantizer = activation_quantizer(quantize, "product", symmetric=True)
-        self.key_quantizer = activation_quantizer(quantize, "product", symmetric=True)
-        self.value_quantizer = activation_quantizer(quantize, "product", symmetric=True)
-        self.softmax_quantizer = activation_quantizer(quantize, "product", nonnegative=True)
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, dim = x.shape
@@ -221,14 +214,7 @@ class EdgeNeXt(HubMixin, nn.Module):
         self.head.fc = linear(widths[-1], num_classes, quantize=quantize, edge=True)
         self.pool_quantizer = activation_quantizer(quantize, "pool")
         self.output_quantizer = activation_quantizer(quantize, "output")
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and not module.weight.is_meta:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_truncated(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.avgpool(self.pool_quantizer(self.stages(self.stem(x))))
