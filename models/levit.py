@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
-from qzoo.models.layers import activation, activation_quantizer, conv2d, linear, share_range
+from qzoo.models.layers import activation, activation_quantizer, conv_norm_activation, linear, share_range
 from qzoo.registry import SWISH, Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
 
@@ -35,18 +35,6 @@ _CITATION = """@article{graham2021levit,
 """
 FAMILY = Family(_CITATION, SWISH, results="NNCF, LeViT-128: 78.47 to 77.64")
 RESOLUTION = 14  # rows and columns of tokens in the first stage, of images of 224 pixels
-
-
-class ConvNorm(nn.Module):
-    """A 3x3 convolution that halves the resolution, and its BatchNorm: [N, in, H, W] -> [N, out, H / 2, W / 2]."""
-
-    def __init__(self, in_channels: int, out_channels: int, quantize: Scheme | None, edge: bool) -> None:
-        super().__init__()
-        self.linear = conv2d(in_channels, out_channels, 3, stride=2, padding=1, quantize=quantize, edge=edge)
-        self.bn = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.linear(x))
 
 
 class LinearNorm(nn.Module):
@@ -204,7 +192,17 @@ class LeViT(HubMixin, nn.Module):
         self.stem = nn.Sequential()
         channels = in_channels
         for i, part in enumerate((8, 4, 2, 1), 1):
-            self.stem.add_module(f"conv{i}", ConvNorm(channels, dims[0] // part, quantize, i == 1))
+            conv = conv_norm_activation(
+                channels,
+                dims[0] // part,
+                3,
+                function=None,
+                names=("linear", "bn", "act"),
+                stride=2,
+                quantize=quantize,
+                edge=i == 1,
+            )
+            self.stem.add_module(f"conv{i}", conv)
             if part > 1:
                 self.stem.add_module(f"act{i}", activation(nn.Hardswish(), quantize))
             channels = dims[0] // part
