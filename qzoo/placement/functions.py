@@ -162,30 +162,36 @@ class Constants:
     it runs: the same tensors are constants in it where it runs alone, in a model, or where a model is recorded.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         # Kept, as the identity of a freed tensor could be another's.
-        self._known = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self._known: dict[int, Tensor] = {}
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._known
+        # Most tensors are neither, and the second question is slow.
+        return id(tensor) in self._known or (type(tensor) is not Tensor and isinstance(tensor, nn.Parameter))
 
-    def hide(self, arguments: Any) -> list[Tensor]:
-        """Forget those among the arguments of a module. Returns them, to be shown again when it has run."""
-        return [self._known.pop(id(tensor)) for tensor in _tensors(arguments) if id(tensor) in self._known]
+    def enter(self, module: nn.Module, arguments: Any) -> list[Tensor]:
+        """Begin the call of a module. Returns what is hidden meanwhile, for :meth:`leave`."""
+        given = _tensors(arguments) if self._known else ()
+        hidden = [self._known.pop(id(tensor)) for tensor in given if id(tensor) in self._known]
+        own = (*module._parameters.values(), *module._buffers.values())
+        self._known.update({id(tensor): tensor for tensor in own if tensor is not None})
+        return hidden
 
-    def show(self, hidden: list[Tensor]) -> None:
-        """Know again what was hidden."""
+    def leave(self, hidden: list[Tensor]) -> None:
+        """End the call of a module."""
         self._known.update({id(tensor): tensor for tensor in hidden})
 
-    def follow(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], made: Any
-    ) -> None:
+    def follow(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Any) -> None:
         """Note what a function made, or changed in place, of constants alone or of other tensors too."""
-        changed = _tensors(args[0] if function is Tensor.__setitem__ else made)
-        if all(id(tensor) in self._known for tensor in (*_tensors(args), *_tensors(list(kwargs.values())))):
-            self._known.update({id(tensor): tensor for tensor in changed})
-        else:
-            for tensor in changed:
+        if function is Tensor.__setitem__:
+            made = args[0]
+        first = args[0] if args else None
+        depends = isinstance(first, Tensor) and first not in self
+        if not depends and all(tensor in self for tensor in _tensors((args, kwargs))):
+            self._known.update({id(tensor): tensor for tensor in _tensors(made)})
+        elif self._known:
+            for tensor in _tensors(made):
                 self._known.pop(id(tensor), None)
 
 
@@ -196,7 +202,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         for part in value:
             yield from _tensors(part)
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from _tensors(tuple(value.values()))
 
 
 def is_counted(given: list[Any], constants: Constants) -> bool:

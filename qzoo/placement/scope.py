@@ -149,16 +149,17 @@ class Scope:
             )
         frames = _calls.frames
         passed_over(self)
-        constants = frames[-1].constants if frames else Constants(self)  # type: ignore[arg-type]
+        constants = frames[-1].constants if frames else Constants()
         frames.append(_Frame(self, constants))
+        module: Any = self
         try:
+            hidden = [] if is_leaf(module) else constants.enter(module, (args, kwargs))
             if len(frames) > 1:
-                hidden = [] if is_leaf(self) else constants.hide((args, kwargs))  # type: ignore[arg-type]
-                result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
-                constants.show(hidden)
+                result = self.float_class.forward(module, *args, **kwargs)
             else:
                 with _Watch(frames):
-                    result = self.float_class.forward(self, *args, **kwargs)  # type: ignore[arg-type]
+                    result = self.float_class.forward(module, *args, **kwargs)
+            constants.leave(hidden)
             _end(frames[-1])
         finally:
             frames.pop()
@@ -247,15 +248,13 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = self._run(func, args, kwargs)
-        if self.frames:
+        function = FUNCTIONS.get(func) if self.frames else None
+        result = func(*args, **kwargs) if function is None else self._run(func, function, args, kwargs)
+        if self.frames and isinstance(result, (Tensor, tuple, list, type(None))):
             self.frames[-1].constants.follow(func, args, kwargs, result)
         return result
 
-    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        function = FUNCTIONS.get(func)
-        if function is None or not self.frames:
-            return func(*args, **kwargs)
+    def _run(self, func: Any, function: Function, args: Any, kwargs: dict[str, Any]) -> Any:
         frame = self.frames[-1]
         names = _names(frame, function, args, kwargs)
         if names is None:
@@ -333,7 +332,8 @@ def _agree(order: list[str], known: tuple[str, ...]) -> bool:
 
 def is_leaf(module: nn.Module) -> bool:
     """Check whether a module is one of torch's own without children: part of what calls it."""
-    return type(module).__module__.startswith("torch.nn.") and not list(module.children())
+    own = type(module).__module__.startswith("torch.nn.")
+    return own and all(child is None for child in module._modules.values())
 
 
 def _moved(module: Any, how: str) -> QuantizationError:

@@ -171,7 +171,7 @@ class _Recorder(TorchFunctionMode):
         self.operations: list[Operation] = []
         self.calls: Counter[str] = Counter()
         self.values: dict[int, Value] = {}
-        self.constants = Constants(model)
+        self.constants = Constants()
         self._hidden: list[list[Tensor]] = []
         self.quantized: dict[str, Value] = {}
         self._keep: list[Any] = []  # the identity of a freed tensor could be another's
@@ -202,15 +202,14 @@ class _Recorder(TorchFunctionMode):
             self._stack.append((name, self.calls[name]))
             self.calls[name] += 1
             self._inside += name in self.opaque
-            inner = len(self._stack) > 1 and not is_leaf(module)
-            self._hidden.append(self.constants.hide((args, kwargs)) if inner else [])
+            self._hidden.append([] if is_leaf(module) else self.constants.enter(module, (args, kwargs)))
 
         return hook
 
     def _leaving(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._inside -= name in self.opaque
-            self.constants.show(self._hidden.pop())
+            self.constants.leave(self._hidden.pop())
             if name in self.opaque and not self._inside:
                 given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
                 self._add(layer_function(module), tuple(self._stack[:-1]), given, [], output, layer=name)
