@@ -110,6 +110,29 @@ def _levels(node: ir.Node) -> tuple[bytes, bytes, str] | None:
     return scale.tobytes(), zero.tobytes(), str(zero.dtype)
 
 
+def stride_before_layers(model: ir.Model) -> None:
+    """Give the strides of a 1x1 convolution to a MaxPool over single pixels in front of it, where only it reads its Q.
+
+    OpenVINO moves such strides to the front as far as it can: before the Q, if something else reads the tensor that is
+    quantized (the shortcuts of Xception), and does not see then that the convolution has integers.
+    """
+    for conv in nodes_of(model, "Conv"):
+        strides, weight = integers(conv, "strides"), conv.inputs[1]
+        dq = made_by(conv.inputs[0], "DequantizeLinear")
+        q = None if dq is None else made_by(dq.inputs[0], "QuantizeLinear")
+        if q is None or dq is None or q.inputs[0] is None or weight is None or weight.shape is None:
+            continue
+        alone = len(readers(dq.outputs[0])) == len(readers(q.outputs[0])) == 1 < len(readers(q.inputs[0]))
+        one = [1] * len(strides)
+        if not alone or list(weight.shape)[2:] != one or strides == one or any(integers(conv, "pads")):
+            continue
+        pool = node_like("MaxPool", [dq.outputs[0]], like=conv, kernel_shape=one, strides=strides)
+        pool.outputs[0].type = dq.outputs[0].type
+        model.graph.insert_before(conv, pool)
+        conv.replace_input_with(0, pool.outputs[0])
+        conv.attributes["strides"] = ir.AttrInt64s("strides", one)
+
+
 def use_unsigned_where_misread(model: ir.Model) -> None:
     """int8 activations whose bytes OpenVINO reads as uint8 become uint8 with zero point 128.
 

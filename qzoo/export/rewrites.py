@@ -45,6 +45,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_openvino.quantize_before_moves,
         for_openvino.average_by_convolution,
         for_openvino.keep_epsilon,
+        for_openvino.stride_before_layers,
         for_openvino.use_unsigned_where_misread,
         for_openvino.give_shared_convolutions_a_bias,
         for_openvino.keep_rows_apart,

@@ -42,22 +42,25 @@ torchvision:regnet_y_400mf torchvision:mobilenet_v2 torchvision:mobilenet_v3_sma
 timm:resnet50 timm:resnetv2_50 timm:seresnet50 timm:resnest14d timm:res2net50_26w_4s timm:vovnet39a timm:dla34
 timm:hrnet_w18_small timm:repvgg_a0 timm:mobileone_s0 timm:cspresnet50 timm:darknet53 timm:mobilenetv3_large_100
 timm:mobilenetv4_conv_small timm:ghostnetv2_100 timm:lcnet_050 timm:fastvit_t8 timm:nf_resnet26
-timm:mixer_s32_224
+timm:mixer_s32_224 timm:convmixer_768_32
 """
 _OTHERS = """
 torchvision:efficientnet_b0 timm:tinynet_e timm:resnext26ts timm:eca_resnet33ts timm:rexnet_100
-timm:deit_tiny_patch16_224 torchvision:swin_t timm:mobilevit_xxs timm:efficientvit_b0
+timm:deit_tiny_patch16_224 timm:vit_tiny_patch16_224 torchvision:swin_t timm:swinv2_cr_tiny_224 timm:mobilevit_xxs
+timm:efficientvit_b0
 """
 NETWORKS = (
     *(Network(name) for name in _LINEAR.split()),
     Network("torchvision:vgg11_bn", 32),
     Network("torchvision:googlenet", 96),
     Network("torchvision:inception_v3", 96),
+    Network("timm:xception41", 96),
     *(Network(name, exact="onnxruntime") for name in _OTHERS.split()),
     Network("timm:levit_128s", 224, exact="onnxruntime"),
     Network("timm:coatnet_nano_rw_224", exact=""),
     Network("torchvision:maxvit_t", 224, exact=""),
     Network("torchvision:efficientnet_v2_s", exact="onnxruntime"),
+    Network("torchvision:convnext_tiny", exact="openvino"),
     Network("timm:convnext_atto", exact="onnxruntime", images=16),
     Network("timm:poolformer_s12", exact="onnxruntime"),
     # Its position embedding is a convolution of constants, which neither runtime has in int8.

@@ -122,6 +122,27 @@ def test_scales_of_channels_are_weights(tmp_path: Path) -> None:
         assert sum(not w[3].any() for w in weights if w.shape[:1] == (8,) and w.ndim > 1) == 3  # factor zero
 
 
+class Strided(nn.Module):
+    """A shortcut with strides that reads a tensor before its activation, as in Xception."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.shortcut = nn.Conv2d(8, 8, 3, 2, padding=1), nn.Conv2d(8, 8, 1, 2)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.first(x.relu())
+        return self.fc((self.last(x.relu()) + self.shortcut(x)).relu().mean((2, 3)))
+
+
+def test_a_shortcut_with_strides(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Strided(), torch.randn(2, 3, 18, 18)
+    check(with_statistics(model, images), images, tmp_path)
+
+
 class Contrast(nn.Module):
     """An average that leaves padding out, less another tensor; of one, two and four pixels, which is exact."""
 
