@@ -174,8 +174,8 @@ class Constants:
         """Begin the call of a module. Returns what is hidden meanwhile, for :meth:`leave`."""
         given = _tensors(arguments) if self._known else ()
         hidden = [self._known.pop(id(tensor)) for tensor in given if id(tensor) in self._known]
-        own = (*module._parameters.values(), *module._buffers.values())
-        self._known.update({id(tensor): tensor for tensor in own if tensor is not None})
+        own = (tensor for tensor in module._buffers.values() if tensor is not None)
+        self._known.update({id(tensor): tensor for tensor in own})
         return hidden
 
     def leave(self, hidden: list[Tensor]) -> None:
