@@ -199,7 +199,7 @@ from typing import Any
 import qzoo
 $imports
 from qzoo.quantizers import quantizers
-from qzoo.registry import register_model
+from qzoo.registry import $registry
 from torch import nn
 
 SIZE = $native
@@ -210,7 +210,7 @@ $placement
 }
 
 
-@register_model(num_classes=$classes)
+@register_model(${family}num_classes=$classes)
 def $name(**options: Any) -> nn.Module:
     """$source as an architecture of the zoo."""
     classes, channels, scheme = options["num_classes"], options["in_channels"], options["quantize"]
@@ -238,6 +238,7 @@ class _Start:
         package, network: of ``"timm:resnet18"``.
         native, size: of the images that it is for, and of those of the tests.
         classes: of its classifier.
+        affine: its activations have zero points where nothing else is said.
         placement: roles of its quantizers beside those of the layers, by name.
         shares, findings: see ``SHARES`` and ``FINDINGS`` of the project's test.
         sqnr_db: of the file in ONNX Runtime against the simulation.
@@ -248,6 +249,7 @@ class _Start:
     native: int
     size: int
     classes: int
+    affine: bool
     placement: Mapping[str, str]
     shares: Mapping[str, float]
     findings: Mapping[str, set[str]]
@@ -359,6 +361,8 @@ def _started(words: Mapping[str, str], imports: str, start: _Start) -> tuple[str
         native=start.native,
         classes=start.classes,
         built=start.built,
+        registry="SWISH, Family, register_model" if start.affine else "register_model",
+        family="family=Family(defaults=SWISH), " if start.affine else "",
         placement="\n".join(f'    "{key}": "{role}",' for key, role in start.placement.items()),
     )
     constants = _FROM_CONSTANTS.substitute(
@@ -401,6 +405,7 @@ def _studied(start: str) -> _Start:
         native,
         size,
         classes,
+        _affine(quantized),
         {
             name: _role(quantizer)
             for name, quantizer in quantizers(quantized).items()
@@ -410,6 +415,10 @@ def _studied(start: str) -> _Start:
         {target: rules for target, rules in findings.items() if rules},
         min(30, int(sqnr_db) - 3),
     )
+
+
+def _affine(model: nn.Module) -> bool:
+    return any(quantizer.two_ended for quantizer in quantizers(model).values())
 
 
 def _smaller(model: nn.Module, native: int) -> int:

@@ -35,7 +35,7 @@ def check(model: nn.Module, images: Tensor, folder: Path, wanted: Network = ANY)
     qzoo.calibrate(quantized, [images], progress=False)
     pytest.importorskip("openvino")
     for target, share in SHARES.items():
-        rounded = make_exact_(copy.deepcopy(quantized), target, images[:1])
+        rounded = make_exact_(copy.deepcopy(quantized), target, images[:1], even=True)
         levels = on_levels(rounded, images)[:2]
         path = qzoo.export_onnx(rounded, folder / f"{target}.onnx", target=target, example=levels[:1])
         assert share(path, levels[:1]) >= wanted.share
