@@ -163,7 +163,7 @@ FAMILIES = (
         ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s"),
         floats=("LayerNormalization", "FusedMatMul", "MatMul", "Softmax", "Add", "QuickGelu"),
         rules=("float-island", "add-float-input", *FLOAT_STREAM),
-        exact=("onnxruntime",),
+        exact=(),  # in one of four batches a value that LayerNorms made in float is between two codes
     ),
     Family(
         tuple(f"levit_{width}" for width in ("128s", "128", "192", "256", "384")),
