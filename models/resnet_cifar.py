@@ -54,7 +54,7 @@ def _stage(in_channels: int, width: int, blocks: int, stride: int, quantize: Sch
     return nn.Sequential(first, *(BasicBlock(width, width, quantize=quantize) for _ in range(blocks - 1)))
 
 
-def _fashion_mnist(arch: str) -> dict[str, FloatWeights]:
+def fashion_mnist_weights(arch: str) -> dict[str, FloatWeights]:
     """Weights that the zoo trains itself; once trained, they are a checkpoint of their own."""
     return {
         "fmnist": FloatWeights(
@@ -65,31 +65,31 @@ def _fashion_mnist(arch: str) -> dict[str, FloatWeights]:
     }
 
 
-@register_model(_fashion_mnist("resnet20"), FAMILY, num_classes=10)
+@register_model(fashion_mnist_weights("resnet20"), FAMILY, num_classes=10)
 def resnet20(**options: Any) -> CifarResNet:
     """ResNet-20: 0.27 M parameters."""
     return CifarResNet(3, **options)
 
 
-@register_model(_fashion_mnist("resnet32"), FAMILY, num_classes=10)
+@register_model(fashion_mnist_weights("resnet32"), FAMILY, num_classes=10)
 def resnet32(**options: Any) -> CifarResNet:
     """ResNet-32: 0.47 M parameters."""
     return CifarResNet(5, **options)
 
 
-@register_model(_fashion_mnist("resnet44"), FAMILY, num_classes=10)
+@register_model(fashion_mnist_weights("resnet44"), FAMILY, num_classes=10)
 def resnet44(**options: Any) -> CifarResNet:
     """ResNet-44: 0.66 M parameters."""
     return CifarResNet(7, **options)
 
 
-@register_model(_fashion_mnist("resnet56"), FAMILY, num_classes=10)
+@register_model(fashion_mnist_weights("resnet56"), FAMILY, num_classes=10)
 def resnet56(**options: Any) -> CifarResNet:
     """ResNet-56: 0.86 M parameters."""
     return CifarResNet(9, **options)
 
 
-@register_model(_fashion_mnist("resnet110"), FAMILY, num_classes=10)
+@register_model(fashion_mnist_weights("resnet110"), FAMILY, num_classes=10)
 def resnet110(**options: Any) -> CifarResNet:
     """ResNet-110: 1.73 M parameters."""
     return CifarResNet(18, **options)
