@@ -17,7 +17,7 @@ from torch import nn
 from qzoo.models import convnext, swin, vit
 from qzoo.models.layers import conv2d
 from qzoo.models.resnet_cifar import fashion_mnist_weights
-from qzoo.registry import Family, register_model
+from qzoo.registry import TRANSFORMER, Family, register_model
 from qzoo.scheme import Scheme
 
 _STEM = """@article{xiao2021early,
@@ -96,7 +96,7 @@ class MiniConvNeXt(convnext.ConvNeXt):
 
 
 @register_model(
-    fashion_mnist_weights("vit_mini"), Family(vit.FAMILY.citation + "\n" + _STEM, smooth=True), num_classes=10
+    fashion_mnist_weights("vit_mini"), Family(vit.FAMILY.citation + "\n" + _STEM, TRANSFORMER), num_classes=10
 )
 def vit_mini(**options: Any) -> MiniViT:
     """ViT for 28 pixels: 0.2 M parameters."""
@@ -104,14 +104,18 @@ def vit_mini(**options: Any) -> MiniViT:
 
 
 @register_model(
-    fashion_mnist_weights("swin_mini"), Family(swin.FAMILY.citation + "\n" + _STEM), num_classes=10
+    fashion_mnist_weights("swin_mini"),
+    Family(swin.FAMILY.citation + "\n" + _STEM, TRANSFORMER),
+    num_classes=10,
 )
 def swin_mini(**options: Any) -> MiniSwin:
     """Swin for 28 pixels: 0.1 M parameters."""
     return MiniSwin(**options)
 
 
-@register_model(fashion_mnist_weights("convnext_mini"), convnext.FAMILY, num_classes=10)
+@register_model(
+    fashion_mnist_weights("convnext_mini"), Family(convnext.FAMILY.citation, TRANSFORMER), num_classes=10
+)
 def convnext_mini(**options: Any) -> MiniConvNeXt:
     """ConvNeXt for 28 pixels: 0.1 M parameters."""
     return MiniConvNeXt(**options)

@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,10 @@ def record(draft: Draft, *, dynamic: bool) -> Any:
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_shapes=({0: "batch"},) if dynamic else None,
-                custom_translation_table=onnx_translation.custom_translation_table(),
+                custom_translation_table={
+                    **onnx_translation.custom_translation_table(),
+                    torch.ops.aten.as_strided.default: _translate_view,
+                },
                 verbose=False,
                 optimize=False,
             )
@@ -141,6 +144,28 @@ def record(draft: Draft, *, dynamic: bool) -> Any:
         )
     passes.simplify(graph)
     return graph
+
+
+def _translate_view(
+    x: Any, size: Sequence[Any], stride: Sequence[Any], storage_offset: int | None = None
+) -> Any:
+    """``aten::as_strided``: the tensor itself where the view has its shape and order.
+
+    An average over all pixels ends in such a view where its input is a permutation, as in Swin and ConvNeXt. Torch's
+    own translation gathers the elements by numbers computed from the batch size, which OpenVINO 2026.4 gets wrong where
+    the average is in another memory layout.
+    """
+    shape, contiguous = list(x.shape), 1
+    same = not storage_offset and len(size) == len(shape)
+    for length, step, own in reversed([*zip(size[1:], stride[1:], shape[1:], strict=False)]):
+        same = same and length == own and (length == 1 or step == contiguous)
+        contiguous *= own if isinstance(own, int) else 0
+    # An open number of images is a symbol in the one and a value in the other.
+    if same and stride[0] == contiguous and not (isinstance(size[0], int) and size[0] != shape[0]):
+        return x
+    from onnxscript.function_libs.torch_lib.ops.core import aten_as_strided
+
+    return aten_as_strided(x, size, stride, storage_offset)
 
 
 @contextmanager
