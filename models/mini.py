@@ -10,12 +10,12 @@ Shapes at 28 pixels: ViT: 50 tokens of 64, 4 blocks; Swin: [N, 14, 14, 32], then
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from qzoo.models import convnext, swin, vit
-from qzoo.models.layers import conv2d
+from qzoo.models.layers import activation_quantizer, conv2d
 from qzoo.models.resnet_cifar import fashion_mnist_weights
 from qzoo.registry import TRANSFORMER, Family, register_model
 from qzoo.scheme import Scheme
@@ -63,7 +63,10 @@ class MiniViT(vit.VisionTransformer):
         super().__init__(
             64, 4, num_classes=num_classes, in_channels=in_channels, depth=4, patch=32, quantize=quantize
         )
-        self.patch_embed.proj = stem(in_channels, 64, (1, 2, 2), quantize)
+        # The last convolution runs in int8 in ONNX Runtime only with a quantizer behind.
+        self.patch_embed.proj = stem(in_channels, 64, (1, 2, 2), quantize).append(
+            activation_quantizer(quantize, "activation")
+        )
 
 
 class MiniSwin(swin.SwinTransformer):
@@ -75,7 +78,7 @@ class MiniSwin(swin.SwinTransformer):
         super().__init__(
             32, (2, 2), 0.0, head=16, num_classes=num_classes, in_channels=in_channels, quantize=quantize
         )
-        self.features[0][0] = stem(in_channels, 32, (1, 2), quantize)
+        cast(nn.Sequential, self.features[0])[0] = stem(in_channels, 32, (1, 2), quantize)
 
 
 class MiniConvNeXt(convnext.ConvNeXt):
@@ -87,7 +90,9 @@ class MiniConvNeXt(convnext.ConvNeXt):
         super().__init__(
             (2, 3), (32, 64), 0.0, num_classes=num_classes, in_channels=in_channels, quantize=quantize
         )
-        self.features[0][0] = conv2d(in_channels, 32, 2, stride=2, bias=True, quantize=quantize, edge=True)
+        cast(nn.Sequential, self.features[0])[0] = conv2d(
+            in_channels, 32, 2, stride=2, bias=True, quantize=quantize, edge=True
+        )
         for module in self.modules():
             if isinstance(module, convnext.Block) and module.layer_scale is not None:
                 nn.init.ones_(

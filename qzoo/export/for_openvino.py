@@ -335,3 +335,77 @@ def keep_rows_apart(model: ir.Model) -> None:
         unsqueeze.outputs[0].type, unsqueeze.outputs[0].shape = x.type, ir.Shape([1, *x.shape])
         model.graph.insert_before(reshape, unsqueeze)
         reshape.replace_input_with(0, unsqueeze.outputs[0])
+
+
+def expand_without_sizes(model: ir.Model) -> None:
+    """Let an Expand to the number of images ask for no size: leave it to broadcasting, or write Pad and Add.
+
+    With a dynamic batch OpenVINO takes that number from the output of the first int8 convolution, and loses its bias
+    there. Concat of a class token and patches becomes the sum of the padded patches and the padded token.
+    """
+    for expand in nodes_of(model, "Expand"):
+        x, sizes = expand.inputs[0], _sizes_behind_batch(expand)
+        if x is None or x.shape is None or sizes is None or x.type is None:
+            continue
+        shape = initializer(model, f"{expand.outputs[0].name}_sizes", np.array([1, *sizes], np.int64))
+        once = node_like("Expand", [x, shape], like=expand, result=expand.outputs[0])
+        once.outputs[0].shape = ir.Shape([x.shape[0] if len(x.shape) == len(sizes) + 1 else 1, *sizes])
+        model.graph.insert_before(expand, once)
+        for reader in readers(expand.outputs[0]):
+            if not isinstance(once.outputs[0].shape[0], int) or _broadcasts(reader, expand.outputs[0]):
+                reader.replace_input_with(reader.inputs.index(expand.outputs[0]), once.outputs[0])
+            elif (new := _padded_sum(model, reader, expand.outputs[0], once.outputs[0])) is not None:
+                replace_by(model, reader, new)
+
+
+def _sizes_behind_batch(expand: ir.Node) -> list[int] | None:
+    """The sizes that an Expand to ``[batch, ...]`` has behind the batch, which is read from a Shape; else None."""
+    concat = made_by(expand.inputs[1], "Concat")
+    if concat is None or constant(concat.inputs[0]) is not None:
+        return None
+    source = maker(concat.inputs[0])
+    while source is not None and source.op_type in ("Squeeze", "Unsqueeze", "Gather", "Slice", "Cast"):
+        source = maker(source.inputs[0])
+    rest = [constant(size) for size in concat.inputs[1:]]
+    if source is None or source.op_type != "Shape" or any(size is None for size in rest):
+        return None
+    return [int(number) for size in rest if size is not None for number in size.reshape(-1)]
+
+
+def _broadcasts(reader: ir.Node, value: ir.Value) -> bool:
+    """Whether the other operand has the number of images, so that ``value`` need not."""
+    others = [x for x in reader.inputs if x is not value]
+    return (
+        reader.op_type in ARITHMETIC
+        and len(others) == 1
+        and others[0] is not None
+        and others[0].shape is not None
+        and value.shape is not None
+        and len(others[0].shape) == len(value.shape)
+        and not isinstance(others[0].shape[0], int)
+    )
+
+
+def _padded_sum(model: ir.Model, concat: ir.Node, value: ir.Value, once: ir.Value) -> list[ir.Node] | None:
+    """Nodes for a Concat of ``value``, which is the same for all images, and one other tensor."""
+    if concat.op_type != "Concat" or len(concat.inputs) != 2 or value.shape is None:
+        return None
+    axis = integer(concat, "axis", 0) % len(value.shape)
+    shapes = [x.shape[axis] for x in concat.inputs if x is not None and x.shape is not None]
+    lengths = [length for length in shapes if isinstance(length, int)]
+    if axis == 0 or len(lengths) < 2:
+        return None
+    nodes, padded = [], []
+    for i, x in enumerate(concat.inputs):
+        pads = np.zeros(2 * len(value.shape), np.int64)
+        pads[axis if i == 1 else len(value.shape) + axis] = lengths[1 - i]
+        name = f"{concat.outputs[0].name}_pads_{i}"
+        pad = node_like(
+            "Pad",
+            [once if x is value else x, initializer(model, name, pads)],
+            like=concat,
+            result=concat.outputs[0],
+        )
+        nodes.append(pad)
+        padded.append(pad.outputs[0])
+    return [*nodes, node_like("Add", padded, like=concat, result=concat.outputs[0])]

@@ -49,6 +49,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_openvino.use_unsigned_where_misread,
         for_openvino.give_shared_convolutions_a_bias,
         for_openvino.keep_rows_apart,
+        for_openvino.expand_without_sizes,
     ),
     "tensorrt": (for_tensorrt.scale_before_quantizing, for_tensorrt.transpose_before_quantizing),
 }

@@ -114,6 +114,18 @@ def sizes(d: Sketch, *parts: str, kind: str = "Reshape") -> list[str]:
     ]
 
 
+def expanded(d: Sketch) -> str:
+    """What is the same for all images, as often as there are images."""
+    return d.op(
+        "Expand", d.const(np.ones((1, 1, 1), F32)), d.op("Concat", dim(d), d.ints(1), d.ints(1), axis=0)
+    )
+
+
+def quantized(d: Sketch, x: str) -> str:
+    """A convolution whose output is quantized for another one."""
+    return d.layer(d.pair(d.op("Relu", d.layer(x)), UINT8))
+
+
 def concat(d: Sketch, *tensors: str) -> str:
     return d.op("Concat", *tensors, axis=1)
 
@@ -290,6 +302,36 @@ FORMS: dict[str, dict[str, Form]] = {
         "quantized for both": Form(lambda d: d.op("Add", y := d.pair(bare(d), INT8), d.layer(y)), False),
         "sigmoid and output": Form(lambda d: [x := bare(d), d.op("Sigmoid", x)], False),
         "ReLU and Q": Form(lambda d: [d.op("Relu", x := bare(d)), d.layer(d.pair(x, INT8))], False),
+    },
+    "batch-read": {
+        "Expand": Form(lambda d: [expanded(d), quantized(d, image(d))], True),
+        "Range": Form(
+            lambda d: [
+                d.op("Range", d.const(np.int64(0)), d.op("Squeeze", dim(d)), d.const(np.int64(1))),
+                quantized(d, image(d)),
+            ],
+            True,
+        ),
+        "second convolution": Form(
+            lambda d: [expanded(d), quantized(d, d.pair(d.op("Relu", d.layer("image")), UINT8))], True
+        ),
+        "fixed": Form(lambda d: [expanded(d), quantized(d, image(d))], False, 2),
+        "no size": Form(lambda d: quantized(d, image(d)), False),
+        "the image's own sizes": Form(
+            lambda d: [
+                d.op("ConstantOfShape", d.op("Concat", dim(d), *(d.ints(8) for _ in range(3)), axis=0)),
+                quantized(d, image(d)),
+            ],
+            False,
+        ),
+        "no Q": Form(lambda d: [expanded(d), d.op("Relu", d.layer(image(d)))], False),
+        "MaxPool before Q": Form(
+            lambda d: [expanded(d), d.layer(d.pair(pooled(d, d.op("Relu", d.layer(image(d)))), UINT8))], False
+        ),
+        "no bias": Form(
+            lambda d: [expanded(d), d.layer(d.pair(d.op("Relu", d.layer(image(d), bias=False)), UINT8))],
+            False,
+        ),
     },
     "padded-average": {
         "a zero point": Form(lambda d: pool(d, d.pair("image", U128)), True),

@@ -386,6 +386,41 @@ def _moved_scale(graph: Graph, value: ir.Value | None) -> float:
     return factor * float(scale.reshape(()))
 
 
+def _lost_bias(graph: Graph) -> Hits:
+    if not _is_dynamic(graph):
+        return
+    biased = (conv for conv in graph.of("Conv") if graph.runs_quantized(conv) and _has_bias(graph, conv))
+    conv = next(biased, None)
+    if conv is None or not graph.path_to_q(conv, lambda node: node.op_type in CLAMPS):
+        return
+    for shape in graph.of("Shape"):
+        x = shape.inputs[0]
+        if x is not None and x.is_graph_input() and _gives_a_size(graph, shape, x):
+            yield (shape, conv)
+
+
+def _has_bias(graph: Graph, conv: ir.Node) -> bool:
+    bias = input_of(conv, 2)
+    values = None if bias is None else graph.array(bias)
+    return bias is not None and (values is None or bool(values.any()))
+
+
+def _gives_a_size(graph: Graph, shape: ir.Node, image: ir.Value) -> bool:
+    """Whether sizes of the image become those of another tensor, by other nodes than a Reshape."""
+    todo, known = [shape], {shape}
+    while todo:
+        for reader in graph.readers(todo.pop()):
+            sizes = graph.shapes.get(str(reader.outputs[0].name), [])
+            if reader.op_type == "Range":
+                return True
+            if reader.op_type in ("Expand", "ConstantOfShape") and sizes[1:] != list(image.shape or ())[1:]:
+                return True
+            if reader.op_type in (*_READS_SIZE, "Concat") and reader not in known:
+                known.add(reader)
+                todo.append(reader)
+    return False
+
+
 RULES = (
     Rule(
         "concat-int8",
@@ -411,6 +446,14 @@ RULES = (
         "one of them the sums without their scale.",
         "Give it a bias that is not zero, such as 1e-30; or fix the batch.",
         _without_bias,
+    ),
+    Rule(
+        "batch-read",
+        (OV,),
+        "The number of images, read from their Shape, sizes an Expand, Range or ConstantOfShape: with a dynamic batch "
+        "OpenVINO reads it from the first int8 convolution, and loses its bias before the QuantizeLinear behind.",
+        "Fix the batch; or broadcast, by Pad and Add in place of Expand and Concat.",
+        _lost_bias,
     ),
     Rule(
         "padded-average",
