@@ -41,7 +41,7 @@ from qzoo.scheme import Scheme
 
 MEAN, STD = 0.2860, 0.3530
 BATCH, CALIBRATION = 128, 512
-TEACHER = "resnet20.fmnist-w8a8"
+TEACHER = "resnet20.fmnist"
 BITS = ((8, 8), (6, 6), (4, 8))
 
 
@@ -135,7 +135,7 @@ def train(name: str, root: Path | None) -> nn.Module:
     network = NETWORKS[name]
     model = network.make().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     x, y = images("train", root)
-    teacher = in_onnxruntime(qzoo.create_model(TEACHER, pretrained=True, quantize=True), x)
+    teacher = in_onnxruntime(qzoo.create_model(TEACHER, pretrained=True), x)
     targets = (F.one_hot(y, 10) + (teacher / 2).softmax(1)) / 2
     parameters = list(model.parameters())
     groups = [

@@ -61,7 +61,14 @@ class MiniViT(vit.VisionTransformer):
         self, *, num_classes: int = 10, in_channels: int = 1, quantize: Scheme | None = None
     ) -> None:
         super().__init__(
-            64, 4, num_classes=num_classes, in_channels=in_channels, depth=4, patch=32, quantize=quantize
+            64,
+            4,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            depth=4,
+            image=28,
+            patch=4,
+            quantize=quantize,
         )
         # The last convolution runs in int8 in ONNX Runtime only with a quantizer behind.
         self.patch_embed.proj = stem(in_channels, 64, (1, 2, 2), quantize).append(

@@ -188,7 +188,7 @@ class VisionTransformer(HubMixin, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
-        token = self.cls_token.expand(len(x), -1, -1)
+        token = self.cls_token.expand(x.shape[0], -1, -1)
         if self.class_position:
             x = torch.cat([token, x], dim=1) + self.pos_embed
         else:

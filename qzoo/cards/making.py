@@ -93,9 +93,11 @@ def _training(config: Config, options: dict[str, Any]) -> list[str]:
             f"From there they were trained with the weights ({options['method'].upper()}), for the "
             f"placement of target `{config.target}`."
         )
-    rows = [(key.replace("_", " "), plain(value)) for key, value in options.items()]
+    # What a script of the repository trained says so; its options may be others than those of qzoo train.
+    command = options.get("script") or _train_command(config.name, options)
+    rows = [(key.replace("_", " "), plain(value)) for key, value in options.items() if key != "script"]
     parts.append(table(("option", "value"), rows))
-    parts.append(f"Trained by `{_train_command(config.name, options)}`.")
+    parts.append(f"Trained by `{command}`.")
     return parts
 
 
