@@ -11,8 +11,11 @@ from unittest import mock
 import timm
 import torch
 import torchvision
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock
+from torchvision.models.swin_transformer import SwinTransformer
 
 from qzoo import registry
 from qzoo.quant.nn import TensorQuantizer
@@ -58,6 +61,33 @@ class TemplateReference(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer2(self.layer1(self.bn1(self.conv1(x)).relu()))
         return self.fc(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def stem(channels: int, width: int, *strides: int) -> nn.Sequential:
+    """3x3 convolutions with BatchNorm and ReLU, each twice as wide as the one before, and a 1x1 one."""
+    widths = [channels, *(width >> shift for shift in reversed(range(len(strides))))]
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in zip(widths, widths[1:], strides, strict=False):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+
+
+def mini(arch: str) -> nn.Module:
+    """The small transformers and the small ConvNeXt, put together from timm's and torchvision's blocks."""
+    model: nn.Module
+    if arch == "vit_mini":
+        model = VisionTransformer(28, 4, num_classes=10, embed_dim=64, depth=4, num_heads=4)
+        model.patch_embed.proj = stem(3, 64, 1, 2, 2)
+        for block in model.blocks:
+            block.attn.fused_attn = False
+    elif arch == "swin_mini":
+        model = SwinTransformer([2, 2], 32, [2, 2], [2, 4], [7, 7], stochastic_depth_prob=0.0, num_classes=10)
+        model.features[0][0] = stem(3, 32, 1, 2)
+    else:
+        blocks = [CNBlockConfig(32, 64, 2), CNBlockConfig(64, None, 3)]
+        model = ConvNeXt(blocks, stochastic_depth_prob=0.0, layer_scale=1.0, num_classes=10)
+        model.features[0][0] = nn.Conv2d(3, 32, 2, 2)
+    return model
 
 
 TEMPLATE = "tiny_net"

@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 from exact import make_exact_
-from references import quantizers, random_state
+from references import mini, quantizers, random_state
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
@@ -42,6 +42,8 @@ def off(model: nn.Module) -> nn.Module:
 
 def _reference(arch: str) -> nn.Module:
     """torchvision's network, or else timm's."""
+    if arch.endswith("_mini"):
+        return mini(arch)
     if arch.endswith("_reparam"):
         return reparameterize_model(timm.create_model(arch.removesuffix("_reparam")))
     names = [arch, *architecture(arch).aliases]

@@ -79,12 +79,12 @@ FAMILIES = (
     Family(
         ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
         joins=(("QLinearAdd", 14),),
-        floats=("LayerNormalization", "Gelu", "Mul", "Add", "GlobalAveragePool"),
+        floats=("LayerNormalization", "Gelu", "Mul", "Add"),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
     ),
     Family(
         ("swin_t", "swin_s", "swin_b"),
-        floats=(*TRANSFORMER, "FusedMatMul", "Concat", "GlobalAveragePool"),
+        floats=(*TRANSFORMER, "FusedMatMul", "Concat"),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
         exact=("onnxruntime",),
     ),
@@ -94,7 +94,6 @@ FAMILIES = (
             *TRANSFORMER,
             "FusedMatMul",
             "Concat",
-            "GlobalAveragePool",
             "ReduceL2",
             "Clip",
             "Expand",
@@ -115,7 +114,7 @@ FAMILIES = (
         ("convnextv2_tiny", "convnextv2_base", "convnextv2_large"),
         joins=(("QLinearAdd", 32),),
         floats=(
-            *("LayerNormalization", "Gelu", "Mul", "Add", "GlobalAveragePool"),
+            *("LayerNormalization", "Gelu", "Mul", "Add"),
             *("ReduceL2", "ReduceMean", "Div"),
         ),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
@@ -187,12 +186,25 @@ FAMILIES = (
                 "FusedMatMul",
                 "Mul",
                 "Add",
-                "GlobalAveragePool",
             ),
             *("ReduceL2", "Clip", "Expand", "Div", "Concat"),  # of queries and keys, by their lengths
         ),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
         exact=("onnxruntime",),
+    ),
+    Family(("vit_mini",), 28, floats=(*TRANSFORMER, "FusedMatMul", "Concat", "Expand"), rules=FLOAT_STREAM),
+    Family(
+        ("swin_mini",),
+        28,
+        floats=(*TRANSFORMER, "FusedMatMul", "Concat"),
+        rules=("float-island", "add-float-input", *FLOAT_STREAM),
+    ),
+    Family(
+        ("convnext_mini",),
+        28,
+        joins=(("QLinearAdd", 3),),
+        floats=("LayerNormalization", "Gelu", "Add"),
+        rules=("float-island", "add-float-input", *FLOAT_STREAM),
     ),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
