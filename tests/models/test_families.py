@@ -37,6 +37,7 @@ class Family:
 
 # What a transformer has between its layers, and what lint says of it.
 TRANSFORMER = ("LayerNormalization", "Gelu", "Softmax", "MatMul", "Mul", "Add")
+WINDOWS = ("LayerNormalization", "Gelu", "Softmax", "MatMul", "FusedMatMul", "Add")
 FLOAT_STREAM = ("float-island-openvino", "float-island-tensorrt", "residual-float")
 
 FAMILIES = (
@@ -79,12 +80,12 @@ FAMILIES = (
     Family(
         ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
         joins=(("QLinearAdd", 14),),
-        floats=("LayerNormalization", "Gelu", "Mul", "Add"),
+        floats=("LayerNormalization", "Gelu", "Add"),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
     ),
     Family(
         ("swin_t", "swin_s", "swin_b"),
-        floats=(*TRANSFORMER, "FusedMatMul", "Concat"),
+        floats=(*WINDOWS, "Concat"),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
         exact=("onnxruntime",),
     ),
@@ -192,11 +193,11 @@ FAMILIES = (
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
         exact=("onnxruntime",),
     ),
-    Family(("vit_mini",), 28, floats=(*TRANSFORMER, "FusedMatMul", "Concat", "Expand"), rules=FLOAT_STREAM),
+    Family(("vit_mini",), 28, floats=(*WINDOWS, "Concat", "Expand"), rules=FLOAT_STREAM),
     Family(
         ("swin_mini",),
         28,
-        floats=(*TRANSFORMER, "FusedMatMul", "Concat"),
+        floats=(*WINDOWS, "Concat"),
         rules=("float-island", "add-float-input", *FLOAT_STREAM),
     ),
     Family(
@@ -205,6 +206,7 @@ FAMILIES = (
         joins=(("QLinearAdd", 3),),
         floats=("LayerNormalization", "Gelu", "Add"),
         rules=("float-island", "add-float-input", *FLOAT_STREAM),
+        exact=("onnxruntime",),
     ),
 )
 FIRST = {family.architectures[0]: family for family in FAMILIES}
