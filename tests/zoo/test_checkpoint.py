@@ -264,7 +264,7 @@ def test_recipe_without_weights_says_how_to_build(folder: Path) -> None:
         ({"scheme": {"weight_bits": 64, "activation_bits": 8}}, "scheme.*2 to 8"),
         ({"arguments": {"num_classes": True, "in_channels": 1}}, r"arguments\.num_classes must be a whole"),
         ({"arguments": {"num_classes": 10}}, r"field arguments\.in_channels is missing"),
-        ({"arguments": {"num_classes": -1, "in_channels": 1}}, r"arguments\.num_classes must be 1"),
+        ({"arguments": {"num_classes": -1, "in_channels": 1}}, r"arguments\.num_classes must be 0"),
         ({"arguments": {"num_classes": 10, "in_channels": 3}}, r"preprocessing\.input_size"),
         ({"labels": None}, "labels must be a text, not null"),
         ({"extra": 1}, "unknown field extra"),
