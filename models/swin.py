@@ -157,8 +157,9 @@ class WindowAttention(nn.Module):
         """Queries, keys and values side by side; in version 2 keys have no bias, though it has an entry."""
         if not self.second:
             return self.qkv(x)
-        query, key, value = self.qkv.get_parameter("bias").chunk(3)
-        bias = torch.cat([query, torch.zeros_like(key), value])
+        bias: Tensor = self.qkv.get_parameter("bias")
+        dim = len(bias) // 3
+        bias = torch.cat([bias[:dim], torch.zeros_like(bias[:dim]), bias[2 * dim :]])
         return torch.func.functional_call(self.qkv, {"bias": bias}, x)
 
     def _position_bias(self, tokens: int) -> Tensor:
