@@ -46,10 +46,10 @@ BARS = {
 
 FAMILIES = """
 alexnet convnext_tiny convnextv2_tiny deit_tiny_patch16_224 densenet121 dla34 edgenext_xx_small efficientnet_b0
-efficientnet_v2_s ghostnetv2_100 googlenet hrnet_w18_small inception_v3 lcnet_050 levit_128s maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small
-mobilenetv4_conv_small mobilevit_xxs regnet_x_400mf regnet_y_400mf repvgg_a0 repvgg_a0_reparam res2net50_14w_8s
-resnest14d resnet18 resnet20 resnext50_32x4d seresnet50 shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t
-tf_efficientnet_lite0 vgg11_bn
+efficientnet_v2_s ghostnetv2_100 googlenet hrnet_w18_small inception_v3 lcnet_050 levit_128s maxvit_t mnasnet0_5
+mobilenet_v2 mobilenet_v3_small mobilenetv4_conv_small mobilevit_xxs regnet_x_400mf regnet_y_400mf repvgg_a0
+repvgg_a0_reparam res2net50_14w_8s resnest14d resnet18 resnet20 resnext50_32x4d seresnet50 shufflenet_v2_x0_5
+squeezenet1_1 swin_t swin_v2_t tf_efficientnet_lite0 vgg11_bn
 """
 
 
