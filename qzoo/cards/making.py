@@ -184,9 +184,14 @@ def _build_command(config: Config) -> str:
     if any(row.skipped for row in (config.calibration, *config.metrics) if row is not None):
         flags["--skip-broken"] = []
     plan = replace(config.plan, evaluation_subset=None)
-    if plan.affine == architecture(config.architecture).family.defaults.affine:
+    defaults = architecture(config.architecture).family.defaults
+    if plan.affine == defaults.affine:
         plan = replace(plan, affine=None)
-    return _command(f"qzoo build {config.name}", {**flags, **plan.flags()})
+    flags |= plan.flags()
+    learned = defaults.recipe_for(config.scheme or Scheme()).rounding != "nearest"
+    if learned and not plan.best and plan.recipe.rounding == "nearest":
+        flags["--rounding"] = ["nearest"]  # the default of the flag, but not of the family
+    return _command(f"qzoo build {config.name}", flags)
 
 
 def _command(start: str, flags: Mapping[str, Sequence[object]]) -> str:

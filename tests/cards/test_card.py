@@ -179,13 +179,16 @@ def test_a_zero_point_is_said() -> None:
     assert "--affine" in card(config)
 
 
-@pytest.mark.parametrize(("affine", "words"), [(True, "--data DIR`"), (False, "--data DIR --no-affine`")])
-def test_a_command_says_of_zero_points_what_differs_from_the_family(affine: bool, words: str) -> None:
+@pytest.mark.parametrize(("affine", "words"), [(True, ""), (False, " --no-affine")])
+def test_a_command_says_what_differs_from_the_family(affine: bool, words: str) -> None:
     (config,) = (c for c in recipes() if c.name == "mobilenet_v3_small.tv_in1k-w8a8")
     config = dataclasses.replace(
         config, scheme=Scheme(affine=affine), calibration=CalibrationRecord("auto", "some", "", 9)
     )
-    assert f"`qzoo build {config.name} {words}" in card(config)
+    assert f"`qzoo build {config.name} --data DIR{words} --rounding nearest`" in card(config)
+    rounded = dataclasses.replace(config.calibration, rounding="sequential")
+    text = card(dataclasses.replace(config, calibration=rounded))
+    assert f"`qzoo build {config.name} --data DIR --rounding sequential{words}`" in text
 
 
 @pytest.mark.parametrize(
