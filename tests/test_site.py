@@ -253,7 +253,7 @@ def test_demo_labels_as_python_does(site: Path, name: str) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium (of Debian)")
 def test_browser_filters_in_a_browser(site: Path) -> None:
     page = (site / "models" / "index.html").as_uri()
-    dom = dump(f"{page}?filter=fmnist+drop%3C0.1+size%3C0.3")
+    dom = dump(f"{page}?filter=resnet+fmnist+drop%3C0.1+size%3C0.3")
     assert [row[0] for row in rows(dom) if row] == ["resnet20.fmnist-w8a8"]
     dom = dump(f"{page}?filter=fmnist+w4a4")
     assert [row[0] for row in rows(dom) if row] == ["resnet20.fmnist-w4a4_qat", "resnet32.fmnist-w4a4_qat"]
