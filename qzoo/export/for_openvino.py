@@ -343,18 +343,28 @@ def expand_without_sizes(model: ir.Model) -> None:
     With a dynamic batch OpenVINO takes that number from the output of the first int8 convolution, and loses its bias
     there. Concat of a class token and patches becomes the sum of the padded patches and the padded token.
     """
+    image = model.graph.inputs[0].shape
+    if image is None or isinstance(image[0], int):
+        return
     for expand in nodes_of(model, "Expand"):
-        x, sizes = expand.inputs[0], _sizes_behind_batch(expand)
-        if x is None or x.shape is None or sizes is None or x.type is None:
+        x, result, sizes = expand.inputs[0], expand.outputs[0], _sizes_behind_batch(expand)
+        if (
+            x is None
+            or x.shape is None
+            or result.shape is None
+            or sizes is None
+            or result.shape[0] != image[0]
+        ):
             continue
-        shape = initializer(model, f"{expand.outputs[0].name}_sizes", np.array([1, *sizes], np.int64))
-        once = node_like("Expand", [x, shape], like=expand, result=expand.outputs[0])
-        once.outputs[0].shape = ir.Shape([x.shape[0] if len(x.shape) == len(sizes) + 1 else 1, *sizes])
+        counted = len(x.shape) == len(result.shape) and x.shape[0] == image[0]
+        shape = initializer(model, f"{result.name}_sizes", np.array([1, *sizes], np.int64))
+        once = node_like("Expand", [x, shape], like=expand, result=result)
+        once.outputs[0].shape = ir.Shape([image[0] if counted else 1, *list(result.shape)[1:]])
         model.graph.insert_before(expand, once)
-        for reader in readers(expand.outputs[0]):
-            if not isinstance(once.outputs[0].shape[0], int) or _broadcasts(reader, expand.outputs[0]):
-                reader.replace_input_with(reader.inputs.index(expand.outputs[0]), once.outputs[0])
-            elif (new := _padded_sum(model, reader, expand.outputs[0], once.outputs[0])) is not None:
+        for reader in readers(result):
+            if counted or _broadcasts(reader, result):
+                reader.replace_input_with(reader.inputs.index(result), once.outputs[0])
+            elif (new := _padded_sum(model, reader, result, once.outputs[0])) is not None:
                 replace_by(model, reader, new)
 
 
@@ -375,15 +385,10 @@ def _sizes_behind_batch(expand: ir.Node) -> list[int] | None:
 def _broadcasts(reader: ir.Node, value: ir.Value) -> bool:
     """Whether the other operand has the number of images, so that ``value`` need not."""
     others = [x for x in reader.inputs if x is not value]
-    return (
-        reader.op_type in ARITHMETIC
-        and len(others) == 1
-        and others[0] is not None
-        and others[0].shape is not None
-        and value.shape is not None
-        and len(others[0].shape) == len(value.shape)
-        and not isinstance(others[0].shape[0], int)
-    )
+    if reader.op_type not in ARITHMETIC or len(others) != 1 or others[0] is None:
+        return False
+    shape, own = others[0].shape, value.shape
+    return shape is not None and own is not None and len(shape) == len(own) and shape[0] == own[0]
 
 
 def _padded_sum(model: ir.Model, concat: ir.Node, value: ir.Value, once: ir.Value) -> list[ir.Node] | None:

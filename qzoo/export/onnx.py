@@ -152,8 +152,8 @@ def _translate_view(
     """``aten::as_strided``: the tensor itself where the view has its shape and order.
 
     An average over all pixels ends in such a view where its input is a permutation, as in Swin and ConvNeXt. Torch's
-    own translation gathers the elements by numbers computed from the batch size, which OpenVINO 2026.4 gets wrong where
-    the average is in another memory layout.
+    own translation gathers the elements by numbers computed from the batch size, which keeps the average out of int8,
+    and which OpenVINO does not bear (:func:`qzoo.export.for_openvino.expand_without_sizes`).
     """
     shape, contiguous = list(x.shape), 1
     same = not storage_offset and len(size) == len(shape)

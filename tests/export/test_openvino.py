@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
+import qzoo
 from qzoo.export import export_onnx
 from qzoo.export.check import sqnr
 from qzoo.models.vit import VisionTransformer
@@ -208,3 +210,35 @@ def test_every_layer_of_a_transformer_runs_in_int8(calibrated, tmp_path: Path) -
     )
     for found in (precisions(dynamic), precisions(dynamic, [1, 3, 224, 224]), precisions(fixed)):
         assert found == {("Convolution", "u8"): 1, ("FullyConnected", "i8"): 5}
+
+
+class WithToken(nn.Module):
+    """A class token before what convolutions make of the image, and an average of a permuted tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 2, stride=2))
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.position = nn.Parameter(torch.randn(1, 1, 8))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.stem(x)
+        rows = features.flatten(2).transpose(1, 2) + self.position.expand(x.shape[0], -1, -1)
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), rows], dim=1)
+        mean = nn.functional.adaptive_avg_pool2d(features.permute(0, 2, 3, 1).permute(0, 3, 1, 2), 1)
+        return self.fc(torch.cat([tokens.sum(1), mean.flatten(1)], dim=1))
+
+
+def test_no_file_asks_for_the_number_of_images(tmp_path: Path) -> None:
+    """OpenVINO would take it from the first convolution, whose bias it then loses."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8)
+    model = qzoo.quantize(WithToken().eval(), images, target="openvino")
+    qzoo.calibrate(model, [images], progress=False)
+    path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert operators.isdisjoint({"Shape", "Gather", "Range"})
+    for count in (1, 4):
+        got = OpenVinoRunner(path)(images[:count])
+        assert sqnr(OnnxRuntimeRunner(path, level="none")(images[:count]), got) > 60
