@@ -115,7 +115,7 @@ def test_numbers_of_the_methods_and_bits_of_layers_are_recorded_and_repeated(
     assert config.scheme is not None
     assert config.calibration.percentile == 99.5
     assert (config.scheme.edge_bits, config.scheme.layers) == (8, (("layer1.0.conv1", 6),))
-    assert f"{values} {bits}`" in card(config)
+    assert f"{values} {bits} --rounding nearest`" in card(config)
     assert config.target == "openvino"
     loaded = qzoo.load_pretrained(out)  # with the placement that it was calibrated for
     off = {q.role for q in quantizers(loaded).values() if q._disabled}
