@@ -335,13 +335,8 @@ def evaluate(
         (16, 93.75)
     """
     group = group or Group()
-    for each in (model, reference):
-        config = getattr(each, "qzoo_config", None)
-        if isinstance(config, Config) and config.is_encoder:
-            raise DataError(
-                f"{config.name} is an image encoder: it gives features, which have no accuracy; compare them with the "
-                "float model's by qzoo.compare_features(model, loader, reference=float_model)"
-            )
+    _refuse_encoder(model)
+    _refuse_encoder(reference)
     if isinstance(reference, Tensor):
         if group.world > 1:
             raise DistributedError(
@@ -375,6 +370,15 @@ def evaluate(
         skipped=skipped,
         reference=_evaluation([[b.reference for b in part if b.reference] for part in parts]),
     )
+
+
+def _refuse_encoder(model: Any) -> None:
+    config = getattr(model, "qzoo_config", None)
+    if isinstance(config, Config) and config.is_encoder:
+        raise DataError(
+            f"{config.name} is an image encoder: it gives features, which have no accuracy; compare them with the "
+            "float model's by qzoo.compare_features(model, loader, reference=float_model)"
+        )
 
 
 def _batch(
