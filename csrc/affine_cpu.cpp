@@ -6,9 +6,6 @@
 namespace qzoo {
 namespace {
 
-constexpr int64_t kBlock = 1 << 12;  // elements whose contributions are added in the type of the arithmetic
-constexpr int kLanes = 16;           // sums side by side, so that the loop has no order to keep
-
 struct Limits {
   float low, high;
 };
@@ -109,7 +106,6 @@ Tensor fake_quantize_affine_backward_cpu(Tensor grad, Tensor input, Tensor limit
   return y;
 }
 
-// The blocks are the same for any number of threads, and their sums are added in order: so is the result.
 std::tuple<Tensor, Tensor> affine_learned_backward_cpu(
     Tensor grad, Tensor input, Tensor limits, int64_t num_bits, bool rounding) {
   const Tensor x = densified(input);
@@ -119,25 +115,18 @@ std::tuple<Tensor, Tensor> affine_learned_backward_cpu(
   Tensor moved = empty_as(ends, ScalarType::Float);
   const Limits at = limits_of(limits);
   const Level level = make_affine_level(at.low, at.high, top_of(num_bits));
-  const int64_t n = view.numel(), blocks = (n + kBlock - 1) / kBlock;
-  std::vector<double> sums(3 * blocks);
+  std::array<double, 3> total;
 #define QZOO_CASE(T)                                                                                      \
   {                                                                                                       \
     const T* gp = static_cast<const T*>(g.const_data_ptr());                                              \
     const T* xp = static_cast<const T*>(x.const_data_ptr());                                              \
     T* yp = static_cast<T*>(y.mutable_data_ptr());                                                        \
-    in_parallel(blocks, kGrain / kBlock, [&](int64_t begin, int64_t end) {                                \
-      for (int64_t b = begin; b < end; ++b) {                                                             \
-        const int64_t from = b * kBlock, count = std::min(kBlock, n - from);                              \
-        affine_learned(gp + from, xp + from, yp + from, count, level, at, sums.data() + 3 * b);           \
-      }                                                                                                   \
+    total = sum_blocks<3>(view.numel(), [&](int64_t begin, int64_t n, double* sums) {                     \
+      affine_learned(gp + begin, xp + begin, yp + begin, n, level, at, sums);                             \
     });                                                                                                   \
   }
   QZOO_SWITCH_FLOATING(x.scalar_type(), "fake_quantize_affine_learned_backward", QZOO_CASE)
 #undef QZOO_CASE
-  double total[3] = {};
-  for (int64_t b = 0; b < blocks; ++b)
-    for (int part = 0; part < 3; ++part) total[part] += sums[3 * b + part];
   const float span = at.high - at.low;
   const double error = rounding ? total[2] / static_cast<double>(span < kTiny ? kTiny : span) : 0.0;
   float* out = static_cast<float*>(moved.mutable_data_ptr());

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -156,6 +157,27 @@ void run(
   }
 
 #define QZOO_RUN(NAME, FROM, TO) run<FROM, TO>(walk, levels, x, y, QZOO_LOOPS_OF(NAME, FROM, TO))
+
+// ---- sums ----
+
+constexpr int64_t kSumBlock = 1 << 12;  // elements whose contributions are added in the type of the arithmetic
+constexpr int kLanes = 16;              // sums side by side, so that the loop has no order to keep
+
+// Totals of what f(begin, count, sums) adds for each block of n elements. The blocks are the same for any number of
+// threads, and are added in order: so is the result.
+template <int kSums, typename F>
+std::array<double, kSums> sum_blocks(int64_t n, const F& f) {
+  const int64_t blocks = (n + kSumBlock - 1) / kSumBlock;
+  std::vector<std::array<double, kSums>> sums(blocks);
+  in_parallel(blocks, kGrain / kSumBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      f(b * kSumBlock, std::min(kSumBlock, n - b * kSumBlock), sums[b].data());
+  });
+  std::array<double, kSums> total{};
+  for (const auto& block : sums)
+    for (int k = 0; k < kSums; ++k) total[k] += block[k];
+  return total;
+}
 
 #define QZOO_SWITCH_FLOATING(DTYPE, WHAT, CASE)                                                      \
   switch (DTYPE) {                                                                                   \

@@ -6,9 +6,6 @@
 namespace qzoo {
 namespace {
 
-constexpr int64_t kBlock = 1 << 12;  // elements whose contributions are added in the type of the arithmetic
-constexpr int kLanes = 16;           // sums side by side, so that the loop has no order to keep
-
 #define QZOO_LEARNED(T, W, NAME, TERM)                                                                       \
   QZOO_CLONES double NAME(                                                                                   \
       const T* g, const T* x, T* out, int64_t n, float scale, float low, float high, float amax) {           \
@@ -44,7 +41,6 @@ QZOO_LEARNED_RULES(double, double)
 QZOO_LEARNED_RULES(Half, float)
 QZOO_LEARNED_RULES(BFloat16, float)
 
-// The blocks are the same for any number of threads, and their sums are added in order: so is the result.
 std::tuple<Tensor, Tensor> learned_backward_cpu(
     Tensor grad, Tensor input, Tensor amax, int64_t num_bits, bool is_unsigned, bool narrow_range, bool rounding) {
   STD_TORCH_CHECK(amax.numel() == 1, "a gradient to the range needs one range, not ", amax.numel());
@@ -58,26 +54,20 @@ std::tuple<Tensor, Tensor> learned_backward_cpu(
   read_ranges(walk, amax, &range);
   const Bounds bounds = integer_bounds(num_bits, is_unsigned, narrow_range);
   const Level level = make_level(range, bounds.low, bounds.high);
-  const int64_t n = view.numel(), blocks = (n + kBlock - 1) / kBlock;
-  std::vector<double> sums(blocks);
+  double total = 0.0;
 #define QZOO_CASE(T)                                                                                      \
   {                                                                                                       \
     const T* gp = static_cast<const T*>(g.const_data_ptr());                                              \
     const T* xp = static_cast<const T*>(x.const_data_ptr());                                              \
     T* yp = static_cast<T*>(y.mutable_data_ptr());                                                        \
-    in_parallel(blocks, kGrain / kBlock, [&](int64_t begin, int64_t end) {                                \
-      for (int64_t b = begin; b < end; ++b) {                                                             \
-        const int64_t at = b * kBlock, count = std::min(kBlock, n - at);                                  \
-        sums[b] = rounding                                                                                \
-            ? lsq_gradient(gp + at, xp + at, yp + at, count, level.scale, level.low, level.high, range)   \
-            : pact_gradient(gp + at, xp + at, yp + at, count, level.scale, level.low, level.high, range); \
-      }                                                                                                   \
-    });                                                                                                   \
+    total = sum_blocks<1>(view.numel(), [&](int64_t at, int64_t n, double* sum) {                         \
+      *sum = rounding                                                                                     \
+          ? lsq_gradient(gp + at, xp + at, yp + at, n, level.scale, level.low, level.high, range)         \
+          : pact_gradient(gp + at, xp + at, yp + at, n, level.scale, level.low, level.high, range);       \
+    })[0];                                                                                                \
   }
   QZOO_SWITCH_FLOATING(x.scalar_type(), "fake_quantize_learned_backward", QZOO_CASE)
 #undef QZOO_CASE
-  double total = 0.0;
-  for (double sum : sums) total += sum;
   *static_cast<float*>(moved.mutable_data_ptr()) = static_cast<float>(total / static_cast<double>(range));
   return {y, moved};
 }
