@@ -75,7 +75,7 @@ def _panel(axes, rows: list[Row], batch: int, labelled: bool) -> None:  # type: 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_survey(found: Survey, path: Path) -> Path:
+def plot_survey(survey: Survey, path: Path) -> Path:
     """Write a PNG of published float top-1 against measured latency: float and int8 of a model are joined by a line.
 
     The models on the Pareto front of int8 have their names.
@@ -91,13 +91,13 @@ def plot_survey(found: Survey, path: Path) -> Path:
         figure = Figure(figsize=(11, 7), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        points = {name: _points(found, name) for name in ("float32", "int8")}
+        points = {name: _points(survey, name) for name in ("float32", "int8")}
         for (slow, top1, _), (fast, *_) in zip(points["float32"], points["int8"], strict=True):
             axes.plot([slow, fast], [top1, top1], color="#cccccc", linewidth=0.8, zorder=1)
         for name in points:
-            _front(axes, found, name, points[name])
+            _front(axes, survey, name, points[name])
         for time, top1, model in points["int8"]:
-            if model in found.front("int8"):
+            if model in survey.front("int8"):
                 axes.annotate(
                     model, (time, top1), xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=6
                 )
@@ -108,21 +108,21 @@ def plot_survey(found: Survey, path: Path) -> Path:
         axes.set_ylabel("top-1 of the float weights on ImageNet, as published, %")
         axes.legend(loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
-        threads = f"{found.options.threads} thread(s), {found.options.runtime}"
-        axes.set_title(f"{found.machine['processor']}, {threads}, {found.date[:10]}", fontsize=9)
+        threads = f"{survey.options.threads} thread(s), {survey.options.runtime}"
+        axes.set_title(f"{survey.machine['processor']}, {threads}, {survey.date[:10]}", fontsize=9)
         return _save(figure, path)
 
 
-def _points(found: Survey, precision: str) -> list[tuple[float, float, str]]:
+def _points(survey: Survey, precision: str) -> list[tuple[float, float, str]]:
     """Latency, top-1 and name of the models whose top-1 is known."""
-    timed = ((getattr(model, precision), model) for model in found.measured)
-    return [(time.wall_ms, model.top1, model.model) for time, model in timed if model.top1 is not None]
+    costs = ((getattr(model, precision), model) for model in survey.measured)
+    return [(time.wall_ms, model.top1, model.model) for time, model in costs if model.top1 is not None]
 
 
-def _front(axes: Any, found: Survey, precision: str, points: list[tuple[float, float, str]]) -> None:
+def _front(axes: Any, survey: Survey, precision: str, points: list[tuple[float, float, str]]) -> None:
     colour, label = _COLOURS[precision], "int8" if precision == "int8" else "float"
     axes.scatter(
         [x for x, *_ in points], [y for _, y, _ in points], color=colour, s=14, zorder=3, label=label
     )
-    best = sorted(point for point in points if point[2] in found.front(precision))
+    best = sorted(point for point in points if point[2] in survey.front(precision))
     axes.step([x for x, *_ in best], [y for _, y, _ in best], where="post", color=colour, zorder=2)

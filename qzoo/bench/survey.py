@@ -51,8 +51,8 @@ class SurveyOptions:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Latency of one precision at batch 1, milliseconds a call, and what its file and its process took."""
+class Cost:
+    """Latency of one precision at batch 1 in milliseconds a call, size of its file, memory of its process."""
 
     wall_ms: float
     wall_p90_ms: float
@@ -64,8 +64,8 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """One architecture.
+class SurveyRow:
+    """One architecture, with its latencies or the reason why there are none.
 
     Attributes:
         family: the file of its definition.
@@ -86,14 +86,14 @@ class Surveyed:
     parameters: int
     seconds: float
     error: str = ""
-    float32: Timed | None = None
-    int8: Timed | None = None
+    float32: Cost | None = None
+    int8: Cost | None = None
     speedup: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a survey has found so far.
+    """Results of a survey so far.
 
     Attributes:
         models: in the order of their names.
@@ -104,27 +104,27 @@ class Survey:
     options: SurveyOptions
     machine: dict[str, str]
     date: str
-    models: tuple[Surveyed, ...] = field(default=())
+    models: tuple[SurveyRow, ...] = field(default=())
 
     @property
-    def measured(self) -> list[Surveyed]:
-        """The models that have figures, the fastest in int8 first."""
-        found = [model for model in self.models if model.int8 is not None]
-        return sorted(found, key=lambda model: model.int8.wall_ms if model.int8 else 0.0)
+    def measured(self) -> list[SurveyRow]:
+        """The models with figures, the fastest in int8 first."""
+        models = [model for model in self.models if model.int8 is not None]
+        return sorted(models, key=lambda model: model.int8.wall_ms if model.int8 else 0.0)
 
     def front(self, precision: str) -> set[str]:
-        """Names of the models that no other one is both faster and more accurate than, at a precision."""
+        """List the models on the Pareto front of a precision: no other one is both faster and more accurate."""
         points = [
-            (timed.wall_ms, -model.top1, model.model)
+            (cost.wall_ms, -model.top1, model.model)
             for model in self.measured
-            if (timed := getattr(model, precision)) is not None and model.top1 is not None
+            if (cost := getattr(model, precision)) is not None and model.top1 is not None
         ]
-        best, found = 0.0, set()
+        best, names = 0.0, set()
         for _, negative, name in sorted(points):
             if -negative > best:
                 best = -negative
-                found.add(name)
-        return found
+                names.add(name)
+        return names
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -139,7 +139,7 @@ def survey(
     out: str | Path,
     imports: Sequence[str] = (),
     progress: bool = True,
-    told: Callable[[Surveyed], None] | None = None,
+    report: Callable[[SurveyRow], None] | None = None,
 ) -> Survey:
     """Measure the latency of architectures, float and int8, each in a process of its own.
 
@@ -152,7 +152,7 @@ def survey(
         out: the folder of the results file, ``survey.json``.
         imports: modules and files that register architectures, for the processes.
         progress: show a progress bar.
-        told: called with each model that is done.
+        report: called with each model that is done.
 
     Returns:
         All that the file has. A model that failed is among it, with the reason.
@@ -164,25 +164,25 @@ def survey(
 
     Example:
         >>> options = SurveyOptions(seconds=0.01)
-        >>> found = survey("resnet20", options, out="survey", progress=False)  # doctest: +SKIP
-        >>> found.measured[0].speedup[0] > 1
+        >>> results = survey("resnet20", options, out="survey", progress=False)  # doctest: +SKIP
+        >>> results.measured[0].speedup[0] > 1
         True
     """
     names = _names(pattern)
     _check(options)
     path = Path(out) / FILE
-    found = _begun(path, options)
+    results = _resume(path, options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {model.model for model in found.models if not model.error}
+    done = {model.model for model in results.models if not model.error}
     for name in track([name for name in names if name not in done], "survey", show=progress):
-        new = _measured(name, options, imports)
-        others = [model for model in found.models if model.model != name]
+        row = _measure(name, options, imports)
+        others = [model for model in results.models if model.model != name]
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        found = dataclasses.replace(found, date=date, models=_in_order([*others, new]))
-        write_text(path, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
-        if told is not None:
-            told(new)
-    return found
+        results = dataclasses.replace(results, date=date, models=_in_order([*others, row]))
+        write_text(path, json.dumps(results.to_dict(), indent=1, allow_nan=False) + "\n")
+        if report is not None:
+            report(row)
+    return results
 
 
 def read_survey(path: str | Path) -> Survey:
@@ -196,31 +196,31 @@ def read_survey(path: str | Path) -> Survey:
         if (schema := values.pop("schema")) != SCHEMA:
             raise QzooError(f"{path} has schema {schema}; this qzoo reads schema {SCHEMA}: measure again")
         options = SurveyOptions(**values.pop("options"))
-        models = tuple(_surveyed(**entry) for entry in values.pop("models"))
+        models = tuple(_row(**entry) for entry in values.pop("models"))
         return Survey(options=options, models=models, **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise QzooError(f"{path} can't be read as a survey ({error}); remove it to begin anew") from error
 
 
-def _surveyed(**entry: Any) -> Surveyed:
+def _row(**entry: Any) -> SurveyRow:
     for precision in ("float32", "int8"):
         if entry.get(precision) is not None:
-            entry[precision] = Timed(**entry[precision])
+            entry[precision] = Cost(**entry[precision])
     for name in ("size", "speedup"):
         if entry.get(name) is not None:
             entry[name] = tuple(entry[name])
-    return Surveyed(**entry)
+    return SurveyRow(**entry)
 
 
 def _names(pattern: str | Sequence[str]) -> list[str]:
     from qzoo.registry import list_architectures
 
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    found = {text: list_architectures(text) for text in patterns}
-    for text, names in found.items():
+    matches = {text: list_architectures(text) for text in patterns}
+    for text, names in matches.items():
         if not names:
             raise ArgumentError(f"no architecture matches {shown(text)}; `qzoo list` lists all")
-    return list(dict.fromkeys(name for names in found.values() for name in names))
+    return list(dict.fromkeys(name for names in matches.values() for name in names))
 
 
 def _check(options: SurveyOptions) -> None:
@@ -235,32 +235,35 @@ def _check(options: SurveyOptions) -> None:
     Options((options.runtime,), (1,), options.threads, options.seconds, limit=options.limit)
 
 
-def _begun(path: Path, options: SurveyOptions) -> Survey:
-    """What the file has, of the same machine and options; else nothing yet."""
+def _resume(path: Path, options: SurveyOptions) -> Survey:
+    """The results in the file, which are of the same machine and options; without a file none."""
     from qzoo.bench.environment import describe
 
-    new = Survey(options, describe(), datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    results = Survey(options, describe(), datetime.now(timezone.utc).isoformat(timespec="seconds"))
     if not path.exists():
-        return new
-    old = read_survey(path)
+        return results
+    earlier = read_survey(path)
     keys = (*_SAME, options.runtime)
-    before = [old.machine.get(key) for key in keys], dataclasses.replace(old.options, limit=options.limit)
-    if before != ([new.machine.get(key) for key in keys], options):
+    before = (
+        [earlier.machine.get(key) for key in keys],
+        dataclasses.replace(earlier.options, limit=options.limit),
+    )
+    if before != ([results.machine.get(key) for key in keys], options):
         raise ArgumentError(
-            f"{path} has figures of another machine, other versions or options ({old.options}; {before[0]}); give "
+            f"{path} has figures of another machine, other versions or options ({earlier.options}; {before[0]}); give "
             "another folder, or remove the file"
         )
-    return old
+    return earlier
 
 
-def _in_order(models: Iterable[Surveyed]) -> tuple[Surveyed, ...]:
+def _in_order(models: Iterable[SurveyRow]) -> tuple[SurveyRow, ...]:
     from qzoo.registry import natural_key
 
     return tuple(sorted(models, key=lambda model: natural_key(model.model)))
 
 
-def _measured(name: str, options: SurveyOptions, imports: Sequence[str]) -> Surveyed:
-    """Measure one architecture in a process of its own; what goes wrong there is the result's error."""
+def _measure(name: str, options: SurveyOptions, imports: Sequence[str]) -> SurveyRow:
+    """Measure one architecture in a process of its own; an error there is the row's."""
     start = time.monotonic()
     with temporary_folder() as folder:
         request = {
@@ -290,17 +293,15 @@ def _measured(name: str, options: SurveyOptions, imports: Sequence[str]) -> Surv
                 child.stdin.close()
         answer = folder / "answer.json"
         if not error and answer.is_file():
-            return _surveyed(
-                **json.loads(answer.read_text(encoding="utf-8")), seconds=time.monotonic() - start
-            )
+            return _row(**json.loads(answer.read_text(encoding="utf-8")), seconds=time.monotonic() - start)
         if not error:
             words = " ".join(log.read_text(errors="replace").split()[-60:])
             error = f"its process ended with status {child.returncode}; it said: {words or 'nothing'}"
-    return Surveyed(**_facts(name), seconds=time.monotonic() - start, error=error)
+    return SurveyRow(**_facts(name), seconds=time.monotonic() - start, error=error)
 
 
 def _facts(name: str) -> dict[str, Any]:
-    """What is known of an architecture without measuring it."""
+    """The columns of a row that need no measurement."""
     from qzoo.registry import architecture
     from qzoo.zoo.checkpoint import empty_model
     from qzoo.zoo.request import new_config
@@ -362,21 +363,21 @@ def _latencies(name: str, options: SurveyOptions, folder: Path) -> dict[str, Any
         rounds=_ROUNDS,
     )
     quantized, reference, image = random_pair(name, runtime_named(options.runtime).target)
-    found, _ = contenders.write(quantized, reference, image, settings, None, folder)
+    candidates, _ = contenders.write(quantized, reference, image, settings, None, folder)
     del quantized, reference  # their memory
-    with running(found, name, settings) as lanes:
+    with running(candidates, name, settings) as lanes:
         time_in_turns(lanes, name, image, settings)
         rows = [lane.row(name, lanes) for lane in lanes]
-    exact, int8 = ({**row.to_dict(), **row.to_dict()["batches"][0]} for row in rows)
+    float32, int8 = ({**row.to_dict(), **row.to_dict()["batches"][0]} for row in rows)
     return {
-        "float32": _timed(exact),
-        "int8": _timed(int8),
+        "float32": _cost(float32),
+        "int8": _cost(int8),
         "speedup": list(int8[f"speedup_{int8['clock']}"].values()),
     }
 
 
-def _timed(row: dict[str, Any]) -> dict[str, Any]:
-    return {entry.name: row[entry.name] for entry in dataclasses.fields(Timed)}
+def _cost(row: dict[str, Any]) -> dict[str, Any]:
+    return {entry.name: row[entry.name] for entry in dataclasses.fields(Cost)}
 
 
 def random_pair(name: str, target: str) -> tuple[Any, Any, Any]:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qzoo.bench.survey import FILE, Survey, Surveyed
+from qzoo.bench.survey import FILE, Survey, SurveyRow
 from qzoo.cards.markdown import table
 from qzoo.errors import one_line
 from qzoo.files import write_text
@@ -17,13 +17,13 @@ from qzoo.files import write_text
 HEAD = ("architecture", "float top-1, %", "image", "parameters, M", "float, ms", "int8, ms", "speed-up")
 
 
-def rows(found: Survey) -> list[tuple[str, ...]]:
+def rows(survey: Survey) -> list[tuple[str, ...]]:
     """Make the rows of a table under :data:`HEAD`, the fastest in int8 first; on the Pareto front marked ``*``."""
-    front = found.front("int8")
-    return [_cells(model, model.model in front) for model in found.measured]
+    front = survey.front("int8")
+    return [_cells(model, model.model in front) for model in survey.measured]
 
 
-def _cells(model: Surveyed, on_front: bool) -> tuple[str, ...]:
+def _cells(model: SurveyRow, on_front: bool) -> tuple[str, ...]:
     exact, int8, ratio = model.float32, model.int8, model.speedup
     return (
         f"{model.model}{' *' if on_front else ''}",
@@ -36,57 +36,55 @@ def _cells(model: Surveyed, on_front: bool) -> tuple[str, ...]:
     )
 
 
-def notes(found: Survey) -> list[str]:
+def notes(survey: Survey) -> list[str]:
     """List what belongs to the figures: the machine, what they are of, what makes them doubtful, what failed."""
-    options, machine = found.options, found.machine
+    options, machine = survey.options, survey.machine
     threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     clock = "CPU time" if options.threads == 1 else "wall time"
     version = f"{options.runtime} {machine.get(options.runtime, 'of unknown version')}"
     text = [
-        f"{machine['processor']}, {threads}, batch 1, {found.date[:10]}; qzoo {machine['qzoo']}, {version}",
+        f"{machine['processor']}, {threads}, batch 1, {survey.date[:10]}; qzoo {machine['qzoo']}, {version}",
         f"ms: median wall time a call, with random weights. Speed-up: int8 over float, by {clock}, float and int8 in "
         "turns, with its 95 % interval. Top-1: of the float weights, as their publisher gives it; that of int8 is not "
         "measured here. *: no other is both faster in int8 and more accurate in float.",
     ]
-    alone = [
-        timed.wall_over_cpu for m in found.measured for timed in (m.float32, m.int8) if timed is not None
-    ]
+    alone = [cost.wall_over_cpu for m in survey.measured for cost in (m.float32, m.int8) if cost is not None]
     busy = max(alone, default=1.0)
     if options.threads == 1 and busy > 1.25:
         text.append(
             f"The machine was busy: up to {busy:.1f} times as much wall time as CPU time passed; measure again on a "
             "quiet one for latencies."
         )
-    return text + [f"{model.model} failed: {model.error}" for model in found.models if model.error]
+    return text + [f"{model.model} failed: {model.error}" for model in survey.models if model.error]
 
 
-def print_survey(found: Survey) -> None:
+def print_survey(survey: Survey) -> None:
     """Print the table to standard output, and the notes under it."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, collapse_padding=True)
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False, collapse_padding=True)
     for i, title in enumerate(HEAD):
-        shown.add_column(title, justify="right" if i else "left", no_wrap=True)
-    for row in rows(found):
-        shown.add_row(*(escape(one_line(cell)) for cell in row))
+        grid.add_column(title, justify="right" if i else "left", no_wrap=True)
+    for row in rows(survey):
+        grid.add_row(*(escape(one_line(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(120, Console(width=1000).measure(shown).maximum))
-    console.print(shown)
-    for line in notes(found):
+        console = Console(width=max(120, Console(width=1000).measure(grid).maximum))
+    console.print(grid)
+    for line in notes(survey):
         console.print(one_line(line), highlight=False, markup=False)
 
 
-def markdown(found: Survey) -> str:
+def markdown(survey: Survey) -> str:
     """Write the table and the notes in Markdown."""
-    text = "\n\n".join(notes(found))
-    return f"{table(HEAD, rows(found))}\n\n{text}"
+    text = "\n\n".join(notes(survey))
+    return f"{table(HEAD, rows(survey))}\n\n{text}"
 
 
-def write_survey(found: Survey, folder: str | Path) -> list[Path]:
+def write_survey(survey: Survey, folder: str | Path) -> list[Path]:
     """Write ``survey.csv``, ``survey.html`` and, with matplotlib, ``survey.png`` beside ``survey.json``.
 
     Returns:
@@ -97,27 +95,27 @@ def write_survey(found: Survey, folder: str | Path) -> list[Path]:
 
     out = Path(folder)
     paths = [out / FILE, out / "survey.csv", out / "survey.html"]
-    _write_csv(found, paths[1])
-    write_survey_page(found, notes(found), paths[2])
-    if not found.front("int8"):
+    _write_csv(survey, paths[1])
+    write_survey_page(survey, notes(survey), paths[2])
+    if not survey.front("int8"):
         return paths
     if find_spec("matplotlib") is None:
         warnings.warn("no picture without matplotlib: pip install 'qzoo[plot]'", stacklevel=2)
         return paths
     from qzoo.bench.plot import plot_survey
 
-    return [*paths, plot_survey(found, out / "survey.png")]
+    return [*paths, plot_survey(survey, out / "survey.png")]
 
 
-def _write_csv(found: Survey, path: Path) -> None:
+def _write_csv(survey: Survey, path: Path) -> None:
     """A line for each model, those that failed too; the machine and the options are in every line."""
     facts = {
-        "runtime": found.options.runtime,
-        "threads": found.options.threads,
-        "date": found.date,
-        "processor": found.machine["processor"],
+        "runtime": survey.options.runtime,
+        "threads": survey.options.threads,
+        "date": survey.date,
+        "processor": survey.machine["processor"],
     }
-    lines = [_line(model) | facts for model in found.models]
+    lines = [_line(model) | facts for model in survey.models]
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
     writer.writeheader()
@@ -125,14 +123,14 @@ def _write_csv(found: Survey, path: Path) -> None:
     write_text(path, file.getvalue())
 
 
-def _line(model: Surveyed) -> dict[str, Any]:
+def _line(model: SurveyRow) -> dict[str, Any]:
     values = {
         key: value for key, value in vars(model).items() if key not in ("float32", "int8", "speedup", "size")
     }
     values["size"] = "x".join(map(str, model.size))
     for precision in ("float32", "int8"):
-        timed = getattr(model, precision)
-        values |= {f"{precision}_{key}": value for key, value in (vars(timed) if timed else {}).items()}
+        cost = getattr(model, precision)
+        values |= {f"{precision}_{key}": value for key, value in (vars(cost) if cost else {}).items()}
     ratio = model.speedup or (None, None, None)
     return values | dict(zip(("speedup", "speedup_low", "speedup_high"), ratio, strict=True))
 

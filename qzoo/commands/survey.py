@@ -11,7 +11,7 @@ from qzoo.commands import Add, say
 from qzoo.errors import one_line
 
 if TYPE_CHECKING:
-    from qzoo.bench.survey import Surveyed
+    from qzoo.bench.survey import SurveyRow
 
 _RUNTIMES = ("onnxruntime", "openvino")
 
@@ -51,21 +51,21 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.bench.survey_report import print_survey, write_survey
 
     options = SurveyOptions(args.runtime, args.threads or 1, args.seconds, args.limit)
-    found = survey(
+    results = survey(
         args.patterns,
         options,
         out=args.out,
         imports=args.imports,
         progress=not args.quiet,
-        told=None if args.quiet else _tell,
+        report=None if args.quiet else _tell,
     )
-    print_survey(found)
-    for path in write_survey(found, args.out):
+    print_survey(results)
+    for path in write_survey(results, args.out):
         say(path)
     return 0
 
 
-def _tell(model: Surveyed) -> None:
+def _tell(model: SurveyRow) -> None:
     """A line on standard error for a model that is done."""
     if model.float32 is None or model.int8 is None or model.speedup is None:
         text = model.error

@@ -21,10 +21,10 @@ import qzoo
 from qzoo import list_models, registry
 from qzoo.__main__ import main
 from qzoo.bench.survey import (
+    Cost,
     Survey,
-    Surveyed,
     SurveyOptions,
-    Timed,
+    SurveyRow,
     _latencies,
     random_pair,
     read_survey,
@@ -93,13 +93,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(path)
 
 
-def timed(ms: float) -> Timed:
-    return Timed(ms, 1.1 * ms, ms, 1.0, 30, 1000, None)
+def cost(ms: float) -> Cost:
+    return Cost(ms, 1.1 * ms, ms, 1.0, 30, 1000, None)
 
 
-def entry(name: str, top1: float | None, exact: float, int8: float) -> Surveyed:
+def entry(name: str, top1: float | None, exact: float, int8: float) -> SurveyRow:
     ratio = exact / int8
-    return Surveyed(
+    return SurveyRow(
         name,
         "tiny",
         f"{name}.mine",
@@ -108,13 +108,13 @@ def entry(name: str, top1: float | None, exact: float, int8: float) -> Surveyed:
         1000,
         1.0,
         "",
-        timed(exact),
-        timed(int8),
+        cost(exact),
+        cost(int8),
         (ratio, ratio, ratio),
     )
 
 
-def by_hand(*entries: Surveyed) -> Survey:
+def by_hand(*entries: SurveyRow) -> Survey:
     machine = {"processor": "Some CPU </script>", "qzoo": "0.1.0", "onnxruntime": "1.2"}
     return Survey(TINY, machine, "2026-01-02T03:04:05+00:00", entries)
 
@@ -124,7 +124,7 @@ FOUND = by_hand(
     entry("fast", 60.0, 9.0, 3.0),
     entry("beaten", 59.0, 12.0, 4.0),
     entry("unknown", None, 1.0, 0.5),
-    Surveyed("broken", "tiny", "", None, (3, 32, 32), 1000, 1.0, "RuntimeError: why"),
+    SurveyRow("broken", "tiny", "", None, (3, 32, 32), 1000, 1.0, "RuntimeError: why"),
 )
 
 
@@ -155,12 +155,17 @@ def test_a_model_that_fails_says_why_and_one_that_is_done_is_not_measured_again(
 ) -> None:
     begun = dataclasses.replace(by_hand(entry("tiny_narrow", 50.0, 2.0, 1.0)), machine=described())
     (tmp_path / "survey.json").write_text(json.dumps(begun.to_dict()))
-    told: list[Surveyed] = []
+    report: list[SurveyRow] = []
     found = survey(
-        ["tiny_narrow", "tiny_broken"], TINY, out=tmp_path, imports=[models], progress=False, told=told.append
+        ["tiny_narrow", "tiny_broken"],
+        TINY,
+        out=tmp_path,
+        imports=[models],
+        progress=False,
+        report=report.append,
     )
-    assert [model.model for model in told] == ["tiny_broken"]
-    assert told[0].error == "RuntimeError: no quantized form"
+    assert [model.model for model in report] == ["tiny_broken"]
+    assert report[0].error == "RuntimeError: no quantized form"
     assert [model.model for model in found.models] == ["tiny_broken", "tiny_narrow"]
     assert found.models[1] == begun.models[0]
     assert read_survey(tmp_path / "survey.json") == found

@@ -23,13 +23,13 @@ def write_page(report: Report, path: Path) -> Path:
     return path
 
 
-def write_survey_page(found: Survey, notes: list[str], path: Path) -> Path:
+def write_survey_page(survey: Survey, notes: list[str], path: Path) -> Path:
     """Write the page of a survey; it appears complete or not at all. Its data are those of ``survey.json``, and notes.
 
     Returns:
         The path.
     """
-    write_text(path, _page("qzoo survey", "survey.js", {**found.to_dict(), "notes": notes}))
+    write_text(path, _page("qzoo survey", "survey.js", {**survey.to_dict(), "notes": notes}))
     return path
 
 
