@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -125,6 +126,12 @@ def int8_layers_of_openvino(path: Path) -> int:
     found = 0
     for op in model.get_ordered_ops():
         if op.get_rt_info()["layerType"].astype(str) in _OPENVINO_LAYERS:
-            source = op.input(0).get_source_output().get_node().get_rt_info()
-            found += source["outputPrecisions"].astype(str).split(",")[0] in ("u8", "i8")
+            found += read_precision(op) in ("u8", "i8")
     return found
+
+
+def read_precision(op: Any) -> str:
+    """Type of what an operator of OpenVINO's executed graph reads first: of that output of several of its source."""
+    source = op.input(0).get_source_output()
+    types = source.get_node().get_rt_info()["outputPrecisions"].astype(str)
+    return types.split(",")[source.get_index()]

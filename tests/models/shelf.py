@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 from exact import make_exact_
+from qdq_graphs import read_precision
 from references import mini, quantizers, random_state
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
@@ -108,7 +109,8 @@ def calibrated(arch: str, size: int, target: str, exact: bool = True) -> tuple[n
     """A small classifier's random weights, BatchNorm statistics and ranges of the images; exact by construction."""
     torch.manual_seed(0)
     entry = architecture(arch)
-    model, batch = entry.build(num_classes=20, quantize=entry.scheme("w8a8", target)), images(size)
+    classes = 20 if entry.default("num_classes") else 0  # an encoder has none
+    model, batch = entry.build(num_classes=classes, quantize=entry.scheme("w8a8", target)), images(size)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     switches = [(quantizer, quantizer.switches) for quantizer in quantizers(model).values()]
     with torch.no_grad():
@@ -211,7 +213,7 @@ def runs_in_int8_in_openvino(
 def _reads_integers(compiled: Any, model: nn.Module) -> None:
     """In what OpenVINO executes every layer reads integers."""
     precisions = [
-        _precision(op)
+        read_precision(op)
         for op in compiled.get_runtime_model().get_ordered_ops()
         if op.get_rt_info()["layerType"].astype(str) in LAYERS_OF_OPENVINO
     ]
@@ -257,12 +259,6 @@ def is_as_near_in_openvino(arch: str, size: int, folder: Path) -> None:
         path = export_onnx(model, folder / "ordinary.onnx", example=batch, target=target)
         sqnr[target] = Fidelity.of(torch.as_tensor(runner(path)(batch)), expected).sqnr_db
     assert sqnr["openvino"] > sqnr["onnxruntime"] - 6
-
-
-def _precision(op: Any) -> str:
-    """Of a layer's input."""
-    source = op.input(0).get_source_output().get_node().get_rt_info()
-    return source["outputPrecisions"].astype(str).split(",")[0]
 
 
 def is_clean_for_tensorrt(arch: str, size: int, folder: Path, rules: tuple[str, ...] = ()) -> None:

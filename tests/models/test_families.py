@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import shelf
@@ -280,22 +279,10 @@ TRANSFORMERS = {
 }
 
 
-# What OpenVINO runs in float once the batch is fixed.
-FLOAT_WHEN_FIXED = {
-    "edgenext_xx_small": "stages.2.blocks.4.conv_dw",
-    "swin_v2_t": "mlp.0 of every block, which reads the stream itself",
-}
-
-
-def fixed_as_open(arch: str, size: int) -> Any:
-    marks = pytest.mark.xfail(strict=True, reason=FLOAT_WHEN_FIXED[arch]) if arch in FLOAT_WHEN_FIXED else ()
-    return pytest.param(arch, size, marks=marks)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "size"),
-    [fixed_as_open(*each) for each in (*TRANSFORMERS.items(), ("deit_tiny_patch16_224", 224))],
+    [*TRANSFORMERS.items(), ("deit_tiny_patch16_224", 224), ("vit_small_patch14_dinov2", 518)],
 )
 def test_transformer_runs_in_int8_whatever_the_batch(arch: str, size: int, tmp_path: Path) -> None:
     shelf.runs_in_int8_whatever_the_batch(arch, size, tmp_path)

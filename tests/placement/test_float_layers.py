@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from qdq_graphs import read_precision
 from small_data import write_folder
 from torch import Tensor, nn
 
@@ -76,13 +77,11 @@ def executed(model: nn.Module, target: str, folder: Path, rules: set[str]) -> tu
         found = []
         for op in runner.compiled.get_runtime_model().get_ordered_ops():
             source = op.get_rt_info()
-            if source["layerType"].astype(str) in ("Convolution", "FullyConnected"):
-                read = op.input(0).get_source_output().get_node().get_rt_info()["outputPrecisions"]
-                if read.astype(str).split(",")[0] not in ("u8", "i8"):
-                    names = source["originalLayersNames"].astype(str).split(",")
-                    found += [name for name in names if name.endswith(("/Conv", "/Gemm"))] or [
-                        "head"
-                    ]  # the logits
+            is_layer = source["layerType"].astype(str) in ("Convolution", "FullyConnected")
+            if is_layer and read_precision(op) not in ("u8", "i8"):
+                names = source["originalLayersNames"].astype(str).split(",")
+                # Of the head, the name is that of the logits.
+                found += [name for name in names if name.endswith(("/Conv", "/Gemm"))] or ["head"]
     return sorted({name.partition("/")[0] for name in found}), torch.as_tensor(logits)
 
 

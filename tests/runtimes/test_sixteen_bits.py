@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from qdq_graphs import read_precision
 
 import qzoo
 from qzoo.errors import ArgumentError
@@ -83,8 +84,7 @@ def read_by_openvino(path: Path) -> set[str]:
     kinds = ("Convolution", "FullyConnected", "Concatenation", "Pooling", "Reduce")
     for op in compiled.get_runtime_model().get_ordered_ops():
         if op.get_rt_info()["layerType"].astype(str) in kinds:
-            source = op.input(0).get_source_output().get_node().get_rt_info()["outputPrecisions"]
-            return {source.astype(str).split(",")[0]}
+            return {read_precision(op)}
     return {"f32"}  # fused elementwise operators, whose types the graph does not tell apart
 
 
