@@ -171,9 +171,11 @@ def rows(name: str, folder: Path, data: Path | None) -> list[str]:
         for images_of, recipe in RECIPES.items():
             model = qzoo.quantize(exact, images[0][:1], "w8a8", target="onnxruntime")
             apply_recipe(model, calibration, recipe, preprocessing=PREPROCESSING, progress=False)
-            found = logits_in_onnxruntime(model, images, Path(scratch) / "int8.onnx")
-            fidelity = Fidelity.of(found, expected)
-            top1 = [100 * (logits.argmax(1) == labels).double().mean().item() for logits in (expected, found)]
+            outputs = logits_in_onnxruntime(model, images, Path(scratch) / "int8.onnx")
+            fidelity = Fidelity.of(outputs, expected)
+            top1 = [
+                100 * (logits.argmax(1) == labels).double().mean().item() for logits in (expected, outputs)
+            ]
             lines.append(
                 f"| {name}: {NETWORKS[name].what} | {images_of} | {top1[0]:.2f} | {top1[1]:.2f} | "
                 f"{fidelity.agreement:.2f} | {fidelity.sqnr_db:.1f} |"

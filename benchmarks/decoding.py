@@ -46,22 +46,25 @@ def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
         image = io.decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), io.ImageReadMode.RGB)
         return image.permute(1, 2, 0).numpy()
 
-    found = {"Pillow": lambda content: np.asarray(decode_image(content, "image")), "torchvision": torchvision}
+    choices = {
+        "Pillow": lambda content: np.asarray(decode_image(content, "image")),
+        "torchvision": torchvision,
+    }
     try:
         import simplejpeg
     except ImportError:
-        return found
-    return {**found, "simplejpeg": lambda content: simplejpeg.decode_jpeg(content, "RGB")}
+        return choices
+    return {**choices, "simplejpeg": lambda content: simplejpeg.decode_jpeg(content, "RGB")}
 
 
 def of_decoders(contents: list[bytes], rounds: int) -> dict[str, Any]:
     """Milliseconds, and images whose pixels are not Pillow's."""
-    found = decoders()
-    work = {name: lambda decode=decode: [decode(c) for c in contents] for name, decode in found.items()}
+    choices = decoders()
+    work = {name: lambda decode=decode: [decode(c) for c in contents] for name, decode in choices.items()}
     times = interleaved(work, rounds=rounds, warmup=1)
     other = {
-        name: sum(not np.array_equal(decode(c), found["Pillow"](c)) for c in contents)
-        for name, decode in found.items()
+        name: sum(not np.array_equal(decode(c), choices["Pillow"](c)) for c in contents)
+        for name, decode in choices.items()
     }
     return {
         name: {"ms": 1000 * taken / len(contents), "images of other pixels": other[name]}
@@ -120,11 +123,11 @@ def of_loaders(root: Path, count: int, rounds: int) -> dict[str, Any]:
     def theirs(workers: int) -> Any:
         return DataLoader(folder, batch_size=32, num_workers=workers)
 
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for workers in (0, 1, 2):
         work = {"qzoo": lambda w=workers: list(ours(w)), "torchvision": lambda w=workers: list(theirs(w))}
-        found[f"{workers} workers"] = with_children(work, count, rounds)
-    return found
+        figures[f"{workers} workers"] = with_children(work, count, rounds)
+    return figures
 
 
 def with_children(work: Mapping[str, Callable[[], Any]], count: int, rounds: int) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def measure(name: str, target: str) -> dict[str, Any]:
 
 def memory(field: str) -> int:
     """``VmRSS`` or ``VmHWM`` of this process, bytes (Linux)."""
-    found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * int(found[1]) if found else 0
+    line = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(line[1]) if line else 0
 
 
 def main() -> None:

@@ -46,10 +46,10 @@ class Times:
     @classmethod
     def read(cls, path: Path) -> Times:
         """Read what ``benchmarks.decoding`` measured."""
-        found = json.loads(path.read_text())
-        network = found[f"{MEASURED}, CPU ms"]
+        results = json.loads(path.read_text())
+        network = results[f"{MEASURED}, CPU ms"]
         values = (
-            found["pipelines"]["ms"]["qzoo"],
+            results["pipelines"]["ms"]["qzoo"],
             *(network[key] for key in ("float", "simulated", "ONNX Runtime")),
         )
         return cls(*(value / 1000 for value in (*values, network["training step"])))

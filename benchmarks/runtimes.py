@@ -72,10 +72,12 @@ def compare(
     """One entry for each runtime and batch size: int8 against float, and against the peers' int8."""
     with tempfile.TemporaryDirectory() as folder:
         noise = torch.randn(8, *image.shape[1:])
-        found, _ = contenders.write(quantized, reference, image, options, noise, Path(folder))
-        with running(found, name, options) as lanes:
+        candidates, _ = contenders.write(quantized, reference, image, options, noise, Path(folder))
+        with running(candidates, name, options) as lanes:
             time_in_turns(lanes, name, image, options)
-    samples = {(c.runtime, c.precision, c.source): lane.samples for c, lane in zip(found, lanes, strict=True)}
+    samples = {
+        (c.runtime, c.precision, c.source): lane.samples for c, lane in zip(candidates, lanes, strict=True)
+    }
     entries = []
     for runtime in options.runtimes:
         others = {"float": samples[runtime, "float32", "qzoo"]}

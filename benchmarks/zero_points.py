@@ -202,9 +202,9 @@ def measure(name: str, state: dict[str, Tensor], root: Path | None) -> None:
                 bias_correction="none" if weights < 6 else "analytic",
             )
             apply_recipe(model, list(seen[:CALIBRATION].split(BATCH)), recipe, progress=False)
-            found = in_onnxruntime(model, x)
-            fidelity = Fidelity.of(found, expected)
-            hit = found.argmax(1) == y
+            outputs = in_onnxruntime(model, x)
+            fidelity = Fidelity.of(outputs, expected)
+            hit = outputs.argmax(1) == y
             change = 100 * (hit.double() - right.double())
             spread = 1.96 * change.std().item() / len(y) ** 0.5
             print(

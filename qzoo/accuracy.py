@@ -388,11 +388,11 @@ def _batch(
     labels: Tensor,
 ) -> _Batch:
     logits, seconds = _run_timed(model, images)
-    found = _Sums.of(logits, labels, seconds)
+    sums = _Sums.of(logits, labels, seconds)
     if reference is None:
-        return _Batch(found)
+        return _Batch(sums)
     expected, seconds = _run_timed(reference, images)
-    return _Batch(found, _Sums.of(expected, labels, seconds), Fidelity.of(logits, expected))
+    return _Batch(sums, _Sums.of(expected, labels, seconds), Fidelity.of(logits, expected))
 
 
 def _run_timed(model: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, float]:

@@ -353,8 +353,8 @@ def read_config(folder: str | Path) -> Config:
         if (config := _config_coming(path, folder)) is not None:
             return config
         if not path.is_file():  # or a link to a device or a pipe: reading might not end
-            found = "it has no file config.json" if path.parent.is_dir() else "there is no such folder"
-            raise CheckpointError(f"{folder} is no checkpoint: {found}")
+            reason = "it has no file config.json" if path.parent.is_dir() else "there is no such folder"
+            raise CheckpointError(f"{folder} is no checkpoint: {reason}")
         return _read(path, folder)
     except OSError as error:
         raise CheckpointError(f"{folder} is no checkpoint: config.json can't be read ({error})") from error

@@ -171,12 +171,12 @@ def any_batch(run: Callable[[Tensor], Tensor], batch: int | None) -> Callable[[T
     dtype = run.dtype if isinstance(run, Runner) else None
 
     def run_all(images: Tensor) -> Tensor:
-        found = []
+        outputs = []
         for part in (images if dtype is None else images.to(dtype)).split(batch or len(images)):
             missing = (batch or len(part)) - len(part)
             padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            found.append(run(padded)[: len(part)].float())
-        return torch.cat(found)
+            outputs.append(run(padded)[: len(part)].float())
+        return torch.cat(outputs)
 
     return run_all
 

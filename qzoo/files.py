@@ -93,10 +93,10 @@ def _sweep(place: Path, prefix: str) -> None:
     """Remove the user's scratch folders of killed processes; a living one holds the lock of its own."""
     for left in place.glob(f"{glob.escape(prefix)}????????.tmp"):
         try:
-            found = left.lstat()
+            status = left.lstat()
         except OSError:  # gone meanwhile
             continue
-        if not stat.S_ISDIR(found.st_mode) or time.time() - found.st_mtime < _OLD or not _is_own(found):
+        if not stat.S_ISDIR(status.st_mode) or time.time() - status.st_mtime < _OLD or not _is_own(status):
             continue
         lock = _try_lock(left)
         if lock is not None:
@@ -104,8 +104,8 @@ def _sweep(place: Path, prefix: str) -> None:
             os.close(lock)
 
 
-def _is_own(found: os.stat_result) -> bool:
-    return not hasattr(os, "getuid") or found.st_uid == os.getuid()
+def _is_own(status: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or status.st_uid == os.getuid()
 
 
 def _try_lock(folder: Path) -> int | None:

@@ -62,13 +62,13 @@ def require_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
         raise ArgumentError(
             f"the model must be a torch.nn.Module, not a {type(model).__name__}; qzoo.create_model builds one by name"
         )
-    found = quantizers(model)
-    if not found:
+    result = quantizers(model)
+    if not result:
         raise CalibrationError(
             f"{type(model).__name__} has no quantizers; build it with quantize=True or quantize='w8a8', or place them "
             "in any network: qzoo.quantize(model, images)"
         )
-    return found
+    return result
 
 
 def active_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
@@ -122,11 +122,11 @@ def shared_ranges(model: nn.Module) -> list[list[str]]:
         >>> shared_ranges(model)
         []
     """
-    found: dict[tuple[str, object], list[str]] = {}
+    groups: dict[tuple[str, object], list[str]] = {}
     for name, quantizer in quantizers(model).items():
         if quantizer.group:
-            found.setdefault((quantizer.group, quantizer.num_bits), []).append(name)
-    return [names for names in found.values() if len(names) > 1]
+            groups.setdefault((quantizer.group, quantizer.num_bits), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def name_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
@@ -142,10 +142,10 @@ def name_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
         >>> name_quantizers(model)["fc._input_quantizer"].name
         'fc._input_quantizer'
     """
-    found = quantizers(model)
-    for name, quantizer in found.items():
+    result = quantizers(model)
+    for name, quantizer in result.items():
         quantizer.name = name
-    return found
+    return result
 
 
 def float_layers(model: nn.Module) -> list[str]:
@@ -360,10 +360,10 @@ def switch_target(model: nn.Module, target: str) -> int:
         64
     """
     chosen = target_named(target)
-    found = [quantizer for quantizer in quantizers(model).values() if quantizer.role]
-    for quantizer in found:
+    switchable = [quantizer for quantizer in quantizers(model).values() if quantizer.role]
+    for quantizer in switchable:
         _switch(quantizer, chosen)
-    return len(found)
+    return len(switchable)
 
 
 def _switch(quantizer: TensorQuantizer, target: Target) -> None:
@@ -390,26 +390,26 @@ def quantizers_off(model: nn.Module) -> Iterator[None]:
         >>> with quantizers_off(model):
         ...     logits = model(images)  # the float model's
     """
-    found = require_quantizers(model).values()
-    with restore_switches(found):
-        for quantizer in found:
+    all_quantizers = require_quantizers(model).values()
+    with restore_switches(all_quantizers):
+        for quantizer in all_quantizers:
             quantizer.switches = quantizer.switches._replace(quant=False, clip=False)
         yield
 
 
 @contextmanager
-def restore_switches(found: Iterable[TensorQuantizer]) -> Iterator[None]:
+def restore_switches(quantizers: Iterable[TensorQuantizer]) -> Iterator[None]:
     """Restore the switches and the calibrators of quantizers after a ``with`` block, also after an error.
 
     Args:
-        found: the quantizers.
+        quantizers: those whose switches are restored.
 
     Example:
         >>> with restore_switches(quantizers(model).values()):
         ...     qzoo.set_target(model, "tensorrt").qzoo_config.target
         'onnxruntime'
     """
-    before = [(quantizer, quantizer.switches, quantizer.calibrator) for quantizer in found]
+    before = [(quantizer, quantizer.switches, quantizer.calibrator) for quantizer in quantizers]
     try:
         yield
     finally:

@@ -135,9 +135,9 @@ class _Counts:
         quantizer = self.quantizer
         if not self.values:
             return {}
-        found: dict[str, float | None] = {"largest": self.largest}
+        shares: dict[str, float | None] = {"largest": self.largest}
         if quantizer.amax is not None and quantizer.block is None:
-            found["saturated"] = 100 * self.beyond / self.values
+            shares["saturated"] = 100 * self.beyond / self.values
             if self.levels is not None:
                 low, high = ops.bounds(
                     len(self.levels).bit_length() - 1,
@@ -145,8 +145,8 @@ class _Counts:
                     quantizer.narrow_range,
                 )
                 count = high - low + 1
-                found["dead"] = 100 * (1 - int(self.levels.sum()) / count)
-        return found
+                shares["dead"] = 100 * (1 - int(self.levels.sum()) / count)
+        return shares
 
 
 @torch.no_grad()

@@ -181,7 +181,7 @@ def _sweep(
     units: list[_Unit],
     x: Tensor,
     expected: Tensor,
-    found: dict[str, list[Fidelity]],
+    fidelities: dict[str, list[Fidelity]],
     on: bool,
     progress: bool,
 ) -> None:
@@ -191,7 +191,7 @@ def _sweep(
         unit.switch(True)
         replay.advance(x, unit.module)
         unit.switch(on)
-        found[unit.name].append(Fidelity.of(replay.run(x), expected))
+        fidelities[unit.name].append(Fidelity.of(replay.run(x), expected))
         unit.switch(not on)
 
 
@@ -200,8 +200,8 @@ def _units(model: nn.Module) -> list[_Unit]:
     units: list[_Unit] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        found = isinstance(module, QuantInputMixin) or isinstance(module, TensorQuantizer)  # noqa: SIM101 - mypy
-        if found and module not in inside:
+        is_unit = isinstance(module, QuantInputMixin) or isinstance(module, TensorQuantizer)  # noqa: SIM101 - mypy
+        if is_unit and module not in inside:
             units.append(_Unit(name, module))
             inside.update(module.modules())
     units = [unit for unit in units if unit.active]

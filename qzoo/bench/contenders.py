@@ -67,7 +67,7 @@ def write(
         the contenders, and notes: of each peer that has no model of this network, and of TensorRT where it is not.
     """
     image = images[:1]
-    found: list[Contender] = []
+    candidates: list[Contender] = []
     notes: list[str] = []
     for runtime in track(options.runtimes, "write the files", show=options.progress):
         chosen = rt.runtime_named(runtime)
@@ -79,15 +79,15 @@ def write(
             simulation = copy.deepcopy(quantized)
             switch_target(simulation, chosen.target)
             size = sum(t.numel() * t.element_size() for t in reference.state_dict().values())
-            found.append(_module(runtime, "float32", "qzoo", reference, size, folder))
-            found.append(_module(runtime, "fake-quant int8", "qzoo", simulation, None, folder))
+            candidates.append(_module(runtime, "float32", "qzoo", reference, size, folder))
+            candidates.append(_module(runtime, "fake-quant int8", "qzoo", simulation, None, folder))
             continue
         for model, precision in ((reference, "float32"), (quantized, "int8")):
             path = folder / f"{runtime}_{precision}.onnx"
             export_onnx(model, path, target=chosen.target, example=image)
-            found.append(Contender(runtime, precision, "qzoo", path, path.stat().st_size))
-    others, remarks = _peers(found, reference, options, calibration, folder)
-    return [*found, *others], [*notes, *remarks]
+            candidates.append(Contender(runtime, precision, "qzoo", path, path.stat().st_size))
+    others, remarks = _peers(candidates, reference, options, calibration, folder)
+    return [*candidates, *others], [*notes, *remarks]
 
 
 def _written_only(runtime: str, problem: str, quantized: nn.Module, images: Tensor, folder: Path) -> str:
@@ -101,13 +101,15 @@ def _written_only(runtime: str, problem: str, quantized: nn.Module, images: Tens
     simulation = copy.deepcopy(quantized).cpu().eval()
     switch_target(simulation, "tensorrt")
     with torch.no_grad():
-        found = Fidelity.of(rt.load(path, "onnxruntime")(images), simulation(images))
-    agreement = f"{found.agreement:.2f} % top-1 agreement and {found.sqnr_db:.1f} dB with its simulation"
+        fidelity = Fidelity.of(rt.load(path, "onnxruntime")(images), simulation(images))
+    agreement = (
+        f"{fidelity.agreement:.2f} % top-1 agreement and {fidelity.sqnr_db:.1f} dB with its simulation"
+    )
     return f"{note}; in ONNX Runtime {agreement}"
 
 
 def _peers(
-    found: list[Contender], reference: nn.Module, options: Options, calibration: Tensor | None, folder: Path
+    own: list[Contender], reference: nn.Module, options: Options, calibration: Tensor | None, folder: Path
 ) -> tuple[list[Contender], list[str]]:
     made: list[Contender] = []
     notes: list[str] = []
@@ -118,7 +120,7 @@ def _peers(
             notes.append(problem)
             continue
         runtime = peers.RUNS_IN[peer]
-        files = [c.path for c in found if (c.runtime, c.precision) == (runtime, "float32")]
+        files = [c.path for c in own if (c.runtime, c.precision) == (runtime, "float32")]
         file = files[0] if rt.runtime_named(runtime).runs_files else None
         result = peers.make(peer, reference, file, calibration, folder)
         if isinstance(result.model, nn.Module):

@@ -49,11 +49,11 @@ def record_latency(
             )
         if values["warnings"] and not busy:
             raise QzooError(f"the report doubts its own figures: {' '.join(values['warnings'])}")
-        found = latencies(config, values)
-        disturbed = [row for row in found if row.p90_ms > _TAIL * row.median_ms]
+        rows = latencies(config, values)
+        disturbed = [row for row in rows if row.p90_ms > _TAIL * row.median_ms]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise QzooError(f"this is no report of qzoo benchmark ({type(error).__name__}: {error})") from error
-    if not found:
+    if not rows:
         models = sorted({row["model"] for row in values["rows"]})
         raise QzooError(f"the report times {', '.join(models)}, not {config.name}")
     if disturbed and not busy:
@@ -62,7 +62,7 @@ def record_latency(
             f"a tenth of the calls of {row.precision} in {row.runtime} took more than {row.p90_ms / row.median_ms:.1f} "
             "times the median: the machine did something else too; measure again on a quiet one"
         )
-    config = dataclasses.replace(config, latency=found)
+    config = dataclasses.replace(config, latency=rows)
     write_text(path, config.to_json())
     write_card(folder)
     return config
@@ -72,7 +72,7 @@ def latencies(config: Config, report: Mapping[str, Any]) -> tuple[Latency, ...]:
     """Collect a checkpoint's rows of a report, one for each batch size."""
     machine, threads = report["machine"], int(report["settings"]["threads"])
     where = f"{machine['processor']} ({machine.get('instruction sets', 'instruction sets unknown')})"
-    found = []
+    rows = []
     for row in report["rows"]:
         is_float = row["precision"] == "float32"
         simulated = row["runtime"] == "pytorch" and not is_float
@@ -82,7 +82,7 @@ def latencies(config: Config, report: Mapping[str, Any]) -> tuple[Latency, ...]:
         package = machine.get(runtime, "version unknown")
         for batch in row["batches"]:
             speedup = batch[f"speedup_{row['clock']}"]
-            found.append(
+            rows.append(
                 Latency(
                     runtime=runtime,
                     precision="float" if is_float else str(config.scheme),
@@ -99,7 +99,7 @@ def latencies(config: Config, report: Mapping[str, Any]) -> tuple[Latency, ...]:
                     speedup_clock="wall" if is_float else str(row["clock"]),
                 )
             )
-    return tuple(found)
+    return tuple(rows)
 
 
 def speedup_text(config: Config) -> str:

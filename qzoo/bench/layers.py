@@ -62,11 +62,11 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
         the least and the largest range (they differ for weights with a range a channel); ``limits``, both ends of one
         with a zero point, where there is one.
     """
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
 
     def watch(name: str) -> Any:
         def hook(quantizer: TensorQuantizer, args: tuple[Tensor, ...]) -> None:
-            if not quantizer.is_on or any(h["name"] == name for h in found):
+            if not quantizer.is_on or any(h["name"] == name for h in entries):
                 return
             x = args[0].detach().float().flatten()
             low, high = x.min().item(), x.max().item()
@@ -77,7 +77,7 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
             entry = {"name": name, "role": quantizer.role, "low": _short(low), "high": _short(high)}
             if quantizer.affine and quantizer.limits is not None:
                 entry["limits"] = [_short(end) for end in quantizer.limits.tolist()]
-            found.append({**entry, "amax": spans, "counts": [int(c) for c in counts]})
+            entries.append({**entry, "amax": spans, "counts": [int(c) for c in counts]})
 
         return hook
 
@@ -85,7 +85,7 @@ def histograms(model: nn.Module, images: Tensor) -> list[dict[str, Any]]:
     handles = [q.register_forward_pre_hook(watch(name)) for name, q in quantizers.items()]
     with attach(handles), evaluating(model):
         model(images)
-    return found
+    return entries
 
 
 def _short(value: float) -> float:
@@ -94,12 +94,12 @@ def _short(value: float) -> float:
 
 
 def _profiles(lanes: Sequence[Lane], image: Tensor, options: Options) -> list[dict[str, Any]]:
-    found = []
+    profiles = []
     shown = [lane for lane in lanes if profiled(lane.contender)]
     for lane in track(shown, "time every node", show=options.progress):
         own = lane.contender
         lane.process.images(image.numpy())
         nodes = lane.process.profile(own.runtime, own.path, options.threads, _RUNS)
         head = {"runtime": own.runtime, "precision": own.precision, "source": own.source}
-        found.append({**head, "batch": 1, "nodes": nodes})
-    return found
+        profiles.append({**head, "batch": 1, "nodes": nodes})
+    return profiles

@@ -155,26 +155,26 @@ class Report:
 
     def warnings(self) -> list[str]:
         """List what makes the figures doubtful, in sentences; empty on a quiet machine."""
-        found = []
+        lines = []
         alone = [t for row in self.rows if row.clock == "cpu" for t in row.latency.values()]
         busy = max((t.wall_over_cpu for t in alone), default=1.0)
         if busy > _BUSY:
-            found.append(
+            lines.append(
                 f"The machine was busy: up to {busy:.1f} times as much wall time as CPU time passed. The speed-ups are "
                 "by CPU time; measure again on a quiet machine for latencies."
             )
         spread = max((row.spread for row in self.rows), default=1.0)
         if spread > _SPREAD:
-            found.append(
+            lines.append(
                 f"The calls differed: the slowest tenth took at least {spread:.1f} times as long as the median. Look "
                 "at the intervals; other work on the machine, or a changing clock, does this."
             )
         governor = self.machine.get("frequency governor", "unknown")
         if governor not in ("performance", "unknown"):
-            found.append(
+            lines.append(
                 f"The frequency governor is {governor!r}: the clock follows the load; set 'performance'."
             )
-        return found
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary, documented in docs/benchmark.md."""

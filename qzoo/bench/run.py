@@ -86,8 +86,7 @@ def benchmark(
     options = Options(chosen, tuple(batches), threads, seconds, compare, details, progress, limit)
     calibrating = calibration_images if compare else 0
     source = Source(data, float_weights, subset, skip_broken, calibrating)
-    found = subjects(asked, options, source)
-    return new_report([measure(subject, options) for subject in found], options)
+    return new_report([measure(subject, options) for subject in subjects(asked, options, source)], options)
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -98,18 +97,18 @@ def _several(names: str | Sequence[str]) -> tuple[str, ...]:
 def _names(names: object) -> list[str]:
     """Names, or paths as text, of what to measure. Raises TypeError for anything else, such as a module."""
     given = names if isinstance(names, Iterable) and not isinstance(names, str) else [names]
-    found = []
+    texts = []
     for name in given:
         if isinstance(name, str | os.PathLike):
-            found.append(os.fspath(name))
+            texts.append(os.fspath(name))
         else:
             raise TypeError(
                 f"benchmark takes names or folders of checkpoints, not {type(name).__name__}: keep a model of your own "
                 "with qzoo.save_pretrained(model, folder), and give the folder"
             )
-    if not found:
+    if not texts:
         raise ArgumentError("no names to measure; qzoo.list_models(pretrained=True) lists checkpoints")
-    return found
+    return texts
 
 
 @dataclass(frozen=True)

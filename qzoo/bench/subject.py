@@ -118,10 +118,10 @@ class Checkpoint:
 
     def write(self, images: Tensor, options: Options, folder: Path) -> tuple[list[Contender], list[str]]:
         """Write the contenders' files, see :func:`qzoo.bench.contenders.write`; and notes."""
-        found, notes = contenders.write(
+        candidates, notes = contenders.write(
             self.quantized, self.reference, images, options, self.calibration, folder
         )
-        return found, [f"{self.name}: {note}" for note in notes]
+        return candidates, [f"{self.name}: {note}" for note in notes]
 
     def layers(self, images: Tensor, lanes: list[Lane], options: Options) -> list[dict[str, Any]]:
         """Measure what the page shows of the layers."""
@@ -193,8 +193,10 @@ class OnnxFile:
                 f"{name}: timed on noise, without images; --data names a folder to measure accuracy on"
             )
             loader = _noise(file.preprocessing)
-        found = [_file(runtime, path, each, batch) for runtime in runtimes for path, each in files.items()]
-        return cls(name, found, exact, batch, loader, labelled, tuple(notes))
+        candidates = [
+            _file(runtime, path, each, batch) for runtime in runtimes for path, each in files.items()
+        ]
+        return cls(name, candidates, exact, batch, loader, labelled, tuple(notes))
 
     def write(self, images: Tensor, options: Options, folder: Path) -> tuple[list[Contender], list[str]]:
         """Return the contenders, whose files are there."""
@@ -237,17 +239,17 @@ def _open(names: Sequence[str]) -> dict[str, nn.Module]:
     Raises:
         BenchmarkError: a float model.
     """
-    found = {asked: open_model(asked) for asked in names}
-    for config in map(config_of, found.values()):
+    models = {asked: open_model(asked) for asked in names}
+    for config in map(config_of, models.values()):
         if config.scheme is None:
             raise BenchmarkError(
                 f"{config.name} is a float model; benchmark compares a quantized one with its float model: "
                 f"{config.name}-w8a8"
             )
-    own = [config_of(model).name for model in found.values()]
+    own = [config_of(model).name for model in models.values()]
     return {
         name if own.count(name) == 1 else asked: model
-        for name, (asked, model) in zip(own, found.items(), strict=True)
+        for name, (asked, model) in zip(own, models.items(), strict=True)
     }
 
 

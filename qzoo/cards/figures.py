@@ -117,7 +117,7 @@ def runtime_name(row: Measurement) -> str:
 
 def clocks_in_words(clocks: Iterable[str]) -> str:
     """Name the clocks of speed-ups, ``"by CPU time"`` for {"cpu"}; both where some of the models run on GPUs."""
-    found = set(clocks)
-    if found == {"cpu", "wall"}:
+    kinds = set(clocks)
+    if kinds == {"cpu", "wall"}:
         return "by CPU time, on GPUs by wall time"
-    return "by wall time" if found == {"wall"} else "by CPU time"
+    return "by wall time" if kinds == {"wall"} else "by CPU time"

@@ -176,8 +176,8 @@ def _build_command(config: Config) -> str:
     """The command that makes the checkpoint again: what differs from the defaults."""
     known, source = DATA_SETS.get(config.labels), config.float_source
     from_elsewhere = config.calibration is not None and is_stream(config.calibration.data)
-    found = known is not None and known.found and not from_elsewhere
-    without = found or (not config.metrics and not config.plan.needs_images)
+    at_hand = known is not None and known.found and not from_elsewhere
+    without = at_hand or (not config.metrics and not config.plan.needs_images)
     flags: dict[str, list[object]] = {} if without else {"--data": ["DIR"]}
     if source is not None and source.source.startswith("folder:"):
         flags |= {"--dataset": [config.labels], "--float": [source.source.removeprefix("folder:")]}

@@ -17,17 +17,17 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=/@+-]*")
 
 def escaped(value: _Value) -> _Value:
     """Escape every text in a value, such as a config, so that Markdown shows it as it is."""
-    found: Any = value
+    result: Any = value
     if isinstance(value, str):
-        found = _SPECIAL.sub(r"\\\g<0>", one_line(value))
+        result = _SPECIAL.sub(r"\\\g<0>", one_line(value))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {f.name: escaped(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        found = dataclasses.replace(value, **changed)
+        result = dataclasses.replace(value, **changed)
     elif isinstance(value, dict):
-        found = {escaped(key): escaped(item) for key, item in value.items()}
+        result = {escaped(key): escaped(item) for key, item in value.items()}
     elif isinstance(value, (list, tuple)):
-        found = type(value)(map(escaped, value))
-    return found
+        result = type(value)(map(escaped, value))
+    return result
 
 
 def word(value: object) -> str:

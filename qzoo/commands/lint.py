@@ -35,15 +35,15 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     from qzoo.export.lint import examine
 
-    found = {}
+    findings = {}
     for file in args.files:
         report = examine(file, args.target)
-        found[file] = report.findings
+        findings[file] = report.findings
         if not args.json:
             _print(file, report)
     if args.json:
-        say(json.dumps({str(file): [f.to_dict() for f in rows] for file, rows in found.items()}, indent=2))
-    return 1 if any(found.values()) else 0
+        say(json.dumps({str(file): [f.to_dict() for f in rows] for file, rows in findings.items()}, indent=2))
+    return 1 if any(findings.values()) else 0
 
 
 def _print(file: Path, report: Report) -> None:

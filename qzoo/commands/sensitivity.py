@@ -43,17 +43,17 @@ def _run(args: argparse.Namespace) -> int:
     config = config_of(model)
     images, _ = measured_images(config, args.data, args.subset)
     loader = images.load(config, args.data, skip_broken=args.skip_broken)
-    found = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
+    report = qzoo.sensitivity(model, loader, images=args.images, progress=not args.quiet)
     target = args.target or config.target
-    say(f"{one_line(args.name)}, target {target}, {found}")
+    say(f"{one_line(args.name)}, target {target}, {report}")
     if skipped := broken_images(loader):
         say(f"skipped {skipped} images that do not decode")
-    costly = [x.name for x in found.layers if any(q.startswith("weight") for q in x.quantizers)][:_SHOWN]
+    costly = [x.name for x in report.layers if any(q.startswith("weight") for q in x.quantizers)][:_SHOWN]
     if costly:
         flags = " ".join(f"{one_line(name)}=float" for name in costly)
         say(f"to keep the costliest layers in float: qzoo {_maker(config)} --layer-bits {flags}")
     if args.out is not None:
-        values = {"model": args.name, "target": target, **found.to_dict()}
+        values = {"model": args.name, "target": target, **report.to_dict()}
         write_text(args.out, json.dumps(values, indent=2) + "\n")
     return 0
 

@@ -31,7 +31,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     Args:
         root: the folder.
-        found: one ``(path, label)`` an image, in any order.
+        items: one ``(path, label)`` an image, in any order.
         preprocessing: of the model.
         transform: in place of the preprocessing's, for training (:func:`qzoo.data.training_transform`).
 
@@ -42,14 +42,14 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __init__(
         self,
         root: Path,
-        found: Iterable[tuple[Path, int]],
+        items: Iterable[tuple[Path, int]],
         preprocessing: Preprocessing,
         transform: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self.root = root
         self.mode = "L" if preprocessing.input_size[0] == 1 else "RGB"
         self.transform: Callable[[Any], Tensor] = transform or preprocessing.transform()
-        self.files = sorted(found, key=self.place)
+        self.files = sorted(items, key=self.place)
 
     def place(self, item: tuple[Path, int]) -> str:
         """SHA-256 of an image's path relative to the folder, which says its place in the order."""

@@ -61,13 +61,13 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
             f"{root} is no folder with one folder of images a class in it ({error}); expected such as "
             f"{root}/cat/1.png"
         ) from error
-    empty = [folder.name for folder, found in zip(folders, images, strict=True) if not found]
+    empty = [folder.name for folder, paths in zip(folders, images, strict=True) if not paths]
     if empty:
         raise DataError(
             f"{root} holds folders without images ({', '.join(IMG_EXTENSIONS)}): {', '.join(empty[:5])}"
             f"{' ...' if len(empty) > 5 else ''}; fill or remove them"
         )
-    files = [(path, label) for label, found in enumerate(images) for path in found]
+    files = [(path, label) for label, paths in enumerate(images) for path in paths]
     return tuple(folder.name for folder in folders), files
 
 

@@ -220,12 +220,12 @@ def _is_image(name: str, kind: Any) -> bool:
     return getattr(kind, "dtype", "") == "binary" and name in ("image", "img", "bytes", *_IMAGES)
 
 
-def _one(title: str, what: str, features: dict[str, Any], found: list[str]) -> str:
-    if not found:
+def _one(title: str, what: str, features: dict[str, Any], names: list[str]) -> str:
+    if not names:
         raise DataError(
             f"{title} has no column of {what}; its columns are {', '.join(features) or 'unknown'}"
         )
-    return found[0]
+    return names[0]
 
 
 def _content(path: str | None) -> bytes:

@@ -210,8 +210,8 @@ class StreamLoader(SharedEpochs):
             return
         whole = self.first == 0 and self.stop >= self.source.count
         order = draws.permutation(len(parts)).tolist() if whole else range(len(parts))
-        found = ((i, j, sample) for i in order for j, sample in enumerate(parts[i].samples(0)))
-        yield from islice(found, self.first, self.stop)
+        places = ((i, j, sample) for i in order for j, sample in enumerate(parts[i].samples(0)))
+        yield from islice(places, self.first, self.stop)
 
 
 _Key = tuple[int, int, Sample]  # number of the file, place in it
@@ -282,14 +282,14 @@ class LabelMap:
         places: dict[str, set[int]] = {}
         for i, name in enumerate(own):
             places.setdefault(_plain(name), set()).add(i)
-        found = [places.get(_plain(name), set()) for name in names]
-        wrong = [name for name, at in zip(names, found, strict=True) if len(at) != 1]
+        matches = [places.get(_plain(name), set()) for name in names]
+        wrong = [name for name, at in zip(names, matches, strict=True) if len(at) != 1]
         if wrong:
             raise DataError(
                 f"the data have {len(names)} classes, such as {wrong[0]!r}, which is no class of {self.labels} "
                 f"({self.classes} classes, such as {own[0] if own else '?'!r}); give data of these classes"
             )
-        return [at.pop() for at in found]
+        return [at.pop() for at in matches]
 
     def index(self, sample: Sample) -> int:
         """Look up the class index of a sample.
@@ -320,8 +320,8 @@ def _in_order(names: tuple[str, ...], own: tuple[str, ...]) -> bool:
     for i, name in enumerate(own):
         places.setdefault(_plain(name), set()).add(i)
     at = [places.get(_plain(name)) for name in names]
-    known = [(i, found) for i, found in enumerate(at) if found is not None]
-    return 2 * len(known) >= len(names) and all(i in found for i, found in known)
+    known = [(i, place) for i, place in enumerate(at) if place is not None]
+    return 2 * len(known) >= len(names) and all(i in place for i, place in known)
 
 
 def _plain(name: str) -> str:

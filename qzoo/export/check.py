@@ -174,12 +174,12 @@ def check(
     x = _noise(graph) if images is None else images.detach().cpu()
     given = x.to(_input_type(graph))
     simulation = copy_for(model, target)
-    found, expected = run(given), _simulate(simulation, x)
-    if found.shape != expected.shape:
+    logits, expected = run(given), _simulate(simulation, x)
+    if logits.shape != expected.shape:
         raise ExportError(
-            f"{path}: logits of shape {tuple(found.shape)}, the model's {tuple(expected.shape)}"
+            f"{path}: logits of shape {tuple(logits.shape)}, the model's {tuple(expected.shape)}"
         )
-    result = _compare(found.double(), expected.double(), target, runtime)
+    result = _compare(logits.double(), expected.double(), target, runtime)
     if result.exact:
         return result
     layers = compare_layers(path, simulation, x, runtime)
@@ -201,15 +201,15 @@ def _refuse(images: object) -> None:
         )
 
 
-def _compare(found: Tensor, expected: Tensor, target: str, runtime: str) -> Check:
-    fidelity = Fidelity.of(found, expected)
+def _compare(logits: Tensor, expected: Tensor, target: str, runtime: str) -> Check:
+    fidelity = Fidelity.of(logits, expected)
     return Check(
         target,
         runtime,
-        len(found),
+        len(logits),
         agreement=fidelity.agreement,
         sqnr_db=fidelity.sqnr_db,
-        max_difference=(found - expected).abs().max().item(),
+        max_difference=(logits - expected).abs().max().item(),
     )
 
 
@@ -238,10 +238,10 @@ def compare_layers(
         integers = _run_all(copy, images.to(_input_type(graph)).numpy(), runtime)
     values = _record(simulation, [q.name for q in recorded], images)
     return tuple(
-        _difference(q.name, found.astype(np.int64) - q.zero_point, values[q.name], q.step)
-        for q, found in zip(recorded, integers, strict=True)
+        _difference(q.name, output.astype(np.int64) - q.zero_point, values[q.name], q.step)
+        for q, output in zip(recorded, integers, strict=True)
         # Else it is quantized before the max pooling in the file, behind it in the module.
-        if found.shape == values[q.name].shape
+        if output.shape == values[q.name].shape
     )
 
 
@@ -259,7 +259,7 @@ class _RecordedQuantizer:
 def _recorded(graph: Graph, simulation: nn.Module) -> list[_RecordedQuantizer]:
     """The quantizers of activations with one scale that file and simulation have in common."""
     modules = dict(simulation.named_modules())
-    found = {}
+    quantizers = {}
     for node in graph.of("QuantizeLinear"):
         name, scale, zero = str(node.name).rpartition("/")[0], graph.scale(node), graph.zero_point(node)
         kind = graph.int_type(node)
@@ -268,16 +268,18 @@ def _recorded(graph: Graph, simulation: nn.Module) -> list[_RecordedQuantizer]:
         if isinstance(modules.get(name), TensorQuantizer) and not graph.is_weight(node):
             readers = graph.readers(node)
             last = readers[0] if [r.op_type for r in readers] == ["Clip"] else node  # to fewer than 8 bits
-            found[name] = _RecordedQuantizer(name, str(last.outputs[0].name), kind, float(scale), int(zero))
-    return list(found.values())
+            quantizers[name] = _RecordedQuantizer(
+                name, str(last.outputs[0].name), kind, float(scale), int(zero)
+            )
+    return list(quantizers.values())
 
 
 def _difference(name: str, q: np.ndarray, value: Tensor, scale: float) -> LayerDifference:
-    found = torch.from_numpy(q)
+    integers = torch.from_numpy(q)
     expected = (value.double() / scale).round().nan_to_num(_FAR, _FAR, -_FAR)
-    apart = (found - expected).abs()
+    apart = (integers - expected).abs()
     return LayerDifference(
-        name, 100 * (apart > 0).double().mean().item(), int(apart.max()), sqnr(expected, found.double())
+        name, 100 * (apart > 0).double().mean().item(), int(apart.max()), sqnr(expected, integers.double())
     )
 
 
@@ -360,8 +362,8 @@ def _run_all(path: Path, images: np.ndarray, runtime: str) -> list[np.ndarray]:
     try:
         if runtime == "onnxruntime":
             session = sessions.onnxruntime_session(path, 1)
-            found: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: images})
-            return found
+            outputs: list[np.ndarray] = session.run(None, {session.get_inputs()[0].name: images})
+            return outputs
         compiled = sessions.openvino_model(path, 1)
         result = compiled([images])
         return [result[output] for output in compiled.outputs]

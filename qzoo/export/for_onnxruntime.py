@@ -451,15 +451,15 @@ def fuse_attention(model: ir.Model) -> None:
 
 def _chain_of(first: ir.Node, *op_types: str) -> list[ir.Node | None]:
     """The nodes of these types one behind the other, each the only reader of what is before it; else None for all."""
-    found: list[ir.Node | None] = []
+    nodes: list[ir.Node | None] = []
     node = first
     for op_type in op_types:
         behind = readers(node.outputs[0])
         if len(behind) != 1 or behind[0].op_type != op_type or node.outputs[0].is_graph_output():
             return [None] * len(op_types)
         node = behind[0]
-        found.append(node)
-    return found
+        nodes.append(node)
+    return nodes
 
 
 def _heads(value: ir.Value | None) -> tuple[ir.Value, list[int]] | None:
@@ -537,10 +537,10 @@ def _chain(first: ir.Node) -> list[ir.Node]:
     chain = [first]
     while True:
         out = chain[-1].outputs[0]
-        found = readers(out)
-        if out.is_graph_output() or len(found) != 1 or found[0].op_type not in _FOLLOWS:
+        uses = readers(out)
+        if out.is_graph_output() or len(uses) != 1 or uses[0].op_type not in _FOLLOWS:
             return chain
-        chain.append(found[0])
+        chain.append(uses[0])
 
 
 def _copy(node: ir.Node, source: ir.Value | None) -> ir.Node:

@@ -140,21 +140,21 @@ def use_unsigned_where_misread(model: ir.Model) -> None:
     such as MaxPool moves before a convolution. OpenVINO writes a Concat of its own for some operators (the shape of a
     Flatten), so that the latter are changed in every graph.
     """
-    found: dict[ir.Node, None] = {}
+    quantizers: dict[ir.Node, None] = {}
     for concat in nodes_of(model, "Concat"):
-        found |= dict.fromkeys((*_quantizers_before(concat), *_quantizers_behind(concat)))
+        quantizers |= dict.fromkeys((*_quantizers_before(concat), *_quantizers_behind(concat)))
     for conv in nodes_of(model, "Conv"):
         source = maker(conv.inputs[0])
         if source is None or source.op_type not in _CARRIED or integer(conv, "group", 1) != 1:
             continue
         if is_dequantized(conv.inputs[1]):
-            found |= dict.fromkeys(_quantizers_before(conv))
-    use_unsigned(model, found)
+            quantizers |= dict.fromkeys(_quantizers_before(conv))
+    use_unsigned(model, quantizers)
 
 
 def _quantizers_before(node: ir.Node) -> list[ir.Node]:
     """The Q whose integers enter the node, behind operators across which OpenVINO carries a DQ."""
-    found: list[ir.Node] = []
+    quantizers: list[ir.Node] = []
     seen, waiting = {node}, [node]
     while waiting:
         for source in map(maker, waiting.pop().inputs):
@@ -162,15 +162,15 @@ def _quantizers_before(node: ir.Node) -> list[ir.Node]:
                 continue
             seen.add(source)
             if source.op_type == "QuantizeLinear":
-                found.append(source)
+                quantizers.append(source)
             elif source.op_type in ("DequantizeLinear", *_CARRIED, *_SCALED):
                 waiting.append(source)
-    return found
+    return quantizers
 
 
 def _quantizers_behind(concat: ir.Node) -> list[ir.Node]:
     """The Q that OpenVINO fuses with the Concat, behind operators that it fuses too."""
-    found: list[ir.Node] = []
+    quantizers: list[ir.Node] = []
     seen, waiting = {concat}, [concat]
     while waiting:
         for reader in [node for value in waiting.pop().outputs for node in readers(value)]:
@@ -178,10 +178,10 @@ def _quantizers_behind(concat: ir.Node) -> list[ir.Node]:
                 continue
             seen.add(reader)
             if reader.op_type == "QuantizeLinear":
-                found.append(reader)
+                quantizers.append(reader)
             elif reader.op_type in (*MOVES, *CLAMPS) or (reader.op_type in _SCALED and _has_constant(reader)):
                 waiting.append(reader)
-    return found
+    return quantizers
 
 
 def _has_constant(node: ir.Node) -> bool:

@@ -186,7 +186,9 @@ def _keep_translations() -> Iterator[None]:
     def from_torchlib(*args: Any, **options: Any) -> Any:
         registry = copy.copy(_torchlib(read, *args, **options))
         # Lists of its own: the translations of an export's own table are added to them.
-        registry.functions = {target: list(found) for target, found in registry.functions.items()}
+        registry.functions = {
+            target: list(translations) for target, translations in registry.functions.items()
+        }
         return registry
 
     ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
@@ -221,12 +223,14 @@ def _leave_hard_swish_whole_(ready: nn.Module, image: Tensor) -> None:
     The exporter traces the form that overwrites its input as six operators of symbolic sizes, only to drop them again:
     a third of the time that MobileNetV3-small takes.
     """
-    found = [module for module in ready.modules() if isinstance(module, nn.Hardswish) and module.inplace]
-    if not found:
+    activations = [
+        module for module in ready.modules() if isinstance(module, nn.Hardswish) and module.inplace
+    ]
+    if not activations:
         return
     expected = ready(image)
-    for module in found:
+    for module in activations:
         module.inplace = False
     if not torch.equal(ready(image), expected):  # a forward that reads on under the old name
-        for module in found:
+        for module in activations:
             module.inplace = True

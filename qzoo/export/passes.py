@@ -181,19 +181,19 @@ def store_4_bits(model: ir.Model) -> None:
     Raises:
         ExportError: there are none.
     """
-    found = False
+    any_stored = False
     for node in nodes_of(model, "DequantizeLinear"):
         q, source = constant(node.inputs[0]), node.inputs[0]
         if q is None or source is None or q.dtype != np.int8 or q.min() < -8 or q.max() > 7:
             continue
-        found = True
+        any_stored = True
         name, source.name = str(source.name), f"{source.name}_8"
         node.replace_input_with(0, initializer(model, name, q.astype(ml_dtypes.int4)))
         zero = zero_point(node)
         if zero is not None:
             zeros = initializer(model, f"{name}_zero_point", zero.astype(ml_dtypes.int4))
             node.replace_input_with(2, zeros)
-    if not found:
+    if not any_stored:
         raise ExportError("weights='int4' was asked for, but no layer has weights of at most 4 bits")
 
 
@@ -379,9 +379,9 @@ def narrow(model: ir.Model, dtype: torch.dtype) -> None:
     for value in model.graph.inputs:
         if not wide:
             value.type = ir.TensorType(ir.DataType.FLOAT16)
-        elif found := [use for use in value.uses() if use.node.op_type not in ("QuantizeLinear", "Shape")]:
+        elif uses := [use for use in value.uses() if use.node.op_type not in ("QuantizeLinear", "Shape")]:
             cast = _cast(value, ir.DataType.FLOAT16)
-            for reader, index in found:
+            for reader, index in uses:
                 reader.replace_input_with(index, cast.outputs[0])
             model.graph.insert_before(model.graph[0], cast)
     if wide:
@@ -449,10 +449,10 @@ def _layer_of_weight(node: ir.Node) -> str:
     stored = q.inputs[0] if q is not None and q.op_type == "QuantizeLinear" else node.inputs[0]
     if constant(stored) is None:
         return ""
-    found = readers(node.outputs[0])
-    while len(found) == 1 and found[0].op_type in ("Transpose", "Reshape", "DequantizeLinear"):
-        found = readers(found[0].outputs[0])
-    return "conv" if any(reader.op_type in CONVOLUTIONS for reader in found) else "linear"
+    nodes = readers(node.outputs[0])
+    while len(nodes) == 1 and nodes[0].op_type in ("Transpose", "Reshape", "DequantizeLinear"):
+        nodes = readers(nodes[0].outputs[0])
+    return "conv" if any(reader.op_type in CONVOLUTIONS for reader in nodes) else "linear"
 
 
 def drop_defaults(model: ir.Model) -> None:

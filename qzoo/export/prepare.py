@@ -170,9 +170,9 @@ class _Uses(TorchFunctionMode):
         self.ran: set[nn.Module] = set()
         self._readers: Counter[int] = Counter()
         self._inside = 0
-        found = [(m, q) for m in model.modules() if (q := weight_quantizer_of(m)) is not None and q.is_on]
-        self._weights = {id(p) for m, _ in found for p in m.parameters(recurse=False)}
-        quantizers = {quantizer: None for _, quantizer in found}
+        layers = [(m, q) for m in model.modules() if (q := weight_quantizer_of(m)) is not None and q.is_on]
+        self._weights = {id(p) for m, _ in layers for p in m.parameters(recurse=False)}
+        quantizers = {quantizer: None for _, quantizer in layers}
         handles = [q.register_forward_pre_hook(self._enter) for q in quantizers]
         handles += [q.register_forward_hook(self._leave) for q in quantizers]
         with attach(handles), self:

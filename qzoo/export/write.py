@@ -62,8 +62,8 @@ def _write(graph: Any, given: Path, path: Path, limit: int) -> None:
 
 
 def _digest(values: list[Any]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for value in values:
-        found.update(value.name.encode())
-        found.update(value.const_value.numpy().tobytes())
-    return found.hexdigest()[:12]
+        digest.update(value.name.encode())
+        digest.update(value.const_value.numpy().tobytes())
+    return digest.hexdigest()[:12]

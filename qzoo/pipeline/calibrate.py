@@ -157,36 +157,38 @@ def quantize_to(
         choice = best_alpha(model, batches, plan.recipe, progress=progress)
     recipe = choice.recipe if choice else plan.recipe
     preprocessing = config_of(model).preprocessing
-    found = apply_recipe(model, batches, recipe, preprocessing=preprocessing, progress=progress, group=group)
+    ranges = apply_recipe(model, batches, recipe, preprocessing=preprocessing, progress=progress, group=group)
     model.to("cpu")
     example = torch.zeros(1, *preprocessing.input_size)
     half = compact(model, example) > 0
     round_biases(model, example)
-    calibration = record(found, images, recipe, choice)
+    calibration = record(ranges, images, recipe, choice)
     chosen = "best" if plan.best else "alpha" if choice else ""
     calibration = dataclasses.replace(
         calibration, recipe=chosen, half=half, drop=plan.drop, target=plan.target, skipped=skipped
     )
-    config = made_on(config_of(model), data, images if found.images else NONE, "calibration")
+    config = made_on(config_of(model), data, images if ranges.images else NONE, "calibration")
     config = dataclasses.replace(config, calibration=calibration)
     if group.first:
         save_pretrained(set_target(model, config.target), folder, form="packed", config=config)
-    candidates = choice.candidates if choice else found.candidates
-    compared = choice.held_back if choice else found.select_images
-    return CalibrationResult(recipe, candidates, found.images, compared, raised)
+    candidates = choice.candidates if choice else ranges.candidates
+    compared = choice.held_back if choice else ranges.select_images
+    return CalibrationResult(recipe, candidates, ranges.images, compared, raised)
 
 
-def record(found: Calibration, images: Images, recipe: Recipe, choice: Choice | None) -> CalibrationRecord:
+def record(
+    calibration: Calibration, images: Images, recipe: Recipe, choice: Choice | None
+) -> CalibrationRecord:
     """Make the config's record of a calibration."""
-    tried: tuple[Candidate, ...] = choice.candidates if choice else found.candidates
-    methods = {**dataclasses.asdict(recipe), "method": found.method}
-    if found.percentile is not None:
-        methods["percentile"] = found.percentile
+    tried: tuple[Candidate, ...] = choice.candidates if choice else calibration.candidates
+    methods = {**dataclasses.asdict(recipe), "method": calibration.method}
+    if calibration.percentile is not None:
+        methods["percentile"] = calibration.percentile
     return CalibrationRecord(
         **methods,
-        data=images.text if found.images else "none",
-        subset=images.subset if found.images else "",
-        images=found.images,
+        data=images.text if calibration.images else "none",
+        subset=images.subset if calibration.images else "",
+        images=calibration.images,
         candidates=trials(tried),
         held_back=choice.held_back if choice else 0,
     )

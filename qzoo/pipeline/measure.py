@@ -57,21 +57,21 @@ def measure(
     rows = Rows(reference, load, images, progress, steps or Steps(group=group), inputs or {}, group)
     for module in (model, reference):
         module.to(group.device)
-    found = [rows.float_row()]
+    metrics = [rows.float_row()]
     for target in targets:
-        found.append(rows.row(set_target(model, target), "torch", scheme, target))
+        metrics.append(rows.row(set_target(model, target), "torch", scheme, target))
     for module in (model, reference):
         module.to("cpu")
     if onnx is not None:
-        found.append(rows.row(_Session(onnx), "onnxruntime", scheme, "onnxruntime"))
+        metrics.append(rows.row(_Session(onnx), "onnxruntime", scheme, "onnxruntime"))
     elif can_run_onnx():
         with temporary_folder() as scratch:
             file = scratch / "model.onnx"
             if group.first:
                 export_onnx(model, file, target="onnxruntime")
             file.write_bytes(group.broadcast(file.read_bytes() if group.first else b""))
-            found.append(rows.row(_Session(file), "onnxruntime", scheme, "onnxruntime"))
-    return tuple(found)
+            metrics.append(rows.row(_Session(file), "onnxruntime", scheme, "onnxruntime"))
+    return tuple(metrics)
 
 
 def can_run_onnx() -> bool:

@@ -332,8 +332,8 @@ def _used(config: Config, files: ImageFiles | None, whole: Images | None = None)
     """The images of a folder, or of a stream, that a model was made on."""
     if files is None:
         return [] if whole is None else _recorded(config, whole)
-    found = [(_positions(files, old), old.use) for old in config.seen]
-    return [_Range(*positions, use) for positions, use in found if positions is not None]
+    places = [(_positions(files, old), old.use) for old in config.seen]
+    return [_Range(*positions, use) for positions, use in places if positions is not None]
 
 
 def _recorded(config: Config, whole: Images) -> list[_Range]:
@@ -359,11 +359,11 @@ def _trained_on(config: Config, files: ImageFiles | None, whole: Images) -> tupl
 def _positions(files: ImageFiles, old: SeenImages) -> tuple[int, int] | None:
     """Where in a folder the images lie that a model has seen; None where it is another folder: it has fewer than half
     of the samples, which may be doubles."""
-    found = 0
+    matches = 0
     for key, content in old.samples.items():
         at = bisect_left(files.files, key, key=lambda item: files.place(item)[:16])
-        found += at < len(files) and _key(files, at) == key and _content(files.files[at][0]) == content
-    if 2 * found < len(old.samples):
+        matches += at < len(files) and _key(files, at) == key and _content(files.files[at][0]) == content
+    if 2 * matches < len(old.samples):
         return None
     start = bisect_left(files.files, old.first, key=lambda item: files.place(item)[:16])
     stop = bisect_right(files.files, old.last, key=lambda item: files.place(item)[:16])

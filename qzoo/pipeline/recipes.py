@@ -42,19 +42,19 @@ def recipes() -> list[Config]:
     The methods, and whether activations have zero points, are the family's (:class:`qzoo.registry.Defaults`, which
     names the papers).
     """
-    found = []
+    configs = []
     for arch in list_architectures():
         for tag, weights in architecture(arch).weights.items():
             if all(source.startswith("qzoo:") for source in weights.sources):
                 continue  # weights that the zoo trains itself
             if not weights.labels:
                 continue  # of an image encoder, whose checkpoint has no top-1 to measure
-            found.append(_recipe(f"{arch}.{tag}-w8a8"))
+            configs.append(_recipe(f"{arch}.{tag}-w8a8"))
             schedule = architecture(arch).tuning
             if schedule is not None:
                 tuned = _recipe(f"{arch}.{tag}-w8a8_qat")
-                found.append(dataclasses.replace(tuned, training=_tuning(schedule)))
-    return sorted(found, key=lambda config: natural_key(config.name))
+                configs.append(dataclasses.replace(tuned, training=_tuning(schedule)))
+    return sorted(configs, key=lambda config: natural_key(config.name))
 
 
 def _recipe(name: str) -> Config:

@@ -101,6 +101,6 @@ def _trials(config: Config) -> str:
 
 def _use(config: Config, folder: Path) -> str:
     """A line of Python that loads the checkpoint, by its name where that finds this folder."""
-    if folder.resolve() in [found.resolve() for found in hub.local_folders(config.name)[:1]]:
+    if folder.resolve() in [local.resolve() for local in hub.local_folders(config.name)[:1]]:
         return f'qzoo.create_model("{config.name}", pretrained=True)'
     return f'qzoo.load_pretrained("{folder}")'

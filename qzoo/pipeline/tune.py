@@ -143,8 +143,8 @@ def _calibrate(model: nn.Module, config: Config, job: TrainJob, group: Group) ->
     chosen = Images(images.text, images.split, f"{first}:{first + count}", count)
     size = 32 if known.in_folders else 256
     loader = chosen.load(config, job.data, batch_size=size, workers=job.workers, skip_broken=job.skip_broken)
-    found = calibrate(model, loader, method="mse", progress=job.progress and group.first, group=group)
+    calibration = calibrate(model, loader, method="mse", progress=job.progress and group.first, group=group)
     if config.scheme is not None and config.scheme.weight_bits < 8:
         calibrate_weights(model, "mse")
-    made = record(found, chosen, Recipe(method="mse"), None)
+    made = record(calibration, chosen, Recipe(method="mse"), None)
     return dataclasses.replace(made, skipped=sum(group.gather(broken_images(loader))))

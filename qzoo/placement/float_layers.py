@@ -56,10 +56,10 @@ def keep_in_float(model: nn.Module, scheme: Scheme, image: Tensor) -> nn.Module:
             )
     layers = {n for n, m in modules.items() if isinstance(m, QuantMixin) or replacement_of(m) is not None}
     with evaluating(model):
-        found = trace(model, image, layers)
-    before, after = wants_of(found), wants_of(found, names)
+        graph = trace(model, image, layers)
+    before, after = wants_of(graph), wants_of(graph, names)
     for name in names:
-        read = {value for operation in _calls(found, name) for value in operation.operands[:1]}
+        read = {value for operation in _calls(graph, name) for value in operation.operands[:1]}
         source = input_quantizer_of(modules[name])
         if source is not None and not read.isdisjoint(after.integers):
             readers = [edge for value in read if value is not None for edge in value.readers]
@@ -72,7 +72,7 @@ def keep_in_float(model: nn.Module, scheme: Scheme, image: Tensor) -> nn.Module:
         if weight is not None:
             _take_away(model, weight)
     for name, quantizer in quantizers(model).items():
-        value = found.quantized.get(name)
+        value = graph.quantized.get(name)
         if quantizer.role == "output":
             needless = before.result is not None and after.result is None
         else:
@@ -82,9 +82,9 @@ def keep_in_float(model: nn.Module, scheme: Scheme, image: Tensor) -> nn.Module:
     return model
 
 
-def _calls(found: Trace, layer: str) -> list[Operation]:
+def _calls(graph: Trace, layer: str) -> list[Operation]:
     """The calls of a layer, or of a function on its weight."""
-    return [op for op in found.operations if layer in (op.layer, op.weight.rpartition(".")[0])]
+    return [op for op in graph.operations if layer in (op.layer, op.weight.rpartition(".")[0])]
 
 
 def _take_away(model: nn.Module, quantizer: TensorQuantizer) -> None:

@@ -144,31 +144,31 @@ def with_quantizers(
     fold_weight_standardization_(quantized)
     image = example[:1].detach().to(device_of(quantized), _dtype(quantized))
     with evaluating(quantized):
-        found = _trace(quantized, image)
+        graph = _trace(quantized, image)
         if choose_affine:
-            scheme = replace(scheme, affine=found.leans)
-        builder = _Builder(quantized, found, wants_of(found, excluded), scheme, excluded)
+            scheme = replace(scheme, affine=graph.leans)
+        builder = _Builder(quantized, graph, wants_of(graph, excluded), scheme, excluded)
         builder.build()
     made = keep_in_float(set_layer_bits(builder.model, scheme), scheme, image)
     name_quantizers(made)
-    _check_same(made, image, found.result)
+    _check_same(made, image, graph.result)
     placement = builder.placement()
     if placement.left:
         text = "; ".join(f"{name}: {reason}" for name, reason in placement.left)
         logger.warning("%s: left in float: %s", type(model).__name__, text)
     made.qzoo_placement = placement  # type: ignore[assignment]
     made.qzoo_scheme = scheme  # type: ignore[assignment]
-    return made, image, found.result
+    return made, image, graph.result
 
 
 def _scheme(scheme: bool | str | Scheme, target: str | None) -> Scheme:
-    found = as_scheme(scheme)
-    if found is None:
+    result = as_scheme(scheme)
+    if result is None:
         raise ArgumentError(f"scheme must be a scheme such as 'w8a8', not {scheme!r}")
     if target is None:
-        return found if isinstance(scheme, Scheme) else with_target(found, DEFAULT_TARGET)
+        return result if isinstance(scheme, Scheme) else with_target(result, DEFAULT_TARGET)
     target_named(target)
-    return with_target(found, target)
+    return with_target(result, target)
 
 
 def _check(model: Any, example: Any) -> None:
@@ -220,19 +220,19 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def _trace(model: nn.Module, image: Tensor) -> Trace:
     opaque = {name for name, m in model.named_modules() if replacement_of(m) is not None or _is_closed(m)}
     try:
-        found = trace(model, image, opaque)
+        graph = trace(model, image, opaque)
     except Exception as error:  # of the model: it may raise anything
         raise QuantizationError(
             f"{type(model).__name__} can't run the example, {list(image.shape)} {image.dtype}, as its only input: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(found.result, Tensor):
-        kind = type(found.result).__name__
+    if not isinstance(graph.result, Tensor):
+        kind = type(graph.result).__name__
         raise QuantizationError(
             f"{type(model).__name__} returns a {kind}; to be quantized it has to return one tensor: wrap it in a "
             "module that picks one"
         )
-    return found
+    return graph
 
 
 def _is_closed(module: nn.Module) -> bool:
@@ -244,14 +244,14 @@ class _Builder:
     """Puts the wanted quantizers into a model, in place."""
 
     def __init__(
-        self, model: nn.Module, found: Trace, wants: Wants, scheme: Scheme, excluded: set[str]
+        self, model: nn.Module, graph: Trace, wants: Wants, scheme: Scheme, excluded: set[str]
     ) -> None:
-        self.model, self.trace, self.wants, self.scheme, self.excluded = model, found, wants, scheme, excluded
-        self.classes = Classes(found, wants)
+        self.model, self.trace, self.wants, self.scheme, self.excluded = model, graph, wants, scheme, excluded
+        self.classes = Classes(graph, wants)
         self.modules = dict(model.named_modules())
         self.left = dict(wants.left)
         way = "asks for values of its tensors; the quantizers are those of the way that the example goes"
-        self.left.update({name or type(model).__name__: way for name in found.decisions})
+        self.left.update({name or type(model).__name__: way for name in graph.decisions})
         self.members: dict[Value, list[TensorQuantizer]] = defaultdict(list)
         self.kinds: dict[str, set[str]] = defaultdict(set)
         self.names: dict[tuple[str, Site], tuple[str, ...]] = {}
@@ -277,7 +277,7 @@ class _Builder:
     def _sites(self) -> dict[tuple[str, Site], list[Operation]]:
         """The calls of functions by the module and the place in its code; a module that runs twice has two calls."""
         counts: dict[tuple[str, int, str], int] = defaultdict(int)
-        found: dict[tuple[str, Site], list[Operation]] = defaultdict(list)
+        sites: dict[tuple[str, Site], list[Operation]] = defaultdict(list)
         for operation in self.trace.operations:
             if operation.layer:
                 continue
@@ -286,14 +286,14 @@ class _Builder:
             if name in LAYERS:
                 if operation.weight:
                     weight = operation.weight.removeprefix(f"{scope}.") if scope else operation.weight
-                    found[scope, Site(name, -1, weight)].append(operation)
+                    sites[scope, Site(name, -1, weight)].append(operation)
                 continue
             if "counted" not in operation.attributes:
                 continue
             index = counts[scope, number, name]
             counts[scope, number, name] += 1
-            found[scope, Site(name, index)].append(operation)
-        return found
+            sites[scope, Site(name, index)].append(operation)
+        return sites
 
     def _scope_of(self, operation: Operation) -> tuple[str, int]:
         """The innermost module whose call this is; a layer of torch that runs several times is part of its caller."""
@@ -579,13 +579,14 @@ def _check_same(model: nn.Module, image: Tensor, expected: Tensor) -> None:
 
     What runs on the way is also the order of calls that the sites are known by.
     """
-    found = list(quantizers(model).values())
+    all_quantizers = list(quantizers(model).values())
     # In place of quantizers: copies, as they give, with the values as they are.
     copies = [
-        quantizer.register_forward_hook(lambda module, args, output: output.clone()) for quantizer in found
+        quantizer.register_forward_hook(lambda module, args, output: output.clone())
+        for quantizer in all_quantizers
     ]
-    with attach(copies), evaluating(model), restore_switches(found), orders_learnt(model):
-        for quantizer in found:
+    with attach(copies), evaluating(model), restore_switches(all_quantizers), orders_learnt(model):
+        for quantizer in all_quantizers:
             quantizer.switches = quantizer.switches._replace(quant=False)
         actual = model(image)
     if image.is_meta:

@@ -136,9 +136,9 @@ def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:
         opaque: names of the modules that are recorded as one operation.
     """
     recorder = _Recorder(model, opaque)
-    found = {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
-    with restore_switches(found.values()), recorder.watching(model), recorder:
-        for name, quantizer in found.items():
+    quantizers = {name: m for name, m in model.named_modules() if isinstance(m, TensorQuantizer)}
+    with restore_switches(quantizers.values()), recorder.watching(model), recorder:
+        for name, quantizer in quantizers.items():
             quantizer.calibrator = _Tap(recorder, name)
             quantizer.switches = Switches(disabled=False, quant=False, clip=False, calib=True)
         recorder.know(example)
@@ -300,40 +300,40 @@ def layer_function(module: nn.Module) -> Function:
         (nn.MultiheadAttention, nn.functional.multi_head_attention_forward),
         (nn.Linear, torch._C._nn.linear),
     )
-    found = next((function for kind, function in kinds if isinstance(module, kind)), None)
-    return function_of(type(module) if found is None else found)
+    function = next((function for kind, function in kinds if isinstance(module, kind)), None)
+    return function_of(type(module) if function is None else function)
 
 
 def _attributes(
     func: Any, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> frozenset[str]:
-    found = set()
+    names = set()
     if _is_nonnegative(name_of(func).strip("_"), args, kwargs):
-        found.add("nonnegative")
+        names.add("nonnegative")
     if function.name == "einsum" and product_of(args[0], operands(function, args, kwargs)) is not None:
-        found.add("product")
+        names.add("product")
     if function.name == "mean" and _is_spatial(args, kwargs):
-        found.add("spatial")
+        names.add("spatial")
     if function.name == "interpolate" and _argument(args, kwargs, 3, "mode", "nearest") != "nearest":
-        found.add("smooth")
+        names.add("smooth")
     if function.name == "__getitem__":
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         if not all(isinstance(part, slice) or part is Ellipsis for part in index):
-            found.add("gather")
+            names.add("gather")
     if function.name == "pad":
         fill = _argument(args, kwargs, 3, "value", 0)
         if fill is not None and fill < 0:
-            found.add("negative")
-    return frozenset(found)
+            names.add("negative")
+    return frozenset(names)
 
 
 def _is_scale(given: list[Any], values: list[Value | None]) -> bool:
     """Whether the channels of the one operand that is a value, [N, C, ...], are multiplied by constants, C of them."""
-    found = [value for value in values if value is not None]
+    tensors = [value for value in values if value is not None]
     factors = next((x for x, value in zip(given, values, strict=True) if value is None), None)
-    if len(found) != 1 or not isinstance(factors, Tensor) or len(found[0].shape) < 2:
+    if len(tensors) != 1 or not isinstance(factors, Tensor) or len(tensors[0].shape) < 2:
         return False
-    channels, *rest = found[0].shape[1:]
+    channels, *rest = tensors[0].shape[1:]
     shape = (channels, *(1 for _ in rest))
     return channels > 1 and tuple(factors.shape) in (shape, (1, *shape))
 

@@ -143,17 +143,17 @@ def _apply(
     matched: AbstractContextManager[None] = nullcontext()
     if recipe.method == PROCEDURAL:
         norms = MatchedNorms(model) if recipe.rounding != "nearest" else None
-        found = calibrate_procedural(model, batches, norms=norms, progress=progress)
+        calibration = calibrate_procedural(model, batches, norms=norms, progress=progress)
         if norms is not None and norms.any and _rounds_coarsely(model):
             matched = norms.round_on(model, batches)
     else:
         percentile = PERCENTILE if recipe.percentile is None else recipe.percentile
-        found = calibrate(
+        calibration = calibrate(
             model, batches, method=recipe.method, percentile=percentile, progress=progress, group=group
         )
     with matched:
         _fit_weights(model, batches, recipe, progress)
-    return found
+    return calibration
 
 
 def _rounds_coarsely(model: nn.Module) -> bool:

@@ -54,20 +54,20 @@ class Block:
 @torch.no_grad()
 def tails_of(model: nn.Module, layers: list[Layer], example: Tensor) -> dict[str, Block]:
     """Find the blocks whose skip is their unchanged input, by the name of their last layer."""
-    found = [
+    modules = [
         module
         for module in model.modules()
         if isinstance(getattr(module, "residual_quantizer", None), TensorQuantizer)
         and isinstance(getattr(module, "branch_quantizer", None), TensorQuantizer)
     ]
     ends: dict[nn.Module, Layer] = {layer.norm or layer.module: layer for layer in layers}
-    quantizers: list[Any] = [q for m in found for q in (m.residual_quantizer, m.branch_quantizer)]
+    quantizers: list[Any] = [q for m in modules for q in (m.residual_quantizer, m.branch_quantizer)]
     with evaluating(model), quantizers_off(model):
-        calls = calls_of(model, example, [*ends, *found, *quantizers])
+        calls = calls_of(model, example, [*ends, *modules, *quantizers])
     made = {call.gives: ends[call.module] for call in calls if call.module in ends}
     reads = {call.module: call.reads for call in calls if call.module not in ends}
     blocks = {}
-    for module in found:
+    for module in modules:
         residual: Any = module.residual_quantizer
         branch: Any = module.branch_quantizer
         layer = made.get(reads.get(branch, 0))

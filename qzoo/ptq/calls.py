@@ -30,13 +30,13 @@ def calls_of(model: nn.Module, example: Tensor, modules: Iterable[nn.Module]) ->
 
     A module that works in place gives the tensor that it reads.
     """
-    found: list[Call] = []
+    calls: list[Call] = []
     keep: list[Any] = []  # a freed tensor's id could be another's
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         keep.extend((args, output))
-        found.append(Call(module, id(args[0]) if args else 0, id(output)))
+        calls.append(Call(module, id(args[0]) if args else 0, id(output)))
 
     with attach([module.register_forward_hook(hook) for module in modules]):
         run(model, example)
-    return found
+    return calls

@@ -101,11 +101,11 @@ class Statistics:
 
     def _of_group(self, name: str, quantizer: TensorQuantizer) -> Any:
         """The calibrator of the quantizer's group, which is its own from now on; None where there is none yet."""
-        found = self._groups.get((quantizer.group, quantizer.num_bits)) if quantizer.group else None
-        if found is not None:
-            self._calibrators[name] = found
-            found.unsigned = found.unsigned and quantizer.unsigned
-        return found
+        common = self._groups.get((quantizer.group, quantizer.num_bits)) if quantizer.group else None
+        if common is not None:
+            self._calibrators[name] = common
+            common.unsigned = common.unsigned and quantizer.unsigned
+        return common
 
     def ranges(self, method: str, percentile: float) -> dict[str, Range]:
         """Compute the range of each quantizer that saw data, by name; per channel it is always the maximum."""
@@ -310,12 +310,12 @@ def _check_seen(statistics: Statistics, watched: Iterable[str]) -> None:
 def _unreached(unseen: Iterable[str], seen: Iterable[str]) -> list[str]:
     """The outermost modules of which no quantizer saw data."""
     reached = {name[:i] for name in seen for i, letter in enumerate(name) if letter == "."} | set(seen)
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for name in unseen:
         parts = name.split(".")
         paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-        found[next(path for path in paths if path not in reached)] = None
-    return list(found)
+        names[next(path for path in paths if path not in reached)] = None
+    return list(names)
 
 
 def _start(

@@ -155,29 +155,29 @@ def _pairs(model: nn.Module, layers: list[Layer], example: Tensor) -> list[tuple
             normed[call.gives] = of_norm[call.module]
         elif call.reads in normed and isinstance(call.module, nn.ReLU):
             rectified[call.gives] = normed[call.reads]
-    found = []
+    pairs = []
     for key, layer in rectified.items():
         reading = [of_module.get(module) for module in readers.get(key, [])]
         if len(reading) == 1 and reading[0] is not None:
             reader = reading[0]
             if reader.groups in (1, reader.module.weight.shape[0]):
-                found.append((layer, reader))
-    return found
+                pairs.append((layer, reader))
+    return pairs
 
 
 def _measure(
     model: nn.Module, pairs: list[tuple[Layer, Layer]], batches: list[Tensor], progress: bool
 ) -> dict[str, _Channels]:
-    found: dict[str, _Channels] = {}
+    channels: dict[str, _Channels] = {}
 
     def watch(name: str) -> Any:
         @unseen
         def hook(_: nn.Module, args: Any) -> None:
             x = args[0]
-            if name not in found:
+            if name not in channels:
                 zeros = torch.zeros(x.shape[1], device=x.device)
-                found[name] = _Channels(zeros, zeros.double(), 0)
-            found[name].add(x)
+                channels[name] = _Channels(zeros, zeros.double(), 0)
+            channels[name].add(x)
 
         return hook
 
@@ -185,7 +185,7 @@ def _measure(
     with attach(handles):
         for batch in track(batches, "channel ranges", show=progress):
             model(batch)
-    return found
+    return channels
 
 
 def _equalize(a: Layer, b: Layer, channels: _Channels) -> Equalization:

@@ -176,11 +176,11 @@ def layers_of(model: nn.Module, example: Tensor | None, calibrated: bool = True)
         elif call.reads in made and call.module.running_mean is not None:
             norms[made[call.reads]] = call.module
     names = {module: name for name, module in modules.items()}
-    found = [Layer(names[m], m, norms.get(m)) for m in order if order.count(m) == 1]
-    if not found:
+    layers = [Layer(names[m], m, norms.get(m)) for m in order if order.count(m) == 1]
+    if not layers:
         raise CalibrationError(
             f"{type(model).__name__} runs no quantized layers; build it with quantize='w8a8'"
         )
-    for layer in found if calibrated else []:
+    for layer in layers if calibrated else []:
         _ = layer.amax  # raises where there is none
-    return found
+    return layers

@@ -110,17 +110,19 @@ def raise_bits(
         candidates = [layer for layer in layers if _lowest(layer, inputs is not None) < bits]
         candidates.sort(key=lambda layer: noise[layer.name] / layer.module.weight.numel(), reverse=True)
 
-        def found(count: int) -> Fidelity:
+        def fidelity_of(count: int) -> Fidelity:
             with _raised(candidates[:count], bits, inputs):
                 return Fidelity.of(_logits(model, batches), expected)
 
         # Fewest layers that do: more layers, less error, so halving finds the number. Agreement on few images does
         # not fall in step with the error, so none at all is tried first.
-        low, high = 0, 0 if _enough(found(0), agreement, sqnr_db) else len(candidates)
+        low, high = 0, 0 if _enough(fidelity_of(0), agreement, sqnr_db) else len(candidates)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if _enough(found(middle), agreement, sqnr_db) else (middle + 1, high)
-        reached = found(low)
+            low, high = (
+                (low, middle) if _enough(fidelity_of(middle), agreement, sqnr_db) else (middle + 1, high)
+            )
+        reached = fidelity_of(low)
     _raise(candidates[:low], bits, inputs)
     sizes = {layer.name: layer.module.weight.numel() for layer in layers}
     chosen = {layer.name: layer.bits for layer in layers}
@@ -180,14 +182,14 @@ def mix_precision(
     for candidate in (low, set_layer_bits(high, every)):
         calibrate(candidate, fit, method="mse", progress=progress)
     ranges = {layer.name: _input(layer).range for layer in layers_of(high, fit[0][:1])}
-    inputs = {name: found for name, found in ranges.items() if found is not None}
-    found = raise_bits(low, check, bits=bits, agreement=100 - drop, inputs=inputs, progress=progress)
-    if not found.met:
+    inputs = {name: ends for name, ends in ranges.items() if ends is not None}
+    result = raise_bits(low, check, bits=bits, agreement=100 - drop, inputs=inputs, progress=progress)
+    if not result.met:
         raise CalibrationError(
-            f"with all layers at {bits} bits {100 - found.agreement:.2f} % of the held-back images change their "
+            f"with all layers at {bits} bits {100 - result.agreement:.2f} % of the held-back images change their "
             f"top-1, not {drop:g} %; allow more, or calibrate on more images"
         )
-    order = [name for name in found.bits if name in found.order]
+    order = [name for name in result.bits if name in result.order]
     kept = tuple((name, FLOAT) for name in current.float_layers)
     scheme = replace(current, layers=(*kept, *((name, bits) for name in order)))
     set_layer_bits(model, scheme)
@@ -195,11 +197,11 @@ def mix_precision(
         model.qzoo_config = replace(config, scheme=scheme)  # type: ignore[assignment]
     if own is not None:
         model.qzoo_scheme = scheme  # type: ignore[assignment]
-    return found
+    return result
 
 
-def _enough(found: Fidelity, agreement: float, sqnr_db: float) -> bool:
-    return found.agreement >= agreement and found.sqnr_db >= sqnr_db
+def _enough(fidelity: Fidelity, agreement: float, sqnr_db: float) -> bool:
+    return fidelity.agreement >= agreement and fidelity.sqnr_db >= sqnr_db
 
 
 def _input(layer: Layer) -> Any:

@@ -77,7 +77,7 @@ def input_moments(
         The moments by layer name.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Moments] = {}
+    moments: dict[str, Moments] = {}
 
     def watch(layer: Layer) -> Any:
         @unseen
@@ -85,14 +85,14 @@ def input_moments(
             x = layer.patches(args[0], positions, generator)
             total, quantized = x.sum(1).double(), _input_quantized(layer, x).sum(1).double()
             outer = (x.transpose(1, 2) @ x).double() if covariance else total.new_zeros(0)
-            if layer.name in found:
-                sums = found[layer.name]
+            if layer.name in moments:
+                sums = moments[layer.name]
                 sums.count += x.shape[1]
                 sums.total += total
                 sums.quantized += quantized
                 sums.outer += outer
             else:
-                found[layer.name] = Moments(x.shape[1], total, quantized, outer)
+                moments[layer.name] = Moments(x.shape[1], total, quantized, outer)
 
         return layer.module.register_forward_pre_hook(hook)
 
@@ -101,9 +101,9 @@ def input_moments(
     with attach(handles), evaluating(model), quantizers_off(model):
         for batch in track(loader, "input moments", show=progress):
             model(images_of(batch).to(device))
-    if len(found) < len(layers):
+    if len(moments) < len(layers):
         raise CalibrationError("the loader gave no images; pass calibration images")
-    return found
+    return moments
 
 
 def _input_quantized(layer: Layer, x: Tensor) -> Tensor:

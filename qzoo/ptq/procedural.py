@@ -155,9 +155,9 @@ def calibrate_procedural(
         >>> calibrate_procedural(model, batches, progress=False).method
         'procedural'
     """
-    found, weights, batches = require_quantizers(model), weight_ranges(model), list(batches)
-    watches = {name: _Watch() for name in found if name not in weights}
-    with attach([found[name].register_forward_pre_hook(watch) for name, watch in watches.items()]):
+    quantizers, weights, batches = require_quantizers(model), weight_ranges(model), list(batches)
+    watches = {name: _Watch() for name in quantizers if name not in weights}
+    with attach([quantizers[name].register_forward_pre_hook(watch) for name, watch in watches.items()]):
         passes = [collect(model, batches, histograms=True, progress=progress)]
     if norms is not None and norms.any:
         with norms.measure():
@@ -168,12 +168,12 @@ def calibrate_procedural(
         same = {bounds[name] for name in names}
         bounds |= dict.fromkeys(names, same.pop() if len(same) == 1 else None)
     for name in searched[0][0]:
-        matched = len(passes) > 1 and found[name].role != "output"  # no BatchNorm tells of the logits
+        matched = len(passes) > 1 and quantizers[name].role != "output"  # no BatchNorm tells of the logits
         seen, margins = (searched, (1.0, 0.0)) if matched else (searched[:1], (MARGIN, LEAST))
         ranges = [_widen(best[name], largest[name], bounds[name], *margins) for best, largest in seen]
-        found[name].set_range(*_cover(ranges))
+        quantizers[name].set_range(*_cover(ranges))
     for name, amax in weights.items():
-        found[name].set_range(amax)
+        quantizers[name].set_range(amax)
     return Calibration(PROCEDURAL, 0)
 
 

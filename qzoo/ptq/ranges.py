@@ -162,8 +162,8 @@ def _ranges_before_error(model: nn.Module) -> Iterator[None]:
 
 def _apply(model: nn.Module, ranges: dict[str, Range]) -> None:
     quantizers = require_quantizers(model)
-    for name, found in ranges.items():
-        quantizers[name].set_range(*found)
+    for name, limits in ranges.items():
+        quantizers[name].set_range(*limits)
 
 
 @torch.no_grad()
@@ -183,13 +183,13 @@ def _compare(
             x = images_of(batch).to(device)
             with quantizers_off(model):
                 expected = output_of(model, x)
-            found = {}
+            fidelities = {}
             for name, chosen in ranges.items():
                 _apply(model, chosen)
-                found[name] = Fidelity.of(output_of(model, x), expected)
-            mine.append(found)
+                fidelities[name] = Fidelity.of(output_of(model, x), expected)
+            mine.append(fidelities)
     batches = [batch for part in group.gather(mine) for batch in part]
-    total = {method: Fidelity.total(found[method] for found in batches) for method in ranges}
+    total = {method: Fidelity.total(fidelities[method] for fidelities in batches) for method in ranges}
     images = next(iter(total.values())).images
     if images == 0:
         raise CalibrationError(

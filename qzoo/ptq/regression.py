@@ -122,12 +122,12 @@ def _changes(weight: Tensor, moments: CrossMoments) -> list[Tensor]:
     left = (moments.cross_covariance() - torch.matmul(weight.double(), h)).float().transpose(1, 2)
     level = h.diagonal(dim1=1, dim2=2).clamp(min=0).mean(1).clamp(min=1e-20)
     unit = torch.eye(moments.n, dtype=torch.float64, device=h.device)
-    found = []
+    changes = []
     for strength in STRENGTHS:
         ridge = h + (strength * level).reshape(-1, 1, 1) * unit
         factor, failed = torch.linalg.cholesky_ex(ridge.float())
         if failed.any():  # rounding: singular to float32's eye
-            found.append(torch.zeros_like(weight))
+            changes.append(torch.zeros_like(weight))
         else:
-            found.append(torch.cholesky_solve(left, factor).transpose(1, 2))
-    return found
+            changes.append(torch.cholesky_solve(left, factor).transpose(1, 2))
+    return changes

@@ -51,11 +51,11 @@ def without_relu6(model: nn.Module, loader: Iterable[Any]) -> int:
     count = replace_relu6(trial)
     if count == 0:
         return 0
-    found: list[Fidelity] = []
+    fidelities: list[Fidelity] = []
     with evaluating(model), evaluating(trial), quantizers_off(model), quantizers_off(trial):
         for batch in loader:
-            found.append(Fidelity.of(trial(images_of(batch)), model(images_of(batch))))
-    _require("the float network", "its logits", Fidelity.total(found).sqnr_db)
+            fidelities.append(Fidelity.of(trial(images_of(batch)), model(images_of(batch))))
+    _require("the float network", "its logits", Fidelity.total(fidelities).sqnr_db)
     return replace_relu6(model)
 
 

@@ -137,12 +137,12 @@ class _Sampler:
     @torch.no_grad()
     def float_outputs(self, model: nn.Module, batches: list[Tensor], progress: bool) -> dict[str, Tensor]:
         """What each layer should give, [samples, out]; with the skip, in its units, at the end of a block."""
-        found: dict[str, list[Tensor]] = {layer.name: [] for layer in self.layers}
+        outputs: dict[str, list[Tensor]] = {layer.name: [] for layer in self.layers}
 
         def watch(layer: Layer) -> Any:
             @unseen
             def hook(_: nn.Module, args: Any, output: Tensor) -> None:
-                found[layer.name].append(self.at_positions(layer, self._with_skip(layer, output, False)))
+                outputs[layer.name].append(self.at_positions(layer, self._with_skip(layer, output, False)))
 
             return layer.module.register_forward_hook(hook)
 
@@ -150,7 +150,7 @@ class _Sampler:
         with attach(handles), evaluating(model), quantizers_off(model):
             for batch in track(batches, "float outputs", show=progress):
                 model(batch)
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        return {name: torch.cat(parts) for name, parts in outputs.items()}
 
     def _with_skip(self, layer: Layer, output: Tensor, quantized: bool) -> Tensor:
         block = self.blocks.get(layer.name)
@@ -173,8 +173,8 @@ class _Sampler:
                 if block is not None:
                     skip = self.skips[block.module][first : first + len(piece)]
                     y = y - self.at_positions(layer, block.scaled_skip(skip, True))
-                found = CrossMoments.of(patches, y.reshape(len(y), layer.groups, -1).transpose(0, 1))
-                sums = found if sums is None else sums + found
+                own = CrossMoments.of(patches, y.reshape(len(y), layer.groups, -1).transpose(0, 1))
+                sums = own if sums is None else sums + own
                 first += len(piece)
             if sums is not None:
                 parts.append(sums)

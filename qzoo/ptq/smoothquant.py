@@ -76,7 +76,7 @@ def smooth(
     with rescaling(model, batches[0], "smoothing", cause):
         readers = _readers(model, batches[0][:1])
         largest = _largest(model, list(readers), batches, progress)
-        return [_smooth(model, name, found, largest[name], alpha) for name, found in readers.items()]
+        return [_smooth(model, name, layers, largest[name], alpha) for name, layers in readers.items()]
 
 
 def _readers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
@@ -95,18 +95,18 @@ def _readers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
             readers.setdefault(made[call.reads], []).append(names[call.module])
         elif call.reads in made:
             others.add(made[call.reads])
-    return {name: found for name, found in readers.items() if name not in others}
+    return {name: layers for name, layers in readers.items() if name not in others}
 
 
 def _largest(model: nn.Module, names: list[str], batches: list[Tensor], progress: bool) -> dict[str, Tensor]:
     """Largest magnitude of each channel of each LayerNorm's output, [channels]."""
-    found: dict[str, Tensor] = {}
+    largest: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
         @unseen
         def hook(_: nn.Module, args: Any, output: Tensor) -> None:
             now = output.abs().flatten(0, -2).amax(0)
-            found[name] = torch.maximum(found[name], now) if name in found else now
+            largest[name] = torch.maximum(largest[name], now) if name in largest else now
 
         return hook
 
@@ -114,7 +114,7 @@ def _largest(model: nn.Module, names: list[str], batches: list[Tensor], progress
     with attach(handles):
         for batch in track(batches, "channel ranges", show=progress):
             model(batch)
-    return found
+    return largest
 
 
 def _smooth(model: nn.Module, name: str, readers: list[str], largest: Tensor, alpha: float) -> Smoothing:

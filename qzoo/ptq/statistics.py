@@ -94,11 +94,11 @@ def batchnorm_statistics(
     """
     tracer = _Tracer(sigmas)
     tracer.set(image, inputs)
-    found: dict[str, Channels] = {}
+    statistics: dict[str, Channels] = {}
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
-            found[name] = tracer.get(args[0], name)
+            statistics[name] = tracer.get(args[0], name)
 
         return hook
 
@@ -110,7 +110,7 @@ def batchnorm_statistics(
             handles.append(module.register_forward_pre_hook(watch(name)))
     with attach(handles), evaluating(model), quantizers_off(model), tracer:
         model(image)
-    return found
+    return statistics
 
 
 class _Tracer(TorchFunctionMode):

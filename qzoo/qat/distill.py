@@ -35,5 +35,5 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0
     if not temperature > 0:
         raise ArgumentError(f"temperature must be positive, not {temperature}")
     wanted = F.log_softmax(teacher.detach().float() / temperature, dim=1)
-    found = F.log_softmax(student.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    logs = F.log_softmax(student.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(logs, wanted, reduction="batchmean", log_target=True)

@@ -208,9 +208,9 @@ def learn_ranges(model: nn.Module, rule: str) -> list[str]:
             amax = 2 * mean * quantizer.maxbound**0.5
         quantizer.learner = LearnedRange(amax, rule, quantizer.maxbound)
         names.append(name)
-    found = quantizers(model)
+    by_name = quantizers(model)
     for shared in shared_ranges(model):
-        learning = [found[name] for name in shared if name in names]
+        learning = [by_name[name] for name in shared if name in names]
         for quantizer in learning[1:]:
             quantizer.learner = learning[0].learner
     return names

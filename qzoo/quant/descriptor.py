@@ -146,14 +146,14 @@ class QuantDescriptor:
 
         ``num_bits`` and ``name`` are always there, the others only when they differ from the default.
         """
-        found: builtins.dict[str, Any] = {"num_bits": self.num_bits, "name": self.name}
+        values: builtins.dict[str, Any] = {"num_bits": self.num_bits, "name": self.name}
         if self.amax is not None:
-            found["amax"] = self.amax.tolist()
+            values["amax"] = self.amax.tolist()
         for field in fields(self)[3:]:
             value = getattr(self, field.name)
             if value != field.default and not (field.name == "float_format" and self.num_bits == (4, 3)):
-                found[field.name] = value
-        return found
+                values[field.name] = value
+        return values
 
     def to_yaml(self) -> str:
         """Write the fields as YAML; tuples are written as lists."""

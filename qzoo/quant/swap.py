@@ -176,14 +176,14 @@ def replacement_of(layer: nn.Module) -> type[nn.Module] | None:
         return stated
     known = {**DEFAULT_MAPPING, **_timm_mapping()}
     for kind in type(layer).__mro__:
-        found = known.get(kind)
-        if found is None or not issubclass(kind, _WEIGHTED):
+        replacement = known.get(kind)
+        if replacement is None or not issubclass(kind, _WEIGHTED):
             continue
         same = all(
             getattr(type(layer), method, None) is getattr(kind, method, None)
             for method in ("forward", "_conv_forward")
         )
-        return found if same else None
+        return replacement if same else None
     return None
 
 

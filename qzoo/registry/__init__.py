@@ -378,8 +378,8 @@ def function_of_file(file: str, name: str) -> Callable[[], Any] | None:
     module = sys.modules.get(Path(file).stem)
     if module is None or module.__dict__.get("__qzoo_file__") != file:
         return None
-    found = module.__dict__.get(name)
-    return found if callable(found) else None
+    function = module.__dict__.get(name)
+    return function if callable(function) else None
 
 
 @functools.cache

@@ -108,10 +108,10 @@ def _finding(name: str, place: str, find: Callable[[str], Path], repo: str, load
         folder = find(name)
         config = read_config(folder)
         model = load_pretrained(folder)
-        found = Finding(name, place, _files_problem(folder, config, repo), speedup_text(config))
-        if found.problem or load is None:
-            return found
-        return _measure_again(found, folder, model, config, load)
+        finding = Finding(name, place, _files_problem(folder, config, repo), speedup_text(config))
+        if finding.problem or load is None:
+            return finding
+        return _measure_again(finding, folder, model, config, load)
     except (QzooError, OSError) as error:
         return Finding(name, place, str(error))
 
@@ -149,14 +149,12 @@ def _measure_again(finding: Finding, folder: Path, model: nn.Module, config: Con
                 missing = row.data
                 continue
             measured += 1
-            found = evaluate(run, images, progress=False).top1
+            top1 = evaluate(run, images, progress=False).top1
             low, high = row.top1_interval
-            if not low <= found <= high:
+            if not low <= top1 <= high:
                 place = f" in {row.runtime}" if row.runtime != "torch" else ""
                 where = f" for {row.target}" if row.target else ""
-                problem = (
-                    f"top-1{place}{where} is {found:.2f} %, outside the recorded {low:.2f} to {high:.2f}"
-                )
+                problem = f"top-1{place}{where} is {top1:.2f} %, outside the recorded {low:.2f} to {high:.2f}"
                 return replace(finding, problem=problem, measured=measured)
     note = f"not measured again, as its images are not at hand: {missing}" if missing else ""
     return replace(finding, measured=measured, note=note)

@@ -173,7 +173,7 @@ def plain(error: Exception) -> str:
 
 def existing(path: str | os.PathLike[str]) -> Path:
     """Check that a file exists and return its path. Raises FileNotFoundError that names it."""
-    found = Path(path)
-    if not found.is_file():
+    file = Path(path)
+    if not file.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; qzoo.export_onnx(model, path) writes one")
-    return found
+    return file

@@ -253,8 +253,8 @@ class _Run:
         self.path, self.batches, self.origin = path, batches, origin
         if path is None:
             return
-        found = load_state(path, asdict(self.options), batches, origin) if self.group.first else None
-        state = self.group.broadcast(found)
+        own = load_state(path, asdict(self.options), batches, origin) if self.group.first else None
+        state = self.group.broadcast(own)
         if state is None:
             return
         try:
@@ -362,22 +362,22 @@ class _Run:
             with torch.autocast(device.type, low) if options.bf16 or options.fp16 else nullcontext():
                 return run(model, images).float()
 
-        found = logits(self.parallel)
+        outputs = logits(self.parallel)
         try:
-            loss = self.loss(found, labels)
+            loss = self.loss(outputs, labels)
         except (IndexError, RuntimeError) as error:
             if device.type != "cpu":  # there it may be any error of an earlier kernel
                 raise
             raise DataError(
-                f"{labels.dtype} labels {list(labels.shape)} do not fit logits {list(found.shape)} ({error}); expected "
-                f"one class index an image, 0 to {found.shape[1] - 1}"
+                f"{labels.dtype} labels {list(labels.shape)} do not fit logits {list(outputs.shape)} ({error}); "
+                f"expected one class index an image, 0 to {outputs.shape[1] - 1}"
             ) from error
         if self.teacher is None or options.distill == 0:
             return loss
         with torch.no_grad():
             wanted = logits(self.teacher)
         return (1 - options.distill) * loss + options.distill * distillation_loss(
-            found, wanted, options.temperature
+            outputs, wanted, options.temperature
         )
 
 

@@ -81,13 +81,13 @@ def calibrate_without_data(model: nn.Module, recipe: Recipe, *, progress: bool =
         few = [batch.to(device_of(model)) for batch in procedural_batches(config.preprocessing, ALPHA_IMAGES)]
         choice = best_alpha(model, few, recipe, progress=progress)
         recipe = choice.recipe
-    found = apply_recipe(model, (), recipe, preprocessing=config.preprocessing, progress=progress)
+    calibration = apply_recipe(model, (), recipe, preprocessing=config.preprocessing, progress=progress)
     model.to("cpu")
     example = torch.zeros(1, *config.preprocessing.input_size)
     half = compact(model, example) > 0
     round_biases(model, example)
     return CalibrationRecord(
-        **{**dataclasses.asdict(recipe), "method": found.method},
+        **{**dataclasses.asdict(recipe), "method": calibration.method},
         data="none",
         subset="",
         images=0,
@@ -119,8 +119,8 @@ def load_calibrated(
     folder = home() / "calibrated" / config.name
 
     def cached(digests: Iterable[str]) -> nn.Module | None:
-        found = (_load(folder / _key(config, recipe, digest), target) for digest in digests)
-        return next((model for model in found if model is not None), None)
+        models = (_load(folder / _key(config, recipe, digest), target) for digest in digests)
+        return next((model for model in models if model is not None), None)
 
     if (model := cached(known)) is not None:
         return model

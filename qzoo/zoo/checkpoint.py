@@ -246,7 +246,7 @@ def _unpack(
 
 def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
     """Refuse what would not load again: tensors that the config's architecture has not, or of other shapes."""
-    found = {key: list(value.shape) for key, value in model.state_dict().items() if not is_range(key)}
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items() if not is_range(key)}
     wanted = {key: list(value.shape) for key, value in built.state_dict().items() if not is_range(key)}
     network = config.factory or config.architecture
     advice = (
@@ -255,20 +255,20 @@ def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
         else "for another number of classes or channels call qzoo.create_model with it, load model.state_dict() into "
         "that model, and save that"
     )
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
+    for key in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(key) != wanted.get(key):
             raise CheckpointError(
-                f"{key} is {found.get(key, 'missing')}, but {network} with {config.arguments} has "
+                f"{key} is {shapes.get(key, 'missing')}, but {network} with {config.arguments} has "
                 f"{wanted.get(key, 'no such tensor')}; {advice}"
             )
 
 
 def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) -> None:
     """Refuse what the config can't record: quantizers that it doesn't build, or that were switched by hand."""
-    found, built = quantizers(model), quantizers(built_model)
-    if found.keys() != built.keys():
-        other = min(found.keys() ^ built.keys())
-        text = "a quantizer" if other in found else "no quantizer"
+    by_name, built = quantizers(model), quantizers(built_model)
+    if by_name.keys() != built.keys():
+        other = min(by_name.keys() ^ built.keys())
+        text = "a quantizer" if other in by_name else "no quantizer"
         network, scheme = config.factory or config.architecture, config.scheme or "float"
         advice = (
             _OWN_FACTORY
@@ -276,7 +276,7 @@ def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) 
             else "a layer can be replaced only by one that is quantized in the same way"
         )
         raise CheckpointError(f"the model has {text} {other}, unlike {network} as {scheme}; {advice}")
-    for name, quantizer in found.items():
+    for name, quantizer in by_name.items():
         own, wanted = _settings(quantizer), _settings(built[name])
         for what, value in own.items():
             if value != wanted[what]:
@@ -284,7 +284,7 @@ def _check_quantizers(model: nn.Module, built_model: nn.Module, config: Config) 
                 raise CheckpointError(f"{name} {text}, but the scheme {config.scheme} says {wanted[what]}")
     odd: dict[str, list[str]] = {
         target.name: [
-            n for n, q in found.items() if q.role and q.switches.disabled == (q.role in target.roles)
+            n for n, q in by_name.items() if q.role and q.switches.disabled == (q.role in target.roles)
         ]
         for target in TARGETS.values()
     }
@@ -346,8 +346,8 @@ def _check_size(path: Path, model: nn.Module, config: Config) -> None:
 
 def _identity(path: Path) -> tuple[int, ...]:
     """What changes when a file is replaced or written to."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], config: Config) -> Path:

@@ -99,8 +99,8 @@ def cached_file(repo: str, file: str, revision: str | None, cache_dir: str | Pat
     from huggingface_hub import constants, try_to_load_from_cache
 
     folder = cache_dir or constants.HF_HUB_CACHE
-    found = try_to_load_from_cache(repo, file, cache_dir=folder, revision=revision)
-    return Path(found) if isinstance(found, str) and os.path.isfile(found) else None
+    path = try_to_load_from_cache(repo, file, cache_dir=folder, revision=revision)
+    return Path(path) if isinstance(path, str) and os.path.isfile(path) else None
 
 
 def fits_its_name(path: Path) -> bool | None:
@@ -132,8 +132,8 @@ def download_into_cache(
     from huggingface_hub.utils import build_hf_headers
 
     url = file_download.hf_hub_url(repo, file, revision=revision)
-    found = file_download.get_hf_file_metadata(url, token=token, library_name="qzoo")
-    etag, commit = found.etag or "", found.commit_hash or ""
+    metadata = file_download.get_hf_file_metadata(url, token=token, library_name="qzoo")
+    etag, commit = metadata.etag or "", metadata.commit_hash or ""
     if not _ETAG.fullmatch(etag) or not _COMMIT.fullmatch(commit):
         raise HubError(
             f"the server's answer is none of a Hub's: ETag {etag[:40]!r}, commit {commit[:40]!r}; check HF_ENDPOINT"
@@ -141,10 +141,10 @@ def download_into_cache(
     storage = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     place, blob = storage / "snapshots" / commit / file, storage / "blobs" / etag
     if not _is(blob, etag):
-        location = found.location or url
+        location = metadata.location or url
         own = _origin(location) == _origin(url)
         headers = build_hf_headers(token=token if own else False, library_name="qzoo")
-        with downloaded(location, blob.parent, limit, headers, found.size) as temporary:
+        with downloaded(location, blob.parent, limit, headers, metadata.size) as temporary:
             digest = sha256_of(temporary)
             if not digest.startswith(sha256) or _fits(temporary, etag) is False:
                 raise HubError(

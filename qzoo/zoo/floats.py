@@ -47,14 +47,14 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     check_plain(state, where)
     config = getattr(model, "qzoo_config", None)
     key_map = architecture(config.architecture).key_map if config is not None and not config.factory else None
-    found = quantizers(model)
-    ranges = {f"{name}.{end}" for name in found for end in ("_amax", "_limits")}
+    by_name = quantizers(model)
+    ranges = {f"{name}.{end}" for name in by_name for end in ("_amax", "_limits")}
     weights = {key: value for key, value in state.items() if key not in ranges}
     own = model.state_dict().keys() - ranges
     weights = under_own_names(weights, own, key_map)
     weights |= {key: value for key, value in state.items() if key in ranges}
     checked = check_state(model, weights.items(), where, ranges_too=False)
-    for quantizer in found.values():
+    for quantizer in by_name.values():
         quantizer.reset_amax()
     model.load_state_dict(checked)
     return model
@@ -130,11 +130,11 @@ def float_model(config: Config) -> nn.Module:
     if kind in ("qzoo", "folder"):
         return _float_checkpoint(config.name, made_from, checkpoint)
     asked = Request.parse(name, pretrained=True)
-    found, state = _load(asked.published_config(), asked.public_weights())
-    source = found.float_source
+    origin, state = _load(asked.published_config(), asked.public_weights())
+    source = origin.float_source
     if source is not None and source.source == made_from.source:  # other places have files of their own
         _check_same(config.name, made_from, source.sha256)
-    return filled(found, state)
+    return filled(origin, state)
 
 
 def _float_checkpoint(name: str, made_from: FloatSource, checkpoint: str) -> nn.Module:

@@ -99,8 +99,8 @@ def named(name: str, access: Access = USUAL) -> Path:
         HubError: the download failed.
     """
     if (own := stored().get(name)) is not None:
-        if (found := read_config(own).name) != name:
-            raise CheckpointError(f"{own} holds {found}; a folder of the store has its checkpoint's name")
+        if (other := read_config(own).name) != name:
+            raise CheckpointError(f"{own} holds {other}; a folder of the store has its checkpoint's name")
         return own
     if (folder := embedded().get(name)) is not None:
         return folder
@@ -375,11 +375,11 @@ def verify_file(path: Path, sha256: str, name: str = "") -> None:
     Raises:
         HubError: it does not; the file is gone.
     """
-    if not sha256 or (found := sha256_of(path)).startswith(sha256):
+    if not sha256 or (digest := sha256_of(path)).startswith(sha256):
         return
     discard(path)
     raise HubError(
-        f"{name or path.name} was downloaded, but its SHA-256 is {found}, not {sha256}: truncated, or another file "
+        f"{name or path.name} was downloaded, but its SHA-256 is {digest}, not {sha256}: truncated, or another file "
         "than the one this release was made with. It has been removed; try again, or update qzoo"
     )
 
@@ -393,8 +393,8 @@ def check_file(path: Path, sha256: str, size: int | None = None) -> None:
     altered = f"{path} was altered or is not whole: its"
     if size is not None and (found_size := path.stat().st_size) != size:
         raise CheckpointError(f"{altered} size is {found_size} bytes, config.json says {size}")
-    if (found := sha256_of(path)) != sha256:
-        raise CheckpointError(f"{altered} SHA-256 is {found}, config.json says {sha256}")
+    if (digest := sha256_of(path)) != sha256:
+        raise CheckpointError(f"{altered} SHA-256 is {digest}, config.json says {sha256}")
 
 
 def discard(path: Path) -> None:

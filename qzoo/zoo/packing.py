@@ -143,11 +143,11 @@ def column_of(key: str) -> str:
 def columns(model: nn.Module) -> dict[str, Shapes]:
     """List the columns of a model's packed file: the tensors in each, in order, with their shapes."""
     packed = weight_quantizers(model)
-    found: dict[str, Shapes] = {}
+    shapes: dict[str, Shapes] = {}
     for key, (shape, dtype) in sorted(expected_tensors(model).items()):
         if key not in packed and dtype == torch.float32:
-            found.setdefault(column_of(key), {})[key] = shape
-    return found
+            shapes.setdefault(column_of(key), {})[key] = shape
+    return shapes
 
 
 def packed_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

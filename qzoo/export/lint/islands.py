@@ -44,8 +44,8 @@ def _in_openvino(graph: Graph) -> Hits:
 
 def _in_tensorrt(graph: Graph) -> Hits:
     for island in _islands(graph, _is_between):
-        found = (node for node in island if node.op_type in _FLOAT_IN_TENSORRT)
-        yield from ((node,) for node in found if not _is_attention(graph, node))
+        nodes = (node for node in island if node.op_type in _FLOAT_IN_TENSORRT)
+        yield from ((node,) for node in nodes if not _is_attention(graph, node))
 
 
 def _is_float_in_openvino(graph: Graph, node: ir.Node) -> bool:

@@ -96,14 +96,14 @@ def deserialize(model: ModelProto, path: str | os.PathLike[str]) -> ir.Model:
         True,
     )  # it warns of names in bodies, and of outputs, that nothing makes
     try:
-        found: ir.Model = RemoveInitializersFromInputsPass()(ir.from_proto(model)).model
+        graph: ir.Model = RemoveInitializersFromInputsPass()(ir.from_proto(model)).model
     except Exception as error:  # SerdeError, with the one that says what it is as its first cause
         while error.__cause__ is not None:
             error = error.__cause__  # type: ignore[assignment]
         raise GraphError(f"{str(path)!r}: {_line(error)}") from error
     finally:
         log.disabled = before
-    return found
+    return graph
 
 
 def array_of(tensor: ir.TensorProtocol, folder: Path) -> np.ndarray:

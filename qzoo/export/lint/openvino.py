@@ -54,9 +54,9 @@ def _int8_joined(graph: Graph) -> Hits:
     for concat in graph.of("Concat"):
         if any(_is_int8_convolution(graph, node) for node in graph.sinks(concat)):
             sources = [_quantizer(graph, x) for x in concat.inputs if not is_stored(x)]
-            found = [q for q in sources if q is not None and graph.int_type(q) == "int8"]
-            if found and None not in sources:
-                yield (found[0], concat)
+            signed = [q for q in sources if q is not None and graph.int_type(q) == "int8"]
+            if signed and None not in sources:
+                yield (signed[0], concat)
         # ReLU and scaling by constants that OpenVINO fuses with the Q behind.
         path = graph.path_to_q(concat, lambda n: n.op_type == "Relu" or _is_fused_scale(graph, n))
         if path and graph.int_type(path[-1]) == "int8" and _feeds_convolution(graph, path[-1]):
@@ -184,7 +184,7 @@ def readers_that_round(pool: ir.Node, dynamic: bool) -> list[ir.Node]:
     Those are arithmetic with another computed tensor, and a scale of each channel (BatchNorm) that is not fused with
     the average and a Q behind; with a dynamic batch no scale is that has other readers of the average beside it.
     """
-    found = []
+    nodes = []
     several = len(pool.outputs[0].uses()) > 1 or pool.outputs[0].is_graph_output()
     for reader in readers(pool.outputs[0]):
         others = [value for value in reader.inputs if value is not pool.outputs[0]]
@@ -193,8 +193,8 @@ def readers_that_round(pool: ir.Node, dynamic: bool) -> list[ir.Node]:
             reader.op_type in ARITHMETIC and any(prod(stored_shape(value)) > 1 for value in others)
         )
         if joins or (scales and ((several and dynamic) or not _quantized_next(reader))):
-            found.append(reader)
-    return found
+            nodes.append(reader)
+    return nodes
 
 
 def _quantized_next(node: ir.Node) -> bool:
@@ -241,7 +241,7 @@ def _fused_layer(graph: Graph, value: ir.Value | None, zero: np.ndarray | None =
         if node.op_type not in CLAMPS and not scales:
             return None
         clamped = clamped or node.op_type in CLAMPS
-        node = next((found for source in node.inputs if (found := maker(source)) is not None), None)
+        node = next((layer for source in node.inputs if (layer := maker(source)) is not None), None)
     return None
 
 
@@ -350,9 +350,9 @@ def _shared_zero_points(graph: Graph) -> Hits:
         for layer in graph.sinks(dq, through=MOVES):
             if layer is not None and layer.op_type in WEIGHTED:
                 layers.setdefault(dq.inputs[2], {}).setdefault(layer.op_type in CONVOLUTIONS, layer)
-    for found in layers.values():
-        if len(found) == 2:
-            yield (found[True], found[False])
+    for pair in layers.values():
+        if len(pair) == 2:
+            yield (pair[True], pair[False])
 
 
 def _lost_epsilon(graph: Graph) -> Hits:

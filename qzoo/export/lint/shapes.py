@@ -43,8 +43,8 @@ def shapes_of(model: ModelProto) -> dict[str, list[int]]:
     except Exception:  # of the native code: then the sizes are not known
         return {}
     values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    found = {value.name: value.type.tensor_type.shape.dim for value in values}
-    shapes = {name: [dim.dim_value for dim in dims] for name, dims in found.items()}
+    dims_of = {value.name: value.type.tensor_type.shape.dim for value in values}
+    shapes = {name: [dim.dim_value for dim in dims] for name, dims in dims_of.items()}
     shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     return {name: sizes for name, sizes in shapes.items() if sizes and all(size > 0 for size in sizes)}
 

@@ -235,11 +235,11 @@ class HistogramCalibrator(_Calibrator):
         counts, below = _whole_bins(self._raw)
         signed = torch.cat([below.flip(0), counts - below])  # from the lowest to the highest
         if method == "percentile":
-            found = percentile_ends(signed, percentile) * self._width
+            limits = percentile_ends(signed, percentile) * self._width
         else:
-            found = ops.search_limits(signed, self._width, ends, int(self._num_bits), method)  # type: ignore[arg-type]
-        found = torch.stack([torch.maximum(found[0], ends[0]), torch.minimum(found[1], ends[1])])
-        return found if found.any() else ends  # a percentile of nearly all zeros would erase what is left
+            limits = ops.search_limits(signed, self._width, ends, int(self._num_bits), method)  # type: ignore[arg-type]
+        limits = torch.stack([torch.maximum(limits[0], ends[0]), torch.minimum(limits[1], ends[1])])
+        return limits if limits.any() else ends  # a percentile of nearly all zeros would erase what is left
 
     @torch.no_grad()
     def merge(self, other: HistogramCalibrator) -> None:

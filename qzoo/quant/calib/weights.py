@@ -110,12 +110,12 @@ def _ranges(
     edges = (edges * (largest.double() / num_bins)[:, None]).float()
     edges[:, -1] = largest
     if method == "percentile":
-        found = edges.gather(1, percentile_bin(counts, percentile)[:, None])[:, 0]
+        ranges = edges.gather(1, percentile_bin(counts, percentile)[:, None])[:, 0]
     else:
         centers = (edges[:, 1:] + edges[:, :-1]) / 2
         best = ops.mse_search(counts, centers, quantizer.num_bits, quantizer.unsigned)
-        found = centers.gather(1, best[:, None])[:, 0]
-    return torch.where(largest < SMALLEST_RANGE, largest, found).reshape(shape)
+        ranges = centers.gather(1, best[:, None])[:, 0]
+    return torch.where(largest < SMALLEST_RANGE, largest, ranges).reshape(shape)
 
 
 def _product(sizes: list[int]) -> int:

@@ -210,8 +210,8 @@ def search_limits(signed: Tensor, width: float, ends: Tensor, num_bits: int, met
         raise QuantizationError(f"counts must be int64 [2 bins], not {signed.dtype} {tuple(signed.shape)}")
     counts, factor = _merge(_search(signed))
     search = _squares if method == "mse" else _divergence
-    found: Tensor = search(counts, width * factor, ends.detach().cpu().double(), num_bits)
-    return found.float().to(signed.device)
+    limits: Tensor = search(counts, width * factor, ends.detach().cpu().double(), num_bits)
+    return limits.float().to(signed.device)
 
 
 def _shares(low: Tensor, high: Tensor, ends: Tensor) -> Tensor:

@@ -296,21 +296,21 @@ class QuantizerState(nn.Module):
         """
         if self._calibrator is None:
             raise RuntimeError("Calibrator not created.")
-        found = self._calibrator.compute_amax(*args, **kwargs)
-        if found is None:
+        amax = self._calibrator.compute_amax(*args, **kwargs)
+        if amax is None:
             message = (
                 f"Calibrator returned None: {self._place()} has seen no data; run a batch with calibration on"
             )
             if strict:
                 raise RuntimeError(message)
             logger.warning("%s; the range is set to nan", message)
-            found = torch.tensor(float("nan"))
-        if self.amax is not None and self.amax.shape != found.shape:
+            amax = torch.tensor(float("nan"))
+        if self.amax is not None and self.amax.shape != amax.shape:
             self.reset_amax()
-        self._set_buffer("_amax", found, None)
+        self._set_buffer("_amax", amax, None)
         if self.two_ended:
             ends = self._calibrator.compute_limits(*args, **kwargs)
-            self._set_buffer("_limits", found.expand(2) if ends is None else ends, None)
+            self._set_buffer("_limits", amax.expand(2) if ends is None else ends, None)
 
     def reset_amax(self) -> None:
         """Forget the range; the quantizer is dynamic again (or without a range, with ``dynamic=False``)."""

@@ -126,14 +126,14 @@ class QuantMixin(QuantInputMixin):
 
 def input_quantizer_of(module: object) -> TensorQuantizer | None:
     """Return the quantizer of a module's input; None where it has none."""
-    found = getattr(module, "_input_quantizer", None)
-    return found if isinstance(found, TensorQuantizer) else None
+    quantizer = getattr(module, "_input_quantizer", None)
+    return quantizer if isinstance(quantizer, TensorQuantizer) else None
 
 
 def weight_quantizer_of(module: object) -> TensorQuantizer | None:
     """Return the quantizer of a module's weight; None where it has none."""
-    found = getattr(module, "_weight_quantizer", None)
-    return found if isinstance(found, TensorQuantizer) else None
+    quantizer = getattr(module, "_weight_quantizer", None)
+    return quantizer if isinstance(quantizer, TensorQuantizer) else None
 
 
 def replace_weight_quantizer(module: nn.Module, replacement: nn.Module) -> None:
@@ -150,12 +150,15 @@ def pop_quant_desc_in_kwargs(quant_cls: type, input_only: bool = False, **kwargs
     Raises:
         TypeError: "Unused keys", when anything else is left.
     """
-    found = kwargs.pop("quant_desc_input", getattr(quant_cls, "default_quant_desc_input", None))
+    descriptors = kwargs.pop("quant_desc_input", getattr(quant_cls, "default_quant_desc_input", None))
     if not input_only:
-        found = found, kwargs.pop("quant_desc_weight", getattr(quant_cls, "default_quant_desc_weight", None))
+        descriptors = (
+            descriptors,
+            kwargs.pop("quant_desc_weight", getattr(quant_cls, "default_quant_desc_weight", None)),
+        )
     if kwargs:
         raise TypeError(f"Unused keys: {', '.join(sorted(kwargs))} ({quant_cls.__name__} doesn't know them)")
-    return found
+    return descriptors
 
 
 def _quantizer_of(layer: object, part: str, descriptor: QuantDescriptor) -> TensorQuantizer:
