@@ -343,7 +343,7 @@ def evaluate(
                 f"recorded logits can't be dealt out to {group.world} processes: pass the model as reference"
             )
         reference = RecordedLogits(reference)
-    mine: list[_Batch] = []
+    own: list[_Batch] = []
     with ExitStack() as stack:
         for module in (model, reference):
             if isinstance(module, nn.Module):
@@ -351,10 +351,10 @@ def evaluate(
         stack.enter_context(torch.inference_mode())
         total = group.share(loader)
         for _, batch in track(group.deal(loader), "evaluate", total, progress and group.first):
-            mine.append(_batch(model, reference, *_images_and_labels(batch)))
+            own.append(_batch(model, reference, *_images_and_labels(batch)))
     if isinstance(reference, RecordedLogits):
         reference.finish()
-    parts = group.gather(mine)
+    parts = group.gather(own)
     batches = [batch for part in parts for batch in part]
     if not any(batch.model.images for batch in batches):
         raise DataError("the loader gave no images; check the folder, the split and the limit")

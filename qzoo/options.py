@@ -373,11 +373,11 @@ class Plan:
 
     def flags(self) -> dict[str, list[Any]]:
         """List the flags of ``qzoo build`` that give this plan, each with its values."""
-        told = {"recipe": "best"} if self.best else asdict(self.recipe)
-        told |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
+        values = {"recipe": "best"} if self.best else asdict(self.recipe)
+        values |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         if self.drop:
-            del told["layer_bits"]
-        return flags_of(build_options(), told)
+            del values["layer_bits"]
+        return flags_of(build_options(), values)
 
 
 def _fields(*kinds: type) -> dict[str, Field[Any]]:

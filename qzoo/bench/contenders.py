@@ -111,7 +111,7 @@ def _written_only(runtime: str, problem: str, quantized: nn.Module, images: Tens
 def _peers(
     own: list[Contender], reference: nn.Module, options: Options, calibration: Tensor | None, folder: Path
 ) -> tuple[list[Contender], list[str]]:
-    made: list[Contender] = []
+    others: list[Contender] = []
     notes: list[str] = []
     show = options.progress and bool(options.compare)
     for peer in track(options.compare, "quantize with peers", show=show):
@@ -124,10 +124,10 @@ def _peers(
         file = files[0] if rt.runtime_named(runtime).runs_files else None
         result = peers.make(peer, reference, file, calibration, folder)
         if isinstance(result.model, nn.Module):
-            made.append(_module(runtime, "int8", peer, result.model, result.bytes, folder))
+            others.append(_module(runtime, "int8", peer, result.model, result.bytes, folder))
         else:
-            made.append(Contender(runtime, "int8", peer, result.model, result.bytes))
-    return made, notes
+            others.append(Contender(runtime, "int8", peer, result.model, result.bytes))
+    return others, notes
 
 
 def _module(

@@ -100,7 +100,7 @@ class Checkpoint:
             return cls(
                 name, quantized, reference, _noise(config.preprocessing), notes=(note,), labelled=False
             )
-        chosen, said = measured_images(config, folder, source.subset, first)
+        chosen, note = measured_images(config, folder, source.subset, first)
 
         def images(subset: str, size: int) -> Batches:
             return load_data(
@@ -114,7 +114,7 @@ class Checkpoint:
 
         loader = images(chosen.subset, 250 if is_embedded(config.labels) else 50)
         calibration = torch.cat([x for x, _ in images(f":{first}", 64)]) if first else None
-        return cls(name, quantized, reference, loader, calibration, (f"{name}: {said}",) if said else ())
+        return cls(name, quantized, reference, loader, calibration, (f"{name}: {note}",) if note else ())
 
     def write(self, images: Tensor, options: Options, folder: Path) -> tuple[list[Contender], list[str]]:
         """Write the contenders' files, see :func:`qzoo.bench.contenders.write`; and notes."""
@@ -185,8 +185,8 @@ class OnnxFile:
         loader: Batches
         if labelled:
             size = batch or batch_for(file.preprocessing)
-            images, said = images_of_file(file, name, data, source.subset)
-            notes += [f"{name}: {said}"] if said else []
+            images, note = images_of_file(file, name, data, source.subset)
+            notes += [f"{name}: {note}"] if note else []
             loader = images.load(file, data, batch_size=size, skip_broken=source.skip_broken)
         else:
             notes.append(

@@ -14,7 +14,7 @@ from qzoo.registry import architecture
 from qzoo.scheme import Scheme
 
 # What trainings on data that need no --data record of it.
-_FOUND = {f"{known.title} train" for known in DATA_SETS.values() if known.found}
+_FOUND = {f"{known.title} train" for known in DATA_SETS.values() if known.at_hand}
 
 
 def recipe(config: Config) -> str:
@@ -75,7 +75,7 @@ def _ranges(config: Config, record: CalibrationRecord) -> str:
 
 
 def _candidates(record: CalibrationRecord) -> str:
-    tried = [(r.method, number(r.sqnr_db), number(r.agreement)) for r in record.candidates]
+    rows = [(r.method, number(r.sqnr_db), number(r.agreement)) for r in record.candidates]
     head = ("method", "SQNR of the logits, dB", "agreement with float, %")
     what = "Methods compared on the calibration images"
     if record.recipe:
@@ -83,7 +83,7 @@ def _candidates(record: CalibrationRecord) -> str:
         if not record.images:
             images = "some procedural images and compared on"
         what = f"Recipes applied with {images} {record.held_back}; the best was then applied with all of them"
-    return f"{what}:\n\n{table(head, tried)}"
+    return f"{what}:\n\n{table(head, rows)}"
 
 
 def _training(config: Config, options: dict[str, Any]) -> list[str]:
@@ -133,7 +133,7 @@ def _mixed(config: Config, scheme: Scheme) -> str:
 
 def _train_command(name: str, options: dict[str, Any]) -> str:
     """The command that repeats a training; on another machine or number of threads the last bits differ."""
-    told = {**options, "data": None if options.get("data") in _FOUND else "DIR"}
+    values = {**options, "data": None if options.get("data") in _FOUND else "DIR"}
     given = (
         "dataset",
         "data",
@@ -145,7 +145,7 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         "batch_size",
         "threads",
     )
-    flags = {flag(key): str(told[key]).split(" ") for key in given if told.get(key) is not None}
+    flags = {flag(key): str(values[key]).split(" ") for key in given if values.get(key) is not None}
     if options.get("skipped"):
         flags["--skip-broken"] = []
     processes = options.get("processes", 1)
@@ -176,7 +176,7 @@ def _build_command(config: Config) -> str:
     """The command that makes the checkpoint again: what differs from the defaults."""
     known, source = DATA_SETS.get(config.labels), config.float_source
     from_elsewhere = config.calibration is not None and is_stream(config.calibration.data)
-    at_hand = known is not None and known.found and not from_elsewhere
+    at_hand = known is not None and known.at_hand and not from_elsewhere
     without = at_hand or (not config.metrics and not config.plan.needs_images)
     flags: dict[str, list[object]] = {} if without else {"--data": ["DIR"]}
     if source is not None and source.source.startswith("folder:"):

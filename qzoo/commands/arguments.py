@@ -155,20 +155,22 @@ def option_arguments(
         defaults: in words, where they are not the fields' own.
     """
     for name, option in options.items():
-        told = option.metadata
-        words, text = told["flag"] or flag(name), told["help"]
-        if told["kind"] is bool and option.default is None:
+        details = option.metadata
+        words, text = details["flag"] or flag(name), details["help"]
+        if details["kind"] is bool and option.default is None:
             sub.add_argument(words, dest=name, action=argparse.BooleanOptionalAction, help=text)
-        elif told["kind"] is bool:
+        elif details["kind"] is bool:
             sub.add_argument(words, dest=name, action="store_const", const=True, help=text)
-        elif told["kind"] is tuple:
-            sub.add_argument(words, dest=name, nargs="+", metavar=told["metavar"], help=text)
+        elif details["kind"] is tuple:
+            sub.add_argument(words, dest=name, nargs="+", metavar=details["metavar"], help=text)
         else:
             default = (defaults or {}).get(name, option.default)
             if not (default is None or default is False or "(default" in text):
                 text = f"{text} (default: {default})"
-            choices, metavar = told["choices"] or None, told["metavar"]
-            sub.add_argument(words, dest=name, type=told["kind"], choices=choices, metavar=metavar, help=text)
+            choices, metavar = details["choices"] or None, details["metavar"]
+            sub.add_argument(
+                words, dest=name, type=details["kind"], choices=choices, metavar=metavar, help=text
+            )
 
 
 def given_options(args: argparse.Namespace, options: Mapping[str, Field[Any]]) -> dict[str, Any]:

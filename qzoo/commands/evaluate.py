@@ -72,7 +72,7 @@ def _run_file(args: argparse.Namespace) -> int:
         if args.float_weights is not None:
             batch = read_description(args.float_weights).batch
             reference = any_batch(load(args.float_weights, "onnxruntime", threads), batch)
-        images, said = images_of_file(file, args.name, args.data, args.subset)
+        images, note = images_of_file(file, args.name, args.data, args.subset)
         named = replace(file, labels=args.dataset or file.labels)
         size = args.batch_size or file.batch or batch_for(file.preprocessing)
         loader = images.load(
@@ -81,8 +81,8 @@ def _run_file(args: argparse.Namespace) -> int:
         run = any_batch(load(args.name, runtime, threads), file.batch)
         result = qzoo.evaluate(run, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
-        said = "; ".join(filter(None, (file.assumed, said)))
-        _print(args.name, runtime, result, f" ({said})" if said else "")
+        note = "; ".join(filter(None, (file.assumed, note)))
+        _print(args.name, runtime, result, f" ({note})" if note else "")
     return 0
 
 
@@ -104,7 +104,7 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
             if config.scheme is not None:
                 set_target(model, target)
                 reference = reference_of(config, checkpoint_folder(args.float_weights)).to(group.device)
-            images, said = measured_images(config, args.data, args.subset)
+            images, note = measured_images(config, args.data, args.subset)
             default = 64 if group.device.type == "cuda" else batch_for(config.preprocessing)
             size = args.batch_size or default
             loader = images.load(
@@ -112,13 +112,13 @@ def _run_checkpoint(args: argparse.Namespace) -> int:
             )
         result = qzoo.evaluate(model, loader, reference=reference, progress=not args.quiet, group=group)
     if group.first:
-        _print(args.name, target, result, f" ({said})" if said else "")
+        _print(args.name, target, result, f" ({note})" if note else "")
     return 0
 
 
-def _print(name: str, target: str, result: Evaluation, said: str) -> None:
+def _print(name: str, target: str, result: Evaluation, note: str) -> None:
     low, high = result.top1_interval
-    say(f"{one_line(name)}, {result.images} images{said}, target {target}")
+    say(f"{one_line(name)}, {result.images} images{note}, target {target}")
     if result.skipped:
         say(f"skipped    {result.skipped} images that do not decode")
     say(f"top-1      {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")

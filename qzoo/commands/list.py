@@ -48,13 +48,13 @@ def _architecture(name: str) -> tuple[str, ...]:
     from qzoo.registry import parse_name
     from qzoo.zoo import hub
 
-    made = [other for other in hub.checkpoints() if parse_name(other).arch == name]
+    names = [other for other in hub.checkpoints() if parse_name(other).arch == name]
     tops = []
-    for other in made:
+    for other in names:
         with suppress(QzooError):  # --pretrained says what is wrong with it
             tops += [row for row in [_float_row(_config(other))] if row]
     millions, size = _parameters(name)
-    short = " ".join(other.removeprefix(f"{name}.") for other in made)
+    short = " ".join(other.removeprefix(f"{name}.") for other in names)
     return name, millions, _top1(tops[0] if tops else None), f"({size})", short or _UNKNOWN
 
 
@@ -66,8 +66,8 @@ def _weights_or_why_not(name: str) -> tuple[str, ...]:
         return _weights(name)
     except QzooError as error:
         place = hub.place_of(name)
-        said = str(error) if str(error).startswith(place) else f"{place}: {error}"
-        return name, _UNKNOWN, _UNKNOWN, _UNKNOWN, _UNKNOWN, said
+        reason = str(error) if str(error).startswith(place) else f"{place}: {error}"
+        return name, _UNKNOWN, _UNKNOWN, _UNKNOWN, _UNKNOWN, reason
 
 
 def _weights(name: str) -> tuple[str, ...]:

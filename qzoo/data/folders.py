@@ -113,8 +113,8 @@ class FolderLoader(SharedEpochs):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
-        mine, size = share_of(self.batch_size, *self.share), self.batch_size
-        batches = [order[i * size + mine.start : i * size + mine.stop].tolist() for i in range(len(self))]
+        part, size = share_of(self.batch_size, *self.share), self.batch_size
+        batches = [order[i * size + part.start : i * size + part.stop].tolist() for i in range(len(self))]
         yield from self._decode(self.dataset, batches[self.start :])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ class DataSet:
         channels: of an image.
         preprocessing: of a network trained on it from random weights; None: the architecture's own.
         embedded: the test images come with the package.
-        found: the training images are found, or downloaded, without ``--data``.
+        at_hand: the training images are found, or downloaded, without ``--data``.
         hub: its repository on the Hub; "" where it has none.
         augmentation: of the training images, in words.
         erasing: a part of it is random erasing.
@@ -55,7 +55,7 @@ class DataSet:
     channels: int = 3
     preprocessing: Preprocessing | None = None
     embedded: bool = False
-    found: bool = False
+    at_hand: bool = False
     hub: str = ""
     augmentation: str = "random crop of 8 to 100 % of the area, mirror"
     erasing: bool = False
@@ -83,8 +83,6 @@ USES = ("training", "calibration")
 SAMPLES = 16
 _DIGITS = re.compile(r"[0-9a-f]{16}")
 _KEY = like(_DIGITS.pattern, "16 hex digits")
-_CIFAR = Preprocessing((3, 32, 32), 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-_SHIFTED = "shift by up to 4 pixels, mirror"
 
 _FASHION_MNIST = """@article{xiao2017fashion,
   title = {Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
@@ -148,6 +146,21 @@ def _cifar(classes: int, split: str, folder: str | Path | None) -> tuple[Tensor,
     return cifar(classes, split, folder)
 
 
+_CIFAR10 = DataSet(
+    name="cifar-10",
+    title="CIFAR-10",
+    classes=10,
+    sizes=(50_000, 10_000),
+    class_names=lambda: _CIFAR10_NAMES,
+    read=partial(_cifar, 10),
+    preprocessing=Preprocessing(
+        (3, 32, 32), 1.0, "bilinear", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    ),
+    augmentation="shift by up to 4 pixels, mirror",
+    calibration=512,
+    tuning_calibration=2048,
+    batch=500,
+)
 DATA_SETS = {
     known.name: known
     for known in (
@@ -160,7 +173,7 @@ DATA_SETS = {
             read=_fashion_mnist,
             channels=1,
             embedded=True,
-            found=True,
+            at_hand=True,
             hub="zalando-datasets/fashion_mnist",
             augmentation="shift by up to 2 pixels, mirror, random erasing with probability 0.5",
             erasing=True,
@@ -171,31 +184,14 @@ DATA_SETS = {
             limits="It knows 10 kinds of clothes, one garment in an image of 28 x 28 pixels, light on black. Of other "
             "photos it says something that means little.",
         ),
-        DataSet(
-            name="cifar-10",
-            title="CIFAR-10",
-            classes=10,
-            sizes=(50_000, 10_000),
-            class_names=lambda: _CIFAR10_NAMES,
-            read=partial(_cifar, 10),
-            preprocessing=_CIFAR,
-            augmentation=_SHIFTED,
-            calibration=512,
-            tuning_calibration=2048,
-            batch=500,
-        ),
-        DataSet(
+        _CIFAR10,
+        replace(
+            _CIFAR10,
             name="cifar-100",
             title="CIFAR-100",
             classes=100,
-            sizes=(50_000, 10_000),
             class_names=lambda: _CIFAR100_NAMES,
             read=partial(_cifar, 100),
-            preprocessing=_CIFAR,
-            augmentation=_SHIFTED,
-            calibration=512,
-            tuning_calibration=2048,
-            batch=500,
         ),
         DataSet(
             name="imagenet-1k",

@@ -244,8 +244,8 @@ def _reading(title: str) -> Iterator[None]:
     except QzooError:
         raise
     except Exception as error:  # they raise nearly every type
-        said = str(error.args[0]) if error.args else str(error)  # webdataset adds what it was reading
-        text = (said or type(error).__name__).strip().splitlines()[0].partition(" @ <")[0]
+        words = str(error.args[0]) if error.args else str(error)  # webdataset adds what it was reading
+        text = (words or type(error).__name__).strip().splitlines()[0].partition(" @ <")[0]
         if isinstance(error, tarfile.ReadError) and "unexpected end of data" in text:
             raise _cut_off(title) from error
         on_hub = title.startswith("hf")

@@ -88,12 +88,12 @@ def _uncounted(
     batch_size: int,
     start: int,
     stop: int,
-    mine: Callable[[int], bool] | None = None,
+    is_own: Callable[[int], bool] | None = None,
 ) -> Iterator[list[Sample]]:
     """The batches of parts whose images are counted by reading them.
 
     Args:
-        mine: which parts to give the batches of, where ``stop`` is the end; the others are read up to ``start`` only.
+        is_own: which parts to give the batches of, where ``stop`` is the end; the others are read up to ``start`` only.
 
     Raises:
         DataError: the data end before ``stop``.
@@ -102,16 +102,16 @@ def _uncounted(
     for i, part in enumerate(parts):
         if place >= stop:
             return
-        if place >= start and mine is not None and not mine(i):
+        if place >= start and is_own is not None and not is_own(i):
             continue
         samples = part.samples(0)
         place += sum(1 for _ in islice(samples, max(0, start - place)))
-        if place < start or (mine is not None and not mine(i)):
+        if place < start or (is_own is not None and not is_own(i)):
             continue
         for batch in _chunks(islice(samples, stop - place), batch_size):
             place += len(batch)
             yield batch
-    if place < stop < UNKNOWN and mine is None:
+    if place < stop < UNKNOWN and is_own is None:
         raise DataError(
             f"subset {start}:{stop}: the data end after {place} images; choose less (--subset, or --calibration-subset "
             "of a build)"
@@ -184,8 +184,8 @@ class StreamLoader(SharedEpochs):
         return (self.stop - self.first) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = share_of(self.batch_size, *self.share)
-        batches = ([batch[i] for i in mine] for batch in self._batches())
+        part = share_of(self.batch_size, *self.share)
+        batches = ([batch[i] for i in part] for batch in self._batches())
         yield from self._decode(_Placed(self.reader), batches, _place)
 
     def _batches(self) -> Iterator[list[_Key]]:

@@ -107,7 +107,7 @@ def _prepare(
 ) -> tuple[Plan, Images, Images]:
     """The plan of a calibration, and the images to calibrate and to measure on: none of both where none are given."""
     known = DATA_SETS.get(config.labels)
-    if job.data is None and (known is None or not known.found):
+    if job.data is None and (known is None or not known.at_hand):
         plan = plan_without_data(config, options)
         if not plan.needs_images:
             return plan, NONE, NONE
@@ -154,13 +154,13 @@ def _calibrate(
         calibrate_to(state / CHECKPOINT, model, plan, images, job, group)
 
     steps.run("calibrate", inputs, calibrate, _FILES)
-    made = load_pretrained(state / CHECKPOINT)
-    config = config_of(made)
-    _export(made, job.onnx, steps, state, measured=bool(checks.count))
+    checkpoint = load_pretrained(state / CHECKPOINT)
+    config = config_of(checkpoint)
+    _export(checkpoint, job.onnx, steps, state, measured=bool(checks.count))
     if not checks.count:
         return ()
     return measure(
-        made,
+        checkpoint,
         exact,
         lambda: checks.load(config, job.data, workers=job.workers, skip_broken=job.skip_broken),
         checks,
@@ -212,17 +212,17 @@ def _assemble(
         install(scratch, out.absolute())
 
 
-def install(made: Path, out: Path) -> None:
+def install(folder: Path, out: Path) -> None:
     """Move a checkpoint's files into its folder, and write the card; what an older one had and this one has not goes.
 
     Args:
-        made: config.json and the files that it lists, on the same file system.
+        folder: config.json and the files that it lists, on the same file system.
         out: the folder.
     """
     old = read_config(out).files if (out / "config.json").is_file() else {}
-    config = read_config(made)
+    config = read_config(folder)
     names = [name for name in config.files if name != WEIGHTS]
-    place(made, out, [*names, WEIGHTS, "config.json"])
+    place(folder, out, [*names, WEIGHTS, "config.json"])
     own = {WEIGHTS, *(onnx_name(config, target) for target in TARGETS)}
     for name in (old.keys() & own) - config.files.keys():
         if is_inside(out / name, out):  # the old config.json may be anybody's

@@ -180,7 +180,7 @@ def record(
     calibration: Calibration, images: Images, recipe: Recipe, choice: Choice | None
 ) -> CalibrationRecord:
     """Make the config's record of a calibration."""
-    tried: tuple[Candidate, ...] = choice.candidates if choice else calibration.candidates
+    candidates: tuple[Candidate, ...] = choice.candidates if choice else calibration.candidates
     methods = {**dataclasses.asdict(recipe), "method": calibration.method}
     if calibration.percentile is not None:
         methods["percentile"] = calibration.percentile
@@ -189,6 +189,6 @@ def record(
         data=images.text if calibration.images else "none",
         subset=images.subset if calibration.images else "",
         images=calibration.images,
-        candidates=trials(tried),
+        candidates=trials(candidates),
         held_back=choice.held_back if choice else 0,
     )

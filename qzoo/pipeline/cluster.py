@@ -108,12 +108,12 @@ def _gather(
         for task in ended:
             name = running.pop(task)
             try:
-                made = ray.get(task)
-                if isinstance(made, _Failure):
-                    failed[name] = made.reason
-                    table.end(name, made.reason, made.trace)
+                answer = ray.get(task)
+                if isinstance(answer, _Failure):
+                    failed[name] = answer.reason
+                    table.end(name, answer.reason, answer.trace)
                     continue
-                _write(made, folders[name])
+                _write(answer, folders[name])
                 table.end(name, "")
             except (ray.exceptions.RayError, QzooError, OSError) as error:
                 failed[name] = f"its process died {TRIES} times ({told(error)[0]})"

@@ -183,12 +183,12 @@ def measured_images(
         return chosen, f"{left_out} images that it was made on are left out" if left_out else ""
     chosen = _part(whole, subset)
     shared = {part.use: part.shares(*parse_subset(subset, whole.count)) for part in used}
-    said = [
+    notes = [
         f"{count} of these {chosen.count} images were used in its {use}"
         for use, count in shared.items()
         if count
     ]
-    return chosen, "; ".join(said)
+    return chosen, "; ".join(notes)
 
 
 def images_of_file(
@@ -338,10 +338,10 @@ def _used(config: Config, files: ImageFiles | None, whole: Images | None = None)
 
 def _recorded(config: Config, whole: Images) -> list[_Range]:
     """Places in a stream, or in a data set of one order, that the records of calibration and training name."""
-    made, trained = config.calibration, config.training or {}
-    records: list[tuple[str, Any, Any]] = [("training", trained.get("data"), trained.get("subset"))]
-    if made is not None:
-        records.append(("calibration", made.data, made.subset))
+    calibration, training = config.calibration, config.training or {}
+    records: list[tuple[str, Any, Any]] = [("training", training.get("data"), training.get("subset"))]
+    if calibration is not None:
+        records.append(("calibration", calibration.data, calibration.subset))
     return [
         _Range(*parse_subset(str(subset), whole.count), use)
         for use, data, subset in records

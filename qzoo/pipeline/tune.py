@@ -146,5 +146,5 @@ def _calibrate(model: nn.Module, config: Config, job: TrainJob, group: Group) ->
     calibration = calibrate(model, loader, method="mse", progress=job.progress and group.first, group=group)
     if config.scheme is not None and config.scheme.weight_bits < 8:
         calibrate_weights(model, "mse")
-    made = record(calibration, chosen, Recipe(method="mse"), None)
-    return dataclasses.replace(made, skipped=sum(group.gather(broken_images(loader))))
+    entry = record(calibration, chosen, Recipe(method="mse"), None)
+    return dataclasses.replace(entry, skipped=sum(group.gather(broken_images(loader))))

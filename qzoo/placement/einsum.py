@@ -76,13 +76,13 @@ class Product:
         sizes = dict(zip(self.left + self.right, (*left.shape, *right.shape), strict=True))
         first = self._matrix(left, self.left, self.rows, self.inner)
         second = self._matrix(right, self.right, self.inner, self.columns)
-        made = first @ second
+        product = first @ second
         for axis, letters in ((-2, self.rows), (-1, self.columns)):
             if not letters:
-                made = made.squeeze(axis)
+                product = product.squeeze(axis)
             elif len(letters) > 1:
-                made = made.unflatten(axis, [sizes[letter] for letter in letters])
-        return _move(made, self.batch + self.rows + self.columns, self.result)
+                product = product.unflatten(axis, [sizes[letter] for letter in letters])
+        return _move(product, self.batch + self.rows + self.columns, self.result)
 
     def _matrix(self, value: Tensor, letters: str, rows: str, columns: str) -> Tensor:
         """The operand with its rows in one dimension and its columns in another, the last two."""

@@ -55,10 +55,10 @@ def build_float(
     return _module_of(factory, model)
 
 
-def _module_of(factory: str, made: Any) -> nn.Module:
-    if not isinstance(made, nn.Module):
-        raise ArgumentError(f"{factory} gives a {type(made).__name__}, not a torch.nn.Module")
-    return made.eval()
+def _module_of(factory: str, network: Any) -> nn.Module:
+    if not isinstance(network, nn.Module):
+        raise ArgumentError(f"{factory} gives a {type(network).__name__}, not a torch.nn.Module")
+    return network.eval()
 
 
 def is_factory(text: str) -> bool:
@@ -101,8 +101,8 @@ def _from_package(
         options |= {"pretrained": pretrained} | (
             {} if arguments is None else {"in_chans": arguments.in_channels}
         )
-        told = module.get_pretrained_cfg(name)
-        if size is not None and told is not None and told.fixed_input_size:
+        settings = module.get_pretrained_cfg(name)
+        if size is not None and settings is not None and settings.fixed_input_size:
             options["img_size"] = size
     else:
         options["weights"] = "DEFAULT" if pretrained else None
@@ -116,28 +116,28 @@ def _from_package(
 
 def preprocessing_of(model: nn.Module, size: int | tuple[int, int, int] | None = None) -> Preprocessing:
     """Choose the preprocessing: what a model of timm says, else ImageNet's; for images of another size or shape."""
-    told: Any = getattr(model, "pretrained_cfg", None)
-    told = told if isinstance(told, dict) else {}
-    own = tuple(told.get("input_size") or (3, 224, 224))
+    settings: Any = getattr(model, "pretrained_cfg", None)
+    settings = settings if isinstance(settings, dict) else {}
+    own = tuple(settings.get("input_size") or (3, 224, 224))
     size = own if size is None else (own[0], size, size) if isinstance(size, int) else size
-    mean, std = tuple(told.get("mean") or IMAGENET_MEAN), tuple(told.get("std") or IMAGENET_STD)
+    mean, std = tuple(settings.get("mean") or IMAGENET_MEAN), tuple(settings.get("std") or IMAGENET_STD)
     if len(mean) != size[0]:
         mean, std = (0.5,) * size[0], (0.5,) * size[0]
-    interpolation = told.get("interpolation")
+    interpolation = settings.get("interpolation")
     interpolation = interpolation if interpolation in ("bilinear", "bicubic") else "bilinear"
-    crop = float(told.get("crop_pct") or 0.875)
+    crop = float(settings.get("crop_pct") or 0.875)
     return Preprocessing(size, crop if 0.1 <= crop <= 1 else 0.875, interpolation, mean, std)
 
 
 def known_factory(model: nn.Module) -> str:
     """Find the factory that a model of timm names, ``"timm:NAME"``; "" for any other model."""
-    told: Any = getattr(model, "pretrained_cfg", None)
-    if not isinstance(told, dict) or not type(model).__module__.startswith("timm."):
+    settings: Any = getattr(model, "pretrained_cfg", None)
+    if not isinstance(settings, dict) or not type(model).__module__.startswith("timm."):
         return ""
-    name = told.get("architecture")
+    name = settings.get("architecture")
     if not isinstance(name, str):
         return ""
-    return f"timm:{name}.{told['tag']}" if told.get("tag") else f"timm:{name}"
+    return f"timm:{name}.{settings['tag']}" if settings.get("tag") else f"timm:{name}"
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -182,16 +182,16 @@ class Constants:
         """End the call of a module."""
         self._known.update({id(tensor): tensor for tensor in hidden})
 
-    def follow(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Any) -> None:
+    def follow(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """Note what a function made, or changed in place, of constants alone or of other tensors too."""
         if function is Tensor.__setitem__:
-            made = args[0]
+            result = args[0]
         first = args[0] if args else None
         depends = isinstance(first, Tensor) and first not in self
         if not depends and all(tensor in self for tensor in _tensors((args, kwargs))):
-            self._known.update({id(tensor): tensor for tensor in _tensors(made)})
+            self._known.update({id(tensor): tensor for tensor in _tensors(result)})
         elif self._known:
-            for tensor in _tensors(made):
+            for tensor in _tensors(result):
                 self._known.pop(id(tensor), None)
 
 

@@ -112,12 +112,12 @@ def quantize(
     chosen = _scheme(scheme, target)
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     exact = isinstance(scheme, Scheme)
-    made, image, result = with_quantizers(model, example, chosen, patterns, choose_affine=not exact)
-    told = factory or known_factory(model)
-    if factory or (told and image.dim() == 4 and result.dim() > 1):
-        config = factory_config(told, model, made.qzoo_scheme, image, result, patterns)  # type: ignore[arg-type]
-        made.qzoo_config = config  # type: ignore[assignment]
-    return made
+    network, image, result = with_quantizers(model, example, chosen, patterns, choose_affine=not exact)
+    origin = factory or known_factory(model)
+    if factory or (origin and image.dim() == 4 and result.dim() > 1):
+        config = factory_config(origin, model, network.qzoo_scheme, image, result, patterns)  # type: ignore[arg-type]
+        network.qzoo_config = config  # type: ignore[assignment]
+    return network
 
 
 def with_quantizers(
@@ -149,16 +149,16 @@ def with_quantizers(
             scheme = replace(scheme, affine=graph.leans)
         builder = _Builder(quantized, graph, wants_of(graph, excluded), scheme, excluded)
         builder.build()
-    made = keep_in_float(set_layer_bits(builder.model, scheme), scheme, image)
-    name_quantizers(made)
-    _check_same(made, image, graph.result)
+    network = keep_in_float(set_layer_bits(builder.model, scheme), scheme, image)
+    name_quantizers(network)
+    _check_same(network, image, graph.result)
     placement = builder.placement()
     if placement.left:
         text = "; ".join(f"{name}: {reason}" for name, reason in placement.left)
         logger.warning("%s: left in float: %s", type(model).__name__, text)
-    made.qzoo_placement = placement  # type: ignore[assignment]
-    made.qzoo_scheme = scheme  # type: ignore[assignment]
-    return made, image, graph.result
+    network.qzoo_placement = placement  # type: ignore[assignment]
+    network.qzoo_scheme = scheme  # type: ignore[assignment]
+    return network, image, graph.result
 
 
 def _scheme(scheme: bool | str | Scheme, target: str | None) -> Scheme:

@@ -284,9 +284,9 @@ class _Recorder(TorchFunctionMode):
         is_constant = all(value is None for value in (*values, *rest))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and not is_constant:
-                made = Value(operation, tuple(leaf.shape))
-                operation.outputs.append(made)
-                self.values[id(leaf)] = made
+                value = Value(operation, tuple(leaf.shape))
+                operation.outputs.append(value)
+                self.values[id(leaf)] = value
                 self._keep.append(leaf)
         self.operations.append(operation)
 

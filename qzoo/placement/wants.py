@@ -245,15 +245,15 @@ class _Decision:
             # The export merges a Pad of zeros with the convolution behind.
             carried = operator.onnxruntime == CARRIED or operator.name == "Pad"
             if carried and len(value.readers) == 1 and not value.returned:
-                if any(self._joins_signed(made) for made in reader.outputs):
+                if any(self._joins_signed(output) for output in reader.outputs):
                     self._set(reader, place, "activation", True)
-                for made in reader.outputs:
-                    self._quantize(made)
+                for output in reader.outputs:
+                    self._quantize(output)
             elif operator.kind in ("move", "extremum") or operator.name == "Resize":
-                leads = any(self._leads(made) for made in reader.outputs)
+                leads = any(self._leads(output) for output in reader.outputs)
                 self._set(reader, place, "input" if leads else "activation", not leads)
-                for made in reader.outputs if leads else ():
-                    self._quantize(made)
+                for output in reader.outputs if leads else ():
+                    self._quantize(output)
             elif (
                 operator.kind == "norm" and value.maker is not None and operator_of(value.maker).name == "Add"
             ):

@@ -216,7 +216,7 @@ def best_recipe(
     fit, check = hold_back(loader, held_back)
     with quantizers_off(model):
         expected = _logits(model, check)
-    tried: list[tuple[Candidate, Recipe]] = []
+    trials: list[tuple[Candidate, Recipe]] = []
     problems: list[str] = []
 
     def attempt(recipe: Recipe) -> None:
@@ -230,20 +230,20 @@ def best_recipe(
             problems.append(f"{recipe}: {error}")
             logger.warning("left out, %s", problems[-1])
             return
-        tried.append((Candidate.of(str(recipe), fidelity), recipe))
-        tried.sort(key=lambda pair: pair[0].rank, reverse=True)
+        trials.append((Candidate.of(str(recipe), fidelity), recipe))
+        trials.sort(key=lambda pair: pair[0].rank, reverse=True)
 
     for recipe in track(RECIPES if recipes is None else recipes, "try recipes", show=progress):
         attempt(recipe)
-    if not tried:
+    if not trials:
         raise CalibrationError(f"no recipe could be applied: {'; '.join(problems)}")
     if recipes is None and any(isinstance(module, nn.LayerNorm) for module in model.modules()):
-        for recipe in _smooth(tried[0][1]):
+        for recipe in _smooth(trials[0][1]):
             attempt(recipe)
     if recipes is None and can_equalize(model, fit[0][:1]):
-        attempt(replace(tried[0][1], equalize=True))
-    candidates = tuple(candidate for candidate, _ in tried)
-    return Choice(tried[0][1], candidates, sum(map(len, fit)), sum(map(len, check)))
+        attempt(replace(trials[0][1], equalize=True))
+    candidates = tuple(candidate for candidate, _ in trials)
+    return Choice(trials[0][1], candidates, sum(map(len, fit)), sum(map(len, check)))
 
 
 def best_alpha(model: nn.Module, loader: Iterable[Any], recipe: Recipe, *, progress: bool = True) -> Choice:

@@ -64,13 +64,13 @@ def tails_of(model: nn.Module, layers: list[Layer], example: Tensor) -> dict[str
     quantizers: list[Any] = [q for m in modules for q in (m.residual_quantizer, m.branch_quantizer)]
     with evaluating(model), quantizers_off(model):
         calls = calls_of(model, example, [*ends, *modules, *quantizers])
-    made = {call.gives: ends[call.module] for call in calls if call.module in ends}
+    makers = {call.gives: ends[call.module] for call in calls if call.module in ends}
     reads = {call.module: call.reads for call in calls if call.module not in ends}
     blocks = {}
     for module in modules:
         residual: Any = module.residual_quantizer
         branch: Any = module.branch_quantizer
-        layer = made.get(reads.get(branch, 0))
+        layer = makers.get(reads.get(branch, 0))
         if layer is None or layer.module not in module.modules():
             continue  # an add in a module of its own, which does not see the skip before the layer runs
         if residual in reads and reads[residual] == reads[module]:

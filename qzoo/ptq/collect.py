@@ -50,12 +50,12 @@ class Statistics:
     def emptied(self) -> Statistics:
         """Histograms of the same bins, nothing in them, shared by the same quantizers."""
         other = Statistics(self._histograms)
-        made: dict[int, Any] = {}
+        copies: dict[int, Any] = {}
         for name, calibrator in self._calibrators.items():
             if isinstance(calibrator, HistogramCalibrator):
                 key = id(calibrator)
-                made[key] = made[key] if key in made else calibrator.empty_like_this()
-                other._calibrators[name] = made[key]
+                copies[key] = copies[key] if key in copies else calibrator.empty_like_this()
+                other._calibrators[name] = copies[key]
         return other
 
     def to(self, device: torch.device) -> None:
@@ -138,8 +138,8 @@ def _calibrator(quantizer: TensorQuantizer, histograms: bool) -> Any:
 
 
 def _alike(calibrator: Any, quantizer: TensorQuantizer) -> bool:
-    mine = (quantizer.num_bits, quantizer.axis, quantizer.two_ended)
-    return bool((calibrator.num_bits, calibrator.axis, calibrator.two_ended) == mine)
+    kind = (quantizer.num_bits, quantizer.axis, quantizer.two_ended)
+    return bool((calibrator.num_bits, calibrator.axis, calibrator.two_ended) == kind)
 
 
 class _Tap:
@@ -158,11 +158,11 @@ class _Tap:
     def _require_nonnegative(self, x: Tensor) -> None:
         lowest = torch.aminmax(x)[0].item() if x.numel() else 0.0
         if lowest < 0:
-            told = "nonnegative" if self.quantizer.nonnegative else "unsigned"
+            option = "nonnegative" if self.quantizer.nonnegative else "unsigned"
             both = "nonnegative = quantizer.unsigned" if self.quantizer.nonnegative else "unsigned"
             raise CalibrationError(
-                f"quantizer {self.name!r} is {told}, but its input goes down to {lowest:.4g}, and all below 0 would "
-                f"become 0; build it with {told}=False, or set quantizer.{both} = False"
+                f"quantizer {self.name!r} is {option}, but its input goes down to {lowest:.4g}, and all below 0 would "
+                f"become 0; build it with {option}=False, or set quantizer.{both} = False"
             )
 
 

@@ -167,14 +167,14 @@ def layers_of(model: nn.Module, example: Tensor | None, calibrated: bool = True)
     with evaluating(model), quantizers_off(model):
         calls = calls_of(model, example, watched)
     order: list[Any] = []
-    made: dict[int, nn.Module] = {}
+    makers: dict[int, nn.Module] = {}
     norms: dict[nn.Module, _BatchNorm] = {}
     for call in calls:
         if not isinstance(call.module, _BatchNorm):
             order.append(call.module)
-            made[call.gives] = call.module
-        elif call.reads in made and call.module.running_mean is not None:
-            norms[made[call.reads]] = call.module
+            makers[call.gives] = call.module
+        elif call.reads in makers and call.module.running_mean is not None:
+            norms[makers[call.reads]] = call.module
     names = {module: name for name, module in modules.items()}
     layers = [Layer(names[m], m, norms.get(m)) for m in order if order.count(m) == 1]
     if not layers:

@@ -176,7 +176,7 @@ def _compare(
 ) -> tuple[int, tuple[Candidate, ...]]:
     """Number of images, and the methods with their fidelity on them, best first."""
     device = device_of(model)
-    mine: list[dict[str, Fidelity]] = []
+    own: list[dict[str, Fidelity]] = []
     with evaluating(model):
         bar = track(group.deal(loader), "compare methods", group.share(loader), progress and group.first)
         for _, batch in bar:
@@ -187,8 +187,8 @@ def _compare(
             for name, chosen in ranges.items():
                 _apply(model, chosen)
                 fidelities[name] = Fidelity.of(output_of(model, x), expected)
-            mine.append(fidelities)
-    batches = [batch for part in group.gather(mine) for batch in part]
+            own.append(fidelities)
+    batches = [batch for part in group.gather(own) for batch in part]
     total = {method: Fidelity.total(fidelities[method] for fidelities in batches) for method in ranges}
     images = next(iter(total.values())).images
     if images == 0:

@@ -84,17 +84,17 @@ def _readers(model: nn.Module, example: Tensor) -> dict[str, list[str]]:
     names = {module: name for name, module in model.named_modules()}
     inner = {m.input_quantizer for m in names if isinstance(m, QuantLinear)}
     kinds = (nn.LayerNorm, QuantLinear, TensorQuantizer)
-    made: dict[int, str] = {}
+    norms: dict[int, str] = {}
     readers: dict[str, list[str]] = {}
     others: set[str] = set()
     for call in calls_of(model, example, [m for m in names if isinstance(m, kinds) and m not in inner]):
         if isinstance(call.module, nn.LayerNorm):
             if call.module.weight is not None:
-                made[call.gives] = names[call.module]
-        elif call.reads in made and isinstance(call.module, QuantLinear):
-            readers.setdefault(made[call.reads], []).append(names[call.module])
-        elif call.reads in made:
-            others.add(made[call.reads])
+                norms[call.gives] = names[call.module]
+        elif call.reads in norms and isinstance(call.module, QuantLinear):
+            readers.setdefault(norms[call.reads], []).append(names[call.module])
+        elif call.reads in norms:
+            others.add(norms[call.reads])
     return {name: layers for name, layers in readers.items() if name not in others}
 
 

@@ -99,8 +99,8 @@ def run(model: Callable[[Tensor], Any], images: Tensor) -> Any:
     try:
         return model(images)
     except (TypeError, RuntimeError, ValueError) as error:
-        told = isinstance(error, QzooError) and not isinstance(error, QuantizationError)
-        problem = None if told else _misfit(model, images)
+        is_clear = isinstance(error, QzooError) and not isinstance(error, QuantizationError)
+        problem = None if is_clear else _misfit(model, images)
         if problem is None:
             raise
         raise DataError(problem) from error

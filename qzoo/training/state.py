@@ -47,7 +47,9 @@ def load_state(
     before, now = state.get("origin", origin) or {}, origin or {}
     other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if other:
-        there, here = (", ".join(f"{key} {said.get(key, 'none')}" for key in other) for said in (before, now))
+        there, here = (
+            ", ".join(f"{key} {versions.get(key, 'none')}" for key in other) for versions in (before, now)
+        )
         raise QzooError(
             f"{path} belongs to a run with another origin ({there}), not this one ({here}); choose another folder or "
             "remove it"

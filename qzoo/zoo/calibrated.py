@@ -133,14 +133,14 @@ def load_calibrated(
         if digest not in known and (model_of_file := cached([digest])) is not None:
             return model_of_file
         record = calibrate_without_data(model, recipe)
-        made = dataclasses.replace(config_of(model), calibration=record)
+        model_config = dataclasses.replace(config_of(model), calibration=record)
         place = folder / _key(config, recipe, digest)
-        kept, problem = _keep(model, made, place)
-    _warn(made, _costliest(model, made) if _doubtful(made) else "", problem)
+        kept, problem = _keep(model, model_config, place)
+    _warn(model_config, _costliest(model, model_config) if _doubtful(model_config) else "", problem)
     if kept:
         return load_pretrained(place, target=target)
-    model.qzoo_config = made  # type: ignore[assignment]
-    return set_target(model, target or made.target)
+    model.qzoo_config = model_config  # type: ignore[assignment]
+    return set_target(model, target or model_config.target)
 
 
 def _key(config: Config, recipe: Recipe, digest: str) -> str:

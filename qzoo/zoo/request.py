@@ -95,8 +95,8 @@ class Request:
         """Look up the public float weights of the tag. Raises UnknownModelError where there are none."""
         name = self.name
         if name.tag is None or name.tag not in self.entry.weights:
-            made = [other for other in hub.checkpoints() if parse_name(other).arch == name.arch]
-            here = f" (checkpoints: {', '.join(made)})" if made else ""
+            checkpoints = [other for other in hub.checkpoints() if parse_name(other).arch == name.arch]
+            here = f" (checkpoints: {', '.join(checkpoints)})" if checkpoints else ""
             raise UnknownModelError(
                 f"{name.arch} has no public float weights{here}; `qzoo train {name.arch}.mine` makes some, or build it "
                 "with pretrained=False and load your own state dict"
@@ -205,10 +205,10 @@ def _scheme(
     return asked
 
 
-def _same_bits(asked: Scheme, made: Scheme) -> bool:
+def _same_bits(first: Scheme, second: Scheme) -> bool:
     """Whether two schemes of the same name agree on the first and last layer, and on single layers."""
-    edges = [(scheme.edge.weight_bits, scheme.edge.activation_bits) for scheme in (asked, made)]
-    return edges[0] == edges[1] and dict(asked.layers) == dict(made.layers)
+    edges = [(scheme.edge.weight_bits, scheme.edge.activation_bits) for scheme in (first, second)]
+    return edges[0] == edges[1] and dict(first.layers) == dict(second.layers)
 
 
 def _bits(scheme: Scheme) -> str:

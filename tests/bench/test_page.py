@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_rows
 import torch
 from PIL import Image
 
@@ -21,7 +22,6 @@ from qzoo.bench.layers import model_details
 from qzoo.bench.options import Options
 from qzoo.bench.report import write_report
 from qzoo.bench.results import PeerSpeedup, Report, Row
-from qzoo.bench.timing import Timing
 from qzoo.models.resnet_cifar import CifarResNet
 from qzoo.ptq.ranges import calibrate
 from qzoo.scheme import Scheme
@@ -35,25 +35,9 @@ NODES = [
 
 
 def row(model: str, runtime: str, precision: str, wall: float, **changes: Any) -> Row:
-    timing = {b: Timing(b * wall, 1.1 * b * wall, b * wall, 1.1 * b * wall, 30) for b in (1, 8)}
-    values: dict[str, Any] = {
-        "model": model,
-        "runtime": runtime,
-        "precision": precision,
-        "images": 372,
-        "top1": 90 - 1 / wall,
-        "top1_interval": (87.0 - 1 / wall, 92.0),
-        "agreement": 98.4,
-        "sqnr_db": 19.25,
-        "latency": timing,
-        "cpu_speedup": {1: (2.0, 1.9, 2.1), 8: (2.5, 2.4, 2.6)},
-        "wall_speedup": {1: (2.1, 1.8, 2.3), 8: (2.6, 2.2, 2.9)},
-        "file_bytes": 4_952_105,
-        "load_seconds": 0.1,
-        "first_ms": 12.0,
-        "peak_rss_bytes": 90_000_000,
-    }
-    return Row(**{**values, **changes})
+    top1, interval = 90 - 1 / wall, (87.0 - 1 / wall, 92.0)
+    values = {"model": model, "top1": top1, "top1_interval": interval, "peak_rss_bytes": 90_000_000}
+    return report_rows.row(runtime, precision, wall, wall, **{**values, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 
 import pytest
+from report_rows import row
 
 from qzoo.bench.plot import _panel
 from qzoo.bench.report import footnotes, print_table, write_report
-from qzoo.bench.results import PeerSpeedup, Report, Row
+from qzoo.bench.results import PeerSpeedup, Report
 from qzoo.bench.timing import Timing
 
 MACHINE = {
@@ -23,30 +24,6 @@ MACHINE = {
     "onnxruntime": "1.32",
     "openvino": "not installed",
 }
-
-
-def row(runtime: str, precision: str, wall: float, cpu: float, **changes) -> Row:
-    timing = {
-        1: Timing(wall, 1.2 * wall, cpu, 1.2 * cpu, 30),
-        8: Timing(8 * wall, 9 * wall, 8 * cpu, 9 * cpu, 30),
-    }
-    values = {
-        "model": "tf_efficientnet_lite0.in1k-w8a8",
-        "runtime": runtime,
-        "precision": precision,
-        "images": 372,
-        "top1": 86.8,
-        "top1_interval": (83.0, 89.9),
-        "agreement": 98.4,
-        "sqnr_db": 19.25,
-        "latency": timing,
-        "cpu_speedup": {1: (2.0, 1.9, 2.1), 8: (2.5, 2.4, 2.6)},
-        "wall_speedup": {1: (2.1, 1.8, 2.3), 8: (2.6, 2.2, 2.9)},
-        "file_bytes": 4_952_105,
-        "load_seconds": 0.1,
-        "first_ms": 12.0,
-    }
-    return Row(**{**values, **changes})
 
 
 @pytest.fixture

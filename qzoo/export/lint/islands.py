@@ -65,7 +65,7 @@ def _is_attention(graph: Graph, node: ir.Node) -> bool:
 def _islands(graph: Graph, belongs: Callable[[Graph, ir.Node], bool]) -> Hits:
     members = [node for node in graph.nodes if belongs(graph, node)]
     parent = list(range(len(members)))  # a forest: each tree is an island
-    made = {value: index for index, node in enumerate(members) for value in node.outputs}
+    owner = {value: index for index, node in enumerate(members) for value in node.outputs}
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -73,7 +73,7 @@ def _islands(graph: Graph, belongs: Callable[[Graph, ir.Node], bool]) -> Hits:
         return index
 
     for index, node in enumerate(members):
-        for other in {made[value] for value in node.inputs if value in made}:
+        for other in {owner[value] for value in node.inputs if value in owner}:
             parent[root(other)] = root(index)
     islands: dict[int, list[ir.Node]] = defaultdict(list)
     for index, node in enumerate(members):

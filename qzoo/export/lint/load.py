@@ -300,19 +300,19 @@ def _check_arity(node: NodeProto, opset: int) -> None:
 
 def _check_order(graph: GraphProto) -> None:
     """Every tensor has one maker, and none is made of itself."""
-    made: dict[str, int] = {}
+    maker: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         for name in filter(None, node.output):
-            if name in made:
+            if name in maker:
                 raise GraphError(f"tensor {name!r} is made by two nodes")
-            made[name] = index
+            maker[name] = index
     stored = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
     given = {value.name for value in graph.input} | stored
     needs: dict[int, set[int]] = defaultdict(set)
     for index, node in enumerate(graph.node):
-        for name in _reads(node, made):
-            if name in made:
-                needs[index].add(made[name])
+        for name in _reads(node, maker):
+            if name in maker:
+                needs[index].add(maker[name])
             elif name not in given:
                 raise GraphError(f"node {node.name or node.op_type!r} reads {name!r}, which nothing makes")
     try:
@@ -322,8 +322,8 @@ def _check_order(graph: GraphProto) -> None:
         raise GraphError(f"tensor {name!r} is made of itself: the graph has a cycle") from error
 
 
-def _reads(node: NodeProto, made: dict[str, int]) -> Iterator[str]:
+def _reads(node: NodeProto, known: dict[str, int]) -> Iterator[str]:
     """What a node reads itself, and what its bodies read of the main graph."""
     yield from filter(None, node.input)
     for body in _bodies(node):
-        yield from (name for n in every_node(body.node) for name in n.input if name in made)
+        yield from (name for n in every_node(body.node) for name in n.input if name in known)

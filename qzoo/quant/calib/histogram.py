@@ -256,17 +256,17 @@ class HistogramCalibrator(_Calibrator):
             self._store(raw, other._width, other._limit)
             self._take_ends(other)
             return
-        mine, theirs = self._raw, other._raw.to(self._raw.device)
+        ours, theirs = self._raw, other._raw.to(self._raw.device)
         self._take_ends(other)
         if other._width == 0.0:
-            mine[:, 0] += theirs[:, 0]
+            ours[:, 0] += theirs[:, 0]
             return
         width = max(self._width, other._width)
         limit = max(self._limit, other._limit)
         bins = max(math.ceil(limit / width), 1)
-        total = torch.zeros(len(mine), bins + 1, dtype=torch.int64, device=mine.device)
-        for counts, w in ((self._settled(mine), self._width), (self._settled(theirs), other._width)):
-            index = torch.arange(counts.shape[1], device=mine.device)
+        total = torch.zeros(len(ours), bins + 1, dtype=torch.int64, device=ours.device)
+        for counts, w in ((self._settled(ours), self._width), (self._settled(theirs), other._width)):
+            index = torch.arange(counts.shape[1], device=ours.device)
             if w != width:
                 index = ((index + 0.5) * (w / width)).long()
             total.index_add_(1, index.clamp_(max=bins), counts)
