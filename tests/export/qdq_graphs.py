@@ -131,7 +131,9 @@ def int8_layers_of_openvino(path: Path) -> int:
 
 
 def read_precision(op: Any) -> str:
-    """Type of what an operator of OpenVINO's executed graph reads first: of that output of several of its source."""
-    source = op.input(0).get_source_output()
-    types = source.get_node().get_rt_info()["outputPrecisions"].astype(str)
-    return types.split(",")[source.get_index()]
+    """Type of what an operator of OpenVINO's executed graph reads first, by its kernel: ``brgemm_avx512_f32``.
+
+    ``outputPrecisions`` of the operator before has an entry for each edge where they differ, in an order of its own.
+    """
+    suffix = op.get_rt_info()["primitiveType"].astype(str).rpartition("_")[2]
+    return {"I8": "u8"}.get(suffix, suffix)
