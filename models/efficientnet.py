@@ -181,7 +181,7 @@ class EfficientNet(HubMixin, nn.Module):
 
 
 def timm_names(architecture: Architecture) -> dict[str, str]:
-    """The names of timm's ``efficientnet_b0`` and its kin, and ours."""
+    """Map the names of timm's ``efficientnet_b0`` and its kin to ours."""
     names = {"conv_stem": "features.0.0", "bn1": "features.0.1", "classifier": "classifier.1"}
     for number, stage in enumerate(architecture.stages):
         theirs = ["conv_dw", "bn1", "se.conv_reduce", "se.conv_expand", "conv_pw", "bn2"]

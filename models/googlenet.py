@@ -59,7 +59,7 @@ def conv(
     padding: int | None = None,
     image: bool = False,
 ) -> nn.Module:
-    """A convolution, BatchNorm and ReLU; ``image``: the input is the image, which is signed."""
+    """Make a convolution, BatchNorm and ReLU; ``image``: the input is the image, which is signed."""
     return conv_norm_activation(
         in_channels,
         out_channels,

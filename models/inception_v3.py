@@ -60,15 +60,15 @@ class Module(nn.Module):
         self.layer = partial(conv, quantize=quantize)
 
     def average(self, x: Tensor) -> Tensor:
-        """Averages of 3x3, of the same size."""
+        """Average windows of 3x3, at the same size."""
         return F.avg_pool2d(self.pool_quantizer(x), kernel_size=3, stride=1, padding=1)
 
     def maximum(self, x: Tensor) -> Tensor:
-        """Maxima of 3x3, of half the size."""
+        """Take the maxima of windows of 3x3, at half the size."""
         return F.max_pool2d(self.activation_quantizer(x), kernel_size=3, stride=2)
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """The parts as one tensor, quantized alike."""
+        """Join the parts, quantized alike."""
         return torch.cat([self.concat_quantizer(part) for part in parts], 1)
 
     @property

@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self.value_quantizer = activation_quantizer(quantize, "input", symmetric=True)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[N, queries, heads, key], [N, tokens, heads, key] and [N, tokens, heads, value] -> [N, queries, out]."""
+        """Attend: query [N, queries, heads, key], key and value [N, tokens, heads, ...] -> [N, queries, out]."""
         query, key, value = query.permute(0, 2, 1, 3), key.permute(0, 2, 3, 1), value.permute(0, 2, 1, 3)
         weights = self.query_quantizer(query) @ self.key_quantizer(key) * self.key**-0.5
         weights = weights + self.attention_biases[:, self._distances()]

@@ -30,7 +30,7 @@ _STEM = """@article{xiao2021early,
 
 
 def stem(in_channels: int, width: int, strides: tuple[int, ...], quantize: Scheme | None) -> nn.Sequential:
-    """3x3 convolutions with BatchNorm and ReLU, each twice as wide as the one before, and a 1x1 one to ``width``."""
+    """Make 3x3 convolutions with BatchNorm and ReLU, each twice as wide as the last, and a 1x1 one to ``width``."""
     layers: list[nn.Module] = []
     inputs = in_channels
     for i, stride in enumerate(strides):

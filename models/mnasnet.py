@@ -46,7 +46,7 @@ STAGES = (
 
 
 def bn(channels: int) -> nn.BatchNorm2d:
-    """BatchNorm with TensorFlow's momentum of 0.9997."""
+    """Make a BatchNorm with TensorFlow's momentum of 0.9997."""
     return nn.BatchNorm2d(channels, momentum=1 - 0.9997)
 
 

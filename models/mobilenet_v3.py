@@ -171,7 +171,7 @@ class MobileNetV3(HubMixin, nn.Module):
 
 
 def timm_names(stages: tuple[tuple[Size, ...], ...]) -> dict[str, str]:
-    """The names of timm's ``mobilenetv3_small_100`` and ``mobilenetv3_large_100``, and ours."""
+    """Map the names of timm's ``mobilenetv3_small_100`` and ``mobilenetv3_large_100`` to ours."""
     names = {"conv_stem": "features.0.0", "bn1": "features.0.1"}
     blocks = [(i, j, size) for i, stage in enumerate(stages) for j, size in enumerate(stage)]
     for number, (i, j, size) in enumerate(blocks, start=1):
@@ -191,7 +191,7 @@ def timm_names(stages: tuple[tuple[Size, ...], ...]) -> dict[str, str]:
 
 
 def timm_key_map(stages: tuple[tuple[Size, ...], ...]) -> KeyMap:
-    """The key map from timm's names; its BatchNorms have an epsilon of 1e-5, which goes into their scale."""
+    """Map timm's names to ours; its BatchNorms have an epsilon of 1e-5, which goes into their scale."""
     rename = renamed_modules(timm_names(stages))
 
     def key_map(state_dict: Mapping[str, Any]) -> dict[str, Any]:

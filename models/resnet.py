@@ -175,7 +175,7 @@ class ResNet(HubMixin, nn.Module):
 
 
 def projection(in_channels: int, out_channels: int, stride: int, quantize: Scheme | None) -> nn.Module | None:
-    """The projection of a skip whose shape changes: 1x1 convolution and BN. None where the shape stays."""
+    """Make the projection of a skip whose shape changes: 1x1 convolution and BN. None where the shape stays."""
     if stride == 1 and in_channels == out_channels:
         return None
     conv = conv2d(in_channels, out_channels, 1, stride=stride, quantize=quantize, nonnegative=True)

@@ -55,7 +55,7 @@ def _stage(in_channels: int, width: int, blocks: int, stride: int, quantize: Sch
 
 
 def fashion_mnist_weights(arch: str) -> dict[str, FloatWeights]:
-    """Weights that the zoo trains itself; once trained, they are a checkpoint of their own."""
+    """Describe weights that the zoo trains itself; once trained, they are a checkpoint of their own."""
     return {
         "fmnist": FloatWeights(
             sources=(f"qzoo:{arch}.fmnist",),

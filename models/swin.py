@@ -66,7 +66,7 @@ class Settings:
 
 
 def pairs_of_positions(window: int) -> Tensor:
-    """For each pair of positions in a window the number of their distance, [window ** 4], of (2 window - 1) ** 2."""
+    """Number the distance of each pair of positions in a window, [window ** 4], of (2 window - 1) ** 2."""
     with torch.device("cpu"):  # without memory, on "meta", torch would load its compiler for such arithmetic
         rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         rows, columns = rows.flatten(), columns.flatten()

@@ -37,6 +37,17 @@ from qzoo.scheme import DEFAULT_TARGET, OPTIONAL, SCHEME_PATTERN, TARGETS, Schem
 if TYPE_CHECKING:
     from torch import nn
 
+__all__ = [
+    "Arguments",
+    "CalibrationRecord",
+    "Config",
+    "FloatSource",
+    "Latency",
+    "Measurement",
+    "Trial",
+    "config_of",
+    "read_config",
+]
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 MAX_BYTES = 1 << 20
@@ -53,7 +64,16 @@ _FACTORY = like(
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments of the architecture's builder; an image encoder has no classes."""
+    """Arguments of the architecture's builder.
+
+    Attributes:
+        num_classes: 0 of an image encoder.
+        in_channels: of the image.
+
+    Example:
+        >>> config_of(model).arguments
+        Arguments(num_classes=10, in_channels=1)
+    """
 
     num_classes: int
     in_channels: int
@@ -68,6 +88,10 @@ class FloatSource:
         revision: commit of a Hub repository, version of a package, "" for the rest.
         sha256: of the file; of the tensors, where it is a factory; "" in a recipe where none is published.
         license: SPDX identifier; "" where none is declared.
+
+    Example:
+        >>> config_of(model).float_source.source
+        'qzoo:resnet20.fmnist'
     """
 
     source: str = field(
@@ -85,7 +109,17 @@ class FloatSource:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a method or a recipe reached on the images that candidates were compared on: dB, and percent."""
+    """Fidelity of a method or a recipe, on the images that candidates were compared on.
+
+    Attributes:
+        method: its name.
+        sqnr_db: of the logits against the float model's; None where they are equal.
+        agreement: share of the images, in percent, with the float model's top-1.
+
+    Example:
+        >>> Trial("mse", sqnr_db=24.5, agreement=99.2).method
+        'mse'
+    """
 
     method: str
     sqnr_db: float | None
@@ -119,6 +153,11 @@ class CalibrationRecord:
         half: BatchNorm and ranges of weights were moved to float16 values (:func:`qzoo.ptq.half.compact`).
         agreement: without data: share of procedural images, in percent, on which the float model has the same top-1.
         skipped: number of images that did not decode and were left out.
+
+    Example:
+        >>> record = config_of(model).calibration
+        >>> str(record.asked()), record.images
+        ('auto', 512)
     """
 
     method: str = field(metadata=one_of(*RANGES, "auto", *DATA_FREE))
@@ -168,6 +207,11 @@ class Measurement:
         data, subset, images: the images in words, their place in the fixed order, their number.
         agreement, sqnr_db: against the float model in torch on the same images.
         skipped: number of images that did not decode and were left out.
+
+    Example:
+        >>> row = config_of(model).metrics[0]
+        >>> row.precision, row.images, row.top1
+        ('float', 10000, 94.75)
     """
 
     runtime: str = field(metadata=_RUNTIME)
@@ -198,6 +242,10 @@ class Latency:
         speedup_interval: its 95 % interval.
         speedup_clock: "cpu" or "wall", the time that the ratio is of.
         machine, versions, date: where, with what and when it was timed.
+
+    Example:
+        >>> sorted({row.batch for row in config_of(model).latency})
+        [1, 8]
     """
 
     runtime: str = field(metadata=_RUNTIME)
@@ -217,7 +265,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Config:
-    """The content of ``config.json``; see the fields' own classes.
+    """The content of ``config.json``: what a checkpoint is, how it was made, what was measured.
 
     Attributes:
         name: ``arch.tag`` or ``arch.tag-scheme``.
@@ -233,6 +281,11 @@ class Config:
         training: options and data of a training run by qzoo, None without one.
         files: SHA-256 of each file of the folder but README.md, by its path with forward slashes.
         sizes: bytes of the same files.
+
+    Example:
+        >>> config = config_of(model)
+        >>> config.name, config.form, str(config.scheme)
+        ('resnet20.fmnist-w8a8', 'packed', 'w8a8')
     """
 
     name: str
@@ -345,8 +398,19 @@ def read_config(folder: str | Path) -> Config:
 
     Where a process was killed while it replaced the checkpoint, the config that fits the weights is taken.
 
+    Args:
+        folder: of the checkpoint.
+
+    Returns:
+        The config.
+
     Raises:
         CheckpointError: no such file, or not valid; the message names file and field.
+
+    Example:
+        >>> folder = qzoo.save_pretrained(model, "mine")
+        >>> read_config(folder).labels
+        'fashion-mnist'
     """
     path = Path(folder) / "config.json"
     try:
@@ -405,8 +469,18 @@ def fresh(config: Config, name: str) -> Config:
 def config_of(model: nn.Module) -> Config:
     """Return the config that :func:`qzoo.create_model` and :func:`qzoo.load_pretrained` leave on their models.
 
+    Args:
+        model: of the zoo, or one that :func:`qzoo.quantize` made of a known network.
+
+    Returns:
+        The config.
+
     Raises:
         CheckpointError: the model was made in another way.
+
+    Example:
+        >>> config_of(model).architecture
+        'resnet20'
     """
     config = getattr(model, "qzoo_config", None)
     if not isinstance(config, Config):

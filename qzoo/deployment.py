@@ -42,7 +42,7 @@ class DeployedModel(nn.Module):
             self.qzoo_config = config
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] to logits [B, classes], on the device of the images.
+        """Compute logits [B, classes] of images [B, C, H, W], on the device of the images.
 
         Raises:
             DataError: images of another type or shape than the file takes.

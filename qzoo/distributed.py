@@ -41,6 +41,10 @@ class Group:
         world: number of processes.
         device: where this process computes.
         timeout: seconds to wait for the others.
+
+    Example:
+        >>> Group().gather(3)
+        [3]
     """
 
     rank: int = 0
@@ -185,9 +189,18 @@ def joined(timeout: float = TIMEOUT, device: str = "cpu") -> Iterator[Group]:
         device: ``"cpu"``; ``"cuda"``: each process has the GPU of its local rank; ``"auto"``: GPUs where there
             are enough of them.
 
+    Returns:
+        The group, within a ``with`` block.
+
     Raises:
         DistributedError: too few GPUs, an incomplete environment, or the others can't be reached.
         ValueError: another device.
+
+    Example:
+        >>> with joined() as group:
+        ...     result = qzoo.evaluate(model, loader, group=group, progress=False)
+        >>> result.images
+        16
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     missing = [name for name in _VARIABLES if name not in os.environ]

@@ -20,12 +20,12 @@ from qzoo.scheme import Scheme
 
 
 def one_of(*values: str | None) -> dict[str, Any]:
-    """Metadata of a field that has one of these values and no other."""
+    """Make the metadata of a field that has one of these values and no other."""
     return {"allowed": (set(values), f"must be one of {', '.join(repr(v) for v in values if v is not None)}")}
 
 
 def like(pattern: str, what: str) -> dict[str, Any]:
-    """Metadata of a text field that matches the pattern from end to end; ``what`` describes it."""
+    """Make the metadata of a text field that matches the pattern from end to end; ``what`` describes it."""
     return {"allowed": (re.compile(pattern, re.ASCII), f"must be {what}")}
 
 

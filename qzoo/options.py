@@ -130,7 +130,7 @@ class TrainOptions:
             raise ArgumentError("TrainOptions.bf16 and fp16 exclude each other; choose one")
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of one of ``steps`` steps, counted from 0."""
+        """Compute the learning rate of one of ``steps`` steps, counted from 0."""
         rise = max(1, round(self.warmup * steps))
         if step < rise:
             return self.lr * (step + 1) / rise
@@ -429,5 +429,5 @@ def _values(option: Field[Any], value: Any) -> list[Any]:
 
 
 def plain(value: object) -> str:
-    """0.01 as such, without the digits that float adds."""
+    """Write 0.01 as such, without the digits that float adds."""
     return f"{value:g}" if isinstance(value, float) else str(value)

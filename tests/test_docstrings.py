@@ -31,6 +31,8 @@ MODULES = (
     "qzoo.accuracy",
     "qzoo.scheme",
     "qzoo.registry",
+    "qzoo.config",
+    "qzoo.distributed",
     "qzoo.runtimes",
     "qzoo.export",
     "qzoo.ptq",

@@ -45,7 +45,7 @@ class Replay:
 
     @contextmanager
     def attached(self) -> Iterator[Replay]:
-        """Within, calls of the model go through this object; it starts with nothing remembered."""
+        """Send calls of the model through this object in a ``with`` block; it starts with nothing remembered."""
         self._finished.clear()
         before = {m: m.__dict__.get("forward") for m in self._modules}
         for module in self._modules:

@@ -32,7 +32,7 @@ def model_details(
     lanes: Sequence[Lane],
     options: Options,
 ) -> dict[str, Any]:
-    """JSON-ready: ``model``, ``sensitivity``, ``inspection``, ``histograms``, ``profiles``.
+    """Collect what is known of a model's layers, JSON-ready: sensitivity, inspection, histograms, profiles.
 
     Args:
         quantized: any target; measured as ONNX Runtime's.

@@ -89,7 +89,7 @@ class Process:
     def profile(
         self, runtime: str, source: str | os.PathLike[str], threads: int, runs: int
     ) -> list[dict[str, Any]]:
-        """See :func:`qzoo.bench.profile.node_times`."""
+        """Profile the nodes of the model, see :func:`qzoo.bench.profile.node_times`."""
         nodes: list[dict[str, Any]] = self._ask(
             "profile", runtime=runtime, source=os.fspath(source), threads=threads, runs=runs
         )["nodes"]

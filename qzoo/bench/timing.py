@@ -71,7 +71,7 @@ class Samples:
         return cls(wall, cpu, calls, float(calls.sum() / spent) if spent > 0 else 1.0)
 
     def summary(self) -> Timing:
-        """Medians and 90th percentiles."""
+        """Summarize the calls: medians and 90th percentiles."""
         wall, wall_p90 = np.percentile(self.calls, (50, 90)) * 1e3
         cpu, cpu_p90 = np.percentile(self.cpu, (50, 90)) * 1e3
         return Timing(

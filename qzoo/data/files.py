@@ -52,7 +52,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         self.files = sorted(items, key=self.place)
 
     def place(self, item: tuple[Path, int]) -> str:
-        """SHA-256 of an image's path relative to the folder, which says its place in the order."""
+        """Compute the SHA-256 of an image's path relative to the folder, which says its place in the order."""
         return hashlib.sha256(item[0].relative_to(self.root).as_posix().encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -181,7 +181,7 @@ def image_batches(
     workers: int,
     skip_broken: bool = False,
 ) -> DataLoader[tuple[Tensor, Tensor]] | Batches:
-    """Batches of the images ``start`` to ``stop``, in the data set's order; nothing is drawn at random.
+    """Give the images ``start`` to ``stop`` in batches, in the data set's order; nothing is drawn at random.
 
     Args:
         workers: processes that decode; 0 decodes in this one.

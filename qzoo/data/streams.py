@@ -31,7 +31,7 @@ def stream_batches(
     *,
     skip_broken: bool = False,
 ) -> Batches:
-    """Batches of the images ``start`` to ``stop`` of a source, in its order; none has images of two files.
+    """Give the images ``start`` to ``stop`` of a source in batches, in its order; none has images of two files.
 
     So the batches are the same however many processes share them: where each can have files of its own, it reads no
     others.

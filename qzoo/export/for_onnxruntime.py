@@ -39,7 +39,7 @@ _FOLLOWS = (*CLAMPS, "MaxPool")  # fused with the operator before, or Q is moved
 
 
 def use_unsigned_activations(model: ir.Model) -> None:
-    """int8 activations become uint8 with zero point 128, see :func:`qzoo.export.passes.use_unsigned`.
+    """Turn int8 activations into uint8 with zero point 128, see :func:`qzoo.export.passes.use_unsigned`.
 
     ONNX Runtime's x86 kernels take uint8 activations. It makes this change itself, but not where a tensor has two
     readers (a block's input that is also the skip), and leaves the convolutions around it in floating point.
@@ -48,7 +48,7 @@ def use_unsigned_activations(model: ir.Model) -> None:
 
 
 def clip_integers(model: ir.Model) -> None:
-    """Clip, Q become Q, Clip of integers, where both limits are levels: the same values, since Q is monotone.
+    """Turn Clip, Q into Q, Clip of integers where both limits are levels: the same values, since Q is monotone.
 
     Activations of fewer than 8 bits are clipped to their levels. ONNX Runtime fuses a layer with the Q right behind it
     only, and would compute one with a Clip between in floating point.
@@ -114,7 +114,7 @@ def _clip_behind(model: ir.Model, q: ir.Node, ends: np.ndarray) -> None:
 
 
 def keep_activations_before_float8(model: ir.Model) -> None:
-    """ReLU and Clip before a Q to 8-bit floating point become Max and Min: the same values.
+    """Turn ReLU and Clip before a Q to 8-bit floating point into Max and Min: the same values.
 
     ONNX Runtime takes every Q for one that clips as ReLU and Clip do: before float8, which has a sign, it drops the
     ReLU, and fails on the Clip. It looks through operators that only move values, too.
@@ -260,7 +260,7 @@ def _tokens(conv: ir.Node) -> ir.Node | None:
 
 
 def multiply_rows(model: ir.Model) -> None:
-    """MatMul and Add of a linear layer on tokens become one Gemm on a matrix of all tokens, its bias in int32.
+    """Turn MatMul and Add of a linear layer on tokens into a Gemm on a matrix of all tokens, its bias in int32.
 
     ONNX Runtime adds the bias of a Gemm within its int8 kernel, that of a MatMul in another pass. In a file with a
     fixed batch it makes the Gemm itself, and then runs it in float for want of an int32 bias.
@@ -514,7 +514,7 @@ def pad_image_channels(model: ir.Model) -> None:
 
 
 def copy_for_each_quantizer(model: ir.Model) -> None:
-    """Conv or Add of int8 operands (then ReLU, max pooling) that two Q read: the second Q gets a copy. Same integers.
+    """Copy a Conv or Add of int8 operands (then ReLU, max pooling) for the second Q that reads it. Same integers.
 
     ONNX Runtime merges operators that are written alike, so the copy differs: an Add has its operands exchanged, a
     Conv says the dilations of 1 that are the default.

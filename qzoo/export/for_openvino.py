@@ -40,7 +40,7 @@ _CARRIED = (*MOVES, *CLAMPS, *POOLS, *EXTREMA, "Resize", "Concat")
 
 
 def pool_maxima(model: ir.Model) -> None:
-    """ReduceMax over height and width, and GlobalMaxPool, become MaxPool of the whole image.
+    """Turn ReduceMax over height and width, and GlobalMaxPool, into MaxPool of the whole image.
 
     OpenVINO fuses ReduceMax with the Q behind, and then computes it wrongly.
     """
@@ -64,7 +64,7 @@ def _reduced_axes(node: ir.Node) -> list[int]:
 
 
 def quantize_before_moves(model: ir.Model) -> None:
-    """MaxPool or Reshape, Q, DQ become Q, DQ, MaxPool or Reshape: the same values, since Q is monotone.
+    """Move Q, DQ before a MaxPool or Reshape: the same values, since Q is monotone.
 
     OpenVINO leaves a max pooling before a Q in float, and fuses an average pooling with the Q right behind it only;
     the three nodes of a channel shuffle it runs as one only where no Q is among them. ONNX Runtime moves the Q itself.
@@ -134,7 +134,7 @@ def stride_before_layers(model: ir.Model) -> None:
 
 
 def use_unsigned_where_misread(model: ir.Model) -> None:
-    """int8 activations whose bytes OpenVINO reads as uint8 become uint8 with zero point 128.
+    """Turn int8 activations whose bytes OpenVINO reads as uint8 into uint8 with zero point 128.
 
     Those are what a Concat joins, or is quantized behind one; and, in a graph with a Concat anywhere, what an operator
     such as MaxPool moves before a convolution. OpenVINO writes a Concat of its own for some operators (the shape of a

@@ -23,7 +23,7 @@ from qzoo.export.graph import (
 
 
 def transpose_before_quantizing(model: ir.Model) -> None:
-    """Q, DQ, Transpose of an operand of a product of activations become Transpose, Q, DQ: the same values."""
+    """Move the Transpose of an operand of a product of activations before its Q, DQ: the same values."""
     for product in nodes_of(model, "MatMul"):
         for index, operand in enumerate(product.inputs):
             turned = made_by(operand, "Transpose")

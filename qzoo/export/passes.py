@@ -157,7 +157,7 @@ def _in_place_of(model: ir.Model, value: ir.Value, array: np.ndarray) -> ir.Valu
 
 
 def store_integer_weights(model: ir.Model) -> None:
-    """QuantizeLinear of a constant becomes an integer (or float8) initializer; its DequantizeLinear stays.
+    """Store what a QuantizeLinear makes of a constant: an integer or float8 initializer before the DequantizeLinear.
 
     The weights are on their levels already, so rounding is exact; without this the file stays as large as float.
     """
@@ -176,7 +176,7 @@ def store_integer_weights(model: ir.Model) -> None:
 
 
 def store_4_bits(model: ir.Model) -> None:
-    """int8 weights that use the levels -8 to 7 only become int4, two to a byte.
+    """Store int8 weights that use the levels -8 to 7 only as int4, two to a byte.
 
     Raises:
         ExportError: there are none.
@@ -198,7 +198,7 @@ def store_4_bits(model: ir.Model) -> None:
 
 
 def use_global_pooling(model: ir.Model) -> None:
-    """ReduceMean over height and width becomes GlobalAveragePool, which has an int8 kernel in ONNX Runtime.
+    """Turn ReduceMean over height and width into GlobalAveragePool, which has an int8 kernel in ONNX Runtime.
 
     A Reshape drops the two axes: ONNX Runtime carries Q and DQ across it, and not across a Flatten.
     """
@@ -287,7 +287,7 @@ def _zero_padding(pad: ir.Node) -> list[int] | None:
 
 
 def merge_pairs(model: ir.Model) -> None:
-    """Q (and DQ) of one tensor with the same scale, zero point and axis become one.
+    """Merge Q (and DQ) of one tensor with the same scale, zero point and axis.
 
     A block's input that also feeds the projection and the skip is quantized by three quantizers of equal range; one
     Q/DQ pair keeps the tensor int8 for all readers.
@@ -312,7 +312,7 @@ def _pair_key(node: ir.Node) -> tuple[Any, ...] | None:
 
 
 def use_unsigned(model: ir.Model, quantizers: Iterable[ir.Node]) -> None:
-    """int8 activations with zero point 0 become uint8 with zero point 128: the same levels, 128 higher.
+    """Turn int8 activations with zero point 0 into uint8 with zero point 128: the same levels, 128 higher.
 
     Args:
         quantizers: QuantizeLinear nodes; those of other types, and of weights, stay as they are.

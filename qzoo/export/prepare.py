@@ -179,7 +179,7 @@ class _Uses(TorchFunctionMode):
             model(image)
 
     def is_shared(self, layer: Any, quantizer: TensorQuantizer) -> bool:
-        """Whether anything but this quantizer reads the layer's weight."""
+        """Check whether anything but this quantizer reads the layer's weight."""
         return self._readers[id(_parameters(layer)[0])] > 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

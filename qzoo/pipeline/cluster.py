@@ -290,7 +290,7 @@ class _Table:
             self.live.stop()
 
     def add(self, name: str, line: str) -> None:
-        """What a task reports."""
+        """Add a line that a task reports."""
         row = self.rows[name]
         if line.startswith(_BEGUN):
             row.tries, row.began = row.tries + 1, row.began or time.monotonic()
@@ -300,7 +300,7 @@ class _Table:
             self.report(f"{name}: {line}")
 
     def end(self, name: str, reason: str, trace: str = "") -> None:
-        """A checkpoint is in its folder, or failed for a reason."""
+        """Note that a checkpoint is in its folder, or that it failed, with the reason."""
         row = self.rows[name]
         row.doing, row.took = reason or "done", time.monotonic() - row.began if row.began else 0.0
         if self.live is None:
@@ -309,7 +309,7 @@ class _Table:
             self.report(trace)
 
     def render(self) -> Any:
-        """The table of now."""
+        """Make the table of this moment."""
         from rich.table import Table
 
         table = Table("checkpoint", "step", "machine", "tries", "minutes")

@@ -76,7 +76,7 @@ class _Range(NamedTuple):
     use: str
 
     def shares(self, start: int, stop: int) -> int:
-        """Number of images that it has in common with other positions."""
+        """Count the images that it has in common with other positions."""
         return max(0, min(self.stop, stop) - max(self.start, start))
 
 

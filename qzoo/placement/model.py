@@ -496,7 +496,7 @@ class _Builder:
             self.left.setdefault(name, f"{type(self.modules[name]).__name__}, which has no quantized form")
 
     def placement(self) -> Placement:
-        """What was done."""
+        """Get the record of what was placed and what was left in float."""
         kept = [name for name, m in self.modules.items() if _is_layer(m) and not isinstance(m, QuantMixin)]
         known = {op.weight for op in self.trace.operations if op.function.name in LAYERS and not op.layer}
         placed = weight_quantizers(self.model)

@@ -96,7 +96,7 @@ def orders_learnt(model: nn.Module) -> Iterator[None]:
 
 
 def passed_over(module: Any) -> None:
-    """Note that a module has run, for one whose result is known and that does not run."""
+    """Note a module as run that does not run, since its result is known."""
     if _calls.frames and isinstance(module, Scope):
         _calls.frames[-1].last = module.path
 

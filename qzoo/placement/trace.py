@@ -187,7 +187,7 @@ class _Recorder(TorchFunctionMode):
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Hooks on all modules that say which of them runs."""
+        """Hook all modules in a ``with`` block, so that it is known which of them runs."""
         handles: list[Any] = []
         for name, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))

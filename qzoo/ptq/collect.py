@@ -48,7 +48,7 @@ class Statistics:
         return all(c.has_bins for c in self._calibrators.values() if isinstance(c, HistogramCalibrator))
 
     def emptied(self) -> Statistics:
-        """Histograms of the same bins, nothing in them, shared by the same quantizers."""
+        """Make empty histograms of the same bins, shared by the same quantizers."""
         other = Statistics(self._histograms)
         copies: dict[int, Any] = {}
         for name, calibrator in self._calibrators.items():

@@ -56,7 +56,7 @@ class _Channels:
 
     @classmethod
     def expected(cls, known: Channels) -> _Channels:
-        """From moments: the largest value that is likely, and the mean square."""
+        """Derive from moments the largest value that is likely, and the mean square."""
         return cls(known.high.float(), known.variance + known.mean.square(), 1)
 
     def add(self, x: Tensor) -> None:

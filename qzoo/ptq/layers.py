@@ -88,7 +88,7 @@ class Layer:
         return self.module.groups if isinstance(self.module, QuantConv2d) else 1
 
     def mean(self, output: Tensor) -> Tensor:
-        """Mean of each channel of the layer's output, [N, out, H, W] or [.., out] -> [out], float64."""
+        """Average each channel of the layer's output, [N, out, H, W] or [.., out] -> [out], float64."""
         channel = 1 if isinstance(self.module, QuantConv2d) else output.dim() - 1
         return output.double().mean([d for d in range(output.dim()) if d != channel])
 
@@ -132,7 +132,7 @@ class Layer:
 
 
 def draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """At most ``wanted`` of the numbers below ``count``, where the generator is."""
+    """Draw at most ``wanted`` of the numbers below ``count``, on the generator's device."""
     return torch.randperm(count, generator=generator, device=generator.device)[:wanted]
 
 

@@ -35,11 +35,11 @@ class Moments:
     outer: Tensor
 
     def mean(self) -> Tensor:
-        """[groups, n]."""
+        """Compute the mean of the inputs, [groups, n]."""
         return self.total / self.count
 
     def error_of_mean(self, used: Tensor, exact: Tensor) -> Tensor:
-        """Mean error of the layer's output, [groups, rows], before any bias.
+        """Compute the mean error of the layer's output, [groups, rows], before any bias.
 
         Args:
             used: the weights that will meet quantized inputs, [groups, rows, n].
@@ -51,7 +51,7 @@ class Moments:
         )
 
     def covariance(self) -> Tensor:
-        """[groups, n, n]."""
+        """Compute the covariance of the inputs, [groups, n, n]."""
         mean = self.mean()
         return self.outer / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
 

@@ -43,7 +43,7 @@ LEAST = 0.7
 
 
 def procedural_batches(preprocessing: Preprocessing, images: int = IMAGES, seed: int = 0) -> list[Tensor]:
-    """Procedural images in small batches."""
+    """Make procedural images, in small batches."""
     return list(dead_leaves(preprocessing, images, seed).split(8))
 
 
@@ -68,7 +68,7 @@ class MatchedNorms:
 
     @contextmanager
     def measure(self) -> Iterator[None]:
-        """Within, each BatchNorm takes every batch for the data that it was trained on, and its moments are noted."""
+        """Let each BatchNorm take every batch for the data that it was trained on, and note its moments."""
         self._moments = {}
         with attach([norm.register_forward_pre_hook(self._match) for norm in self._trained]):
             yield
@@ -98,7 +98,7 @@ class MatchedNorms:
 
     @contextmanager
     def round_on(self, model: nn.Module, batches: list[Tensor]) -> Iterator[None]:
-        """Within, weights may be rounded on the images as if they were the data; then the BatchNorms are measured anew.
+        """Let weights be rounded on the images as if they were the data; then the BatchNorms are measured anew.
 
         They hold the moments of the float model within. Afterwards they hold those of training, moved as rounding has
         moved the moments of the images: what is wrong in the mean and in the deviation of a channel is made up for. On
@@ -218,7 +218,7 @@ class _Watch:
         self._softmax = self._softmax and low >= 0 and high <= 1 and _sums_to_one(x)
 
     def bound(self) -> float | None:
-        """The bound; None where there is none. It is one where several batches have the very same largest value."""
+        """Get the bound, the very same largest value of several batches; None where there is none."""
         if self._softmax:
             return 1.0
         same = len(self._largest) > 1 and len(set(self._largest)) == 1 and self._largest[0] > 0
@@ -244,7 +244,7 @@ class Comparison:
             self._expected = self._outputs(model)
 
     def fidelity(self, model: nn.Module) -> Fidelity:
-        """Agreement and SQNR of the quantized model."""
+        """Compute agreement and SQNR of the quantized model."""
         pairs = zip(self._outputs(model), self._expected, strict=True)
         return Fidelity.total(Fidelity.of(output, expected) for output, expected in pairs)
 

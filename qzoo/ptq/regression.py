@@ -78,17 +78,17 @@ class CrossMoments:
         return self.yx / self.count - (self.y / self.count).unsqueeze(2) * (self.x / self.count).unsqueeze(1)
 
     def power(self) -> Tensor:
-        """Variance of y, [groups, rows]."""
+        """Compute the variance of y, [groups, rows]."""
         return self.yy / self.count - (self.y / self.count).square()
 
     def error(self, weight: Tensor) -> Tensor:
-        """Variance of ``weight x - y``, [groups, rows]; weight [groups, rows, n]."""
+        """Compute the variance of ``weight x - y``, [groups, rows]; weight [groups, rows, n]."""
         w = weight.double()
         cross = (w * self.cross_covariance()).sum(2)
         return self.power() - 2 * cross + (torch.matmul(w, self.covariance()) * w).sum(2)
 
     def error_of_mean(self, weight: Tensor) -> Tensor:
-        """Mean of ``weight x - y``, [groups, rows]."""
+        """Compute the mean of ``weight x - y``, [groups, rows]."""
         return torch.einsum("grn,gn->gr", weight.double(), self.x / self.count) - self.y / self.count
 
 

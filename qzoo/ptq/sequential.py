@@ -114,11 +114,11 @@ class _Sampler:
         self.skips: dict[nn.Module, Tensor] = {}
 
     def generator(self, layer: Layer) -> torch.Generator:
-        """The same draw for a layer, each time."""
+        """Make the generator of a layer's draws, which are the same each time."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.layers.index(layer))
 
     def watch_blocks(self) -> list[Any]:
-        """Hooks that remember the input of each block with a skip while it runs."""
+        """Hook the blocks with a skip, so that the input of each is remembered while it runs."""
 
         def hook(module: nn.Module, args: Any) -> None:
             self.skips[module] = args[0]
@@ -126,7 +126,7 @@ class _Sampler:
         return [block.module.register_forward_pre_hook(hook) for block in self.blocks.values()]
 
     def at_positions(self, layer: Layer, output: Tensor) -> Tensor:
-        """[N, out, H, W] or [..., out] -> [samples, out], where ``Layer.patches`` would look."""
+        """Pick outputs where ``Layer.patches`` looks, [N, out, H, W] or [..., out] -> [samples, out]."""
         if not hasattr(layer.module, "kernel_size"):
             return output.reshape(-1, output.shape[-1])
         height, width = output.shape[2:]
@@ -136,7 +136,7 @@ class _Sampler:
 
     @torch.no_grad()
     def float_outputs(self, model: nn.Module, batches: list[Tensor], progress: bool) -> dict[str, Tensor]:
-        """What each layer should give, [samples, out]; with the skip, in its units, at the end of a block."""
+        """Compute what each layer should give, [samples, out]; with the skip, in its units, at the end of a block."""
         outputs: dict[str, list[Tensor]] = {layer.name: [] for layer in self.layers}
 
         def watch(layer: Layer) -> Any:
@@ -159,7 +159,7 @@ class _Sampler:
         return output + block.scaled_skip(self.skips[block.module], quantized)
 
     def moments(self, layer: Layer, x: Tensor, wanted: Tensor, folds: int) -> list[CrossMoments]:
-        """Of the quantized inputs and the wanted outputs, for each fold of the images."""
+        """Compute the moments of the quantized inputs and the wanted outputs, for each fold of the images."""
         quantizer, block = layer.module.input_quantizer, self.blocks.get(layer.name)
         plain = not quantizer.is_on
         per_image = len(wanted) // len(x)

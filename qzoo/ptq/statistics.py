@@ -48,7 +48,7 @@ class Channels:
         return torch.stack([self.low.min().clamp(max=0), self.high.max().clamp(min=0)]).float()
 
     def clipped(self, low: float, high: float) -> Channels:
-        """After ``clamp(low, high)`` of a normal distribution."""
+        """Compute the channels after ``clamp(low, high)`` of a normal distribution."""
         mean, variance = clipped_normal(self.mean, self.variance.sqrt(), low, high)
         return Channels(mean, variance, self.low.clamp(low, high), self.high.clamp(low, high))
 
@@ -155,7 +155,7 @@ class _Tracer(TorchFunctionMode):
         return result
 
     def normal(self, mean: Tensor, variance: Tensor) -> Channels:
-        """A normal distribution's channels."""
+        """Make the channels of a normal distribution."""
         reach = self.sigmas * variance.clamp(min=0).sqrt()
         return Channels(mean, variance.clamp(min=0), mean - reach, mean + reach)
 

@@ -67,6 +67,6 @@ def is_loaded(device: str = "cpu") -> bool:
 
 
 def describe() -> dict[str, dict[str, str | bool]]:
-    """Per device: `loaded`, and the `reason` it is or is not."""
+    """Describe the kernels of each device: `loaded`, and the `reason` why they are or are not."""
     load()
     return {device: {"loaded": s.loaded, "reason": s.reason} for device, s in _status.items()}

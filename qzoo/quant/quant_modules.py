@@ -86,7 +86,7 @@ class QuantModuleReplacementHelper:
         self.quant_map = set(chosen.values())
 
     def apply_quant_modules(self) -> None:
-        """Replace. Doing it again changes nothing.
+        """Put the quantized classes in place of torch's. Doing it again changes nothing.
 
         Raises:
             AttributeError: a name that its namespace doesn't have; nothing is replaced then.

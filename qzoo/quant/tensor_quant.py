@@ -67,7 +67,7 @@ FP16_MAX = 65504.0
 
 
 def is_traced() -> bool:
-    """True while a graph is recorded (compile, export, TorchScript): values may not be looked at."""
+    """Check whether a graph is recorded (compile, export, TorchScript): values may not be looked at then."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 

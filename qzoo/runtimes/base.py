@@ -53,7 +53,7 @@ class Runtime:
         return self.name != "tensorrt" and self.provider in ("", "CPUExecutionProvider")
 
     def missing(self) -> str:
-        """Reason why the runtime can't run here, and what to do; "" when it can."""
+        """Say why the runtime can't run here, and what to do; "" when it can."""
         for package in self.packages:
             if find_spec(package) is None:
                 return f"the package {package!r} is not installed: {self.install}"

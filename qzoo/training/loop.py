@@ -202,7 +202,7 @@ class _Run:
         progress: bool,
         save_every: int,
     ) -> dict[str, float]:
-        """One epoch, as a line of the log."""
+        """Write an epoch as a line of the log."""
         row: dict[str, float] = {"epoch": epoch, "loss": self.epoch(loader, epoch, progress, save_every)}
         row["lr"] = self.lr
         if skipped := sum(self.group.gather(self.skipped)):
@@ -220,7 +220,7 @@ class _Run:
         self.model.eval()
 
     def result(self) -> nn.Module:
-        """The model to evaluate."""
+        """Get the model to evaluate."""
         return self.model if self.average is None else self.average.module
 
     def seconds(self) -> float:
@@ -279,7 +279,7 @@ class _Run:
             self.skipped = state["skipped"][self.group.rank] if state.get("skipped") else 0
 
     def epoch(self, loader: Epochs, epoch: int, progress: bool, save_every: int) -> float:
-        """One pass, or what is left of it; returns the mean loss of all of it."""
+        """Train for one pass, or what is left of it. Returns the mean loss of all of it."""
         options, batches, start = self.options, self.batches, self.start
         if not start:
             self.total, self._before, self.skipped = 0.0, 0.0, 0

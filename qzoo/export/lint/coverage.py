@@ -61,7 +61,7 @@ def coverage(path: str | os.PathLike[str], target: str) -> Coverage:
 def covered(
     graph: Graph, targets: Iterable[str], hits: Mapping[Rule, list[tuple[ir.Node, ...]]]
 ) -> list[Coverage]:
-    """:func:`coverage` for each target, by what the rules have found."""
+    """Count the layers in int8 for each target as :func:`coverage` does, by the hits of the rules."""
     layers = _layers(graph)
     sizes = [_multiply_adds(node, graph.shapes) for node in layers]
     total = sum(size for size in sizes if size is not None)

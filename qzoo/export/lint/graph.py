@@ -206,7 +206,7 @@ class Graph:
         return clamp.op_type == "Relu" or self.limits(clamp)[0] == 0
 
     def limits(self, clip: ir.Node) -> tuple[float | None, float | None]:
-        """Lower and upper limit of a Clip: infinite where it has none, None where it is computed."""
+        """Get the lower and upper limit of a Clip: infinite where it has none, None where it is computed."""
         ends: list[float | None] = []
         for index, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
             if limit := input_of(clip, index):

@@ -60,7 +60,7 @@ class _Calibrator:
         raise NotImplementedError
 
     def compute_amax(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-        """The range, float32, or None before any data."""
+        """Compute the range, float32; None before any data."""
         raise NotImplementedError
 
     def _body(self) -> str:

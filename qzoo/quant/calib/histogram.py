@@ -365,7 +365,7 @@ def _whole_bins(raw: torch.Tensor) -> torch.Tensor:
 
 
 def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:
-    """First bin of each row of ``[rows, bins]`` at which the cumulative share reaches ``percentile``."""
+    """Find the first bin of each row of ``[rows, bins]`` at which the cumulative share reaches ``percentile``."""
     cumulative = counts.cumsum(1).double()
     share = cumulative / cumulative[:, -1:].clamp(min=1)
     wanted = torch.full((len(counts), 1), percentile / 100, dtype=torch.float64, device=counts.device)

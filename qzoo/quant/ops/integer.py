@@ -234,7 +234,7 @@ def dequantize(
     unsigned: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Integers back to real numbers; `dequantize(quantize(x))` equals `fake_quantize(x)` for every finite
+    """Turn integers into real numbers; `dequantize(quantize(x))` equals `fake_quantize(x)` for every finite
     `x`.
 
     Raises:

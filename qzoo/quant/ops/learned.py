@@ -55,7 +55,7 @@ def fake_quantize_learned_backward(
     narrow_range: bool = True,
     rounding: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`fake_quantize` to ``x`` and to ``amax``.
+    """Give the gradients of :func:`fake_quantize` to ``x`` and to ``amax``.
 
     Inside the range the derivative to ``amax`` is (y - x) / amax with ``rounding`` (LSQ, Esser et al. 2020,
     arXiv:1902.08153, equation 3, in terms of the range) and 0 without (PACT, Choi et al. 2018, arXiv:1805.06085,
@@ -108,7 +108,7 @@ _affine_op = declare(
 def fake_quantize_affine_learned_backward(
     grad: Tensor, x: Tensor, limits: Tensor, num_bits: int = 8, rounding: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`fake_quantize_affine` to ``x`` and to its two ends.
+    """Give the gradients of :func:`fake_quantize_affine` to ``x`` and to its two ends.
 
     Inside the range the derivative to the high end is (y - x) / (high - low), and to the low end the opposite, with
     ``rounding``, 0 without; above the range it is 1 to the high end, below it 1 to the low end. That is LSQ+ (Bhalgat

@@ -10,7 +10,7 @@ FP8_LIMIT = {"e4m3": 448.0, "e5m2": 57344.0}
 
 
 def bounds(num_bits: int, unsigned: bool = False, narrow_range: bool = True) -> tuple[int, int]:
-    """Lowest and highest integer of a format; fewer than two signed bits leave only 0.
+    """Get the lowest and highest integer of a format; fewer than two signed bits leave only 0.
 
     >>> bounds(8), bounds(8, narrow_range=False), bounds(8, unsigned=True)
     ((-127, 127), (-128, 127), (0, 255))

@@ -139,7 +139,7 @@ def mse_search(
     stride: int = 1,
     start_bin: int = 128,
 ) -> Tensor:
-    """Index of the bin centre that, taken as the range, gives the least squared error; int64
+    """Find the bin centre that, taken as the range, gives the least squared error: its index, int64
     `counts.shape[:-1]`.
 
     Args:

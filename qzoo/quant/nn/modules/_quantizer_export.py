@@ -34,7 +34,7 @@ class UncalibratedExportError(MissingRangeError, AssertionError):
 
 
 def in_onnx_export() -> bool:
-    """True while ``torch.onnx.export`` records the model."""
+    """Check whether ``torch.onnx.export`` records the model."""
     recording = torch.compiler.is_exporting() or torch.jit.is_tracing()
     return recording and _writes_onnx()
 

@@ -44,7 +44,7 @@ class Recurrent(nn.Module, QuantMixin):
             )
 
     def reset_parameters(self) -> None:
-        """Uniform in ``+-1 / sqrt(hidden_size)``, drawn in torch's order."""
+        """Draw the parameters uniformly in ``+-1 / sqrt(hidden_size)``, in torch's order."""
         limit = 1.0 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0.0
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -limit, limit)

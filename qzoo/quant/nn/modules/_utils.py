@@ -42,7 +42,7 @@ class QuantInputMixin:
 
     @classmethod
     def set_default_quant_desc_input(cls, value: QuantDescriptor) -> None:
-        """Default of this class from now on (a copy). Raises ValueError for anything but a descriptor."""
+        """Set the default of this class to a copy. Raises ValueError for anything but a descriptor."""
         cls.default_quant_desc_input = _copy(value)
 
     def init_quantizer(self, quant_desc_input: QuantDescriptor) -> None:
@@ -82,7 +82,7 @@ class QuantMixin(QuantInputMixin):
 
     @classmethod
     def set_default_quant_desc_weight(cls, value: QuantDescriptor) -> None:
-        """Default of this class from now on (a copy). Raises ValueError for anything but a descriptor."""
+        """Set the default of this class to a copy. Raises ValueError for anything but a descriptor."""
         cls.default_quant_desc_weight = _copy(value)
 
     def init_quantizer(  # type: ignore[override]

@@ -16,7 +16,7 @@ def pad_same(
     stride: tuple[int, ...],
     dilation: tuple[int, ...] = (1, 1),
 ) -> torch.Tensor:
-    """Zeros around [N, C, H, W], so that a convolution gives [N, C, ceil(H / stride), ceil(W / stride)].
+    """Put zeros around [N, C, H, W], so that a convolution gives [N, C, ceil(H / stride), ceil(W / stride)].
 
     That is TensorFlow's "SAME" rule. An odd number of zeros has the larger half at the bottom and on the
     right, so the padding of a stride of 2 depends on the input's size.
