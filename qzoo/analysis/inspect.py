@@ -193,8 +193,9 @@ def inspect(model: nn.Module, loader: Iterable[Any] | None = None, *, images: in
 
 def _left(model: nn.Module) -> tuple[tuple[str, str], ...]:
     """What stays in float, and why: as :func:`qzoo.quantize` says, else the layers without quantizers."""
-    kept = tuple((name, "as the scheme says") for name in float_layers(model))
     placement = getattr(model, "qzoo_placement", None)
+    asked = () if placement is None else placement.excluded
+    kept = tuple((name, "as the scheme says") for name in float_layers(model) if name not in asked)
     if placement is not None:
         return (*placement.reasons, *kept)
     layers = (nn.Linear, nn.modules.conv._ConvNd)

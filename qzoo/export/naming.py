@@ -53,7 +53,8 @@ def describe(model: ir.Model, source: nn.Module, target: str) -> None:
     facts: dict[str, Any] = {"qzoo_version": __version__}
     if any(node.op_type == "DequantizeLinear" for node in model.graph):
         facts["target"] = target
-    if kept := float_layers(source):
+    excluded = getattr(getattr(source, "qzoo_placement", None), "excluded", ())
+    if kept := list(dict.fromkeys([*float_layers(source), *excluded])):
         facts["float_layers"] = kept
     config = getattr(source, "qzoo_config", None)
     if config is not None:

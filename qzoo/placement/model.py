@@ -28,6 +28,7 @@ from qzoo.quantizers import (
     activation_descriptor,
     adopt,
     device_of,
+    float_layers,
     name_quantizers,
     quantizers,
     restore_switches,
@@ -332,7 +333,7 @@ class _Builder:
             return
         kind = replacement_of(layer)
         want = wants[0]
-        if want is None or kind is None:
+        if want is None or kind is None or (self._is_excluded(operation) and not _is_layer(layer)):
             return
         bits = self._bits(want)
         try:
@@ -341,6 +342,8 @@ class _Builder:
             self.left[name] = str(error)
             return
         self._adopt(new, [value for op in calls if (value := op.operands[0]) is not None], want)
+        if self._is_excluded(operation):
+            new.add_module("_weight_quantizer", nn.Identity())
         self._swap(name, layer, new)
 
     def _adopt(self, layer: Any, values: list[Value], want: Want) -> None:
@@ -352,7 +355,7 @@ class _Builder:
             return
         nonnegative = all(self.classes.is_nonnegative(value) for value in values)
         source, weight = (layer.get_submodule(f"_{part}_quantizer") for part in ("input", "weight"))
-        adopt(self.scheme, source, "input", nonnegative)
+        adopt(self.scheme, source, want.role, nonnegative)
         adopt(self.scheme, weight, "weight")
         for value in values:
             self.members[self.classes.of(value)].append(source)
@@ -433,6 +436,8 @@ class _Builder:
             holder.add_module("_input_quantizer", TensorQuantizer(activation_descriptor(bits)))
             holder.add_module("_weight_quantizer", TensorQuantizer(_weight_descriptor(bits, holder)))
         self._adopt(holder, values, want)
+        if self._is_excluded(operations[0]):
+            holder.add_module("_weight_quantizer", nn.Identity())
         prefix = f"{path}." if path else ""
         return f"{prefix}_input_quantizer", f"{prefix}_weight_quantizer"
 
@@ -491,9 +496,11 @@ class _Builder:
         name = operation.layer
         if all(value is None for value in operation.operands):
             return  # computed from constants, as positions are: an exported file holds the result
-        asked = self.excluded & {name, *(path for path, _ in operation.stack)}
-        if not asked and not isinstance(self.modules[name], QuantMixin):
+        if not self._is_excluded(operation) and not isinstance(self.modules[name], QuantMixin):
             self.left.setdefault(name, f"{type(self.modules[name]).__name__}, which has no quantized form")
+
+    def _is_excluded(self, operation: Operation) -> bool:
+        return not self.excluded.isdisjoint((operation.layer, *(path for path, _ in operation.stack)))
 
     def placement(self) -> Placement:
         """Get the record of what was placed and what was left in float."""
@@ -506,14 +513,19 @@ class _Builder:
             if operation.operands[0] is None:
                 continue  # computed from constants
             where = operation.stack[-1][0] if operation.stack else ""
-            if not self.excluded & {name for name, _ in operation.stack}:
+            if not self._is_excluded(operation):
                 reason = (
                     "a weight that is computed in forward"
                     if not operation.weight
                     else "its weight has no owner"
                 )
                 self.left.setdefault(f"{where}.{operation.function.name}".strip("."), reason)
-        excluded = [n for n in kept if any(n == e or n.startswith(f"{e}.") for e in self.excluded)]
+        floats = {*kept, *float_layers(self.model)}
+        excluded = [
+            n
+            for n in self.modules
+            if n in floats and any(n == e or n.startswith(f"{e}.") for e in self.excluded)
+        ]
         inner = {n for n, m in self.modules.items() if isinstance(m, QuantMixin) or self.trace.calls[n]}
         unreached = [
             n

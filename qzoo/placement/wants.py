@@ -66,7 +66,8 @@ def wants_of(trace: Trace, skipped: Iterable[str] = ()) -> Wants:
 
     Args:
         trace: of the float model.
-        skipped: modules in which there are none: names of layers, and of modules with all below them.
+        skipped: modules that stay in float: names of layers, and of modules with all below them. They have quantizers
+            only where they read what an integer kernel made, which would run in float without.
     """
     return _Decision(trace, set(skipped)).wants
 
@@ -197,7 +198,7 @@ class _Decision:
         places = range(1 if operator_of(operation).kind == "layer" else len(operation.operands))
         wants = [self.wants.edges.get((operation, place)) for place in places]
         wanted = bool(wants) and all(want is not None and want.role != "product" for want in wants)
-        if operation in self.streams:
+        if operation in self.streams or self._is_skipped(operation):
             return False
         return operator_of(operation).onnxruntime == INT8 and wanted
 
@@ -242,6 +243,9 @@ class _Decision:
             operator = operator_of(reader)
             if edge in self.wants.edges or place < 0:
                 continue
+            if self._is_skipped(reader) and (reader.function.known or reader.layer):
+                self._end_integers(edge, value)
+                continue
             # The export merges a Pad of zeros with the convolution behind.
             carried = operator.onnxruntime == CARRIED or operator.name == "Pad"
             if carried and len(value.readers) == 1 and not value.returned:
@@ -266,6 +270,18 @@ class _Decision:
                 )
             else:
                 self._leave(reader, "an operation that qzoo does not know, between layers in int8")
+
+    def _end_integers(self, edge: Edge, value: Value) -> None:
+        """Quantize a kernel's output before what stays in float; OpenVINO wants it where an int8 layer reads it too."""
+        if (
+            operator_of(edge[0]).kind == "norm"
+            and value.maker is not None
+            and operator_of(value.maker).name == "Add"
+        ):
+            return  # as everywhere on the residual stream of a transformer
+        others = (self.wants.edges.get(other) for other in value.readers)
+        shared = any(want is not None and want.role == "input" for want in others)
+        self.wants.edges[edge] = Want("input" if shared else "activation", True)
 
     def _leave(self, operation: Operation, reason: str) -> None:
         where = operation.stack[-1][0] if operation.stack else ""

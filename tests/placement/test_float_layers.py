@@ -52,21 +52,24 @@ def images(count: int = 8) -> Tensor:
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def with_float(*names: str, target: str = "onnxruntime") -> nn.Module:
+def with_float(*names: str, target: str = "onnxruntime", by: str = "scheme") -> nn.Module:
     torch.manual_seed(0)
-    scheme = Scheme(target=target, layers=tuple((name, "float") for name in names))
-    model = qzoo.quantize(Network().eval(), images(1), scheme)
+    layers = tuple((name, "float") for name in names) if by == "scheme" else ()
+    exclude = names if by == "exclude" else ()
+    model = qzoo.quantize(Network().eval(), images(1), Scheme(target=target, layers=layers), exclude=exclude)
     qzoo.calibrate(model, [images()], progress=False)
     return model
 
 
-def executed(model: nn.Module, target: str, folder: Path, rules: set[str]) -> tuple[list[str], Tensor]:
+def executed(
+    model: nn.Module, name: str, target: str, folder: Path, rules: set[str]
+) -> tuple[list[str], Tensor]:
     """Names of the layers that the runtime computes in float, and its logits; lint finds nothing but ``rules``."""
     path = export_onnx(model, folder / f"{target}.onnx", target=target, example=images(2))
     report = examine(path)
     assert {finding.rule for finding in report.findings} == rules
     assert report.coverage[0].int8 == report.coverage[0].layers - 1
-    assert report.summary().endswith(f"; in float, as the scheme says: {float_layers(model)[0]}")
+    assert report.summary().endswith(f"; in float, as asked for: {name}")
     if target == "onnxruntime":
         optimized = folder / "optimized.onnx"
         logits = OnnxRuntimeRunner(path, optimized=optimized)(images(4))
@@ -85,16 +88,19 @@ def executed(model: nn.Module, target: str, folder: Path, rules: set[str]) -> tu
     return sorted({name.partition("/")[0] for name in found}), torch.as_tensor(logits)
 
 
+@pytest.mark.parametrize("by", ["scheme", "exclude"])
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(
     "name", ["first", *(pytest.param(each, marks=pytest.mark.slow) for each in ("stem", "second", "head"))]
 )
-def test_the_runtime_computes_exactly_this_layer_in_float(name: str, target: str, tmp_path: Path) -> None:
+def test_the_runtime_computes_exactly_this_layer_in_float(
+    name: str, target: str, by: str, tmp_path: Path
+) -> None:
     pytest.importorskip(target)
-    model = with_float(name, target=target)
+    model = with_float(name, target=target, by=by)
     # OpenVINO computes the add with the layer in int8 then, and leaves out the Q between.
     rules = {"branch-not-rounded"} if (name, target) == ("second", "openvino") else set()
-    found, logits = executed(model, target, tmp_path, rules)
+    found, logits = executed(model, name, target, tmp_path, rules)
     assert found == [name]
     with torch.inference_mode():
         expected = model(images(4))
@@ -115,6 +121,12 @@ def test_what_is_quantized_around_it() -> None:
     # The image and what a float layer makes are no integers.
     both = quantizers(with_float("stem", "first", "short"))
     assert not {"stem._input_quantizer", "first._input_quantizer", "short._input_quantizer"} & both.keys()
+
+
+@pytest.mark.parametrize("names", [("stem",), ("first",), ("second", "head"), ("first", "short")])
+def test_excluded_layers_have_the_same_quantizers(names: tuple[str, ...]) -> None:
+    schemes, excluded = (quantizers(with_float(*names, by=by)) for by in ("scheme", "exclude"))
+    assert {n: q.role for n, q in excluded.items()} == {n: q.role for n, q in schemes.items()}
 
 
 def test_a_float_layer_computes_in_float_for_every_target() -> None:

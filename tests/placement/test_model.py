@@ -485,7 +485,8 @@ def test_training_that_can_not_be_told_from_inference(kind: type[Network], words
 def test_exclude() -> None:
     model, images = built("squeeze")
     made = qzoo.quantize(model, images, exclude=["block", "fc"])
-    assert {n.partition(".")[0] for n in quantizers(made)} == {"stem", "pool_quantizer"}
+    around = {"block.conv._input_quantizer", "fc._input_quantizer"}  # which int8 kernels make
+    assert {n for n in quantizers(made) if n.startswith(("block", "fc"))} == around
     assert made.qzoo_placement.excluded == ("block.conv", "block.fc1", "block.fc2", "fc")
     with pytest.raises(ArgumentError, match="'nothing' names no module"):
         qzoo.quantize(model, images, exclude="nothing")

@@ -84,7 +84,7 @@ class Report:
         target: the runtime that the file is judged for; None for all of them.
         findings: as :func:`lint` returns them.
         coverage: what part runs in int8, for the target or for each runtime.
-        kept: layers that are in float because the scheme says so.
+        kept: layers that are in float because the scheme or ``exclude`` says so.
     """
 
     target: str | None
@@ -96,7 +96,7 @@ class Report:
         """Summarize in one line: layers, and the share of the multiply-adds that runs in int8, by runtime."""
         layers = self.coverage[0].layers
         text = f"{layers} layer{'' if layers == 1 else 's'}, of them in int8: {', '.join(map(str, self.coverage))}"
-        return f"{text}; in float, as the scheme says: {', '.join(self.kept)}" if self.kept else text
+        return f"{text}; in float, as asked for: {', '.join(self.kept)}" if self.kept else text
 
 
 def examine(path: str | os.PathLike[str], target: str | None = None) -> Report:

@@ -81,7 +81,7 @@ class Graph:
 
     @cached_property
     def kept_in_float(self) -> dict[ir.Node, str]:
-        """The layers that qzoo's export says are in float by the scheme's wish, with their modules' names."""
+        """The layers that qzoo's export says are in float on request, with their modules' names."""
         try:
             names = json.loads(self.model.metadata_props.get("qzoo.float_layers", "[]"))
         except (ValueError, RecursionError):
