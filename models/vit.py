@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, linear
 from qzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from qzoo.registry import TRANSFORMER, Family, FloatWeights, register_model, torchvision_weights
+from qzoo.registry import TRANSFORMER, Family, FloatWeights, register_model, timm_weights, torchvision_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{dosovitskiy2020image,
@@ -247,6 +247,21 @@ def torchvision_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
+def _augreg(arch: str, top1: float) -> dict[str, FloatWeights]:
+    """Google's weights, from timm's Hub repository; images are scaled to -1 to 1.
+
+    Args:
+        top1: in timm's ``results-imagenet.csv``.
+    """
+    weights = timm_weights(f"{arch}.augreg_in21k_ft_in1k", top1, crop_pct=0.9)
+    half = (0.5, 0.5, 0.5)
+    return {
+        "augreg_in21k_ft_in1k": dataclasses.replace(
+            weights, preprocessing=dataclasses.replace(weights.preprocessing, mean=half, std=half)
+        )
+    }
+
+
 def _deit3(size: str, top1: float) -> dict[str, FloatWeights]:
     """Facebook's weights from where they were published; of these files no SHA-256 is known.
 
@@ -279,13 +294,13 @@ _TV_IN1K = FloatWeights(
 )
 
 
-@register_model(family=FAMILY)
+@register_model(_augreg("vit_tiny_patch16_224", 75.454), FAMILY)
 def vit_tiny_patch16_224(**options: Any) -> VisionTransformer:
     """ViT-Ti/16: 5.7 M parameters, 224 pixels."""
     return VisionTransformer(192, 3, **options)
 
 
-@register_model(family=FAMILY)
+@register_model(_augreg("vit_small_patch16_224", 81.384), FAMILY)
 def vit_small_patch16_224(**options: Any) -> VisionTransformer:
     """ViT-S/16: 22.1 M parameters, 224 pixels."""
     return VisionTransformer(384, 6, **options)

@@ -84,6 +84,7 @@ def test_sources_of_which_nothing_is_known_are_these() -> None:
         *(f"levit_{width}" for width in ("128s", "128", "192", "256", "384")),
         *(f"edgenext_{size}" for size in ("xx_small", "x_small", "small", "base")),
         *(f"vit_{size}_patch14_dinov2" for size in ("small", "base")),
+        *(f"vit_{size}_patch16_224" for size in ("tiny", "small")),
         *(f"mobilenetv4_conv_{size}" for size in ("small", "medium", "large")),
         "dla34",
         *(f"ghostnetv2_{width}" for width in (100, 130, 160)),
