@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from qzoo.cards.markdown import number, table, without_broken
 from qzoo.config import WEIGHTS, Config, Latency, Measurement
-from qzoo.registry import architecture
+from qzoo.zoo.checkpoint import empty_model
 
 NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
@@ -98,13 +98,7 @@ def size_of_weights(config: Config) -> str:
 
 def float_bytes(config: Config) -> int:
     """Count the bytes of the float model's tensors."""
-    import torch
-
-    with torch.device("meta"):
-        model = architecture(config.architecture).build(
-            num_classes=config.arguments.num_classes, in_channels=config.arguments.in_channels, quantize=None
-        )
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
+    return sum(tensor.nbytes for tensor in empty_model(config, None).state_dict().values())
 
 
 def runtime_name(row: Measurement) -> str:
