@@ -137,6 +137,12 @@ class TrainOptions:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
+TRAINING = TrainOptions(epochs=36)
+FINE_TUNING = TrainOptions(epochs=10, lr=0.01)
+TUNING = TrainOptions(epochs=4, lr=0.001)
+"""Defaults of ``qzoo train``: from random weights, from float weights, and of a quantized model."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Combination of post-training methods, applied in the order of the attributes.

@@ -21,7 +21,7 @@ from qzoo.commands.arguments import (
     workers_argument,
 )
 from qzoo.errors import ArgumentError
-from qzoo.options import TrainOptions, build_options, train_options
+from qzoo.options import FINE_TUNING, TRAINING, TUNING, build_options, plain, train_options
 
 _LAYERS = {"layer_bits": build_options()["layer_bits"]}
 
@@ -57,7 +57,7 @@ def register(add: Add) -> None:
     option_arguments(
         sub,
         train_options(),
-        {"epochs": "36, fine-tuning 10, tuning 4", "lr": "0.1, fine-tuning 0.01, tuning 0.001"},
+        {name: _defaults(name) for name in ("epochs", "lr")},
     )
     sub.add_argument("--tensorboard", action="store_true", help="write events beside log.csv")
     sub.add_argument("--plot", action="store_true", help="draw the learning curve beside log.csv")
@@ -69,19 +69,24 @@ def register(add: Add) -> None:
     sub.add_argument("--out", type=Path, help="folder of the checkpoint (default: NAME in the store)")
 
 
+def _defaults(name: str) -> str:
+    start, again, tuned = (plain(getattr(options, name)) for options in (TRAINING, FINE_TUNING, TUNING))
+    return f"{start}, fine-tuning {again}, tuning {tuned}"
+
+
 def _run(args: argparse.Namespace) -> int:
     from qzoo.distributed import joined
     from qzoo.pipeline.summary import summary
-    from qzoo.pipeline.train import FINE_TUNING, train_checkpoint
+    from qzoo.pipeline.train import train_checkpoint
     from qzoo.pipeline.train_job import TrainJob
-    from qzoo.pipeline.tune import DEFAULTS, tune_checkpoint
+    from qzoo.pipeline.tune import tune_checkpoint
     from qzoo.registry import parse_name
 
     tuned = parse_name(args.name).qat
     if not tuned and (args.float_weights or args.layer_bits):
         raise ArgumentError("--float and --layer-bits are for tuning: give a name in _qat")
     job = TrainJob(**given_fields(args, TrainJob))
-    default = DEFAULTS if tuned else FINE_TUNING if args.start else TrainOptions(epochs=36)
+    default = TUNING if tuned else FINE_TUNING if args.start else TRAINING
     options = replace(default, **given_options(args, train_options()))
     with joined(args.timeout, args.device) as group:
         if tuned:

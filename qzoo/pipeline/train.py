@@ -16,16 +16,13 @@ from qzoo.data.sets import DATA_SETS, data_set, is_stream
 from qzoo.data.sources import open_source
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, DataError, UnknownModelError
-from qzoo.options import TrainOptions
+from qzoo.options import FINE_TUNING, TRAINING, TrainOptions
 from qzoo.pipeline.measure import measurement
 from qzoo.pipeline.train_job import TrainJob, run_training, weights_of, write_checkpoint
 from qzoo.preprocessing import Preprocessing
-from qzoo.registry import architecture, parse_name
+from qzoo.registry import ModelName, architecture, parse_name
 from qzoo.zoo.create import create_model, open_model
 from qzoo.zoo.floats import filled
-
-FINE_TUNING = TrainOptions(epochs=10, lr=0.01)
-"""Defaults of a training that starts from trained weights."""
 
 
 def train_checkpoint(
@@ -43,7 +40,7 @@ def train_checkpoint(
     Args:
         name: ``arch.tag``. A tag of the zoo's (``"resnet20.fmnist"``) says what it is trained on; with one of your
             own (``"resnet20.pets"``) ``job.dataset`` does.
-        options: of the training; if None the defaults, with ``start`` those of :data:`FINE_TUNING`.
+        options: of the training; if None :data:`qzoo.options.TRAINING`, with ``start`` ``FINE_TUNING``.
         job: images and places.
         start: float weights to fine-tune, by name or folder, in place of random ones. Where the images have another
             number of classes, the classifier is new.
@@ -58,7 +55,7 @@ def train_checkpoint(
         DataError: no data set, or its images can't be had.
     """
     group = group or Group()
-    options = options or (TrainOptions() if start is None else FINE_TUNING)
+    options = options or (TRAINING if start is None else FINE_TUNING)
     with group.first_alone():
         torch.manual_seed(options.seed)
         model = untrained(name, job) if start is None else _start(name, job, start)
@@ -79,9 +76,7 @@ def untrained(name: str, job: TrainJob) -> nn.Module:
         UnknownModelError: the name of a quantized model, or of no architecture.
         DataError: no data set is named, or another one than the tag's.
     """
-    parsed = parse_name(name)
-    if parsed.scheme is not None:
-        raise UnknownModelError(f"{name!r} is quantized; {name}_qat is tuned, {parsed.arch} trained")
+    parsed = _float_name(name)
     known = architecture(parsed.arch).weights.get(parsed.tag or "")
     if known is not None:
         if job.dataset not in ("", known.labels):
@@ -105,6 +100,13 @@ def untrained(name: str, job: TrainJob) -> nn.Module:
     return _with_config(base, config)
 
 
+def _float_name(name: str) -> ModelName:
+    parsed = parse_name(name)
+    if parsed.scheme is not None:
+        raise UnknownModelError(f"{name!r} is quantized; {name}_qat is tuned, {parsed.arch} trained")
+    return parsed
+
+
 def _start(name: str, job: TrainJob, start: str | Path) -> nn.Module:
     """The float model ``name`` with the weights of another, and a classifier for the job's images.
 
@@ -113,9 +115,7 @@ def _start(name: str, job: TrainJob, start: str | Path) -> nn.Module:
         CheckpointError: the other is quantized, or of another architecture.
         DataError: no data set is named, or one with other channels than the weights'.
     """
-    parsed = parse_name(name)
-    if parsed.scheme is not None:
-        raise UnknownModelError(f"{name!r} is quantized; {name}_qat is tuned, {parsed.arch} trained")
+    parsed = _float_name(name)
     if parsed.tag is None or parsed.tag in architecture(parsed.arch).weights:
         raise UnknownModelError(
             f"{name} is not a name for weights of your own; choose a tag, such as {parsed.arch}.mine"

@@ -14,7 +14,7 @@ from qzoo.data.files import broken_images
 from qzoo.data.sets import data_set
 from qzoo.distributed import Group
 from qzoo.errors import CheckpointError, UnknownModelError
-from qzoo.options import TrainOptions
+from qzoo.options import TUNING, TrainOptions
 from qzoo.pipeline.calibrate import record
 from qzoo.pipeline.measure import measure
 from qzoo.pipeline.parts import Images, for_data_set, training_images
@@ -30,8 +30,6 @@ from qzoo.zoo.floats import quantized_from, reference_of
 from qzoo.zoo.tensors import assign_state, is_range
 
 TARGET = "onnxruntime"  # non-negative activations are unsigned: at 4 bits, 15 levels instead of 7
-DEFAULTS = TrainOptions(epochs=4, lr=0.001)
-"""A tenth of a schedule of 40 epochs at a hundredth of its learning rate."""
 
 
 def tune_checkpoint(
@@ -52,7 +50,7 @@ def tune_checkpoint(
 
     Args:
         name: such as ``"resnet20.fmnist-w4a4_qat"``.
-        options: of the training; :data:`DEFAULTS` if None.
+        options: of the training; :data:`qzoo.options.TUNING` if None.
         job: images and places.
         float_weights: a folder with float weights of the architecture; None: what the name's tag means.
         start: a calibrated checkpoint of the architecture, folder or name. Of the same scheme, its weights and ranges
@@ -69,7 +67,7 @@ def tune_checkpoint(
         CheckpointError: float weights or start of another architecture.
         DataError: another data set than the weights', or its images can't be had.
     """
-    options, group = options or DEFAULTS, group or Group()
+    options, group = options or TUNING, group or Group()
     with group.first_alone():
         model, teacher, began = _start(name, float_weights, start, layers)
     config = for_data_set(config_of(model), job.dataset)
