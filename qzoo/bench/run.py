@@ -84,8 +84,8 @@ def benchmark(
         default = [name for name in default if rt.runtime_named(name).runs_files]
     chosen = tuple(default) if runtimes is None else _several(runtimes)
     options = Options(chosen, tuple(batches), threads, seconds, compare, details, progress, limit)
-    calibrating = calibration_images if compare else 0
-    source = Source(data, float_weights, subset, skip_broken, calibrating)
+    peer_images = calibration_images if compare else 0
+    source = Source(data, float_weights, subset, skip_broken, peer_images)
     return new_report([measure(subject, options) for subject in subjects(asked, options, source)], options)
 
 

@@ -37,7 +37,7 @@ class Source:
 
     Attributes:
         skip_broken: leave out images that do not decode.
-        calibrating: number of images at the start that peers are calibrated on.
+        peer_images: number of images at the start that peers are calibrated on.
         label_sets: of all that is measured.
     """
 
@@ -45,7 +45,7 @@ class Source:
     float_weights: str | os.PathLike[str] | None = None
     subset: str | None = None
     skip_broken: bool = False
-    calibrating: int = 0
+    peer_images: int = 0
     label_sets: Collection[str] = ()
 
     def folder(self, labels: str) -> str | Path | None:
@@ -88,7 +88,7 @@ class Checkpoint:
         for runtime in options.runtimes:
             if runtime not in contenders.WRITTEN_ANYWAY or len(options.runtimes) == 1:
                 rt.check(runtime)
-        config, weights, first = config_of(quantized), source.float_weights, source.calibrating
+        config, weights, first = config_of(quantized), source.float_weights, source.peer_images
         folder = source.folder(config.labels)
         if config.is_encoder and first:
             raise ArgumentError(
@@ -221,8 +221,8 @@ def subjects(names: Sequence[str], options: Options, source: Source) -> Iterator
 
     Checkpoints are made one by one, as each holds its float model.
     """
-    if source.calibrating and source.subset is not None:
-        _check_beyond(source.subset, source.calibrating)
+    if source.peer_images and source.subset is not None:
+        _check_beyond(source.subset, source.peer_images)
     models = _open([name for name in names if not is_onnx(name)])
     files = {name: read_description(name) for name in names if is_onnx(name)}
     label_sets = {config_of(model).labels for model in models.values()}

@@ -86,14 +86,14 @@ class Product:
 
     def _matrix(self, value: Tensor, letters: str, rows: str, columns: str) -> Tensor:
         """The operand with its rows in one dimension and its columns in another, the last two."""
-        moved = _move(value, letters, self.batch + rows + columns)
+        matrix = _move(value, letters, self.batch + rows + columns)
         start = len(self.batch)
         for axis, group in ((start + len(rows), columns), (start, rows)):
             if not group:
-                moved = moved.unsqueeze(axis)
+                matrix = matrix.unsqueeze(axis)
             elif len(group) > 1:
-                moved = moved.flatten(axis, axis + len(group) - 1)
-        return moved
+                matrix = matrix.flatten(axis, axis + len(group) - 1)
+        return matrix
 
 
 def product_of(equation: Any, values: list[Any]) -> Product | None:

@@ -172,8 +172,8 @@ class Constants:
 
     def enter(self, module: nn.Module, arguments: Any) -> list[Tensor]:
         """Begin the call of a module. Returns what is hidden meanwhile, for :meth:`leave`."""
-        given = _tensors(arguments) if self._known else ()
-        hidden = [self._known.pop(id(tensor)) for tensor in given if id(tensor) in self._known]
+        tensors = _tensors(arguments) if self._known else ()
+        hidden = [self._known.pop(id(tensor)) for tensor in tensors if id(tensor) in self._known]
         own = (tensor for tensor in module._buffers.values() if tensor is not None)
         self._known.update({id(tensor): tensor for tensor in own})
         return hidden
@@ -205,14 +205,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
-def is_counted(given: list[Any], constants: Constants) -> bool:
+def is_counted(inputs: list[Any], constants: Constants) -> bool:
     """Check whether a call with these operands counts among the calls of its function, by which a site is known.
 
     Integers don't: in training, BatchNorm counts its batches by an ``add_``. Constants don't either: timm resizes
     position embeddings, and torch.export runs that for every size.
     """
     return any(
-        isinstance(value, Tensor) and value.is_floating_point() and value not in constants for value in given
+        isinstance(value, Tensor) and value.is_floating_point() and value not in constants for value in inputs
     )
 
 
@@ -222,8 +222,8 @@ def operands(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     A site has a quantizer for each of them.
     """
     if function.name in ("cat", "stack"):
-        given = args[0] if args else kwargs.get("tensors", ())
-        return list(given)
+        tensors = args[0] if args else kwargs.get("tensors", ())
+        return list(tensors)
     if function.name == "einsum":
         return list(args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:])
     names = _OPERANDS.get(function.name, ("input",))

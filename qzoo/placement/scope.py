@@ -276,14 +276,14 @@ def _names(frame: _Frame, function: Function, args: Any, kwargs: dict[str, Any])
     module: Any = frame.module
     if not module.sites:
         return None
-    given = operands(function, args, kwargs)
+    inputs = operands(function, args, kwargs)
     if function.name in LAYERS:
-        weight = given[1]
+        weight = inputs[1]
         for site, names in module.sites.items():
             if site.weight and weight is parameter_of(module, site.weight):
                 return names
         return None
-    if not is_counted(given, frame.constants):
+    if not is_counted(inputs, frame.constants):
         return None
     order = frame.orders[function.name]
     order.append(frame.last)

@@ -211,8 +211,8 @@ class _Recorder(TorchFunctionMode):
             self._inside -= name in self.opaque
             self.constants.leave(self._hidden.pop())
             if name in self.opaque and not self._inside:
-                given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-                self._add(layer_function(module), tuple(self._stack[:-1]), given, [], output, layer=name)
+                inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                self._add(layer_function(module), tuple(self._stack[:-1]), inputs, [], output, layer=name)
             self._stack.pop()
 
         return hook
@@ -231,8 +231,8 @@ class _Recorder(TorchFunctionMode):
                 self._follow(name, args, kwargs, result)
             return result
         function = function_of(func)
-        given = operands(function, args, kwargs) if args or kwargs else []
-        before = [self.values.get(id(x)) for x in given]  # in-place functions give them another value
+        inputs = operands(function, args, kwargs) if args or kwargs else []
+        before = [self.values.get(id(x)) for x in inputs]  # in-place functions give them another value
         others = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [self.values.get(id(x)) for x in others]
         result = func(*args, **kwargs)
@@ -241,18 +241,18 @@ class _Recorder(TorchFunctionMode):
             and function.name != "__setitem__"
         ):
             return result
-        counted = func in FUNCTIONS and is_counted(given, self.constants)
+        counts = func in FUNCTIONS and is_counted(inputs, self.constants)
         layer = function.name in LAYERS
-        if counted or layer or any(value is not None for value in (*before, *known)):
-            attributes = _attributes(func, function, args, kwargs) | ({"counted"} if counted else set())
-            attributes |= {"scale"} if function.name == "mul" and _is_scale(given, before) else set()
-            self._add(function, tuple(self._stack), given, others, result, attributes, before=before)
+        if counts or layer or any(value is not None for value in (*before, *known)):
+            attributes = _attributes(func, function, args, kwargs) | ({"counted"} if counts else set())
+            attributes |= {"scale"} if function.name == "mul" and _is_scale(inputs, before) else set()
+            self._add(function, tuple(self._stack), inputs, others, result, attributes, before=before)
         return result
 
     def _follow(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """Note where Python asks for a value that is computed from the image, or from a comparison of such."""
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(id(leaf) in self.values or id(leaf) in self._compared for leaf in given):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not any(id(leaf) in self.values or id(leaf) in self._compared for leaf in tensors):
             return
         if name in _DECISIONS:
             self.decisions.append(self._stack[-1][0] if self._stack else "")
@@ -264,15 +264,15 @@ class _Recorder(TorchFunctionMode):
         self,
         function: Function,
         stack: tuple[tuple[str, int], ...],
-        given: list[Any],
+        inputs: list[Any],
         others: list[Any],
         result: Any,
         attributes: frozenset[str] = frozenset(),
         layer: str = "",
         before: list[Value | None] | None = None,
     ) -> None:
-        values = [self.values.get(id(x)) for x in given] if before is None else before
-        weight = self._parameters.get(id(given[1]), "") if len(given) > 1 and given[1] is not None else ""
+        values = [self.values.get(id(x)) for x in inputs] if before is None else before
+        weight = self._parameters.get(id(inputs[1]), "") if len(inputs) > 1 and inputs[1] is not None else ""
         operation = Operation(function, stack, values, layer=layer, weight=weight, attributes=attributes)
         for place, value in enumerate(values):
             if value is not None:
@@ -327,10 +327,10 @@ def _attributes(
     return frozenset(names)
 
 
-def _is_scale(given: list[Any], values: list[Value | None]) -> bool:
+def _is_scale(inputs: list[Any], values: list[Value | None]) -> bool:
     """Whether the channels of the one operand that is a value, [N, C, ...], are multiplied by constants, C of them."""
     tensors = [value for value in values if value is not None]
-    factors = next((x for x, value in zip(given, values, strict=True) if value is None), None)
+    factors = next((x for x, value in zip(inputs, values, strict=True) if value is None), None)
     if len(tensors) != 1 or not isinstance(factors, Tensor) or len(tensors[0].shape) < 2:
         return False
     channels, *rest = tensors[0].shape[1:]

@@ -293,8 +293,8 @@ def _check_arity(node: NodeProto, opset: int) -> None:
         raise GraphError(f"node {name!r} has {inputs} inputs, which {node.op_type} does not take")
     if not max(1, schema.min_output) <= outputs <= schema.max_output:
         raise GraphError(f"node {name!r} has {outputs} outputs, which {node.op_type} does not give")
-    needed = [formal.option == onnx.defs.OpSchema.FormalParameterOption.Single for formal in schema.inputs]
-    if any(need and not given for need, given in zip(needed, node.input, strict=False)):
+    mandatory = [formal.option == onnx.defs.OpSchema.FormalParameterOption.Single for formal in schema.inputs]
+    if any(need and not given for need, given in zip(mandatory, node.input, strict=False)):
         raise GraphError(f"node {name!r} ({node.op_type}) lacks an input or output that it needs")
 
 
@@ -306,14 +306,14 @@ def _check_order(graph: GraphProto) -> None:
             if name in maker:
                 raise GraphError(f"tensor {name!r} is made by two nodes")
             maker[name] = index
-    stored = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
-    given = {value.name for value in graph.input} | stored
+    constants = {i.name for i in graph.initializer} | {i.values.name for i in graph.sparse_initializer}
+    sources = {value.name for value in graph.input} | constants
     needs: dict[int, set[int]] = defaultdict(set)
     for index, node in enumerate(graph.node):
         for name in _reads(node, maker):
             if name in maker:
                 needs[index].add(maker[name])
-            elif name not in given:
+            elif name not in sources:
                 raise GraphError(f"node {node.name or node.op_type!r} reads {name!r}, which nothing makes")
     try:
         TopologicalSorter(needs).prepare()

@@ -62,8 +62,8 @@ def _before_q(graph: Graph) -> Hits:
             continue
         path = graph.path_to_q(node, lambda step: step.op_type in (*MOVES, *CLAMPS))[:-1]
         kinds = [step.op_type for step in path]
-        moved = [i for i, kind in enumerate(kinds) if kind in MOVES and not _passes_relu(node, kind)]
-        late = bool(moved) and any(kind in CLAMPS for kind in kinds[moved[0] :])
+        places = [i for i, kind in enumerate(kinds) if kind in MOVES and not _passes_relu(node, kind)]
+        late = bool(places) and any(kind in CLAMPS for kind in kinds[places[0] :])
         if late or any(kind in _STAY for kind in kinds):
             yield (node, *path)
 

@@ -257,16 +257,16 @@ def _maximum(graph: Graph) -> Hits:
 def _reaches_int8(graph: Graph, node: ir.Node) -> bool:
     """Whether a Q comes behind, before any layer, and a layer behind that."""
     seen: set[int] = set()
-    waiting = [node]
-    while waiting:
-        for reader in graph.readers(waiting.pop()):
+    todo = [node]
+    while todo:
+        for reader in graph.readers(todo.pop()):
             if reader.op_type == "QuantizeLinear":
                 pairs = graph.readers(reader)
                 if any(n is not None and n.op_type in WEIGHTED for dq in pairs for n in graph.sinks(dq)):
                     return True
             elif reader.op_type not in WEIGHTED and id(reader) not in seen:
                 seen.add(id(reader))
-                waiting.append(reader)
+                todo.append(reader)
     return False
 
 
@@ -374,10 +374,10 @@ def _moved_scale(graph: Graph, value: ir.Value | None) -> float:
     factor, node = 1.0, graph.source(value, through=_SCALED)
     if node is not None and node.op_type == "Mul":
         numbers = [x for x in map(graph.array, node.inputs) if x is not None and x.size == 1]
-        computed = [x for x in node.inputs if not is_stored(x)]
-        if len(numbers) != 1 or len(computed) != 1:
+        variables = [x for x in node.inputs if not is_stored(x)]
+        if len(numbers) != 1 or len(variables) != 1:
             return 0.0
-        factor, node = abs(float(numbers[0].reshape(()))), graph.source(computed[0], through=_SCALED)
+        factor, node = abs(float(numbers[0].reshape(()))), graph.source(variables[0], through=_SCALED)
     if node is None or node.op_type != "DequantizeLinear":
         return 0.0
     scale, zero = graph.array(node.inputs[1]), graph.zero_point(node)

@@ -26,23 +26,23 @@ def shapes_of(model: ModelProto) -> dict[str, list[int]]:
     graph = light.graph
     graph.node.extend(model.graph.node)
     graph.output.extend(model.graph.output)
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    graph.input.extend(value for value in model.graph.input if value.name not in stored)
-    for given in graph.input:
-        dims = given.type.tensor_type.shape.dim
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph.input.extend(value for value in model.graph.input if value.name not in weights)
+    for entry in graph.input:
+        dims = entry.type.tensor_type.shape.dim
         if dims and not dims[0].dim_value:
             dims[0].dim_value = 1
-    for tensor in stored.values():
+    for tensor in weights.values():
         if prod(tensor.dims) > _LARGE or tensor.data_location == TensorProto.EXTERNAL:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             graph.input.append(value)
         else:
             graph.initializer.append(tensor)
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=_is_safe(light))
+        result = onnx.shape_inference.infer_shapes(light, data_prop=_is_safe(light))
     except Exception:  # of the native code: then the sizes are not known
         return {}
-    values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
+    values = [*result.graph.value_info, *result.graph.input, *result.graph.output]
     dims_of = {value.name: value.type.tensor_type.shape.dim for value in values}
     shapes = {name: [dim.dim_value for dim in dims] for name, dims in dims_of.items()}
     shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}

@@ -49,8 +49,8 @@ def _weight_zero_point(graph: Graph) -> Hits:
 def _saturating(graph: Graph) -> Hits:
     """Weights beyond 7 bits that meet activations of uint8, where this machine's kernels cut the sums off."""
     for dq in _weights(graph) if saturates() else ():
-        stored = graph.array(dq.inputs[0]) if graph.int_type(dq) == "int8" else None
-        if stored is not None and stored.size and int(np.abs(stored.astype(np.int16)).max()) > 64:
+        weights = graph.array(dq.inputs[0]) if graph.int_type(dq) == "int8" else None
+        if weights is not None and weights.size and int(np.abs(weights.astype(np.int16)).max()) > 64:
             yield (dq,)
 
 
