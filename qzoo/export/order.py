@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qzoo.errors import ArgumentError, ExportError
 from qzoo.export.formats import check_opset
+from qzoo.runtimes.base import check_example
 from qzoo.scheme import target_named
 
 WEIGHTS = ("int8", "int4", "float")
@@ -136,14 +137,7 @@ def example_batch(model: nn.Module, example: Tensor | None, batch: int) -> Tenso
                 "the input size is not known: pass example=, a batch such as torch.zeros(1, 3, 224, 224)"
             )
         example = torch.zeros(1, *config.preprocessing.input_size)
-    if not isinstance(example, Tensor):
-        raise TypeError(
-            f"example must be a tensor, such as torch.zeros(1, 3, 224, 224), not {type(example).__name__}"
-        )
-    if not example.is_floating_point() or example.dim() < 2 or len(example) == 0:
-        raise ExportError(
-            f"example must be a batch of floating-point images, not {tuple(example.shape)} {example.dtype}"
-        )
+    check_example(example, ExportError)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     one = example[:1].detach().cpu().to(dtype)
     if not one.isfinite().all():

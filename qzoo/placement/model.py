@@ -36,6 +36,7 @@ from qzoo.quantizers import (
     weight_descriptor,
     weight_quantizers,
 )
+from qzoo.runtimes.base import check_example
 from qzoo.scheme import DEFAULT_TARGET, Scheme, as_scheme, target_named, with_target
 
 logger = logging.getLogger(__name__)
@@ -181,14 +182,7 @@ def _check(model: Any, example: Any) -> None:
                 f"{name or 'the model'} is TorchScript, whose operations can't be seen; quantize the module that it "
                 "was scripted from"
             )
-    if not isinstance(example, Tensor):
-        raise TypeError(
-            f"example must be a tensor, such as torch.zeros(1, 3, 224, 224), not {type(example).__name__}"
-        )
-    if not example.is_floating_point() or example.dim() < 2 or len(example) == 0:
-        raise ArgumentError(
-            f"example must be a batch of floating-point images, not {list(example.shape)} {example.dtype}"
-        )
+    check_example(example, ArgumentError)
     if any(isinstance(module, TensorQuantizer) for module in model.modules()):
         raise QuantizationError(f"{type(model).__name__} has quantizers already; pass the float model")
     devices = {p.device for p in (*model.parameters(), *model.buffers())}

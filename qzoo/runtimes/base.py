@@ -126,6 +126,20 @@ def check_tensor(images: object) -> None:
         raise TypeError(f"images must be a tensor [B, C, H, W], not {type(images).__name__}{hint}")
 
 
+def check_example(example: object, refusal: type[QzooError]) -> None:
+    """Raise TypeError for anything but a tensor, and ``refusal`` for one that is no batch of floating-point images."""
+    import torch
+
+    if not isinstance(example, torch.Tensor):
+        raise TypeError(
+            f"example must be a tensor, such as torch.zeros(1, 3, 224, 224), not {type(example).__name__}"
+        )
+    if not example.is_floating_point() or example.dim() < 2 or len(example) == 0:
+        raise refusal(
+            f"example must be a batch of floating-point images, not {list(example.shape)} {example.dtype}"
+        )
+
+
 def check_ends(path: str | os.PathLike[str], inputs: list[str], outputs: list[str]) -> None:
     """Raise ExportError for a file that has not one input and one output."""
     for what, names in (("input", inputs), ("output", outputs)):

@@ -30,10 +30,38 @@ function chart(title, note, draw, options) {
 function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
-  const found = [];
-  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) found.push(+v.toPrecision(10));
-  return found;
+  const values = [];
+  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) values.push(+v.toPrecision(10));
+  return values;
 }
+
+// Axes for accuracies against times, these logarithmic: the picture, and the places of values in it.
+function axes(width, height, times, accuracies, caption) {
+  const left = 44, right = 16, top = 10, bottom = 36;
+  const [x0, x1] = [Math.log10(Math.min(...times)) - 0.08, Math.log10(Math.max(...times)) + 0.08];
+  const [y0, y1] = [Math.min(...accuracies), Math.max(...accuracies)];
+  const px = (v) => left + ((Math.log10(v) - x0) / (x1 - x0)) * (width - left - right);
+  const py = (v) => height - bottom - ((v - y0) / (y1 - y0)) * (height - top - bottom);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
+  for (const v of ticks(y0, y1, 5)) {
+    picture.append(line(left, py(v), width - right, py(v)), text(left - 4, py(v) + 4, +v.toFixed(2), { "text-anchor": "end", class: "soft" }));
+  }
+  for (let e = Math.floor(x0); e <= x1; e++)
+    for (const m of [1, 2, 5]) {
+      const v = m * 10 ** e;
+      if (Math.log10(v) < x0 || Math.log10(v) > x1) continue;
+      picture.append(line(px(v), top, px(v), height - bottom), text(px(v), height - 20, +v.toPrecision(3), { "text-anchor": "middle", class: "soft" }));
+    }
+  picture.append(text(width - right, height - 5, caption, { "text-anchor": "end", class: "soft" }));
+  return { picture, px, py };
+}
+
+// What nothing else beats in both, the fastest first.
+function front(items, time, accuracy) {
+  const order = [...items].sort((a, b) => time(a) - time(b) || accuracy(b) - accuracy(a));
+  return order.filter((item, i) => order.slice(0, i).every((other) => accuracy(other) < accuracy(item)));
+}
+const frontLine = (places, stroke) => svg("polyline", { class: "pareto", points: places.join(" "), fill: "none", stroke, "stroke-dasharray": "4 3" });
 
 function table(head, lines, attributes) {
   const rowOf = (cells, tag) => el("tr", {}, ...cells.map((cell) => el(tag, {}, cell)));

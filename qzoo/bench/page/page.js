@@ -24,29 +24,12 @@ function chosen(title, note, items, draw, scroll) {
 
 // Accuracy against latency, both with their uncertainty; the Pareto line joins what nothing beats in both.
 function scatter(rows, batch, width) {
-  const height = 280, left = 44, right = 16, top = 10, bottom = 36;
   const points = rows.map((row, i) => ({ row, i, x: row.batches.find((b) => b.batch === batch), y: row.top1 }));
   const xs = points.flatMap((p) => [p.x.wall_ms, p.x.wall_p90_ms]);
   const ys = points.flatMap((p) => p.row.top1_interval);
-  const [x0, x1] = [Math.log10(Math.min(...xs)) - 0.08, Math.log10(Math.max(...xs)) + 0.08];
-  const [y0, y1] = [Math.min(...ys), Math.max(...ys) + 0.01];
-  const px = (v) => left + ((Math.log10(v) - x0) / (x1 - x0)) * (width - left - right);
-  const py = (v) => height - bottom - ((v - y0) / (y1 - y0)) * (height - top - bottom);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" });
-  for (const v of ticks(y0, y1, 5)) {
-    picture.append(line(left, py(v), width - right, py(v)), text(left - 4, py(v) + 4, +v.toFixed(2), { "text-anchor": "end", class: "soft" }));
-  }
-  for (let e = Math.floor(x0); e <= x1; e++)
-    for (const m of [1, 2, 5]) {
-      const v = m * 10 ** e;
-      if (Math.log10(v) < x0 || Math.log10(v) > x1) continue;
-      picture.append(line(px(v), top, px(v), height - bottom), text(px(v), height - 20, v, { "text-anchor": "middle", class: "soft" }));
-    }
-  picture.append(text(width - right, height - 5, "ms a call (logarithmic)", { "text-anchor": "end", class: "soft" }));
-  const order = [...points].sort((a, b) => a.x.wall_ms - b.x.wall_ms || b.y - a.y);
-  const front = order.filter((p, i) => order.slice(0, i).every((q) => q.y < p.y));
-  const path = front.map((p) => `${px(p.x.wall_ms)},${py(p.y)}`).join(" ");
-  picture.append(svg("polyline", { class: "pareto", points: path, fill: "none", stroke: "var(--mark)", "stroke-dasharray": "4 3" }));
+  const { picture, px, py } = axes(width, 280, xs, [...ys, Math.max(...ys) + 0.01], "ms a call (logarithmic)");
+  const best = front(points, (p) => p.x.wall_ms, (p) => p.y);
+  picture.append(frontLine(best.map((p) => `${px(p.x.wall_ms)},${py(p.y)}`), "var(--mark)"));
   for (const { row, i, x, y } of points) {
     const ink = { stroke: colour(row) };
     picture.append(line(px(x.wall_ms), py(row.top1_interval[0]), px(x.wall_ms), py(row.top1_interval[1]), { ...ink, opacity: 0.35 }));
