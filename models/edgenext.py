@@ -44,7 +44,7 @@ Roles = tuple[str, str]
 
 
 def _roles(integer: bool, stream: bool) -> Roles:
-    """Of the quantizers of an add, on the skip and on the branch.
+    """The roles of the quantizers of an add, on the skip and on the branch.
 
     Args:
         integer: the skip is the output of an int8 kernel.

@@ -47,7 +47,7 @@ FAMILY = Family(_CITATION, DEPTHWISE)
 
 
 class Size(NamedTuple):
-    """Of a block: kernel, expanded and output channels, squeeze and excitation, stride."""
+    """Sizes of a block: kernel, expanded and output channels, squeeze and excitation, stride."""
 
     kernel: int
     expanded: int

@@ -102,7 +102,7 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _distances(self) -> Tensor:
-        """For each query and each token the number of their distance, [queries, tokens]."""
+        """The number of the distance of each query and each token, [queries, tokens]."""
         places = torch.arange(self.resolution, device=self.attention_biases.device)
         apart = (places[:: self.stride, None] - places).abs()  # along one side
         count = self.resolution

@@ -51,7 +51,7 @@ EPSILON = 1e-3
 
 
 class Size(NamedTuple):
-    """Of a block: kernel, expanded and output channels, gates, hard-swish in place of ReLU, stride."""
+    """Sizes of a block: kernel, expanded and output channels, gates, hard-swish in place of ReLU, stride."""
 
     kernel_size: int
     expanded: int

@@ -257,7 +257,7 @@ class _Batch:
 
 
 def _evaluation(parts: list[list[_Sums]], **fidelity: Any) -> Evaluation:
-    """From the batches of every process; ``fsum`` is exact, so that their order does not matter."""
+    """Add up the batches of every process; ``fsum`` is exact, so that their order does not matter."""
     batches = [sums for part in parts for sums in part]
     n, top1, top5 = (sum(getattr(b, field) for b in batches) for field in ("images", "top1", "top5"))
     return Evaluation(

@@ -108,7 +108,7 @@ class Lane:
         return self.process.load(own.runtime, own.path, threads, own.modules)
 
     def _speedup(self, other: Lane | None, clock: str) -> dict[int, tuple[float, float, float]]:
-        """By batch size, how many times as fast as another lane; empty without one."""
+        """Speed-ups over another lane, by batch size; empty without one."""
         if other is None:
             return {}
         return {

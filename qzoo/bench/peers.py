@@ -108,8 +108,8 @@ def _architecture(reference: nn.Module) -> str:
 
 
 def _quantize_static(file: Path, images: Tensor, folder: Path) -> Path:
-    """As "Quantize ONNX models" of its documentation recommends for x86-64 processors with VNNI: pre-processed graph,
-    Q/DQ, uint8 activations, int8 weights with a scale a channel."""
+    """ONNX Runtime's model as its page "Quantize ONNX models" recommends for x86-64 processors with VNNI: pre-processed
+    graph, Q/DQ, uint8 activations, int8 weights with a scale a channel."""
     from onnxruntime import quantization as ort
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -89,7 +89,7 @@ def _openvino(source: str, threads: int, images: np.ndarray, runs: int) -> list[
 
 
 def _of_kernel(kernel: str) -> str:
-    """From a name such as ``brgconv_avx512_I8``."""
+    """The precision in a kernel's name such as ``brgconv_avx512_I8``."""
     match = re.search(r"_(I8|U8|FP32|FP16|BF16|I32|I64)$", kernel)
     name = match[1] if match else ""
     return {"I8": "int8", "U8": "int8", "FP32": "float32", "FP16": "float16", "BF16": "bfloat16"}.get(

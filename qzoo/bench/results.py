@@ -97,7 +97,7 @@ class Row:
 
     @property
     def images_per_second(self) -> float:
-        """At the largest batch, by the median of the wall time."""
+        """Throughput at the largest batch, by the median of the wall time."""
         batch = max(self.latency)
         return 1e3 * batch / self.latency[batch].wall
 

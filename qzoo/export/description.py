@@ -89,7 +89,7 @@ def read_description(path: str | os.PathLike[str]) -> OnnxDescription:
 def _from_metadata(
     path: str | os.PathLike[str], facts: dict[str, str], batch: int | None, quantized: bool
 ) -> OnnxDescription:
-    """From the metadata of a file that qzoo wrote. Raises ExportError where it did not write this."""
+    """Read the metadata of a file that qzoo wrote. Raises ExportError where it did not write this."""
     try:
         preprocessing = Preprocessing.from_dict(json.loads(facts["qzoo.preprocessing"]))
         classes: Any = json.loads(facts.get("qzoo.classes", "[]"))

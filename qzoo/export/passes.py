@@ -405,7 +405,7 @@ def _narrow_constant(model: ir.Model, value: ir.Value, wide: bool) -> None:
 
 
 def _halve(array: np.ndarray) -> np.ndarray:
-    """As float16; what is finite stays finite."""
+    """Convert to float16; what is finite stays finite."""
     limit = float(np.finfo(np.float16).max)
     return np.where(np.isfinite(array), np.clip(array, -limit, limit), array).astype(np.float16)
 

@@ -208,7 +208,7 @@ _BEGUN = "begun on"
 @contextmanager
 def _connect(address: str | None) -> Iterator[Any]:
     """Ray, connected; a cluster of its own ends with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to no one
     try:
         import ray
     except ImportError as error:
@@ -219,7 +219,7 @@ def _connect(address: str | None) -> Iterator[Any]:
     try:
         _knock(address or "")
         ray.init(**given)
-    except Exception as error:  # versions of Python or Ray that differ, nobody there: it raises several types
+    except Exception as error:  # other versions of Python or Ray, no server: it raises several types
         if address is None:
             raise QzooError(f"Ray can't be started on this machine ({told(error)[0]}); try again") from error
         raise QzooError(
@@ -233,7 +233,7 @@ def _connect(address: str | None) -> Iterator[Any]:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at ``HOST:PORT``, which Ray tries for many minutes."""
+    """Raise OSError where no server listens at ``HOST:PORT``, which Ray tries for many minutes."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=30).close()

@@ -75,7 +75,7 @@ def how_made(name: str, folder: Path) -> tuple[Config | None, str]:
 
     Looked up in the folder that it is written to, in the user's store (where a ``config.json`` alone is a recipe of the
     user's own), in the package's checkpoints (without their images: other data have other numbers), in the package's
-    recipes. What is nowhere is made as the network's family has it.
+    recipes. What is nowhere gets the settings of the network's family.
 
     Args:
         name: with its tag.

@@ -163,7 +163,7 @@ def _rounds_coarsely(model: nn.Module) -> bool:
 
 
 def _fit_weights(model: nn.Module, batches: list[Tensor], recipe: Recipe, progress: bool) -> None:
-    """Round the weights and correct the biases, as the recipe has it."""
+    """Round the weights and correct the biases, as the recipe says."""
     exact = copy.deepcopy(model) if recipe.bias_correction == "empirical" else None
     if recipe.rounding == "learned":
         adaround(model, batches, progress=progress)

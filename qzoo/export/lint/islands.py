@@ -92,7 +92,7 @@ def _closed(graph: Graph, island: list[ir.Node]) -> Hits:
 
 
 def _is_between(graph: Graph, node: ir.Node) -> bool:
-    """Neither a layer nor anything that other rules judge, and of activations."""
+    """Whether a node works on activations, is no layer and is judged by no other rule."""
     if node.op_type in (*_OWN_RULES, *MOVES, *PAIR, "Shape", "Cast"):
         return False
     return any(maker(x) is not None and not graph.is_made_of_stored(x) for x in node.inputs)

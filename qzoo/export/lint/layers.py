@@ -170,7 +170,7 @@ def _adds_bias(graph: Graph, add: ir.Node) -> bool:
 
 
 def _reaches_q(graph: Graph, node: ir.Node) -> bool:
-    """With a Q among several readers there is no kernel, since Q reads a float tensor that others read too."""
+    """A Q among several readers gets no kernel, since it reads a float tensor that others read too."""
     return any(reader is not None and reader.op_type == "QuantizeLinear" for reader in graph.sinks(node))
 
 

@@ -25,7 +25,7 @@ def _scale_changes(graph: Graph) -> Hits:
 
 
 def _not_loaded(graph: Graph) -> Hits:
-    """From opset 21 on ONNX Runtime gives the Q that it puts behind the operator an output_dtype that is not so."""
+    """The Q that ONNX Runtime puts behind the operator has a wrong output_dtype from opset 21 on."""
     opsets = graph.model.opset_imports
     opset = opsets.get("", opsets.get("ai.onnx", 0))
     for dq in graph.of("DequantizeLinear") if opset >= 21 else ():

@@ -375,7 +375,7 @@ def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:
 def percentile_ends(signed: torch.Tensor, percentile: float) -> torch.Tensor:
     """Find the ends, in bins from zero, of a share of ``signed``: counts ``[2 bins]``, zero amidst.
 
-    Of either end the inner edge, as :func:`percentile_bin` has it.
+    Either end is the inner edge of its bin, as in :func:`percentile_bin`.
     """
     bins, inner = len(signed) // 2, 100 - (100 - percentile) / 2
     high = percentile_bin(signed[None], inner)[0] - bins
