@@ -290,8 +290,8 @@ class Plan:
             ``recipe`` is then what it came to before.
         calibration_subset, evaluation_subset: ``"start:stop"``; the defaults are in :mod:`qzoo.pipeline.parts`.
         edge_bits: of the first and the last layer, see :class:`qzoo.scheme.Scheme`; 0 is the scheme's.
-        affine: activations with a zero point where the target has them, see :class:`qzoo.scheme.Scheme`; None is what the
-            network's family has.
+        affine: activations with a zero point where the target has them, see :class:`qzoo.scheme.Scheme`; None is
+            what the network's family has.
         drop: mixed precision: at most this share of held-back calibration images, in percent, changes its top-1; see
             :func:`qzoo.ptq.mix_precision`. 0 is without it.
         layer_bits: bits of single layers, by name: ``(("fc", 4), ("conv1", "float"))``; with ``drop`` what it came to

@@ -21,7 +21,7 @@ from qzoo.runtimes.pytorch import output_of
 Key = tuple[tuple[int, int], ...]
 
 
-class _LayerReached(Exception):
+class _Stop(Exception):
     """The layer to stop before has been reached."""
 
 
@@ -73,7 +73,7 @@ class Replay:
         self._recording, self._stop = True, to
         try:
             self.run(images)
-        except _LayerReached:
+        except _Stop:
             pass
         finally:
             self._recording, self._stop = False, None
@@ -93,7 +93,7 @@ class Replay:
                 passed_over(module)
                 return _copy(self._finished[key])
             if module is self._stop:
-                raise _LayerReached
+                raise _Stop
             if self._order is not None:
                 self._order.append(module)
             self._stack.append((key, {}))

@@ -186,7 +186,7 @@ class StreamLoader(SharedEpochs):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         part = share_of(self.batch_size, *self.share)
         batches = ([batch[i] for i in part] for batch in self._batches())
-        yield from self._decode(_Placed(self.reader), batches, _place)
+        yield from self._decode(_KeyReader(self.reader), batches, _place)
 
     def _batches(self) -> Iterator[list[_Key]]:
         draws = np.random.Generator(np.random.PCG64([self.seed % (1 << 63), self.epoch]))
@@ -217,7 +217,7 @@ class StreamLoader(SharedEpochs):
 _Key = tuple[int, int, Sample]  # number of the file, place in it
 
 
-class _Placed:
+class _KeyReader:
     """A reader of samples that come with their places."""
 
     def __init__(self, reader: Reader) -> None:
