@@ -6,9 +6,9 @@ Shapes at 224 pixels: stem of three convolutions [N, 64, 112, 112], pooled [N, 6
 [N, 256, 56, 56], [N, 512, 28, 28], [N, 1024, 14, 14] and [N, 2048, 7, 7], logits [N, num_classes]. In a block a 3x3
 convolution makes two splits [N, 2, width, H, W]; their sum, weighted by attention, goes on.
 
-Quantization: what a convolution, a softmax, a sum or a product of the splits reads is quantized; in ONNX Runtime the
-two sums stay in float, and what is behind them counts as signed. Each add has a ``residual_quantizer`` on its skip
-input and a ``branch_quantizer`` on the other; ``pool_quantizer`` and ``output_quantizer`` close the network.
+Quantization: what a convolution, a softmax, a sum or a product of the splits reads is quantized. Each add has a
+``residual_quantizer`` on its skip input and a ``branch_quantizer`` on the other; ``pool_quantizer`` and
+``output_quantizer`` close the network.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class SplitAttention(nn.Module):
         )
         self.bn0 = nn.BatchNorm2d(width * SPLITS)
         self.relu = nn.ReLU(inplace=True)
-        self.fc1 = conv2d(width, squeezed, 1, bias=True, quantize=quantize)
+        self.fc1 = conv2d(width, squeezed, 1, bias=True, quantize=quantize, nonnegative=True)
         self.bn1 = nn.BatchNorm2d(squeezed)
         self.fc2 = conv2d(squeezed, width * SPLITS, 1, bias=True, quantize=quantize, nonnegative=True)
         edge = quantize and quantize.edge
         self.move_quantizer = activation_quantizer(quantize, "activation", nonnegative=True)
-        self.pool_quantizer = activation_quantizer(quantize, "pool")
+        self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
         self.attention_quantizer = activation_quantizer(quantize, "activation")
         self.split_quantizer = activation_quantizer(edge, "input", nonnegative=True)
         self.gate_quantizer = activation_quantizer(edge, "input", nonnegative=True)
@@ -80,9 +80,9 @@ class Bottleneck(nn.Module):
         self.avd_last: nn.Module = nn.Identity()
         if stride > 1:
             self.avd_last = nn.Sequential(
-                activation_quantizer(quantize, "pool"), nn.AvgPool2d(3, 2, padding=1)
+                activation_quantizer(quantize, "pool", nonnegative=True), nn.AvgPool2d(3, 2, padding=1)
             )
-        self.conv3 = conv2d(width, outer, 1, quantize=quantize)
+        self.conv3 = conv2d(width, outer, 1, quantize=quantize, nonnegative=True)
         self.bn3 = nn.BatchNorm2d(outer)
         self.downsample: nn.Module | None = None
         self.skip_quantizer: nn.Module = nn.Identity()

@@ -21,6 +21,7 @@ from qzoo.export.graph import (
     input_of,
     integer,
     integers,
+    levels_of,
     made_by,
     maker,
     node_like,
@@ -30,7 +31,7 @@ from qzoo.export.graph import (
     runs_in_int8,
     zero_point,
 )
-from qzoo.export.passes import use_unsigned
+from qzoo.export.passes import merge_pairs, use_unsigned, write_average_as_convolution
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
 
 _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
@@ -45,6 +46,84 @@ def use_unsigned_activations(model: ir.Model) -> None:
     readers (a block's input that is also the skip), and leaves the convolutions around it in floating point.
     """
     use_unsigned(model, nodes_of(model, "QuantizeLinear"))
+
+
+def average_by_convolution(model: ir.Model) -> None:
+    """Make a depthwise convolution by ones of an AveragePool of integers with a Q behind: the same integers.
+
+    ONNX Runtime's int8 average, which it computes in float, takes more than ten times as long. A padding that does not
+    count stays with AveragePool.
+    """
+    for pool in nodes_of(model, "AveragePool"):
+        dq = made_by(pool.inputs[0], "DequantizeLinear")
+        zero = None if dq is None else zero_point(dq)
+        if zero is None or zero.dtype not in (np.int8, np.uint8) or not _is_quantized_next(pool.outputs[0]):
+            continue
+        if any(integers(pool, "pads")) and integer(pool, "count_include_pad", 0) == 0:
+            continue
+        nodes = write_average_as_convolution(model, pool)
+        if nodes is not None:
+            replace_by(model, pool, nodes)
+
+
+def _is_quantized_next(value: ir.Value) -> bool:
+    """Whether one Q alone reads a value."""
+    kinds = [reader.op_type for reader in readers(value)]
+    return kinds == ["QuantizeLinear"] and not value.is_graph_output()
+
+
+def add_parts(model: ir.Model) -> None:
+    """Make Split and Add of a ReduceSum over two parts of a dequantized tensor, with a Q behind: the same sums.
+
+    ONNX Runtime sums over an axis in float, and takes ten times as long for it as for its int8 addition (the splits of
+    ResNeSt).
+    """
+    totals = [node for node in nodes_of(model, "ReduceSum") if _is_sum_of_two(node)]
+    for total in totals:
+        x, where, dq = total.inputs[0], total.inputs[1], _carried_pair(total.inputs[0])
+        axes = constant(where)
+        if x is None or axes is None or dq is None or dq.inputs[0] is None:
+            continue
+        new = []
+        whole = dq.inputs[0]
+        if maker(x) is not dq:  # the runtime carries this Q to the DQ, and both are gone
+            new.append(node_like("QuantizeLinear", [x, *dq.inputs[1:]], like=total))
+            new[0].outputs[0].type = whole.type
+            whole = new[0].outputs[0]
+        sizes = initializer(model, f"{total.outputs[0].name}_parts", np.array([1, 1], np.int64))
+        split = ir.Node("", "Split", [whole, sizes], [ir.AttrInt64("axis", int(axes.item()))], num_outputs=2)
+        split.metadata_props.update(total.metadata_props)
+        pairs = [node_like("DequantizeLinear", [part, *dq.inputs[1:]], like=total) for part in split.outputs]
+        add = node_like("Add", [pair.outputs[0] for pair in pairs], like=total)
+        for part in split.outputs:
+            part.type = whole.type
+        for node in (*pairs, add):
+            node.outputs[0].type = x.type
+        squeeze = node_like("Squeeze", [add.outputs[0], where], like=total, result=total.outputs[0])
+        replace_by(model, total, [*new, split, *pairs, add, squeeze])
+    if totals:
+        merge_pairs(model)
+
+
+def _is_sum_of_two(total: ir.Node) -> bool:
+    """Whether it sums the two parts of an axis, which it drops, of integers of one scale; one Q reads the sums."""
+    x, axes, dq = total.inputs[0], constant(input_of(total, 1)), _carried_pair(total.inputs[0])
+    if dq is None or levels_of(dq) is None or x is None or x.shape is None or integer(total, "keepdims", 1):
+        return False
+    return (
+        axes is not None
+        and axes.size == 1
+        and x.shape[int(axes.item())] == 2
+        and _is_quantized_next(total.outputs[0])
+    )
+
+
+def _carried_pair(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear of a value, maybe behind what ONNX Runtime carries it across."""
+    node = maker(value)
+    while node is not None and node.op_type in CARRIED_IN_ORT:
+        node = maker(node.inputs[0])
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def clip_integers(model: ir.Model) -> None:

@@ -19,6 +19,7 @@ from qzoo.export.graph import (
     integer,
     integers,
     is_dequantized,
+    levels_of,
     made_by,
     maker,
     node_like,
@@ -29,7 +30,7 @@ from qzoo.export.graph import (
     zero_point,
 )
 from qzoo.export.lint.openvino import gathers_rows, readers_that_round
-from qzoo.export.passes import use_unsigned
+from qzoo.export.passes import use_unsigned, write_average_as_convolution
 from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, NORMS, POOLS
 
 _BIAS = 1e-30
@@ -83,8 +84,8 @@ def quantize_before_moves(model: ir.Model) -> None:
             continue
         for node in pairs:
             node.outputs[0].replace_all_uses_with(out)
-        before, levels = made_by(move.inputs[0], "DequantizeLinear"), _levels(q)
-        if before is not None and levels is not None and _levels(before) == levels:
+        before, own = made_by(move.inputs[0], "DequantizeLinear"), levels_of(q)
+        if before is not None and own is not None and levels_of(before) == own:
             continue
         q.replace_input_with(0, move.inputs[0])
         move.replace_input_with(0, pairs[0].outputs[0])
@@ -100,14 +101,6 @@ def _is_shuffle(node: ir.Node) -> bool:
         return False
     behind = {reader.op_type for reader in readers(node.outputs[0])}
     return behind == {"Reshape"} and integers(node, "perm") == [0, 2, 1, 3, 4]
-
-
-def _levels(node: ir.Node) -> tuple[bytes, bytes, str] | None:
-    """What tells one Q or DQ of a whole tensor from another; None where it is not stored."""
-    scale, zero = constant(node.inputs[1]), zero_point(node)
-    if scale is None or zero is None or scale.size > 1:
-        return None
-    return scale.tobytes(), zero.tobytes(), str(zero.dtype)
 
 
 def stride_before_layers(model: ir.Model) -> None:
@@ -139,16 +132,28 @@ def use_unsigned_where_misread(model: ir.Model) -> None:
     Those are what a Concat joins, or is quantized behind one; and, in a graph with a Concat anywhere, what an operator
     such as MaxPool moves before a convolution. OpenVINO writes a Concat of its own for some operators (the shape of a
     Flatten), so that the latter are changed in every graph.
+
+    What only a BatchNorm reads behind a Concat, as in DenseNet, stays signed: OpenVINO computes the BatchNorm and the Q
+    behind it on integers only where there is no zero point, and else makes float of what is joined first.
     """
     quantizers: dict[ir.Node, None] = {}
+    normed: list[list[ir.Node]] = []
     for concat in nodes_of(model, "Concat"):
-        quantizers |= dict.fromkeys((*_quantizers_before(concat), *_quantizers_behind(concat)))
+        before = _quantizers_before(concat)
+        if {reader.op_type for reader in readers(concat.outputs[0])} == {"BatchNormalization"}:
+            normed.append(before)
+        else:
+            quantizers |= dict.fromkeys(before)
+        quantizers |= dict.fromkeys(_quantizers_behind(concat))
     for conv in nodes_of(model, "Conv"):
         source = maker(conv.inputs[0])
         if source is None or source.op_type not in _CARRIED or integer(conv, "group", 1) != 1:
             continue
         if is_dequantized(conv.inputs[1]):
             quantizers |= dict.fromkeys(_quantizers_before(conv))
+    while mixed := [before for before in normed if not quantizers.keys().isdisjoint(before)]:
+        normed = [before for before in normed if before not in mixed]
+        quantizers |= dict.fromkeys(node for before in mixed for node in before)
     use_unsigned(model, quantizers)
 
 
@@ -203,33 +208,22 @@ def average_by_convolution(model: ir.Model) -> None:
         dq = maker(x)
         if x is None or x.shape is None or dq is None or dq.op_type != "DequantizeLinear":
             continue
-        zero, channels = zero_point(dq), x.shape[1]
-        if zero is None or not isinstance(channels, int) or integer(pool, "ceil_mode", 0):
-            continue
+        zero = zero_point(dq)
         padded, counted = any(integers(pool, "pads")), integer(pool, "count_include_pad", 0) == 1
-        wrong = padded and counted and _is_signed(zero)
-        if not wrong and not readers_that_round(pool, dynamic):
+        wrong = zero is not None and padded and counted and _is_signed(zero)
+        if zero is None or not (wrong or readers_that_round(pool, dynamic)):
             continue
         shares = _counted_shares(pool) if padded and not counted else None
         if padded and not counted and shares is None:
             continue
-        kernel = integers(pool, "kernel_shape")
-        name = f"{pool.outputs[0].name}_ones"
-        ones = initializer(model, f"{name}_quantized", np.ones((channels, 1, *kernel), np.int8))
-        scale = initializer(model, f"{name}_scale", np.array(1 / np.prod(kernel), np.float32))
-        point = initializer(model, f"{name}_zero_point", np.array(0, np.int8))
-        weight = node_like("DequantizeLinear", [ones, scale, point], like=pool)
-        result = pool.outputs[0]
-        conv = node_like("Conv", [x, weight.outputs[0]], like=pool, result=result, group=channels)
-        for attribute in ("strides", "dilations", "pads"):
-            if attribute in pool.attributes:
-                conv.attributes[attribute] = pool.attributes[attribute]
-        if shares is None:
-            replace_by(model, pool, [weight, conv])
+        nodes = write_average_as_convolution(model, pool)
+        if nodes is None:
             continue
-        factor = initializer(model, f"{name}_factor", (1 / shares).astype(np.float32))
-        whole = node_like("Mul", [conv.outputs[0], factor], like=pool, result=result)
-        replace_by(model, pool, [weight, conv, whole])
+        result = pool.outputs[0]
+        if shares is not None:
+            factor = initializer(model, f"{result.name}_factor", (1 / shares).astype(np.float32))
+            nodes.append(node_like("Mul", [nodes[-1].outputs[0], factor], like=pool, result=result))
+        replace_by(model, pool, nodes)
 
 
 def _counted_shares(pool: ir.Node) -> np.ndarray | None:

@@ -125,6 +125,14 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return _attribute(node, name, ir.AttributeType.STRING, default)
 
 
+def levels_of(node: ir.Node) -> tuple[bytes, bytes, str] | None:
+    """What tells one Q or DQ of a whole tensor from another; None where it is not stored, or is of channels."""
+    scale, zero = constant(node.inputs[1]), zero_point(node)
+    if scale is None or zero is None or scale.size > 1:
+        return None
+    return scale.tobytes(), zero.tobytes(), str(zero.dtype)
+
+
 def is_dequantized(value: ir.Value | None) -> bool:
     """Check whether the value is the output of a DequantizeLinear."""
     return made_by(value, "DequantizeLinear") is not None

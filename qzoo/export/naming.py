@@ -86,7 +86,9 @@ def _tensor_name(node: ir.Node, output: int) -> str:
         return str(node.name) if output == 0 else f"{node.name}.{output}"
     source = node.inputs[0]
     stored = source is not None and constant(source) is not None
-    return str(source.name).removesuffix(_STORED) if stored and source else str(node.name).rpartition("/")[0]
+    if stored and source:
+        return str(source.name).removesuffix(_STORED)
+    return str(node.name).rpartition("/")[0] or str(node.name)
 
 
 def _unique(name: str, taken: Counter[str]) -> str:

@@ -311,6 +311,47 @@ def _pair_key(node: ir.Node) -> tuple[Any, ...] | None:
     return id(node.inputs[0]), scale.tobytes(), scale.shape, zero.tobytes(), str(zero.dtype), axis
 
 
+def write_average_as_convolution(model: ir.Model, pool: ir.Node) -> list[ir.Node] | None:
+    """Write an AveragePool of dequantized integers as a depthwise convolution by ones, in int8.
+
+    Padding counts as zeros, also where the AveragePool does not count it.
+
+    Returns:
+        the DequantizeLinear of the ones and the Conv, not in the graph yet; None where the number of channels is open,
+        or windows begin on the image and end beyond its padding (``ceil_mode``).
+    """
+    x, result = pool.inputs[0], pool.outputs[0]
+    channels = None if x is None or x.shape is None else x.shape[1]
+    if not isinstance(channels, int) or (integer(pool, "ceil_mode", 0) and not _fits(pool)):
+        return None
+    kernel, name = integers(pool, "kernel_shape"), f"{result.name}_ones"
+    ones = initializer(model, f"{name}_quantized", np.ones((channels, 1, *kernel), np.int8))
+    scale = initializer(model, f"{name}_scale", np.array(1 / np.prod(kernel), np.float32))
+    point = initializer(model, f"{name}_zero_point", np.array(0, np.int8))
+    weight = node_like("DequantizeLinear", [ones, scale, point], like=pool)
+    conv = node_like("Conv", [x, weight.outputs[0]], like=pool, result=result, group=channels)
+    for attribute in ("strides", "dilations", "pads"):
+        if attribute in pool.attributes:
+            conv.attributes[attribute] = pool.attributes[attribute]
+    return [weight, conv]
+
+
+def _fits(pool: ir.Node) -> bool:
+    """Whether the windows end where the image and its padding end, so that ``ceil_mode`` changes nothing."""
+    x, kernel = pool.inputs[0], integers(pool, "kernel_shape")
+    sizes = [] if x is None or x.shape is None else list(x.shape)[2:]
+    ones, pads = [1] * len(kernel), integers(pool, "pads") or [0] * 2 * len(kernel)
+    strides, dilations = (integers(pool, name) or ones for name in ("strides", "dilations"))
+    for axis, size in enumerate(sizes):
+        reach = (kernel[axis] - 1) * dilations[axis] + 1
+        if (
+            not isinstance(size, int)
+            or (size + pads[axis] + pads[axis + len(kernel)] - reach) % strides[axis]
+        ):
+            return False
+    return len(sizes) == len(kernel)
+
+
 def use_unsigned(model: ir.Model, quantizers: Iterable[ir.Node]) -> None:
     """Turn int8 activations with zero point 0 into uint8 with zero point 128: the same levels, 128 higher.
 

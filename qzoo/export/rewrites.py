@@ -31,6 +31,8 @@ STORE: dict[str, tuple[Rewrite, ...]] = {
 FOR: dict[str, tuple[Rewrite, ...]] = {
     "onnxruntime": (
         for_onnxruntime.use_unsigned_activations,
+        for_onnxruntime.average_by_convolution,
+        for_onnxruntime.add_parts,
         for_onnxruntime.clip_integers,
         for_onnxruntime.keep_activations_before_float8,
         for_onnxruntime.multiply_patches,

@@ -4,6 +4,7 @@ A quantizer sits on an edge, from a value to an operation that reads it, with a 
 
 * ``input``: of layers and matrix products; of multiplications, concatenations, and what moves values between those.
 * ``residual`` and ``branch``: of additions. The branch is what TensorRT and OpenVINO compute together with the add.
+  A BatchNorm on a skip that reads what layers read (RepVGG) has a ``residual``, too: nothing then needs the floats.
 * ``stream``: of additions beside a LayerNorm. They stay in float: the next LayerNorm reads them so.
 * ``product``: of the two products of attention in a network with LayerNorms, which gain nothing in ONNX Runtime; where
   an integer kernel makes an operand, it is an ``input`` as elsewhere.
@@ -263,11 +264,7 @@ class _Decision:
             ):
                 continue  # the residual stream of a transformer: a Q before each norm would bring no speed
             elif reader.function.known or reader.layer:
-                maker = _source(value).maker
-                convolved = maker is not None and operator_of(maker).name == "Conv"
-                self._set(
-                    reader, place, "norm" if convolved and _is_layer_norm(reader) else "activation", True
-                )
+                self._set(reader, place, self._role_in_float(reader, value), True)
             else:
                 self._leave(reader, "an operation that qzoo does not know, between layers in int8")
 
@@ -282,6 +279,14 @@ class _Decision:
         others = (self.wants.edges.get(other) for other in value.readers)
         shared = any(want is not None and want.role == "input" for want in others)
         self.wants.edges[edge] = Want("input" if shared else "activation", True)
+
+    def _role_in_float(self, reader: Operation, value: Value) -> str:
+        """The role of what a runtime reads as integers to compute with it in float."""
+        maker = _source(value).maker
+        if _is_layer_norm(reader) and maker is not None and operator_of(maker).name == "Conv":
+            return "norm"
+        beside = any(edge in self.wants.edges and edge[0].function.name in LAYERS for edge in value.readers)
+        return "residual" if beside and operator_of(reader).name == "BatchNormalization" else "activation"
 
     def _leave(self, operation: Operation, reason: str) -> None:
         where = operation.stack[-1][0] if operation.stack else ""
@@ -431,9 +436,8 @@ def _is_nonnegative(value: Value, known: dict[Value, bool]) -> bool:
     if "nonnegative" in maker.attributes:
         return True
     operator = operator_of(maker)
-    keeps = (
-        operator.kind in _SIGN_KEPT or operator.kind == "clamp" or operator.name in ("Add", "Mul", "Resize")
-    )
+    keeps = operator.kind in (*_SIGN_KEPT, "clamp") or operator.name in ("Add", "Mul", "Resize")
+    keeps = keeps or maker.function.name == "sum"
     smooth = "smooth" in maker.attributes
     return (
         keeps

@@ -66,7 +66,7 @@ FAMILIES = (
     ),
     Family(
         tuple(f"densenet{depth}" for depth in (121, 161, 169, 201)),
-        joins=(("QLinearConcat", 58), ("QLinearAveragePool", 3)),
+        joins=(("QLinearConcat", 58), ("average", 3)),
         floats=("BatchNormalization",),  # behind a concatenation there is no layer to fold it into
         rules=("bn-after-dq", "signed-after-relu", "max-pool-before-q"),
     ),
@@ -76,7 +76,7 @@ FAMILIES = (
         exact=("onnxruntime",),  # OpenVINO's sigmoid rounds in its own way
     ),
     Family(("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"), exact=("onnxruntime",)),
-    Family(("inception_v3",), 128, joins=(("QLinearConcat", 15), ("QLinearAveragePool", 9))),
+    Family(("inception_v3",), 128, joins=(("QLinearConcat", 15), ("average", 9))),
     Family(
         ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
         joins=(("QLinearAdd", 14),),
@@ -143,13 +143,12 @@ FAMILIES = (
     Family(("dla34",), joins=(("QLinearConcat", 6), ("QLinearAdd", 12))),
     Family(
         ("resnest14d", "resnest26d", "resnest50d"),
-        joins=(("QLinearAdd", 4), ("QLinearMul", 4), ("QLinearSoftmax", 4)),
-        floats=("ReduceSum",),  # of the splits
-        rules=("float-island",),
+        joins=(("QLinearAdd", 12), ("QLinearMul", 4), ("QLinearSoftmax", 4), ("average", 6)),
+        rules=("float-island-openvino",),
     ),
     Family(
         ("ghostnetv2_100", "ghostnetv2_130", "ghostnetv2_160"),
-        joins=(("QLinearConcat", 32), ("QLinearAdd", 16), ("QLinearMul", 21), ("QLinearAveragePool", 14)),
+        joins=(("QLinearConcat", 32), ("QLinearAdd", 16), ("QLinearMul", 21), ("average", 14)),
         floats=("HardSigmoid", "Resize", "Concat"),  # the gates' size is put together of two numbers
         rules=("float-island", "float-island-openvino"),
     ),

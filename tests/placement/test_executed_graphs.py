@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import qzoo
 from qzoo.accuracy import Fidelity
 from qzoo.runtimes import load
+from qzoo.runtimes.sessions import onnxruntime_session
 
 SHARES = {"onnxruntime": share_in_onnxruntime, "openvino": share_in_openvino}
 
@@ -65,6 +67,67 @@ def test_joins_of_what_is_never_negative_with_what_may_be(tmp_path: Path) -> Non
         torch.randn(2, 3, 32, 32),
     )
     check(with_statistics(model, images), images, tmp_path)
+    # What is joined goes on in integers.
+    executed = executed_in_openvino(tmp_path / "openvino.onnx")
+    assert executed["Concatenation"] > 0 == executed["Convert"]
+
+
+def executed_in_openvino(path: Path) -> Counter[str]:
+    """The kinds of operators that OpenVINO executes, of a file as it is."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    facts = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    return Counter(fact["layerType"].astype(str) for fact in facts)
+
+
+class JoinedTwice(nn.Module):
+    """A tensor that is joined before a BatchNorm, which takes signed integers, and before a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 8, 3) for _ in range(3))
+        self.norm, self.behind, self.beside = nn.BatchNorm2d(16), nn.Conv2d(16, 8, 3), nn.Conv2d(16, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        middle = self.b(x)
+        left = self.behind(self.norm(torch.cat([self.a(x), middle], 1)).relu())
+        right = self.beside(torch.cat([middle, self.c(x)], 1))
+        return self.fc((left.relu() + right.relu()).mean((2, 3)))
+
+
+def test_joined_before_a_batchnorm_and_before_a_convolution(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = JoinedTwice(), torch.randn(2, 3, 16, 16)
+    check(with_statistics(model, images), images, tmp_path)
+
+
+class Averages(nn.Module):
+    """Averages with padding that counts, of windows that end on the image, and beyond; then a sum of two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.middle, self.wide = (nn.Conv2d(n, m, 3) for n, m in ((3, 8), (8, 8), (8, 16)))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(self.stem(x).relu(), 4, 2, 1)
+        x = nn.functional.avg_pool2d(self.middle(x), 2, ceil_mode=True, count_include_pad=False)
+        x = self.wide(x).relu()
+        x = nn.functional.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        return self.fc(x.unflatten(1, (2, 8)).sum(1).mean((2, 3)))
+
+
+def test_averages_are_convolutions_and_sums_of_two_parts_additions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Averages(), torch.randn(2, 3, 26, 26)
+    check(with_statistics(model, images), images, tmp_path)
+    executed = tmp_path / "optimized.onnx"
+    onnxruntime_session(tmp_path / "onnxruntime.onnx", optimized=executed)
+    kinds = Counter(node.op_type for node in onnx.load(executed).graph.node)
+    assert kinds["ReduceSum"] == 0
+    assert (kinds["QLinearAdd"], kinds["QLinearConv"], kinds["QLinearAveragePool"]) == (1, 5, 1)
 
 
 class Joined(nn.Module):
