@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from qzoo.bench.survey import SurveyOptions, SurveyRow
 from qzoo.commands import Add, say
 from qzoo.errors import one_line
-
-if TYPE_CHECKING:
-    from qzoo.bench.survey import SurveyRow
 
 _RUNTIMES = ("onnxruntime", "openvino")
 
@@ -27,13 +24,12 @@ def register(add: Add) -> None:
         metavar="PATTERN",
         help="architectures, such as 'resnet*' (default: all)",
     )
-    sub.add_argument("--runtime", choices=_RUNTIMES, default="onnxruntime", help="default: onnxruntime")
-    sub.add_argument(
-        "--seconds", type=float, default=1.0, help="of timing, a model and precision (default: 1)"
-    )
-    sub.add_argument(
-        "--limit", type=float, default=600.0, metavar="SECONDS", help="that a model may take (default: 600)"
-    )
+    runtime, seconds, limit = SurveyOptions.runtime, SurveyOptions.seconds, SurveyOptions.limit
+    sub.add_argument("--runtime", choices=_RUNTIMES, default=runtime, help=f"default: {runtime}")
+    text = f"of timing, a model and precision (default: {seconds:g})"
+    sub.add_argument("--seconds", type=float, default=seconds, help=text)
+    text = f"that a model may take (default: {limit:g})"
+    sub.add_argument("--limit", type=float, default=limit, metavar="SECONDS", help=text)
     sub.add_argument(
         "--out",
         type=Path,
@@ -47,7 +43,7 @@ def register(add: Add) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qzoo.bench.survey import SurveyOptions, survey
+    from qzoo.bench.survey import survey
     from qzoo.bench.survey_report import print_survey, write_survey
 
     options = SurveyOptions(args.runtime, args.threads or 1, args.seconds, args.limit)

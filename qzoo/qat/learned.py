@@ -21,7 +21,18 @@ from qzoo.quantizers import quantizers, shared_ranges
 _SMALLEST = 1e-6
 
 
-class LearnedRange(nn.Module):
+class _Learned(nn.Module):
+    """The rule of a range that is trained, and the unit of its parameter."""
+
+    def __init__(self, rule: str, bound: float) -> None:
+        super().__init__()
+        self.rule, self.unit = rule, float(bound) if rule == "lsq" else 1.0
+
+    def extra_repr(self) -> str:
+        return self.rule
+
+
+class LearnedRange(_Learned):
     """Range of a quantizer as a parameter that is trained.
 
     * ``"lsq"``: Esser et al. 2020, "Learned Step Size Quantization" (arXiv:1902.08153). The parameter is the step
@@ -42,8 +53,7 @@ class LearnedRange(nn.Module):
     """
 
     def __init__(self, amax: Tensor, rule: str, bound: float) -> None:
-        super().__init__()
-        self.rule, self.unit = rule, float(bound) if rule == "lsq" else 1.0
+        super().__init__(rule, bound)
         self.value = nn.Parameter((amax.detach().float() / self.unit).clamp(min=_SMALLEST))
 
     @property
@@ -62,9 +72,6 @@ class LearnedRange(nn.Module):
             x, self.value, self.amax, num_bits, unsigned, narrow_range, gain, self.rule == "lsq"
         )
         return result
-
-    def extra_repr(self) -> str:
-        return self.rule
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -93,7 +100,7 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, moved * ctx.gain, None, None, None, None, None, None
 
 
-class LearnedLimits(nn.Module):
+class LearnedLimits(_Learned):
     """Both ends of a quantizer's range as a parameter that is trained.
 
     * ``"lsq"``: LSQ+, Bhalgat et al. 2020, "LSQ+: Improving low-bit quantization through learnable offsets and better
@@ -114,8 +121,7 @@ class LearnedLimits(nn.Module):
     """
 
     def __init__(self, limits: Tensor, rule: str, bound: float) -> None:
-        super().__init__()
-        self.rule, self.unit = rule, float(bound) if rule == "lsq" else 1.0
+        super().__init__(rule, bound)
         self.value = nn.Parameter(limits.detach().float() / self.unit)
 
     @property
@@ -132,9 +138,6 @@ class LearnedLimits(nn.Module):
             x, self.value, self.limits, num_bits, self.unit * factor, self.rule == "lsq"
         )
         return result
-
-    def extra_repr(self) -> str:
-        return self.rule
 
 
 class _FakeQuantizeAffine(torch.autograd.Function):
