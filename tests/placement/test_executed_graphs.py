@@ -103,6 +103,33 @@ def test_joined_before_a_batchnorm_and_before_a_convolution(tmp_path: Path) -> N
     check(with_statistics(model, images), images, tmp_path)
 
 
+class Branches(nn.Module):
+    """Two convolutions and a BatchNorm that read one tensor, as in the RepVGG that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.point = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+        )
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (self.wide(x) + self.point(x) + self.norm(x)).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_batchnorm_beside_layers_reads_their_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Branches(), torch.randn(2, 3, 16, 16)
+    check(with_statistics(model, images), images, tmp_path)
+    graph = onnx.load(tmp_path / "openvino.onnx").graph
+    (norm,) = [node for node in graph.node if node.op_type == "BatchNormalization"]
+    assert [node.op_type for node in graph.node if norm.input[0] in node.input].count("Conv") == 2
+
+
 class Averages(nn.Module):
     """Averages with padding that counts, of windows that end on the image, and beyond; then a sum of two parts."""
 
