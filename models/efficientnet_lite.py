@@ -289,25 +289,25 @@ def efficientnet_lite0(**options: Any) -> EfficientNetLite:
     return EfficientNetLite(SIZES[0], **options)
 
 
-@register_model(family=FAMILY)
+@register_model(family=FAMILY, image_size=240)
 def efficientnet_lite1(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite1: 5.4 M parameters, 240 pixels."""
     return EfficientNetLite(SIZES[1], **options)
 
 
-@register_model(family=FAMILY)
+@register_model(family=FAMILY, image_size=260)
 def efficientnet_lite2(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite2: 6.1 M parameters, 260 pixels."""
     return EfficientNetLite(SIZES[2], **options)
 
 
-@register_model(family=FAMILY)
+@register_model(family=FAMILY, image_size=300)
 def efficientnet_lite3(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite3: 8.2 M parameters, 300 pixels."""
     return EfficientNetLite(SIZES[3], **options)
 
 
-@register_model(family=FAMILY)
+@register_model(family=FAMILY, image_size=380)
 def efficientnet_lite4(**options: Any) -> EfficientNetLite:
     """EfficientNet-Lite4: 13.0 M parameters, 380 pixels."""
     return EfficientNetLite(SIZES[4], **options)

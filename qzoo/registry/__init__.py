@@ -145,6 +145,7 @@ class ModelEntry:
             where no schedule is known.
         aliases: other names of the same network, of torchvision or timm.
         key_map: from the names of parameters that torchvision, timm or a publisher has and the definition has not.
+        image_size: height and width of its images, in pixels, where no weights say it.
 
     Example:
         >>> architecture("resnet50").default_tag
@@ -159,6 +160,7 @@ class ModelEntry:
     published: Mapping[str, Pin] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     key_map: KeyMap | None = None
+    image_size: int = 32
 
     @property
     def default_tag(self) -> str | None:
@@ -228,6 +230,7 @@ def register_model(
     published: Mapping[str, Pin] | None = None,
     aliases: Iterable[str] = (),
     key_map: KeyMap | None = None,
+    image_size: int = 32,
 ) -> Callable[[Callable], Callable]:
     """Make a builder function known to the zoo under its own name, as a decorator.
 
@@ -243,6 +246,7 @@ def register_model(
         tuning, published: see :class:`ModelEntry`.
         aliases: names under which torchvision or timm has the same network; they mean this one wherever names do.
         key_map: from the names that torchvision or timm gives its parameters, for :func:`qzoo.load_weights`.
+        image_size: height and width of its images, in pixels, where it has no float weights to say it.
 
     Returns:
         The decorator; it returns the builder, which checks its options.
@@ -281,6 +285,7 @@ def register_model(
             dict(published or {}),
             tuple(aliases),
             key_map,
+            image_size,
         )
         return build
 

