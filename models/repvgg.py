@@ -66,7 +66,7 @@ class Block(nn.Module):
         self.identity: nn.Module | None = None
         if in_channels == out_channels and stride == 1:
             self.identity = nn.BatchNorm2d(out_channels)
-            self.norm_quantizer = activation_quantizer(quantize, "residual", nonnegative=not image)
+            self.norm_quantizer = activation_quantizer(quantize, "pool", nonnegative=not image)
             self.sum_quantizer = activation_quantizer(quantize, "residual")
             self.skip_quantizer = activation_quantizer(quantize, "residual")
         self.conv_kxk = _conv(in_channels, out_channels, 3, stride, quantize, image)

@@ -10,7 +10,7 @@ whatever the target, so one checkpoint serves all runtimes.
 | ``weight`` | its weight | all targets |
 | ``residual`` | the skip input of an add | all targets |
 | ``branch`` | the other input of an add | ONNX Runtime; TensorRT and OpenVINO fuse convolution and add |
-| ``pool`` | the input of an average pooling | CPU runtimes |
+| ``pool`` | the input of an average pooling, or of a BatchNorm beside layers that read the same | CPU runtimes |
 | ``activation`` | what is read in float, behind an int8 kernel | ONNX Runtime, whose kernels need a Q right behind |
 | ``output`` | the classifier's output | CPU runtimes |
 | ``norm`` | the input of a LayerNorm behind a convolution | ONNX Runtime, TensorRT: the convolution writes int8 |

@@ -542,6 +542,8 @@ _ATTENTION = ("query_quantizer", "key_quantizer", "value_quantizer")
 
 
 def _name(function: str, role: str, place: int) -> str:
+    if (function, role) == ("batch_norm", "pool"):
+        return "norm_quantizer"
     if role in ("residual", "branch", "pool", "activation", "norm"):
         return f"{role}_quantizer"
     if role == "stream":

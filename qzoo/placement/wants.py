@@ -4,11 +4,10 @@ A quantizer sits on an edge, from a value to an operation that reads it, with a 
 
 * ``input``: of layers and matrix products; of multiplications, concatenations, and what moves values between those.
 * ``residual`` and ``branch``: of additions. The branch is what TensorRT and OpenVINO compute together with the add.
-  A BatchNorm on a skip that reads what layers read (RepVGG) has a ``residual``, too: nothing then needs the floats.
 * ``stream``: of additions beside a LayerNorm. They stay in float: the next LayerNorm reads them so.
 * ``product``: of the two products of attention in a network with LayerNorms, which gain nothing in ONNX Runtime; where
   an integer kernel makes an operand, it is an ``input`` as elsewhere.
-* ``pool``: of averages.
+* ``pool``: of averages, and of a BatchNorm that reads what layers read (RepVGG), so that nothing needs the floats.
 * ``activation``: what only ONNX Runtime wants: its integer kernels need a Q right behind them, where the others
   compute an activation or a BatchNorm with the layer before, or in float.
 * ``norm``: of a LayerNorm behind a convolution, as in ConvNeXt. TensorRT wants it too: by NVIDIA's Model Optimizer
@@ -286,7 +285,7 @@ class _Decision:
         if _is_layer_norm(reader) and maker is not None and operator_of(maker).name == "Conv":
             return "norm"
         beside = any(edge in self.wants.edges and edge[0].function.name in LAYERS for edge in value.readers)
-        return "residual" if beside and operator_of(reader).name == "BatchNormalization" else "activation"
+        return "pool" if beside and operator_of(reader).name == "BatchNormalization" else "activation"
 
     def _leave(self, operation: Operation, reason: str) -> None:
         where = operation.stack[-1][0] if operation.stack else ""
