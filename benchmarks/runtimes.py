@@ -132,8 +132,8 @@ def record(path: Path | None, head: dict[str, Any], entries: list[dict[str, Any]
         return
     before = json.loads(path.read_text())["results"] if path.exists() else []
     new = {entry["model"] for entry in entries}
-    kept = [entry for entry in before if entry["model"] not in new]
-    path.write_text(json.dumps({**head, "results": kept + entries}, indent=1) + "\n")
+    others = [entry for entry in before if entry["model"] not in new]
+    path.write_text(json.dumps({**head, "results": others + entries}, indent=1) + "\n")
 
 
 def versions(peers: Iterable[str]) -> dict[str, str]:

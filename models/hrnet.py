@@ -155,12 +155,12 @@ class HRNet(HubMixin, nn.Module):
         before: tuple[int, ...] = (channels,)
         for stage, count in enumerate(modules, start=2):
             widths = tuple(width * 2**i for i in range(stage))
-            kept = [
+            same = [
                 nn.Identity() if old == new else _conv(old, new, 3, 1, quantize)
                 for old, new in zip(before, widths, strict=False)
             ]
             new = nn.Sequential(_conv(before[-1], widths[-1], 3, 2, quantize))
-            self.add_module(f"transition{stage - 1}", nn.ModuleList([*kept, new]))
+            self.add_module(f"transition{stage - 1}", nn.ModuleList([*same, new]))
             self.add_module(
                 f"stage{stage}", nn.Sequential(*(Module(depth, widths, quantize) for _ in range(count)))
             )

@@ -343,11 +343,11 @@ class StochasticDepth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.probability == 0:
             return x
-        kept = torch.empty([len(x)] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
-        kept.bernoulli_(1 - self.probability)
+        mask = torch.empty([len(x)] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device)
+        mask.bernoulli_(1 - self.probability)
         if self.probability < 1:
-            kept.div_(1 - self.probability)
-        return x * kept
+            mask.div_(1 - self.probability)
+        return x * mask
 
 
 class Conv2dSame(nn.Conv2d):

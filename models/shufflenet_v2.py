@@ -60,10 +60,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.halves:
-            kept, x = self.move_quantizer(x).chunk(2, dim=1)
+            skip, x = self.move_quantizer(x).chunk(2, dim=1)
         else:
-            kept = self.branch1(x)
-        parts = [self.concat_quantizer(part) for part in (kept, self.branch2(x))]
+            skip = self.branch1(x)
+        parts = [self.concat_quantizer(part) for part in (skip, self.branch2(x))]
         n, _, height, width = parts[0].shape
         pairs = torch.cat(parts, 1).view(n, 2, -1, height, width)
         return pairs.transpose(1, 2).contiguous().view(n, -1, height, width)

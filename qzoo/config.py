@@ -192,8 +192,8 @@ class CalibrationRecord:
 
     def _recipe(self, method: str, percentile: float | None) -> Recipe:
         values = {f.name: getattr(self, f.name) for f in fields(Recipe)}
-        kept = percentile if method in WITH_PERCENTILE else None
-        return Recipe(**{**values, "method": method, "percentile": kept})
+        share = percentile if method in WITH_PERCENTILE else None
+        return Recipe(**{**values, "method": method, "percentile": share})
 
 
 @dataclass(frozen=True)
@@ -551,9 +551,9 @@ def _check(config: Config) -> None:
 def _check_training(training: Mapping[str, Any], *, quantized: bool) -> None:
     """The options among what is recorded of a training, each with its own type and values."""
     hints = get_type_hints(TrainOptions)
-    given = {key: decode(hints[key], training[key], f"training.{key}") for key in hints if key in training}
+    options = {key: decode(hints[key], training[key], f"training.{key}") for key in hints if key in training}
     try:
-        TrainOptions(**given)
+        TrainOptions(**options)
     except ValueError as error:
         raise CheckpointError(f"config.json: training: {error}") from error
     if (

@@ -236,12 +236,12 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _device(wanted: str, local: int, processes: int) -> torch.device:
+def _device(kind: str, local: int, processes: int) -> torch.device:
     """Where the process of local rank ``local`` computes."""
-    if wanted not in ("cpu", "cuda", "auto"):
-        raise ArgumentError(f"device must be cpu, cuda or auto, not {wanted!r}")
-    gpus = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
-    if wanted == "cuda" and gpus < processes:
+    if kind not in ("cpu", "cuda", "auto"):
+        raise ArgumentError(f"device must be cpu, cuda or auto, not {kind!r}")
+    gpus = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
+    if kind == "cuda" and gpus < processes:
         raise DistributedError(
             f"{processes} processes but {gpus} GPUs: one process needs one GPU; use device cpu"
         )

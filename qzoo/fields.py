@@ -146,10 +146,10 @@ def _decode_fields(kind: Any, values: dict[str, Any], path: str) -> Any:
     for f in known:
         if f.name not in values and not f.metadata.get("optional"):
             raise CheckpointError(f"config.json: field {prefix}{f.name} is missing")
-    given = [f.name for f in known if f.name in values]
-    decoded = {name: decode(hints[name], values[name], prefix + name) for name in given}
+    names = [f.name for f in known if f.name in values]
+    decoded = {name: decode(hints[name], values[name], prefix + name) for name in names}
     for f in known:
-        if f.name in given and "allowed" in f.metadata:
+        if f.name in names and "allowed" in f.metadata:
             _check_allowed(decoded[f.name], f.metadata["allowed"], prefix + f.name)
     try:
         return kind(**decoded)

@@ -361,21 +361,21 @@ class Plan:
         Raises:
             ValueError: an unknown name or value, or two that contradict each other.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        unknown = given.keys() - build_options().keys()
+        values = {name: value for name, value in options.items() if value is not None}
+        unknown = values.keys() - build_options().keys()
         if unknown:
             known = ", ".join(build_options())
             raise ArgumentError(f"{min(unknown)!r} is no option of a build; known are {known}")
-        best = given.pop("recipe", None)
-        methods = {f.name: given.pop(f.name) for f in fields(Recipe) if f.name in given}
+        best = values.pop("recipe", None)
+        methods = {f.name: values.pop(f.name) for f in fields(Recipe) if f.name in values}
         if best not in (None, "best"):
             raise ArgumentError(f"recipe must be 'best', not {best!r}")
         if best and methods:
             raise ArgumentError(f"recipe='best' chooses {', '.join(methods)} itself; leave them out")
-        if given.get("layer_bits") and given.setdefault("drop", 0.0):
+        if values.get("layer_bits") and values.setdefault("drop", 0.0):
             raise ArgumentError("drop chooses the bits of layers itself; leave layer_bits out")
         recipe = self.recipe.changed(methods)
-        return replace(self, recipe=recipe, best=bool(best) or (self.best and not methods), **given)
+        return replace(self, recipe=recipe, best=bool(best) or (self.best and not methods), **values)
 
     def flags(self) -> dict[str, list[Any]]:
         """List the flags of ``qzoo build`` that give this plan, each with its values."""

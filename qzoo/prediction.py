@@ -156,11 +156,11 @@ def _ready(folder: Path, digest: str, runtime: str) -> _RunningModel:
 
 def _export(folder: Path, digest: str, runtime: str, threads: int) -> Runner:
     """The model in its runtime by way of an ONNX file in the store; written there if it is not."""
-    target, kept = runtimes.runtime_named(runtime).target, _exports()
-    if kept is None:
+    target, cache = runtimes.runtime_named(runtime).target, _exports()
+    if cache is None:
         return deploy(load_pretrained(folder, target=target), runtime, threads=threads).runner
     key = hashlib.sha256(f"{digest} {target} {__version__}".encode()).hexdigest()[:32]
-    file = kept / f"{key}.onnx"
+    file = cache / f"{key}.onnx"
     if not file.is_file():
         export_onnx(load_pretrained(folder, target=target), file, target=target)
     return runtimes.load(file, runtime, threads)

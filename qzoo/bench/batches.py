@@ -19,10 +19,10 @@ def repeatable(loader: Batches) -> Batches:
     Raises:
         DataError: no images; or an iterator, which can be read once only, over more than are kept.
     """
-    kept: list[tuple[Tensor, Tensor]] = []
+    batches: list[tuple[Tensor, Tensor]] = []
     size = 0
     for images, labels in loader:
-        kept.append((images, labels))
+        batches.append((images, labels))
         size += images.numel() * images.element_size()
         if size <= _CACHE_BYTES:
             continue
@@ -31,10 +31,10 @@ def repeatable(loader: Batches) -> Batches:
                 f"the loader is a {type(loader).__name__}, which can be read once, and its images take more than "
                 f"{_CACHE_BYTES / 2**30:.3g} GiB, too much to keep: pass a list or a DataLoader"
             )
-        return _Repeatable(loader, [_mark(*batch) for batch in kept])
-    if not kept:
+        return _Repeatable(loader, [_mark(*batch) for batch in batches])
+    if not batches:
         raise DataError("the loader gave no images; check the folder, the split and the subset")
-    return kept
+    return batches
 
 
 class _Repeatable:

@@ -59,9 +59,9 @@ def processor() -> dict[str, str]:
     lines = processor_facts()
     if lines:
         facts["processor"] = lines.get("model name", facts["processor"])
-        wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+        sets = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
         flags = lines.get("flags", lines.get("Features", "")).split()
-        facts["instruction sets"] = " ".join(flag for flag in wanted if flag in flags) or "none of interest"
+        facts["instruction sets"] = " ".join(flag for flag in sets if flag in flags) or "none of interest"
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     facts["frequency governor"] = governor.read_text().strip() if governor.exists() else "unknown"
     return facts

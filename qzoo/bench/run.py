@@ -96,9 +96,9 @@ def _several(names: str | Sequence[str]) -> tuple[str, ...]:
 
 def _names(names: object) -> list[str]:
     """Names, or paths as text, of what to measure. Raises TypeError for anything else, such as a module."""
-    given = names if isinstance(names, Iterable) and not isinstance(names, str) else [names]
+    several = names if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     texts = []
-    for name in given:
+    for name in several:
         if isinstance(name, str | os.PathLike):
             texts.append(os.fspath(name))
         else:

@@ -134,7 +134,7 @@ def _mixed(config: Config, scheme: Scheme) -> str:
 def _train_command(name: str, options: dict[str, Any]) -> str:
     """The command that repeats a training; on another machine or number of threads the last bits differ."""
     values = {**options, "data": None if options.get("data") in _FOUND else "DIR"}
-    given = (
+    keys = (
         "dataset",
         "data",
         "float",
@@ -145,7 +145,7 @@ def _train_command(name: str, options: dict[str, Any]) -> str:
         "batch_size",
         "threads",
     )
-    flags = {flag(key): str(values[key]).split(" ") for key in given if values.get(key) is not None}
+    flags = {flag(key): str(values[key]).split(" ") for key in keys if values.get(key) is not None}
     if options.get("skipped"):
         flags["--skip-broken"] = []
     processes = options.get("processes", 1)

@@ -179,9 +179,9 @@ def given_options(args: argparse.Namespace, options: Mapping[str, Field[Any]]) -
     Raises:
         ValueError: bits of layers in another form than ``fc=4``.
     """
-    given = {name: value for name in options if (value := getattr(args, name, None)) is not None}
-    pairs = {name: _layer_bits(given[name]) for name in given if options[name].metadata["kind"] is tuple}
-    return {**given, **pairs}
+    values = {name: value for name in options if (value := getattr(args, name, None)) is not None}
+    pairs = {name: _layer_bits(values[name]) for name in values if options[name].metadata["kind"] is tuple}
+    return {**values, **pairs}
 
 
 def given_fields(args: argparse.Namespace, kind: type) -> dict[str, Any]:

@@ -165,16 +165,16 @@ class _Rows:
 def _hub(rest: str, split: str, classes: int | None) -> Source:
     """``NAME[:SPLIT]``."""
     datasets = _extra("datasets")
-    name, _, wanted = rest.partition(":")
+    name, _, choice = rest.partition(":")
     with _reading(f"hfds:{rest}"):
         builder = datasets.load_dataset_builder(name)
         splits = builder.info.splits or {}
         names = list(splits) or datasets.get_dataset_split_names(name)
-    if wanted and wanted not in names:
-        raise DataError(f"hfds:{rest}: no split {wanted!r}; expected one of {', '.join(names)}")
+    if choice and choice not in names:
+        raise DataError(f"hfds:{rest}: no split {choice!r}; expected one of {', '.join(names)}")
     tests = [key for key in _TESTS if key in names]
-    alone = bool(wanted) or not tests or "train" not in names
-    chosen = wanted or ("train" if split == "train" and not alone else [*tests, *names][0])
+    alone = bool(choice) or not tests or "train" not in names
+    chosen = choice or ("train" if split == "train" and not alone else [*tests, *names][0])
     count = getattr(splits.get(chosen), "num_examples", 0) or UNKNOWN
     return _Rows(
         lambda: builder.as_streaming_dataset(split=chosen),

@@ -260,9 +260,9 @@ class LabelMap:
         self, labels: str, names: tuple[str, ...] = (), classes: int | Sequence[str] | None = None
     ) -> None:
         known = data_set(labels)
-        given = () if classes is None or isinstance(classes, int) else tuple(classes)
-        own = tuple(known.class_names()) if known.class_names is not None else given or names
-        number = classes if isinstance(classes, int) else len(given)
+        listed = () if classes is None or isinstance(classes, int) else tuple(classes)
+        own = tuple(known.class_names()) if known.class_names is not None else listed or names
+        number = classes if isinstance(classes, int) else len(listed)
         self.labels, self.classes = labels, known.classes or number or len(names) or UNKNOWN
         if names and own is names and len(names) != self.classes:
             raise DataError(

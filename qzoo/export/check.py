@@ -172,9 +172,9 @@ def check(
     run = _runner(path, runtime, target)
     graph = Graph(path)
     x = _noise(graph) if images is None else images.detach().cpu()
-    given = x.to(_input_type(graph))
+    inputs = x.to(_input_type(graph))
     simulation = copy_for(model, target)
-    logits, expected = run(given), _simulate(simulation, x)
+    logits, expected = run(inputs), _simulate(simulation, x)
     if logits.shape != expected.shape:
         raise ExportError(
             f"{path}: logits of shape {tuple(logits.shape)}, the model's {tuple(expected.shape)}"
@@ -185,7 +185,7 @@ def check(
     layers = compare_layers(path, simulation, x, runtime)
     if runtime != "openvino":
         return replace(result, layers=layers)
-    as_written = Fidelity.of(_as_written(path, given).double(), expected.double())
+    as_written = Fidelity.of(_as_written(path, inputs).double(), expected.double())
     return replace(result, layers=layers, as_written_db=as_written.sqnr_db)
 
 

@@ -45,20 +45,20 @@ def choose_opset(model: nn.Module, target: str, opset: int | None, weights: str,
         ExportError: the opset has not all formats, the target's runtime does not take one, or
             ``weights="int4"`` and no weight is of that format; names the quantizer.
     """
-    wanted, reason = LOWEST_OPSET, f"{LOWEST_OPSET} to {NEWEST_OPSET} can be written"
+    lowest, reason = LOWEST_OPSET, f"{LOWEST_OPSET} to {NEWEST_OPSET} can be written"
     if half:
-        wanted, reason = 19, "float16 scales"
+        lowest, reason = 19, "float16 scales"
     if weights == "int4":
-        wanted, reason = 21, "int4 weights"
+        lowest, reason = 21, "int4 weights"
         _check_int4(model)
     for name, quantizer in active_quantizers(model).items():
         _check_target(name, quantizer, target)
         needed, what = _opset_of(quantizer)
-        if needed > wanted:
-            wanted, reason = needed, f"{what} ({name})"
-    if opset is not None and opset < wanted:
-        raise ExportError(f"opset {opset} was asked for, but needs to be {wanted} or higher: {reason}")
-    return opset or wanted
+        if needed > lowest:
+            lowest, reason = needed, f"{what} ({name})"
+    if opset is not None and opset < lowest:
+        raise ExportError(f"opset {opset} was asked for, but needs to be {lowest} or higher: {reason}")
+    return opset or lowest
 
 
 def check_opset(opset: object) -> None:

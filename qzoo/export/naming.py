@@ -25,12 +25,12 @@ def name_by_module(model: ir.Model) -> None:
     Scales and zero points are named after their quantizer. The exporter's notes (stack traces with the paths of the
     machine that exported) are removed.
     """
-    taken: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     names = Counter(str(value.name) for value in (*model.graph.inputs, *model.graph.initializers.values()))
     fixed = {id(value) for value in model.graph.outputs}
     for node in model.graph:
         scope = _module_path(node)
-        node.name = _unique(f"{scope}/{node.op_type}" if scope else node.op_type, taken)
+        node.name = _unique(f"{scope}/{node.op_type}" if scope else node.op_type, counts)
         for i, value in enumerate(node.outputs):
             if id(value) not in fixed:
                 value.name = _unique(_tensor_name(node, i), names)
@@ -91,13 +91,13 @@ def _tensor_name(node: ir.Node, output: int) -> str:
     return str(node.name).rpartition("/")[0] or str(node.name)
 
 
-def _unique(name: str, taken: Counter[str]) -> str:
-    taken[name] += 1
-    return name if taken[name] == 1 else _unique(f"{name}_{taken[name]}", taken)
+def _unique(name: str, counts: Counter[str]) -> str:
+    counts[name] += 1
+    return name if counts[name] == 1 else _unique(f"{name}_{counts[name]}", counts)
 
 
-def _name_constants(node: ir.Node, scope: str, taken: Counter[str]) -> None:
+def _name_constants(node: ir.Node, scope: str, counts: Counter[str]) -> None:
     for value, role in zip(node.inputs[1:3], ("scale", "zero_point"), strict=False):
         # The exporter numbers them val_7; a name given already (of a merged pair, say) stays.
         if value is not None and constant(value) is not None and str(value.name).startswith("val_"):
-            value.name = _unique(f"{scope}.{role}", taken)
+            value.name = _unique(f"{scope}.{role}", counts)

@@ -101,10 +101,10 @@ def check_place(path: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a text or a Path, the file to write, not {path!r:.60}")
-    given = Path(path)
-    if given.is_dir():
+    file = Path(path)
+    if file.is_dir():
         raise ExportError(f"{os.fspath(path)!r} is a folder; give the file to write")
-    place = Path(os.path.realpath(given))
+    place = Path(os.path.realpath(file))
     if place.exists() and not place.is_file():
         raise ExportError(f"{os.fspath(path)!r} is no regular file; give another one to write")
     folder = next(parent for parent in place.parents if os.path.lexists(parent))
@@ -114,7 +114,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
         raise ExportError(
             f"can't write {os.fspath(path)!r}: no permission to write in the folder {str(folder)!r}"
         )
-    return given
+    return file
 
 
 def check_batch(batch: str | int) -> None:

@@ -162,8 +162,8 @@ def _lines(ray: Any) -> Any:
             self.lines.append((name, line))
 
         def take(self) -> list[tuple[str, str]]:
-            taken, self.lines = self.lines, []
-            return taken
+            lines, self.lines = self.lines, []
+            return lines
 
     return ray.remote(num_cpus=0, max_restarts=-1)(Lines).remote()
 
@@ -213,12 +213,16 @@ def _connect(address: str | None) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise MissingDependencyError("--engine ray needs Ray: pip install 'qzoo[ray]'") from error
-    given: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
+    settings: dict[str, Any] = {
+        "address": address or "local",
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
     if address is None:
-        given |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
+        settings |= {"include_dashboard": False, "num_cpus": os.cpu_count()}
     try:
         _knock(address or "")
-        ray.init(**given)
+        ray.init(**settings)
     except Exception as error:  # other versions of Python or Ray, no server: it raises several types
         if address is None:
             raise QzooError(f"Ray can't be started on this machine ({told(error)[0]}); try again") from error

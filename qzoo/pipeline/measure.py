@@ -100,19 +100,19 @@ class Rows:
     def float_row(self) -> Measurement:
         """Measure the reference itself; call it first."""
 
-        kept = None if self._steps.folder is None else self._steps.folder / _LOGITS
+        file = None if self._steps.folder is None else self._steps.folder / _LOGITS
         alone = self._group.world == 1  # a process of several has the logits of its own batches only
 
         def action() -> Any:
             self._logits.clear()
             result = evaluate(self._record, self._load(), progress=self._progress, group=self._group)
-            if kept is not None and alone:
-                _save_logits(kept, torch.cat(self._logits))
-            elif kept is not None and self._group.first:
-                kept.unlink(missing_ok=True)
+            if file is not None and alone:
+                _save_logits(file, torch.cat(self._logits))
+            elif file is not None and self._group.first:
+                file.unlink(missing_ok=True)
             return encode(measurement(result, self._images, "torch", "float", None))
 
-        files = (_LOGITS,) if kept is not None and alone else ()
+        files = (_LOGITS,) if file is not None and alone else ()
         row = self._steps.run("evaluate float", self._inputs, action, files)
         return decode(Measurement, row, "float row")
 
@@ -138,13 +138,13 @@ class Rows:
 
     def _recorded(self) -> Callable[[Tensor], Tensor] | Tensor:
         """The reference's logits, or itself where they were not kept."""
-        kept = None if self._steps.folder is None else self._steps.folder / _LOGITS
+        file = None if self._steps.folder is None else self._steps.folder / _LOGITS
         if self._group.world > 1:
             return RecordedLogits(torch.cat(self._logits)) if self._logits else self._reference
-        if not self._logits and kept is not None and kept.is_file():
+        if not self._logits and file is not None and file.is_file():
             from safetensors.torch import load_file
 
-            self._logits.append(load_file(kept)["logits"])
+            self._logits.append(load_file(file)["logits"])
         return torch.cat(self._logits) if self._logits else self._reference
 
 

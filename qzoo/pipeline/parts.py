@@ -381,20 +381,20 @@ def _content(path: Path) -> str:
         raise DataError(f"{path} can't be read ({error}); replace or remove it") from error
 
 
-def _longest_rest(whole: Images, used: list[_Range]) -> str:
+def _longest_rest(whole: Images, others: list[_Range]) -> str:
     """The longest part of a split that is not used; the last one of these.
 
     Raises:
         DataError: all of it is.
     """
     place, rests = 0, []
-    for part in sorted(used):
+    for part in sorted(others):
         rests.append((part.start - place, place, part.start))
         place = max(place, part.stop)
     rests.append((whole.count - place, place, whole.count))
     length, start, stop = max(rests)
     if length < 1:
-        parts = ", ".join(f"{part.start}:{part.stop} by {part.use}" for part in used)
+        parts = ", ".join(f"{part.start}:{part.stop} by {part.use}" for part in others)
         raise DataError(
             f"no images are left to measure on: of {whole.text}, {parts} are used up; give other images, or a subset "
             "that you choose yourself"

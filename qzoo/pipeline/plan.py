@@ -119,10 +119,10 @@ def plan_without_data(config: Config, options: BuildOptions) -> Plan:
         return Plan().changed(options)
     defaults = architecture(config.architecture).family.defaults
     scheme = config.scheme or Scheme()
-    given = {**dataclasses.asdict(recipe_without_data(defaults, scheme)), **_given(options)}
-    if given["rounding"] != "nearest" and "bias_correction" not in _given(options):
-        given["bias_correction"] = "none"  # which learned rounding does itself
-    return Plan().changed(given)
+    values = {**dataclasses.asdict(recipe_without_data(defaults, scheme)), **_given(options)}
+    if values["rounding"] != "nearest" and "bias_correction" not in _given(options):
+        values["bias_correction"] = "none"  # which learned rounding does itself
+    return Plan().changed(values)
 
 
 def _given(options: BuildOptions) -> dict[str, Any]:

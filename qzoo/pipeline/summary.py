@@ -46,9 +46,9 @@ def _figures(config: Config) -> list[str]:
     exact = next((row for row in config.metrics if row.precision == "float"), None)
     rows = [_HEAD, *(_cells(row, exact) for row in config.metrics)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    kept = [i for i in range(len(_HEAD)) if any(row[i] for row in rows[1:])]  # float alone has no drop
+    columns = [i for i in range(len(_HEAD)) if any(row[i] for row in rows[1:])]  # float alone has no drop
     return [
-        "  ".join(row[i].ljust(widths[i]) if i == 0 else row[i].rjust(widths[i]) for i in kept)
+        "  ".join(row[i].ljust(widths[i]) if i == 0 else row[i].rjust(widths[i]) for i in columns)
         for row in rows
     ]
 

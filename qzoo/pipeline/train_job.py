@@ -168,10 +168,10 @@ def training_record(
 ) -> dict[str, Any]:
     """Record what repeats a training, and what it cost; threads are those of each process."""
     subset = done.images.subset if is_stream(job.data) else job.subset
-    given = {"dataset": job.dataset, "subset": subset, "evaluation_subset": job.evaluation_subset}
+    choices = {"dataset": job.dataset, "subset": subset, "evaluation_subset": job.evaluation_subset}
     return {
         "data": done.images.text,
-        **{key: value for key, value in given.items() if value},
+        **{key: value for key, value in choices.items() if value},
         "images": done.images.count,
         **({"skipped": skipped} if (skipped := int(max(row.get("skipped", 0) for row in done.log))) else {}),
         "augmentation": data_set(labels).augmentation,

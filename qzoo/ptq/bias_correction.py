@@ -70,8 +70,8 @@ def correct_bias(
     layers = layers_of(model, batches[0][:1] if batches else None)
     if method == "analytic":
         return _analytic(model, layers, batches, progress)
-    wanted = _output_means(model, layers, batches, reference, progress)
-    return _empirical(model, layers, torch.cat(batches), wanted)
+    means = _output_means(model, layers, batches, reference, progress)
+    return _empirical(model, layers, torch.cat(batches), means)
 
 
 @torch.no_grad()
@@ -81,8 +81,8 @@ def _analytic(
     moments, shifts = input_moments(model, layers, batches, covariance=False, progress=progress), {}
     for layer in layers:
         weight, n = layer.module.weight, moments[layer.name].total.shape[1]
-        used = layer.module.weight_quantizer(weight).reshape(layer.groups, -1, n)
-        shift = moments[layer.name].error_of_mean(used, weight.reshape(layer.groups, -1, n)).flatten()
+        inexact = layer.module.weight_quantizer(weight).reshape(layer.groups, -1, n)
+        shift = moments[layer.name].error_of_mean(inexact, weight.reshape(layer.groups, -1, n)).flatten()
         layer.shift(shift)
         shifts[layer.name] = shift
     return shifts
@@ -123,7 +123,7 @@ def _output_means(
 
 @torch.no_grad()
 def _empirical(
-    model: nn.Module, layers: list[Layer], images: Tensor, wanted: dict[str, Tensor]
+    model: nn.Module, layers: list[Layer], images: Tensor, means: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """One pass of the quantized model: a layer's output is corrected before others read it."""
     shifts: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ def _empirical(
     def watch(layer: Layer) -> Any:
         @unseen
         def hook(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-            shift = layer.mean(output) - wanted[layer.name]
+            shift = layer.mean(output) - means[layer.name]
             shifts[layer.name] = shift
             layer.shift(shift)
             if layer.norm is not None:

@@ -125,15 +125,15 @@ class Layer:
         windows = windows[..., :: module.dilation[0], :: module.dilation[1]]
         height, width = windows.shape[2:4]
         chosen = draw(height * width, positions, generator).to(x.device)
-        taken = windows[:, :, chosen // width, chosen % width]  # [N, in, positions, k, k]
-        count, channels = taken.shape[:2]
-        taken = taken.reshape(count, module.groups, channels // module.groups, len(chosen), -1)
-        return taken.permute(1, 0, 3, 2, 4).reshape(module.groups, count * len(chosen), -1)
+        patches = windows[:, :, chosen // width, chosen % width]  # [N, in, positions, k, k]
+        count, channels = patches.shape[:2]
+        patches = patches.reshape(count, module.groups, channels // module.groups, len(chosen), -1)
+        return patches.permute(1, 0, 3, 2, 4).reshape(module.groups, count * len(chosen), -1)
 
 
-def draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Draw at most ``wanted`` of the numbers below ``count``, on the generator's device."""
-    return torch.randperm(count, generator=generator, device=generator.device)[:wanted]
+def draw(count: int, most: int, generator: torch.Generator) -> Tensor:
+    """Draw at most ``most`` of the numbers below ``count``, on the generator's device."""
+    return torch.randperm(count, generator=generator, device=generator.device)[:most]
 
 
 def rows_only(layers: list[Layer]) -> list[Layer]:

@@ -38,15 +38,15 @@ class Moments:
         """Compute the mean of the inputs, [groups, n]."""
         return self.total / self.count
 
-    def error_of_mean(self, used: Tensor, exact: Tensor) -> Tensor:
+    def error_of_mean(self, inexact: Tensor, exact: Tensor) -> Tensor:
         """Compute the mean error of the layer's output, [groups, rows], before any bias.
 
         Args:
-            used: the weights that will meet quantized inputs, [groups, rows, n].
+            inexact: the weights that will meet quantized inputs, [groups, rows, n].
             exact: the float weights.
         """
         quantized, mean = self.quantized / self.count, self.mean()
-        return torch.einsum("grn,gn->gr", used.double(), quantized) - torch.einsum(
+        return torch.einsum("grn,gn->gr", inexact.double(), quantized) - torch.einsum(
             "grn,gn->gr", exact.double(), mean
         )
 

@@ -81,7 +81,7 @@ def adaround_sequential(
     batches = [images_of(batch) for batch in loader]
     layers = rows_only(layers_of(model, batches[0][:1] if batches else None))
     sampler = _Sampler(model, layers, batches[0][:1], positions, seed)
-    wanted = sampler.float_outputs(model, batches, progress)
+    goals = sampler.float_outputs(model, batches, progress)
     images, done = torch.cat(batches), []
     bar = iter(track(layers, "round weights", show=progress))
 
@@ -89,7 +89,7 @@ def adaround_sequential(
         @unseen
         def hook(_: nn.Module, args: Any) -> None:
             next(bar)
-            parts = sampler.moments(layer, args[0], wanted.pop(layer.name), folds)
+            parts = sampler.moments(layer, args[0], goals.pop(layer.name), folds)
             done.append(_round(layer, parts, passes, damping))
 
         return layer.module.register_forward_pre_hook(hook)
@@ -158,18 +158,18 @@ class _Sampler:
             return output
         return output + block.scaled_skip(self.skips[block.module], quantized)
 
-    def moments(self, layer: Layer, x: Tensor, wanted: Tensor, folds: int) -> list[CrossMoments]:
+    def moments(self, layer: Layer, x: Tensor, goal: Tensor, folds: int) -> list[CrossMoments]:
         """Compute the moments of the quantized inputs and the wanted outputs, for each fold of the images."""
         quantizer, block = layer.module.input_quantizer, self.blocks.get(layer.name)
         plain = not quantizer.is_on
-        per_image = len(wanted) // len(x)
+        per_image = len(goal) // len(x)
         parts, first = [], 0
         for part in x.tensor_split(min(folds, len(x))):
             sums: CrossMoments | None = None
             for piece in part.split(16):
                 patches = layer.patches(piece, self.positions, self.generator(layer))
                 patches = patches if plain else quantizer(patches)
-                y = wanted[first * per_image : (first + len(piece)) * per_image]
+                y = goal[first * per_image : (first + len(piece)) * per_image]
                 if block is not None:
                     skip = self.skips[block.module][first : first + len(piece)]
                     y = y - self.at_positions(layer, block.scaled_skip(skip, True))

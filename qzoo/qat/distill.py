@@ -34,6 +34,6 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0
     """
     if not temperature > 0:
         raise ArgumentError(f"temperature must be positive, not {temperature}")
-    wanted = F.log_softmax(teacher.detach().float() / temperature, dim=1)
+    goal = F.log_softmax(teacher.detach().float() / temperature, dim=1)
     logs = F.log_softmax(student.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(logs, wanted, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(logs, goal, reduction="batchmean", log_target=True)

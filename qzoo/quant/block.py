@@ -46,5 +46,5 @@ def squeeze(amax: torch.Tensor, block: Block, rank: int) -> torch.Tensor:
 def kept_axes(axis: Axis, block: Block, rank: int) -> list[int]:
     """Return the axes with a range of their own, counted in the split tensor."""
     (group,) = normalize_axes(block[0], rank)
-    kept = set(normalize_axes(axis, rank)) if axis is not None else set()
-    return sorted({a if a <= group else a + 1 for a in kept} | {group})
+    axes = set(normalize_axes(axis, rank)) if axis is not None else set()
+    return sorted({a if a <= group else a + 1 for a in axes} | {group})

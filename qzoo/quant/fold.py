@@ -313,12 +313,12 @@ def _scale_quantized(
     for old, low, high, g in zip(*(t.split(step, axis) for t in (weight, amax, scaled, factor)), strict=True):
         new = (old.double() * g).to(old.dtype)
         if isinstance(bits, int):
-            wanted = ops.quantize(old, low, bits, quantizer.unsigned, quantizer.narrow_range)
-            wanted = (wanted.double() * g.sign()).to(old.dtype)
+            codes = ops.quantize(old, low, bits, quantizer.unsigned, quantizer.narrow_range)
+            codes = (codes.double() * g.sign()).to(old.dtype)
             # The product with g is rounded once more than the division by the range: a weight halfway between two
             # levels may tip over. Such a weight is put onto its level.
-            moved = ops.quantize(new, high, bits, quantizer.unsigned, quantizer.narrow_range) != wanted
-            level = (wanted.double() * high.double() / quantizer.maxbound).to(new.dtype)
+            moved = ops.quantize(new, high, bits, quantizer.unsigned, quantizer.narrow_range) != codes
+            level = (codes.double() * high.double() / quantizer.maxbound).to(new.dtype)
             new = torch.where(moved & (high > ops.TINY), level, new)
         old.copy_(new)
     quantizer.reset_amax()

@@ -375,9 +375,9 @@ class _Run:
         if self.teacher is None or options.distill == 0:
             return loss
         with torch.no_grad():
-            wanted = logits(self.teacher)
+            goal = logits(self.teacher)
         return (1 - options.distill) * loss + options.distill * distillation_loss(
-            outputs, wanted, options.temperature
+            outputs, goal, options.temperature
         )
 
 

@@ -247,7 +247,7 @@ def _unpack(
 def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
     """Refuse what would not load again: tensors that the config's architecture has not, or of other shapes."""
     shapes = {key: list(value.shape) for key, value in model.state_dict().items() if not is_range(key)}
-    wanted = {key: list(value.shape) for key, value in built.state_dict().items() if not is_range(key)}
+    expected = {key: list(value.shape) for key, value in built.state_dict().items() if not is_range(key)}
     network = config.factory or config.architecture
     advice = (
         _OWN_FACTORY
@@ -255,11 +255,11 @@ def _check_shapes(model: nn.Module, built: nn.Module, config: Config) -> None:
         else "for another number of classes or channels call qzoo.create_model with it, load model.state_dict() into "
         "that model, and save that"
     )
-    for key in sorted(shapes.keys() | wanted.keys()):
-        if shapes.get(key) != wanted.get(key):
+    for key in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(key) != expected.get(key):
             raise CheckpointError(
                 f"{key} is {shapes.get(key, 'missing')}, but {network} with {config.arguments} has "
-                f"{wanted.get(key, 'no such tensor')}; {advice}"
+                f"{expected.get(key, 'no such tensor')}; {advice}"
             )
 
 

@@ -41,8 +41,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
         >>> weights = model.state_dict()  # or the path of a file
         >>> network = qzoo.load_weights(qzoo.resnet20(num_classes=10, in_channels=1, quantize=True), weights)
     """
-    given = isinstance(source, Mapping)
-    where = "the state dict" if given else str(source)
+    in_memory = isinstance(source, Mapping)
+    where = "the state dict" if in_memory else str(source)
     state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     check_plain(state, where)
     config = getattr(model, "qzoo_config", None)

@@ -65,11 +65,11 @@ def unpack_weight(
     Raises:
         CheckpointError: another type or size than ``pack_weight`` gives, or values that it never gives.
     """
-    wanted = _storage(shape, num_bits)
-    if (packed.dtype, tuple(packed.shape)) != wanted:
+    form = _storage(shape, num_bits)
+    if (packed.dtype, tuple(packed.shape)) != form:
         raise CheckpointError(
             f"holds {packed.dtype} {list(packed.shape)}; {num_bits} bits of shape {list(shape)} need "
-            f"{wanted[0]} {list(wanted[1])}"
+            f"{form[0]} {list(form[1])}"
         )
     out = torch.empty(shape)
     if not out.numel():
@@ -78,7 +78,7 @@ def unpack_weight(
     for start in range(0, shape[0], rows):
         part = out[start : start + rows]
         first, stop = start * out[0].numel(), start * out[0].numel() + part.numel()
-        if wanted[0] == torch.uint8:
+        if form[0] == torch.uint8:
             q = ops.unpack_int4(packed[first // 2 : (stop + 1) // 2], part.shape)
         else:
             q = packed[start : start + rows]

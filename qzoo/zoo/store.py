@@ -15,9 +15,9 @@ from qzoo.registry import is_name
 
 def home() -> Path:
     """Return the store's folder, which need not exist."""
-    given = os.environ.get("QZOO_HOME")
-    if given:
-        return Path(given).expanduser().absolute()
+    folder = os.environ.get("QZOO_HOME")
+    if folder:
+        return Path(folder).expanduser().absolute()
     return _data_folder() / "qzoo"
 
 

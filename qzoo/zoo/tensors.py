@@ -185,12 +185,12 @@ def expected_tensors(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch
 def _range_shape(weight: Tensor, quantizer: TensorQuantizer) -> tuple[int, ...]:
     """Shape of a weight's range: the sizes of the kept axes, groups of the blocked one, ones elsewhere."""
     axis, rank = quantizer.axis, weight.dim()
-    kept = set() if axis is None else {a % rank for a in ((axis,) if isinstance(axis, int) else axis)}
-    shape = [n if i in kept else 1 for i, n in enumerate(weight.shape)]
+    axes = set() if axis is None else {a % rank for a in ((axis,) if isinstance(axis, int) else axis)}
+    shape = [n if i in axes else 1 for i, n in enumerate(weight.shape)]
     if quantizer.block is not None:
         blocked, size = quantizer.block[0] % rank, quantizer.block[1]
         shape[blocked] = weight.shape[blocked] // size
-    return tuple(shape) if kept or quantizer.block is not None else ()
+    return tuple(shape) if axes or quantizer.block is not None else ()
 
 
 def range_fits(amax: Tensor, weight: Tensor, quantizer: TensorQuantizer) -> bool:

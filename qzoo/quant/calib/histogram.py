@@ -368,8 +368,8 @@ def percentile_bin(counts: torch.Tensor, percentile: float) -> torch.Tensor:
     """Find the first bin of each row of ``[rows, bins]`` at which the cumulative share reaches ``percentile``."""
     cumulative = counts.cumsum(1).double()
     share = cumulative / cumulative[:, -1:].clamp(min=1)
-    wanted = torch.full((len(counts), 1), percentile / 100, dtype=torch.float64, device=counts.device)
-    return torch.searchsorted(share, wanted).squeeze(1).clamp_(max=counts.shape[1] - 1)
+    goal = torch.full((len(counts), 1), percentile / 100, dtype=torch.float64, device=counts.device)
+    return torch.searchsorted(share, goal).squeeze(1).clamp_(max=counts.shape[1] - 1)
 
 
 def percentile_ends(signed: torch.Tensor, percentile: float) -> torch.Tensor:

@@ -103,8 +103,8 @@ class MaxCalibrator(_Calibrator):
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         if self._axis is None:
             return reduce_amax(x).float()
-        kept = normalize_axes(self._axis, x.dim())
-        return reduce_amax(x, [d for d in range(x.dim()) if d not in kept]).float()
+        axes = normalize_axes(self._axis, x.dim())
+        return reduce_amax(x, [d for d in range(x.dim()) if d not in axes]).float()
 
     def _fold(self, local: torch.Tensor) -> None:
         seen = self._calib_amax

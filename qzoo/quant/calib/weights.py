@@ -56,14 +56,14 @@ def calibrate_weights(
     for name, module in model.named_modules():
         channel = 1 if isinstance(module, _ConvTransposeNd) else 0
         for weight, quantizer in quantized_weights(module):
-            kept: list[int] = []
+            axes: list[int] = []
             data = weight.detach()
             if quantizer._block is not None:
-                kept = blocks.kept_axes(channel if perchannel else None, quantizer._block, data.dim())
+                axes = blocks.kept_axes(channel if perchannel else None, quantizer._block, data.dim())
                 data = blocks.split(data, quantizer._block)
             elif perchannel:
-                kept = [channel]
-            amax = _ranges(data, kept, quantizer, method, percentile, num_bins)
+                axes = [channel]
+            amax = _ranges(data, axes, quantizer, method, percentile, num_bins)
             if not torch.isfinite(amax).all():
                 raise NonFiniteError(f"NaN or infinity in the weight of module {name!r}")
             if quantizer._block is not None:
@@ -89,16 +89,16 @@ def quantized_weights(module: nn.Module) -> Iterator[tuple[torch.Tensor, TensorQ
 
 def _ranges(
     data: torch.Tensor,
-    kept: list[int],
+    axes: list[int],
     quantizer: TensorQuantizer,
     method: str,
     percentile: float,
     num_bins: int,
 ) -> torch.Tensor:
-    kept = list(normalize_axes(kept, data.dim()))
-    others = [d for d in range(data.dim()) if d not in kept]
-    sizes = [data.shape[d] if d in kept else 1 for d in range(data.dim())]
-    rows = data.permute(*kept, *others).reshape(max(_product(sizes), 1), -1)
+    axes = list(normalize_axes(axes, data.dim()))
+    others = [d for d in range(data.dim()) if d not in axes]
+    sizes = [data.shape[d] if d in axes else 1 for d in range(data.dim())]
+    rows = data.permute(*axes, *others).reshape(max(_product(sizes), 1), -1)
     # As everywhere, a single range is 0-d, whatever the axis.
     shape = sizes if _product(sizes) > 1 else []
     if method == "max":

@@ -15,8 +15,8 @@ from qzoo.quant.ops.schema import declare
 
 
 def _kept_shape(x: Tensor, keep_axes: Sequence[int]) -> list[int]:
-    kept = {axis % x.dim() for axis in keep_axes}
-    return [n if axis in kept else 1 for axis, n in enumerate(x.shape)] if kept else []
+    axes = {axis % x.dim() for axis in keep_axes}
+    return [n if axis in axes else 1 for axis, n in enumerate(x.shape)] if axes else []
 
 
 def _reduce_amax(x: Tensor, keep_axes: Sequence[int]) -> Tensor:

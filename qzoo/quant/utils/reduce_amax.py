@@ -64,8 +64,8 @@ def _amax(input: torch.Tensor, keep: list[int]) -> torch.Tensor:
 
 def normalize_axes(axes: int | Sequence[int], rank: int) -> tuple[int, ...]:
     """Normalize axes: non-negative, sorted, no repeats. Raises ValueError for an axis that the tensor doesn't have."""
-    wanted = (axes,) if isinstance(axes, int) else tuple(axes)
-    for a in wanted:
+    several = (axes,) if isinstance(axes, int) else tuple(axes)
+    for a in several:
         if not -rank <= a < rank:
             raise ArgumentError(f"axis {a} is out of range for a tensor with {rank} dimensions")
-    return tuple(sorted({a % rank for a in wanted}))
+    return tuple(sorted({a % rank for a in several}))

@@ -341,8 +341,8 @@ class QuantizerState(nn.Module):
         # A tensor born under inference_mode could not be saved for a later backward.
         with torch.inference_mode(False), torch.no_grad():
             self._checked = None  # a new tensor may have the identity of one that was freed
-            given = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
-            fresh = given.detach().to(torch.float32, copy=True)
+            tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+            fresh = tensor.detach().to(torch.float32, copy=True)
             present = self._buffers.get(key)
             if present is None:
                 self.register_buffer(key, fresh)
@@ -384,9 +384,9 @@ class QuantizerState(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizerState:
         """Move with the model, but stay float32: ``model.half()`` must not round the ranges."""
-        kept = {key: self._buffers[key] for key in _RANGE_BUFFERS if key in self._buffers}
+        buffers = {key: self._buffers[key] for key in _RANGE_BUFFERS if key in self._buffers}
         super()._apply(fn, recurse)
-        for key, before in kept.items():
+        for key, before in buffers.items():
             after = self._buffers[key]
             if before is not None and after is not None and after.dtype != before.dtype:
                 self._buffers[key] = before.to(after.device)

@@ -195,8 +195,8 @@ class TensorQuantizer(QuantizerState):
     def _own_range(self, inputs: torch.Tensor) -> torch.Tensor:
         rank = inputs.dim()
         if self._block is not None:
-            kept = blocks.kept_axes(self._axis, self._block, rank)
-            amax = ops.reduce_amax_op(blocks.split(inputs.detach(), self._block), kept)
+            axes = blocks.kept_axes(self._axis, self._block, rank)
+            amax = ops.reduce_amax_op(blocks.split(inputs.detach(), self._block), axes)
             return blocks.squeeze(amax, self._block, rank)
         if self._axis is None:
             return ops.reduce_amax_op(inputs, [])
