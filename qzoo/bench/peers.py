@@ -111,7 +111,6 @@ def _quantize_static(file: Path, images: Tensor, folder: Path) -> Path:
     """ONNX Runtime's model as its page "Quantize ONNX models" recommends for x86-64 processors with VNNI: pre-processed
     graph, Q/DQ, uint8 activations, int8 weights with a scale a channel."""
     from onnxruntime import quantization as ort
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(ort.CalibrationDataReader):
         def __init__(self) -> None:
@@ -125,7 +124,7 @@ def _quantize_static(file: Path, images: Tensor, folder: Path) -> Path:
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it advises the pre-processing that has been done
     try:
-        quant_pre_process(file, prepared)
+        _pre_process(file, prepared)
         ort.quantize_static(
             prepared,
             path,
@@ -139,6 +138,16 @@ def _quantize_static(file: Path, images: Tensor, folder: Path) -> Path:
     finally:
         logging.disable(previous)
     return path
+
+
+def _pre_process(file: Path, path: Path) -> None:
+    """Pre-process as ONNX Runtime does; without its symbolic shapes where it can't infer them, as of EdgeNeXt."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        quant_pre_process(file, path)
+    except Exception:  # of many kinds
+        quant_pre_process(file, path, skip_symbolic_shape=True)
 
 
 def _nncf(file: Path, images: Tensor, folder: Path) -> Path:
