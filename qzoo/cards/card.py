@@ -15,7 +15,7 @@ from qzoo.cards.markdown import escaped, table
 from qzoo.config import Config, FloatSource, Measurement, read_config
 from qzoo.data.sets import DATA_SETS, DataSet
 from qzoo.files import write_text
-from qzoo.registry import architecture, parse_name
+from qzoo.registry import ModelEntry, architecture, parse_name
 
 # What timm's repositories on the Hub, ``timm/<arch>.<tag>``, hold too: its releases, and torchvision's older networks.
 _ALSO_IN_TIMM = (
@@ -56,7 +56,7 @@ def card(config: Config, repo: str = "") -> str:
         f"## Measured\n\n{measured(config)}",
         f"## Limits\n\n{_limits(config)}",
         f"## Licence and attribution\n\n{_licence(config)}",
-        f"## Citation\n\n{_citation(config)}",
+        *_citation(config),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -95,9 +95,9 @@ def _tags(config: Config) -> list[str]:
 
 def base_model(config: Config) -> str:
     """Find the Hub repository of a quantized checkpoint's float weights; "" where there is none."""
-    parsed = parse_name(config.name)
-    weights = architecture(config.architecture).weights.get(parsed.tag or "")
-    if config.scheme is None or weights is None:
+    parsed, entry = parse_name(config.name), _entry(config)
+    weights = entry and entry.weights.get(parsed.tag or "")
+    if config.scheme is None or not weights:
         return ""
     for source in weights.sources:
         if source.startswith("hf:"):
@@ -105,6 +105,11 @@ def base_model(config: Config) -> str:
         if source.startswith(_ALSO_IN_TIMM):
             return f"timm/{parsed.arch.removesuffix('_reparam')}.{parsed.tag}"
     return ""
+
+
+def _entry(config: Config) -> ModelEntry | None:
+    """The zoo's entry of the network; None of a network that :func:`qzoo.quantize` took from elsewhere."""
+    return None if config.factory else architecture(config.architecture)
 
 
 def _index_entry(row: Measurement, dataset: DataSet) -> dict[str, object]:
@@ -123,8 +128,9 @@ def _index_entry(row: Measurement, dataset: DataSet) -> dict[str, object]:
 
 
 def _summary(config: Config) -> str:
-    summary = (architecture(config.architecture).build.__doc__ or "").partition("\n")[0].rstrip(".")
-    title = summary.partition(":")[0]
+    entry = _entry(config)
+    summary = (entry.build.__doc__ or "").partition("\n")[0].rstrip(".") if entry else f"`{config.factory}`"
+    title = summary.partition(":")[0] if entry else summary
     if not config.is_encoder:
         title += f" for {DATA_SETS.get(config.labels, DATA_SETS['folders']).title}"
     if config.scheme is None:
@@ -145,19 +151,21 @@ def _usage(config: Config, repo: str) -> str:
     target = ', target="onnxruntime"' if config.scheme else ""
     mode = "L" if config.arguments.in_channels == 1 else "RGB"
     runs = " (quantization is simulated)" if config.scheme else ""
-    entry, tag = architecture(config.architecture), parse_name(config.name).tag
+    entry, tag = _entry(config), parse_name(config.name).tag
+    is_file = config.factory.partition(":")[0].endswith(".py")  # which is no part of the checkpoint
+    network = ", model=network" if is_file else ""
     if repo:
-        load = f'qzoo.load_pretrained("{repo}"{target})'
-    elif tag in entry.weights:
+        load = f'qzoo.load_pretrained("{repo}"{network}{target})'
+    elif entry and tag in entry.weights:
         load = f'qzoo.create_model("{config.name}", pretrained=True{target})'
     else:
-        load = f'qzoo.load_pretrained("{config.name}"{target})  # or the path of its folder'
-    module = entry.build.__module__
-    own = (
-        ""
-        if module.split(".")[0] in ("qzoo", "__main__")
-        else f"import {module}  # registers {config.architecture}\n"
-    )
+        load = f'qzoo.load_pretrained("{config.name}"{network}{target})  # or the path of its folder'
+    module = entry.build.__module__ if entry else ""
+    own = f"import {module}  # registers {config.architecture}\n"
+    if module.split(".")[0] in ("", "qzoo", "__main__"):
+        own = ""
+    if is_file:
+        own = f"network = ...  # as {config.factory} makes it\n"
     known = config.labels in DATA_SETS and DATA_SETS[config.labels].class_names is not None
     imports = "from qzoo.data import label_names\n" if known else ""
     names = "label_names(config.labels)" if known else "config.class_names"
@@ -267,7 +275,8 @@ def _place(source: FloatSource) -> str:
     return f"the zoo's own checkpoint `{rest}`" if kind == "qzoo" else source.source
 
 
-def _citation(config: Config) -> str:
-    dataset = DATA_SETS.get(config.labels)
-    entries = [architecture(config.architecture).family.citation, dataset.citation if dataset else ""]
-    return "```bibtex\n" + "\n".join(filter(None, entries)) + "```"
+def _citation(config: Config) -> list[str]:
+    dataset, entry = DATA_SETS.get(config.labels), _entry(config)
+    entries = [entry.family.citation if entry else "", dataset.citation if dataset else ""]
+    text = "\n".join(filter(None, entries))
+    return [f"## Citation\n\n```bibtex\n{text}```"] if text else []

@@ -174,6 +174,8 @@ def _weight_rule(config: Config) -> str:
 
 def _build_command(config: Config) -> str:
     """The command that makes the checkpoint again: what differs from the defaults."""
+    if config.factory:
+        return _quantize_command(config)
     known, source = DATA_SETS.get(config.labels), config.float_source
     from_elsewhere = config.calibration is not None and is_stream(config.calibration.data)
     at_hand = known is not None and known.at_hand and not from_elsewhere
@@ -192,6 +194,21 @@ def _build_command(config: Config) -> str:
     if learned and not plan.best and plan.recipe.rounding == "nearest":
         flags["--rounding"] = ["nearest"]  # the default of the flag, but not of the family
     return _command(f"qzoo build {config.name}", flags)
+
+
+def _quantize_command(config: Config) -> str:
+    """The command for a network that is not the zoo's."""
+    names = {"--calibration-subset": "--subset"}
+    shared = ("--method", "--percentile", "--affine", "--no-affine", "--layer-bits", "--target", *names)
+    flags: dict[str, list[object]] = {
+        "--scheme": [config.scheme],
+        "--data": ["DIR"],
+        "--size": [config.preprocessing.input_size[1]],
+    }
+    flags |= {names.get(key, key): [*values] for key, values in config.plan.flags().items() if key in shared}
+    if config.exclude:
+        flags["--exclude"] = [*config.exclude]
+    return _command(f"qzoo quantize {word(config.factory)}", {**flags, "--out": ["FOLDER"]})
 
 
 def _command(start: str, flags: Mapping[str, Sequence[object]]) -> str:

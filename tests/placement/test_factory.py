@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torchvision
 
 import qzoo
 from qzoo.__main__ import main
+from qzoo.cards.card import write_card
 from qzoo.data import load_data
 from qzoo.errors import ArgumentError, CheckpointError
 from qzoo.placement.factory import build_float
@@ -106,6 +109,14 @@ def test_the_command_and_a_file_s_network(tmp_path: Path, photos: Path, monkeypa
     words = ["quantize", f"{file}:make", "--data", str(photos), "--size", "32", "--out", str(out), "-q"]
     assert main([*words, "--onnx", str(tmp_path / "net.onnx")]) == 0
     assert "make.own_net_of_a_test-w8a8" in capsys.readouterr().out
+    card = write_card(out).read_text()
+    assert f"network = ...  # as {file.name}:make makes it" in card
+    command = re.search(r"Built by `qzoo (.*)`", card)
+    assert command is not None
+    second = tmp_path / "second"
+    names = {f"{file.name}:make": f"{file}:make", "DIR": str(photos), "FOLDER": str(second)}
+    assert main([names.get(each, each) for each in shlex.split(command[1])]) == 0
+    assert (second / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
     with monkeypatch.context() as other:  # as in another process
         other.delitem(sys.modules, file.stem)
         with pytest.raises(CheckpointError, match=r"code that a checkpoint does not run: .* model=network"):
