@@ -29,6 +29,7 @@ from qzoo.export.graph import (
     readers,
     replace_by,
     runs_in_int8,
+    third_taken,
     zero_point,
 )
 from qzoo.export.passes import merge_pairs, use_unsigned, write_average_as_convolution
@@ -406,7 +407,7 @@ def part_projections(model: ir.Model) -> None:
         gemm = None if whole is None else made_by(whole.inputs[0], "Gemm")
         if cut is None or whole is None or gemm is None or integers(moved, "perm") != [2, 0, 3, 1, 4]:
             continue
-        shape, taken = constant(cut.inputs[1]), [_third(node) for node in readers(moved.outputs[0])]
+        shape, taken = constant(cut.inputs[1]), [third_taken(node) for node in readers(moved.outputs[0])]
         between = [cut.outputs[0], whole.outputs[0], gemm.outputs[0]]
         if shape is None or shape.size != 5 or shape[2] != 3 or 0 in shape or None in taken:
             continue
@@ -434,23 +435,6 @@ def part_projections(model: ir.Model) -> None:
             turned_like = last.outputs[0]
             thirds[part].type, thirds[part].shape = turned_like.type, turned_like.shape
             turned_like.replace_all_uses_with(thirds[part], replace_graph_outputs=True)
-
-
-def _third(node: ir.Node) -> tuple[ir.Node, int] | None:
-    """The node whose output is one index of the first axis, and the index; None for another reader."""
-    index = constant(input_of(node, 1))
-    if node.op_type == "Gather" and integer(node, "axis", 0) == 0 and index is not None and index.shape == ():
-        return node, int(index) % 3
-    behind = readers(node.outputs[0])
-    if node.op_type != "Slice" or len(behind) != 1 or behind[0].op_type != "Squeeze":
-        return None
-    start, end, axis = (constant(input_of(node, i)) for i in (1, 2, 3))
-    dropped = constant(input_of(behind[0], 1))
-    if start is None or end is None or axis is None or dropped is None or input_of(node, 4) is not None:
-        return None
-    if [*axis] != [0] or [*dropped] != [0] or [*end] != [*(start + 1)] or start.size != 1:
-        return None
-    return behind[0], int(start.item())
 
 
 def _third_of_gemm(model: ir.Model, gemm: ir.Node, operands: Sequence[ir.Node], part: int) -> list[ir.Node]:

@@ -143,6 +143,23 @@ def runs_in_int8(node: ir.Node) -> bool:
     return all(map(is_dequantized, node.inputs[:2]))
 
 
+def third_taken(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """The node whose output is one index of the first axis, and the index; None for another reader."""
+    index = constant(input_of(node, 1))
+    if node.op_type == "Gather" and integer(node, "axis", 0) == 0 and index is not None and index.shape == ():
+        return node, int(index) % 3
+    behind = readers(node.outputs[0])
+    if node.op_type != "Slice" or len(behind) != 1 or behind[0].op_type != "Squeeze":
+        return None
+    start, end, axis = (constant(input_of(node, i)) for i in (1, 2, 3))
+    dropped = constant(input_of(behind[0], 1))
+    if start is None or end is None or axis is None or dropped is None or input_of(node, 4) is not None:
+        return None
+    if [*axis] != [0] or [*dropped] != [0] or [*end] != [*(start + 1)] or start.size != 1:
+        return None
+    return behind[0], int(start.item())
+
+
 # Changing
 
 

@@ -44,11 +44,13 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
     ),
     "openvino": (
         for_openvino.pool_maxima,
+        for_openvino.normalize_rows,
         for_openvino.quantize_before_moves,
         for_openvino.average_by_convolution,
         for_openvino.keep_epsilon,
         for_openvino.stride_before_layers,
         for_openvino.use_unsigned_where_misread,
+        for_openvino.quantize_projections,
         for_openvino.give_shared_convolutions_a_bias,
         for_openvino.keep_rows_apart,
         for_openvino.expand_without_sizes,

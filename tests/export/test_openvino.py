@@ -22,6 +22,7 @@ from qzoo.quant import quantize_
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.runtimes.ort import OnnxRuntimeRunner
 from qzoo.runtimes.ov import OpenVinoRunner
+from qzoo.runtimes.sessions import onnxruntime_session
 from qzoo.scheme import Scheme
 
 pytest.importorskip("openvino")
@@ -210,6 +211,85 @@ def test_every_layer_of_a_transformer_runs_in_int8(calibrated, tmp_path: Path) -
     )
     for found in (precisions(dynamic), precisions(dynamic, [1, 3, 224, 224]), precisions(fixed)):
         assert found == {("Convolution", "u8"): 1, ("FullyConnected", "i8"): 5}
+
+
+class Rows(nn.Module):
+    """A convolution, and LayerNorms of images whose channels lie last: one before a linear layer, one before an add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.skip = nn.Conv2d(3, 16, 2, stride=2), nn.LayerNorm(16)
+        self.norm, self.fc = nn.LayerNorm(16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.skip(self.conv(x).permute(0, 2, 3, 1))
+        return self.head((x + self.fc(self.norm(x))).mean((1, 2)))
+
+
+@pytest.mark.parametrize("batch", ["dynamic", 2])
+def test_a_layernorm_of_images_is_one_kernel(tmp_path: Path, batch: int | str) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 8)
+    model = quantized(Rows(), images)
+    path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images, batch=batch)
+    run = OpenVinoRunner(path)
+    with torch.no_grad():
+        assert sqnr(model(images), run(images)) > ROUNDING
+    found = executed(run)
+    assert [kind for kind, _ in found].count("MVN") == 2
+    assert {"RMS", "FakeQuantize"} & {kind for kind, origin in found if "norm" in origin} == set()
+    assert any(kind == "MVN" and "fc._input_quantizer" in origin for kind, origin in found)
+
+
+def executed(run: OpenVinoRunner) -> list[tuple[str, str]]:
+    """Type of each operator that OpenVINO executes, and what of the file it computes."""
+    infos = [op.get_rt_info() for op in run.compiled.get_runtime_model().get_ordered_ops()]
+    return [(i["layerType"].astype(str), i["originalLayersNames"].astype(str)) for i in infos]
+
+
+@pytest.mark.parametrize(("heads", "batch", "within"), [(2, "dynamic", True), (2, 2, True), (4, 2, False)])
+def test_wide_heads_are_quantized_within_the_linear_layer(
+    calibrated, tmp_path: Path, heads: int, batch: int | str, within: bool
+) -> None:
+    torch.manual_seed(0)
+    scheme = Scheme.parse("w8a8", "openvino")
+    model = VisionTransformer(128, heads, depth=1, image=32, num_classes=5, quantize=scheme)
+    images = torch.randn(2, 3, 32, 32)
+    calibrated(model, images)
+    path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images, batch=batch)
+    run = OpenVinoRunner(path)
+    with torch.no_grad():
+        assert sqnr(model(images), run(images)) > 30
+    ops = run.compiled.get_runtime_model().get_ordered_ops()
+    infos = [op.get_rt_info() for op in ops if "attn.qkv/MatMul" in op.get_friendly_name()]
+    assert [i["outputPrecisions"].astype(str) for i in infos] == ["i8" if within else "f32"]
+    for name, expected in simulated(model.blocks[0].attn, images, model).items():
+        got = tensor(path, f"blocks.0.attn.{name}", images)
+        assert got.shape == expected.shape
+        assert torch.isclose(got, expected, rtol=1e-4).float().mean() > 0.98, name  # but for flips
+
+
+def simulated(attention: nn.Module, images: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    """What the quantizers of query, key and value give."""
+    found: dict[str, Tensor] = {}
+    names = [f"{part}_quantizer" for part in ("query", "key", "value")]
+    for name in names:
+        attention.get_submodule(name).register_forward_hook(
+            lambda _m, _x, y, name=name: found.update({name: y})
+        )
+    with torch.no_grad():
+        model(images)
+    return found
+
+
+def tensor(path: Path, name: str, images: Tensor) -> Tensor:
+    """A tensor within the file, as the file says."""
+    graph = onnx.load(path)
+    graph.graph.output.append(onnx.ValueInfoProto(name=name))
+    onnx.save(graph, path.with_suffix(".inner.onnx"))
+    session = onnxruntime_session(path.with_suffix(".inner.onnx"), level="none")
+    return torch.as_tensor(session.run([name], {session.get_inputs()[0].name: images.numpy()})[0])
 
 
 class WithToken(nn.Module):
