@@ -4,8 +4,8 @@
     python -m benchmarks.runtimes --runtimes openvino --compare nncf --out FILE.json
     python -m benchmarks.runtimes --families --batches 1 --compare quantize_static nncf --seconds 2 --out FILE.json
 
-The last one is of one member of each family. A file that is there keeps the results of networks that are not measured
-again.
+The last one is of a member or two of each family. A file that is there keeps the results of networks that are not
+measured again.
 
 Weights are random (the speed of a network does not depend on them), BatchNorm statistics and ranges are those of noise.
 One thread, CPU time, processes that take turns; a ratio is of medians, with its 95 % bootstrap interval.
@@ -41,15 +41,18 @@ BARS = {
     "mobilenet_v2": {"onnxruntime": {1: 1.8, 8: 1.8}},
     "deit_tiny_patch16_224": {"onnxruntime": {1: 2.1}, "openvino": {1: 2.6}},
     "deit_small_patch16_224": {"onnxruntime": {1: 2.7}, "openvino": {1: 3.2}},
+    "vit_base_patch16_224": {"onnxruntime": {1: 2.9}, "openvino": {1: 3.5}},
     "convnext_tiny": {"onnxruntime": {1: 2.0}, "openvino": {1: 2.5}},
+    "swin_t": {"onnxruntime": {1: 2.0}, "openvino": {1: 2.5}},
 }
 
 FAMILIES = """
-alexnet convnext_tiny convnextv2_tiny deit_tiny_patch16_224 densenet121 dla34 edgenext_xx_small efficientnet_b0
-efficientnet_v2_s ghostnetv2_100 googlenet hrnet_w18_small inception_v3 lcnet_050 levit_128s maxvit_t mnasnet0_5
-mobilenet_v2 mobilenet_v3_small mobilenetv4_conv_small mobilevit_xxs regnet_x_400mf regnet_y_400mf repvgg_a0
-repvgg_a0_reparam res2net50_14w_8s resnest14d resnet18 resnet20 resnext50_32x4d seresnet50 shufflenet_v2_x0_5
-squeezenet1_1 swin_t swin_v2_t tf_efficientnet_lite0 vgg11_bn
+alexnet convnext_mini convnext_tiny convnextv2_tiny deit_small_patch16_224 deit_tiny_patch16_224 densenet121 dla34
+edgenext_xx_small efficientnet_b0 efficientnet_v2_s ghostnetv2_100 googlenet hrnet_w18_small inception_v3 lcnet_050
+levit_128s maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small mobilenetv4_conv_small mobilevit_xxs regnet_x_400mf
+regnet_y_400mf repvgg_a0 repvgg_a0_reparam res2net50_14w_8s resnest14d resnet18 resnet20 resnext50_32x4d seresnet50
+shufflenet_v2_x0_5 squeezenet1_1 swin_mini swin_t swin_v2_t tf_efficientnet_lite0 vgg11_bn vit_base_patch16_224
+vit_mini
 """
 
 
