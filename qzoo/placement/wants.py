@@ -395,9 +395,9 @@ def _feeds_norm(values: list[Value]) -> bool:
 
 
 def _reaches_result(value: Value) -> bool:
-    """Whether the model returns it, as it is or pooled, as after a classifier that is a convolution."""
+    """Whether the model returns it: as it is, pooled as after a convolution, or averaged with another head's."""
     while not value.returned:
-        kinds = ("move", "clamp", "average")
+        kinds = ("move", "clamp", "average", "arithmetic")
         if len(value.readers) != 1 or operator_of(value.readers[0][0]).kind not in kinds:
             return False
         outputs = value.readers[0][0].outputs

@@ -17,7 +17,19 @@ CHEAP = (
     *("squeezenet1_1", "mnasnet0_5", "mobilenet_v3_small", "googlenet", "shufflenet_v2_x0_5"),
     *("regnet_y_400mf", "densenet121", "efficientnet_b0"),
 )
-ALL = [name if name in CHEAP else pytest.param(name, marks=pytest.mark.slow) for name in list_architectures()]
+_PARTS = "the definition quantizes the parts of a block with one range, quantize both sides of the adds between them"
+OTHERWISE = {
+    "convnext_mini": "the skip behind the first stage's only float sum is quantized, though no integer kernel made it",
+    **dict.fromkeys((f"edgenext_{size}" for size in ("xx_small", "x_small", "small", "base")), _PARTS),
+}
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    known = [pytest.mark.xfail(strict=True, reason=OTHERWISE[name])] if name in OTHERWISE else []
+    return known if name in CHEAP else [*known, pytest.mark.slow]
+
+
+ALL = [pytest.param(name, marks=marks(name)) for name in list_architectures()]
 
 
 def digest(x: Tensor) -> tuple[int, ...]:
@@ -51,9 +63,10 @@ def test_the_same_quantizers_at_the_same_tensors(name: str) -> None:
     by_hand = entry.build(num_classes=10, in_channels=3, quantize=qzoo.Scheme(4, 4)).eval()
     by_hand.load_state_dict(plain.state_dict())
     transformer = "_patch" in name
-    # An adaptive pooling to 7 x 7 or 6 x 6 changes nothing at the size that the network is for.
+    # Tables of positions have one size; an adaptive pooling to 7 x 7 or 6 x 6 changes nothing at the network's own.
+    is_fixed = transformer or name.startswith(("levit", "maxvit"))
     pools = [module.output_size for module in plain.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
-    size = 224 if transformer or set(pools) - {1, (1, 1)} else 128 if name == "inception_v3" else 64
+    size = 224 if is_fixed or set(pools) - {1, (1, 1)} else 128 if name == "inception_v3" else 64
     image = torch.randn(1, 3, size, size)
     made = seen(qzoo.quantize(plain, image, "w4a4"), image)
     wanted = seen(by_hand, image)
