@@ -1,12 +1,14 @@
 """Time calls in turns, so that the comparison holds on a machine that is not quiet.
 
-All candidates take turns, A B C A B C, so that a slow minute hits all alike; ratios compare calls of the same round.
+All candidates take turns, so that a slow minute hits all alike; ratios compare calls of the same round. The order of a
+round is drawn anew: a network of much memory makes the one that always follows it up to 6 % slower.
 In its turn a candidate is called until some 20 ms have passed: single calls of a small network differ too much. CPU
 time beside wall time shows what other processes took. Medians, and the 90th percentile for the tail.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -100,13 +102,14 @@ def measure(
     Returns:
         The samples of each candidate, in the order of the rounds.
     """
+    generator = random.Random(0)
     take = clock or _time
     longest = max(_warm_up(call, take) for call in calls.values())
     count = int(np.clip(seconds / max(longest, 1e-6), *rounds))
     turns: dict[str, list[Turn]] = {name: [] for name in calls}
     for _ in track(range(count), title, show=progress):
-        for name, call in calls.items():
-            turns[name].append(take(call))
+        for name in generator.sample(list(calls), len(calls)):
+            turns[name].append(take(calls[name]))
     return {name: Samples.of(values) for name, values in turns.items()}
 
 

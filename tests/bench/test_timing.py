@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import numpy as np
 
@@ -13,15 +14,20 @@ def test_calls_take_turns() -> None:
     order: list[str] = []
     samples = measure(
         {name: lambda name=name: order.append(name) for name in "abc"},
-        rounds=(4, 4),
+        rounds=(300, 300),
         seconds=0.0,
         progress=False,
     )
     warm_up, timed = order[:9], order[9:]
     assert "".join(warm_up) == "aaabbbccc"
-    assert "".join(timed) == "abcabcabcabc"
+    rounds = ["".join(timed[i : i + 3]) for i in range(0, 900, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert list(samples) == ["a", "b", "c"]
-    assert all(len(s.wall) == len(s.cpu) == 4 for s in samples.values())
+    assert all(len(s.wall) == len(s.cpu) == 300 for s in samples.values())
+    # Whom a call follows is left to chance: of 600 places behind another call of the round, each pair has a sixth.
+    pairs = Counter(pair for each in rounds for pair in (each[:2], each[1:]))
+    assert len(pairs) == 6
+    assert all(70 <= count <= 130 for count in pairs.values())
 
 
 def test_wall_and_cpu_time_are_told_apart() -> None:
