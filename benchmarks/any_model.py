@@ -2,9 +2,9 @@
 
     python -m benchmarks.any_model --out benchmarks/results/any_model.json
 
-Weights are seeded, BatchNorm statistics are those of noise, images have 224 pixels. One thread, batch 1, CPU time,
-processes that take turns; a ratio is of medians, with its 95 % bootstrap interval. A file that is there keeps the
-results of networks that are not measured again.
+Weights are seeded, BatchNorm statistics are those of noise, images have 224 pixels. One thread, batch 1, CPU time, sets
+of processes that take turns, as in ``benchmarks.runtimes``. A file that is there keeps the results of networks that are
+not measured again.
 """
 
 from __future__ import annotations

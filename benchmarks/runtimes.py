@@ -8,7 +8,9 @@ The last one is of a member or two of each family. A file that is there keeps th
 measured again.
 
 Weights are random (the speed of a network does not depend on them), BatchNorm statistics and ranges are those of noise.
-One thread, CPU time, processes that take turns; a ratio is of medians, with its 95 % bootstrap interval.
+One thread, CPU time. The processes of a set take turns; then they end, and the next set begins, since where a process
+has its memory decides a few percent (now and then much more) for as long as it lives. A ratio is the median over the
+sets of the ratio of medians, with its 95 % interval by a bootstrap over sets and over the turns in them.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +35,8 @@ from qzoo.bench import contenders
 from qzoo.bench.lane import running, time_in_turns
 from qzoo.bench.options import Options
 from qzoo.bench.peers import RUNS_IN
-from qzoo.bench.timing import ratio
+
+SETS = 7  # of processes
 
 # The least ratio of float's CPU time to int8's, by runtime and batch; on a processor with VNNI.
 BARS = {
@@ -72,29 +77,62 @@ def network(name: str) -> tuple[nn.Module, nn.Module]:
 def compare(
     name: str, quantized: nn.Module, reference: nn.Module, image: Tensor, options: Options
 ) -> list[dict[str, Any]]:
-    """One entry for each runtime and batch size: int8 against float, and against the peers' int8."""
+    """One entry for each runtime and batch size: int8 against float, and against the peers' int8.
+
+    Each set of processes has its share of ``options.seconds``, and of the least number of rounds.
+    """
+    share = replace(options, seconds=options.seconds / SETS, rounds=(8, options.rounds[1]))
     with tempfile.TemporaryDirectory() as folder:
         noise = torch.randn(8, *image.shape[1:])
         candidates, _ = contenders.write(quantized, reference, image, options, noise, Path(folder))
-        with running(candidates, name, options) as lanes:
-            time_in_turns(lanes, name, image, options)
-    samples = {
-        (c.runtime, c.precision, c.source): lane.samples for c, lane in zip(candidates, lanes, strict=True)
-    }
+        sets = [
+            turns_of_a_set([*candidates[i:], *candidates[:i]], name, image, share)
+            for i in (number % len(candidates) for number in range(SETS))
+        ]
     entries = []
     for runtime in options.runtimes:
-        others = {"float": samples[runtime, "float32", "qzoo"]}
-        others |= {p: samples[runtime, "int8", p] for p in options.compare if RUNS_IN[p] == runtime}
-        for batch, timed in samples[runtime, "int8", "qzoo"].items():
+        others = {"float": (runtime, "float32", "qzoo")}
+        others |= {p: (runtime, "int8", p) for p in options.compare if RUNS_IN[p] == runtime}
+        for batch in options.batches:
+            ours = [turns[runtime, "int8", "qzoo", batch] for turns in sets]
             entry: dict[str, Any] = {"model": name, "runtime": runtime, "batch": batch}
-            entry["int8_cpu_ms"] = round(1e3 * float(torch.tensor(timed.cpu).median()), 3)
-            entry["rounds"] = len(timed.cpu)
-            for other, theirs in others.items():
-                entry[f"times_as_fast_as_{other}"] = [
-                    round(v, 3) for v in ratio(theirs[batch].cpu, timed.cpu)
-                ]
+            entry["int8_cpu_ms"] = round(1e3 * float(np.median([np.median(turns) for turns in ours])), 3)
+            entry |= {"sets": SETS, "rounds": sum(map(len, ours))}
+            for other, key in others.items():
+                theirs = [turns[(*key, batch)] for turns in sets]
+                entry[f"times_as_fast_as_{other}"] = [round(v, 3) for v in ratio_of_sets(theirs, ours)]
             entries.append(entry)
     return entries
+
+
+def turns_of_a_set(
+    candidates: Sequence[contenders.Contender], name: str, image: Tensor, options: Options
+) -> dict[tuple[str, str, str, int], np.ndarray]:
+    """CPU seconds of each turn, by runtime, precision, source and batch size, of processes that start and end here."""
+    with running(candidates, name, options) as lanes:
+        time_in_turns(lanes, name, image, options)
+    return {
+        (own.runtime, own.precision, own.source, batch): samples.cpu
+        for own, lane in zip(candidates, lanes, strict=True)
+        for batch, samples in lane.samples.items()
+    }
+
+
+def ratio_of_sets(slow: Sequence[np.ndarray], fast: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Compute a speed-up over sets of processes: the median of their ratios of medians, and its 95 % interval.
+
+    Args:
+        slow, fast: seconds of each turn, an array [turns] for each set, of the same rounds.
+    """
+    generator = np.random.default_rng(0)
+    draws = np.empty((len(slow), 1000))
+    for row, a, b in zip(draws, slow, fast, strict=True):
+        picks = generator.integers(0, len(a), (1000, len(a)))
+        row[:] = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
+    chosen = generator.integers(0, len(slow), draws.shape)
+    low, high = np.percentile(np.median(np.take_along_axis(draws, chosen, axis=0), axis=0), (2.5, 97.5))
+    middle = np.median([np.median(a) / np.median(b) for a, b in zip(slow, fast, strict=True)])
+    return float(middle), float(low), float(high)
 
 
 def measure_network(name: str, options: Options) -> list[dict[str, Any]]:
