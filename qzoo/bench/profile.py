@@ -25,7 +25,8 @@ def node_times(
 
     Returns:
         For each node, in the order of execution: ``name``, ``op``, ``precision`` (the type that it computes in as far
-        as the profiler says, such as ``"int8"``, ``"float32"``) and ``micros``, the median microseconds of a run.
+        as the profiler says, such as ``"int8"``, ``"float32"``) and ``micros``, the median microseconds of a run; in
+        OpenVINO also ``fused``, the names of the nodes that it computes as one.
     """
     if runtime == "openvino":
         return _openvino(source, threads, images, runs)
@@ -71,7 +72,14 @@ def _precision(args: dict[str, Any]) -> str:
 def _openvino(source: str, threads: int, images: np.ndarray, runs: int) -> list[dict[str, Any]]:
     from qzoo.runtimes.sessions import openvino_model
 
-    request = openvino_model(source, threads, profile=True).create_infer_request()
+    model = openvino_model(source, threads, profile=True)
+    fused = {
+        op.get_friendly_name(): [
+            name for name in op.get_rt_info()["originalLayersNames"].astype(str).split(",") if name
+        ]
+        for op in model.get_runtime_model().get_ops()
+    }
+    request = model.create_infer_request()
     nodes: dict[str, dict[str, Any]] = {}
     times: dict[str, list[float]] = {}
     for run in range(2 + runs):
@@ -84,14 +92,15 @@ def _openvino(source: str, threads: int, images: np.ndarray, runs: int) -> list[
                 "name": info.node_name,
                 "op": info.node_type,
                 "precision": _of_kernel(info.exec_type),
+                "fused": fused.get(info.node_name, []),
             }
     return [{**node, "micros": statistics.median(times[name])} for name, node in nodes.items()]
 
 
 def _of_kernel(kernel: str) -> str:
     """The precision in a kernel's name such as ``brgconv_avx512_I8``."""
-    match = re.search(r"_(I8|U8|FP32|FP16|BF16|I32|I64)$", kernel)
-    name = match[1] if match else ""
-    return {"I8": "int8", "U8": "int8", "FP32": "float32", "FP16": "float16", "BF16": "bfloat16"}.get(
+    match = re.search(r"_(i8|u8|f32|fp32|f16|fp16|bf16|i32|i64)$", kernel, re.IGNORECASE)
+    name = match[1].upper().replace("FP", "F") if match else ""
+    return {"I8": "int8", "U8": "int8", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(
         name, kernel
     )
