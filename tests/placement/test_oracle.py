@@ -61,15 +61,16 @@ def test_the_same_quantizers_at_the_same_tensors(name: str) -> None:
     entry = architecture(name)
     plain = entry.build(num_classes=10, in_channels=3, quantize=None).eval()
     by_hand = entry.build(num_classes=10, in_channels=3, quantize=qzoo.Scheme(4, 4)).eval()
-    by_hand.load_state_dict(plain.state_dict())
+    by_hand.load_state_dict(plain.state_dict(), assign=True)  # the largest one has 2.6 GB
     transformer = "_patch" in name
     # Tables of positions have one size; an adaptive pooling to 7 x 7 or 6 x 6 changes nothing at the network's own.
     is_fixed = transformer or name.startswith(("levit", "maxvit"))
     pools = [module.output_size for module in plain.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
     size = 224 if is_fixed or set(pools) - {1, (1, 1)} else 128 if name == "inception_v3" else 64
     image = torch.randn(1, 3, size, size)
-    made = seen(qzoo.quantize(plain, image, "w4a4"), image)
     wanted = seen(by_hand, image)
+    del by_hand
+    made = seen(qzoo.quantize(plain, image, "w4a4"), image)
     assert [key[:6] for key in (wanted - made).elements()] == [], "only the definition has these"
     # ONNX Runtime runs the convolution of the patches in int8 only with a Q behind, which the definition has not.
     more = [key[0] for key in (made - wanted).elements()]
