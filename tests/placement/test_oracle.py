@@ -24,6 +24,12 @@ OTHERWISE = {
     **dict.fromkeys((f"edgenext_{size}" for size in ("xx_small", "x_small", "small", "base")), _PARTS),
 }
 
+SIZES = {
+    "inception_v3": 128,
+    "vit_mini": 28,
+    **dict.fromkeys((f"vit_{size}_patch14_dinov2" for size in ("small", "base")), 518),
+}
+
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
     known = [pytest.mark.xfail(strict=True, reason=OTHERWISE[name])] if name in OTHERWISE else []
@@ -66,12 +72,11 @@ def test_the_same_quantizers_at_the_same_tensors(name: str) -> None:
     plain = entry.build(num_classes=10, in_channels=3, quantize=None).eval()
     by_hand = entry.build(num_classes=10, in_channels=3, quantize=qzoo.Scheme(4, 4)).eval()
     by_hand.load_state_dict(plain.state_dict(), assign=True)  # the largest one has 2.6 GB
-    transformer = "_patch" in name
+    transformer = "_patch" in name or name == "vit_mini"
     # Tables of positions have one size; an adaptive pooling to 7 x 7 or 6 x 6 changes nothing at the network's own.
     is_fixed = transformer or name.startswith(("levit", "maxvit"))
     pools = [module.output_size for module in plain.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
-    size = 224 if is_fixed or set(pools) - {1, (1, 1)} else 128 if name == "inception_v3" else 64
-    size = 518 if name.endswith("dinov2") else size
+    size = SIZES.get(name, 224 if is_fixed or set(pools) - {1, (1, 1)} else 64)
     image = torch.randn(1, 3, size, size)
     wanted = seen(by_hand, image)
     del by_hand
