@@ -72,7 +72,7 @@ def test_the_same_quantizers_at_the_same_tensors(name: str) -> None:
     plain = entry.build(num_classes=10, in_channels=3, quantize=None).eval()
     by_hand = entry.build(num_classes=10, in_channels=3, quantize=qzoo.Scheme(4, 4)).eval()
     by_hand.load_state_dict(plain.state_dict(), assign=True)  # the largest one has 2.6 GB
-    transformer = "_patch" in name or name == "vit_mini"
+    transformer = "_patch" in name
     # Tables of positions have one size; an adaptive pooling to 7 x 7 or 6 x 6 changes nothing at the network's own.
     is_fixed = transformer or name.startswith(("levit", "maxvit"))
     pools = [module.output_size for module in plain.modules() if isinstance(module, nn.AdaptiveAvgPool2d)]
