@@ -6,6 +6,7 @@ All work in place on an ``onnx_ir`` model.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -33,6 +34,7 @@ from qzoo.export.graph import (
     readers,
     replace,
     replace_by,
+    stored_shape,
     text,
     zero_point,
 )
@@ -230,6 +232,26 @@ def drop_pooling_of_one(model: ir.Model) -> None:
         replace(model, node, x)
 
 
+def limit_by_clips(model: ir.Model) -> None:
+    """Turn Max with zero into ReLU, and Max and Min with another number into Clip, as ``clamp`` is exported.
+
+    Runtimes compute ReLU and Clip with the layer before, or in the Q behind, and Max and Min in float.
+    """
+    for node in nodes_of(model, "Max", "Min"):
+        if len(node.inputs) != 2:
+            continue
+        for limit, x in (node.inputs, tuple(reversed(node.inputs))):
+            number = constant(limit)
+            if limit is None or number is None or number.shape != () or constant(x) is not None:
+                continue
+            limits = [limit] if node.op_type == "Max" else [None, limit]
+            is_relu = node.op_type == "Max" and number == 0
+            new = node_like("Relu" if is_relu else "Clip", [x] if is_relu else [x, *limits], like=node)
+            new.outputs[0].type, new.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+            replace_by(model, node, [new])
+            break
+
+
 def merge_padding(model: ir.Model) -> None:
     """Move an explicit zero Pad before a convolution into its ``pads``; Q and DQ may stand between the two.
 
@@ -301,6 +323,53 @@ def merge_pairs(model: ir.Model) -> None:
             first = seen.setdefault(key, node)
             if first is not node and not node.outputs[0].is_graph_output():
                 replace(model, node, first.outputs[0])
+
+
+def split_weights(model: ir.Model) -> None:
+    """Split weights and biases in the file, as those of query, key and value, which ``nn.MultiheadAttention`` packs.
+
+    ONNX Runtime runs a layer in int8 only where its weight's DequantizeLinear is right before it.
+    """
+    for node in nodes_of(model, "Split"):
+        axis, source = integer(node, "axis", 0), node.inputs[0]
+        dq = made_by(source, "DequantizeLinear")
+        q = None if dq is None else made_by(dq.inputs[0], "QuantizeLinear")
+        holder, ends = source if q is None else q.inputs[0], _ends(node, axis)
+        if holder is None or constant(holder) is None or ends is None:
+            continue
+        steps = [] if dq is None else list(dq.inputs[1:3])
+        if dq is not None and (
+            integer(dq, "axis", 1) != axis or any(stored_shape(s) != (ends[-1],) for s in steps)
+        ):
+            continue
+        for place, span in enumerate(pairwise(ends)):
+            part, *own = (_taken(model, value, place, span, axis) for value in (holder, *steps) if value is not None)
+            if dq is not None and q is not None:
+                quantized = copy_of(q, [part, *own])
+                pair = [quantized, copy_of(dq, [quantized.outputs[0], *own])]
+                model.graph.insert_before(node, pair)
+                part = pair[-1].outputs[0]
+            node.outputs[place].replace_all_uses_with(part, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+
+
+def _taken(model: ir.Model, whole: ir.Value, place: int, span: tuple[int, int], axis: int) -> ir.Value:
+    """A part of what is stored; of one dimension along it."""
+    array, name = np.asarray(constant(whole)), f"{whole.name}_{place}"
+    while name in model.graph.initializers:  # layers of equal biases have one
+        name += "_"
+    return initializer(model, name, array.take(range(*span), min(axis, array.ndim - 1)))
+
+
+def _ends(split: ir.Node, axis: int) -> list[int] | None:
+    """Where the parts of a Split begin and end; None where a size is open."""
+    ends = [0]
+    for value in split.outputs:
+        size = None if value.shape is None else value.shape[axis]
+        if not isinstance(size, int):
+            return None
+        ends.append(ends[-1] + size)
+    return ends
 
 
 def _pair_key(node: ir.Node) -> tuple[Any, ...] | None:

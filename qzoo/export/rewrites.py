@@ -18,8 +18,10 @@ Rewrite = Callable[[ir.Model], None]
 START: tuple[Rewrite, ...] = (
     passes.use_global_pooling,
     passes.drop_pooling_of_one,
+    passes.limit_by_clips,
     passes.merge_padding,
     passes.merge_pairs,
+    passes.split_weights,
 )
 # TensorRT computes them with the layer as they are.
 SCALE: dict[str, tuple[Rewrite, ...]] = dict.fromkeys(("onnxruntime", "openvino"), (passes.fold_scales,))

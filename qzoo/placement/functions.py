@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qzoo.runtimes.operators import OPERATORS, Operator
 
-_UNKNOWN = Operator("", "other", "float", "float", "float")
+UNKNOWN = Operator("", "other", "float", "float", "float")
 _FLOAT = Operator("", "other", "float", "fused", "fused")  # known, and without an integer kernel
 
 
@@ -36,7 +36,7 @@ class Function:
     @property
     def known(self) -> bool:
         """Whether it is in the table."""
-        return self.operator is not _UNKNOWN
+        return self.operator is not UNKNOWN
 
 
 # Operator, then the function's name and its other spellings. An operator that the other table has no row for is "".
@@ -84,11 +84,14 @@ _ROWS: tuple[tuple[str, str], ...] = (
     ("Sqrt", "sqrt sqrt_"),
     ("Abs", "abs abs_"),
     ("Neg", "neg __neg__"),
+    ("Erf", "erf"),
     (
         "",
         "selu celu logsigmoid square pow __pow__ rsqrt norm normalize glu sum var std prod cumsum logsumexp",
     ),
-    ("", "masked_fill where maximum minimum log"),
+    ("", "masked_fill masked_fill_ where maximum minimum log log1p reciprocal sin cos sign round floor ceil"),
+    ("", "softsign softshrink hardshrink tanhshrink threshold threshold_ lerp addcmul addcdiv"),
+    ("", "eq ne gt lt ge le"),
     ("BatchNormalization", "batch_norm"),
     ("LayerNormalization", "layer_norm rms_norm"),
     ("GroupNormalization", "group_norm"),
@@ -111,12 +114,13 @@ _ROWS: tuple[tuple[str, str], ...] = (
     ),
 )
 _PLACES: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn, torch.special)
-# Comparisons and the like give no values that could be quantized; those who read them read no activation.
+# These give no values that could be quantized; those who read them read no activation.
 _NO_VALUES = """
-size dim shape dtype device numel item __len__ __eq__ __ne__ eq ne gt lt ge le
+size dim shape dtype device numel item __len__
 new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like
 """
-NO_VALUES = frozenset(_NO_VALUES.split())
+COMPARISONS = frozenset(("eq", "ne", "gt", "lt", "ge", "le"))
+NO_VALUES = frozenset((*_NO_VALUES.split(), "__eq__", "__ne__", *COMPARISONS))
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -152,7 +156,7 @@ def function_of(function: Callable[..., Any]) -> Function:
     """Look up the row of a function; one without a row is unknown."""
     row = FUNCTIONS.get(function)
     name = name_of(function)
-    return row or _BY_NAME.get(name) or Function(name.strip("_"), _UNKNOWN)
+    return row or _BY_NAME.get(name) or Function(name.strip("_"), UNKNOWN)
 
 
 class Constants:
@@ -248,7 +252,11 @@ _LAYER = ("input", "weight")
 _OPERANDS = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _LAYER),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _LAYER),
-    **dict.fromkeys(("add", "mul", "sub", "div"), ("input", "other")),
-    "matmul": ("input", "other"),
+    **dict.fromkeys(
+        ("add", "mul", "sub", "div", "matmul", "maximum", "minimum", *COMPARISONS), ("input", "other")
+    ),
+    "where": ("condition", "input", "other"),
+    "lerp": ("input", "end"),
+    **dict.fromkeys(("addcmul", "addcdiv"), ("input", "tensor1", "tensor2")),
     "scaled_dot_product_attention": ("query", "key", "value"),
 }

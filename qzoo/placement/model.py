@@ -20,7 +20,7 @@ from qzoo.placement.groups import Classes
 from qzoo.placement.scope import LAYERS, OUTPUT, Scope, Site, is_leaf, orders_learnt, scoped
 from qzoo.placement.trace import Operation, Trace, Value, trace
 from qzoo.placement.wants import Want, Wants, wants_of
-from qzoo.quant.fold import attach, evaluating, fold_weight_standardization_
+from qzoo.quant.fold import attach, evaluating, fold_parametrizations_, fold_weight_standardization_
 from qzoo.quant.nn import QuantMultiheadAttention, TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin
 from qzoo.quant.swap import keep_from_fused_kernels, quantized_layer, replacement_of
@@ -144,6 +144,8 @@ def with_quantizers(
     quantized = _copy(model)
     keep_from_fused_kernels(quantized)
     fold_weight_standardization_(quantized)
+    with evaluating(quantized):
+        fold_parametrizations_(quantized)
     image = example[:1].detach().to(device_of(quantized), _dtype(quantized))
     with evaluating(quantized):
         graph = _trace(quantized, image)
@@ -263,7 +265,7 @@ class _Builder:
             root = scoped(self.model)
             name = _unused(root, "output_quantizer")
             root.add_module(name, self._quantizer(Want("output", True), [self.wants.result]))
-            root.sites[OUTPUT] = (name,)
+            root.qzoo_sites.names[OUTPUT] = (name,)
         self._close_scopes()
         self._tie()
 
@@ -327,6 +329,8 @@ class _Builder:
             return
         kind = replacement_of(layer)
         want = wants[0]
+        if kind is None:
+            self._explain(operation)
         if want is None or kind is None or (self._is_excluded(operation) and not _is_layer(layer)):
             return
         bits = self._bits(want)
@@ -373,7 +377,7 @@ class _Builder:
                 return
         else:
             names = self._site_quantizers(scope, module, site, operations)
-        scoped(module).sites[site] = names
+        scoped(module).qzoo_sites.names[site] = names
         self.kinds[scope].add(site.function)
 
     def _site_quantizers(
@@ -399,7 +403,7 @@ class _Builder:
                 product = site.function in ("matmul", "einsum", "scaled_dot_product_attention")
                 module.add_module(name, self._quantizer(wanted[place], values[place], symmetric=product))
             names.append(name)
-        for extra in _INSIDE.get(site.function, ()):
+        for extra in _INSIDE.get(site.function, ()) if len(wanted) == len(places) else ():
             name = self._number(scope, site, extra)
             role = wanted[0].role
             bits = self.scheme.edge if role == "activation" else self.scheme
@@ -415,8 +419,11 @@ class _Builder:
         path, _, key = site.weight.rpartition(".")
         owner = f"{scope}.{path}".strip(".")
         full = operations[0].weight
-        if f"{owner}.{key}".strip(".") != full or key != "weight" or owner not in self.modules:
+        if f"{owner}.{key}".strip(".") != full or owner not in self.modules:
             self.left[full] = "a weight that another module uses"
+            return None
+        if key != "weight":
+            self.left[full] = "a weight that its module holds under another name than weight"
             return None
         holder, want = self.modules[owner], self.wants.edges[operations[0], 0]
         bits = self._bits(want)
@@ -491,7 +498,9 @@ class _Builder:
         if all(value is None for value in operation.operands):
             return  # computed from constants, as positions are: an exported file holds the result
         if not self._is_excluded(operation) and not isinstance(self.modules[name], QuantMixin):
-            self.left.setdefault(name, f"{type(self.modules[name]).__name__}, which has no quantized form")
+            self.left.setdefault(
+                name, f"{type(self.modules[name]).__name__}, whose steps no runtime computes in int8"
+            )
 
     def _is_excluded(self, operation: Operation) -> bool:
         return not self.excluded.isdisjoint((operation.layer, *(path for path, _ in operation.stack)))
@@ -499,13 +508,12 @@ class _Builder:
     def placement(self) -> Placement:
         """Get the record of what was placed and what was left in float."""
         kept = [name for name, m in self.modules.items() if _is_layer(m) and not isinstance(m, QuantMixin)]
-        known = {op.weight for op in self.trace.operations if op.function.name in LAYERS and not op.layer}
         placed = weight_quantizers(self.model)
         for operation in self.trace.operations:
             if operation.function.name not in LAYERS or operation.layer or operation.weight in placed:
                 continue
-            if operation.operands[0] is None:
-                continue  # computed from constants
+            if operation.operands[0] is None or operation.weight in self.left:
+                continue  # computed from constants, or named already
             where = operation.stack[-1][0] if operation.stack else ""
             if not self._is_excluded(operation):
                 reason = (
@@ -524,7 +532,10 @@ class _Builder:
         unreached = [
             n
             for n in kept
-            if n not in inner and n not in excluded and f"{n}.weight" not in known and self._parent_runs(n)
+            if n not in inner
+            and n not in excluded
+            and f"{n}.weight" not in self.trace.read
+            and self._parent_runs(n)
         ]
         return Placement(tuple(self.left.items()), tuple(unreached), tuple(excluded))
 

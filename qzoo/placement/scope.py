@@ -52,6 +52,22 @@ OUTPUT = Site("", 0)
 """What the module returns."""
 
 
+@dataclass
+class Sites:
+    """What a scope knows of its own code.
+
+    Attributes:
+        names: of the quantizers in the module, one for each operand ("" for none), by site.
+        path: the module's name in the model.
+        orders: for every function with sites, the scopes that ran last before its calls; one order for each way that
+            a call of the module went on the example.
+    """
+
+    names: dict[Site, tuple[str, ...]] = field(default_factory=dict)
+    path: str = ""
+    orders: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
+
+
 _Result = TypeVar("_Result")
 
 
@@ -87,7 +103,7 @@ def orders_learnt(model: nn.Module) -> Iterator[None]:
     """Learn the order of calls in every scope of a model from what runs in the block, in place of a former one."""
     for name, module in model.named_modules():
         if isinstance(module, Scope):
-            module.path, module.orders = name, {}
+            module.qzoo_sites.path, module.qzoo_sites.orders = name, {}
     _calls.learning = True
     try:
         yield
@@ -98,10 +114,10 @@ def orders_learnt(model: nn.Module) -> Iterator[None]:
 def passed_over(module: Any) -> None:
     """Note a module as run that does not run, since its result is known."""
     if _calls.frames and isinstance(module, Scope):
-        _calls.frames[-1].last = module.path
+        _calls.frames[-1].last = module.qzoo_sites.path
 
 
-_NOWHERE = SimpleNamespace(path="", sites={}, orders={})
+_NOWHERE = SimpleNamespace(qzoo_sites=Sites())
 """In place of a module, for what has no sites."""
 
 
@@ -127,20 +143,19 @@ def unseen(hook: Callable[..., _Result]) -> Callable[..., _Result]:
 class Scope:
     """What a module's class is derived from, beside its own class, to have sites.
 
+    Its names begin with ``qzoo_``: all others may be the module's own.
+
     Attributes:
-        sites: names of the quantizers in the module, one for each operand ("" for none), by site.
-        float_class: the module's own class.
-        path: the module's name in the model.
-        orders: for every function with sites, the scopes that ran last before its calls; one order for each way that
-            a call of the module went on the example.
+        qzoo_sites: the sites.
+        qzoo_float_class: the module's own class.
+        qzoo_forward: a forward that the module itself has, and not its class.
     """
 
-    sites: dict[Site, tuple[str, ...]]
-    float_class: type[nn.Module]
-    path: str
-    orders: dict[str, set[tuple[str, ...]]]
+    qzoo_sites: Sites
+    qzoo_float_class: type[nn.Module]
+    qzoo_forward: Callable[..., Any] | None
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
+    def qzoo_call(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, looked on."""
         if torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting():
             # It would leave out every quantizer that is no layer's, without a word.
@@ -154,64 +169,66 @@ class Scope:
         module: Any = self
         try:
             hidden = [] if is_leaf(module) else constants.enter(module, (args, kwargs))
+            forward = self.qzoo_forward or functools.partial(self.qzoo_float_class.forward, module)
             if len(frames) > 1:
-                result = self.float_class.forward(module, *args, **kwargs)
+                result = forward(*args, **kwargs)
             else:
                 with _Watch(frames):
-                    result = self.float_class.forward(module, *args, **kwargs)
+                    result = forward(*args, **kwargs)
             constants.leave(hidden)
             _end(frames[-1])
         finally:
             frames.pop()
-        names = self.sites.get(OUTPUT)
+        names = self.qzoo_sites.names.get(OUTPUT)
         if names is None:
             return result
         quantizer = self.get_submodule(names[0])  # type: ignore[attr-defined]
         if not isinstance(result, Tensor) and not is_idle(quantizer):
             raise QuantizationError(
-                f"{self.float_class.__name__} returns a {type(result).__name__}, and one tensor on the example that it "
-                "was quantized on; let it return one in training too"
+                f"{self.qzoo_float_class.__name__} returns a {type(result).__name__}, and one tensor on the example "
+                "that it was quantized on; let it return one in training too"
             )
         return quantizer(result)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class has no name to be imported by.
         state: Any = object.__reduce_ex__(self, protocol)[2]
-        return _restore, (self.float_class,), state
+        return _restore, (self.qzoo_float_class,), state
 
 
 class _Container:
     """A scope whose own class goes through its children: they are those without the quantizers of its sites."""
 
     _modules: dict[str, Any]
-    sites: dict[Site, tuple[str, ...]]
+    qzoo_sites: Sites
 
-    def _children(self) -> dict[str, Any]:
-        own = {name for names in self.sites.values() for name in names}
+    def qzoo_children(self) -> dict[str, Any]:
+        """The children of the module's own."""
+        own = {name for names in self.qzoo_sites.names.values() for name in names}
         return {name: child for name, child in self._modules.items() if name not in own}
 
     def __len__(self) -> int:
-        return len(self._children())
+        return len(self.qzoo_children())
 
     def __iter__(self) -> Any:
-        children = self._children()
+        children = self.qzoo_children()
         return iter(children if isinstance(self, nn.ModuleDict) else children.values())
 
     def keys(self) -> Any:
-        return self._children().keys()
+        return self.qzoo_children().keys()
 
     def items(self) -> Any:
-        return self._children().items()
+        return self.qzoo_children().items()
 
     def values(self) -> Any:
-        return self._children().values()
+        return self.qzoo_children().values()
 
 
 def scoped(module: nn.Module) -> Any:
     """Make a module a scope, in place; one that is a scope stays as it is. Returns the module."""
     if not isinstance(module, Scope):
         module.__class__ = _class_of(type(module))  # type: ignore[arg-type]
-        module.__dict__.update(sites={}, path="", orders={})
+        module.__dict__.update(qzoo_sites=Sites(), qzoo_forward=module.__dict__.pop("forward", None))
     return module
 
 
@@ -221,11 +238,11 @@ def _class_of(float_class: Any) -> type[nn.Module]:
 
     @functools.wraps(float_class.forward)  # exporters ask for the names of its arguments
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        return self.qzoo_call(*args, **kwargs)
 
     members = {
         "forward": forward,
-        "float_class": float_class,
+        "qzoo_float_class": float_class,
         "__module__": float_class.__module__,
         "__qualname__": float_class.__qualname__,
     }
@@ -261,7 +278,7 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         quantizers = [frame.module.get_submodule(name) if name else None for name in names]
         special = _SPECIAL.get(function.name)
-        if special is not None:
+        if special is not None and None not in quantizers:
             return special(func, quantizers, args, kwargs)
         values = [
             value if quantizer is None else quantizer(value)
@@ -274,12 +291,13 @@ class _Watch(TorchFunctionMode):
 def _names(frame: _Frame, function: Function, args: Any, kwargs: dict[str, Any]) -> tuple[str, ...] | None:
     """The names of the quantizers at this call, None where it is no site."""
     module: Any = frame.module
-    if not module.sites:
+    sites: Sites = module.qzoo_sites
+    if not sites.names:
         return None
     inputs = operands(function, args, kwargs)
     if function.name in LAYERS:
         weight = inputs[1]
-        for site, names in module.sites.items():
+        for site, names in sites.names.items():
             if site.weight and weight is parameter_of(module, site.weight):
                 return names
         return None
@@ -287,21 +305,22 @@ def _names(frame: _Frame, function: Function, args: Any, kwargs: dict[str, Any])
         return None
     order = frame.orders[function.name]
     order.append(frame.last)
-    known = module.orders.get(function.name)
+    known = sites.orders.get(function.name)
     if known is not None and not _fits(module, order, [other[: len(order)] for other in known]):
         where = f"after {frame.last}" if frame.last else "before any other module"
         raise _moved(module, f"{function.name}-like call {len(order)} comes {where}")
-    return module.sites.get(Site(function.name, len(order) - 1))
+    return sites.names.get(Site(function.name, len(order) - 1))
 
 
 def _end(frame: _Frame) -> None:
     """Learn the orders of a call that ends, or refuse one that left out calls which can't be told from those made."""
     module: Any = frame.module
+    sites: Sites = module.qzoo_sites
     if _calls.learning:
-        for name in {site.function for site in module.sites} & frame.orders.keys():
-            module.orders.setdefault(name, set()).add(tuple(frame.orders[name]))
+        for name in {site.function for site in sites.names} & frame.orders.keys():
+            sites.orders.setdefault(name, set()).add(tuple(frame.orders[name]))
         return
-    for name, known in module.orders.items():
+    for name, known in sites.orders.items():
         order = frame.orders[name]
         if not _fits(module, order, known):
             raise _moved(module, f"{len(order)} {name}-like call(s) are made, not {max(map(len, known))}")
@@ -311,7 +330,9 @@ def _fits(module: Any, order: list[str], known: Iterable[tuple[str, ...]]) -> bo
     """Whether an order agrees with one that is known; by number alone where a module below was replaced."""
     if any(_agree(order, other) for other in known):
         return True
-    below = {name for other in known for name in other if name.startswith(f"{module.path}.".lstrip("."))}
+    below = {
+        name for other in known for name in other if name.startswith(f"{module.qzoo_sites.path}.".lstrip("."))
+    }
     if all(isinstance(_below(module, name), Scope) for name in below):
         return False
     return any(_agree([""] * len(order), ("",) * len(other)) for other in known)
@@ -319,7 +340,7 @@ def _fits(module: Any, order: list[str], known: Iterable[tuple[str, ...]]) -> bo
 
 def _below(module: Any, name: str) -> Any:
     """The module of a name in the model, from one above it; None where there is none."""
-    for part in name.removeprefix(module.path).strip(".").split("."):
+    for part in name.removeprefix(module.qzoo_sites.path).strip(".").split("."):
         module = getattr(module, part, None)
     return module
 
@@ -337,11 +358,12 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def _moved(module: Any, how: str) -> QuantizationError:
+    name = module.qzoo_sites.path or type(module).__name__
     mode = "in training" if module.training else "in inference"
     return QuantizationError(
-        f"{module.path or type(module).__name__}: {mode} {how}, unlike on the example that the model was quantized "
-        "on, so that its quantizers would be at other tensors; compute what only one mode or size needs in a module of "
-        "its own, or leave this one in float by exclude="
+        f"{name}: {mode} {how}, unlike on the example that the model was quantized on, so that its quantizers would be "
+        "at other tensors; compute what only one mode or size needs in a module of its own, or leave this one in float "
+        "by exclude="
     )
 
 
@@ -396,11 +418,12 @@ def _products(
 
 def _einsum(func: Callable[..., Any], quantizers: list[Any], args: Any, kwargs: dict[str, Any]) -> Tensor:
     """A product of two tensors, as the product of matrices that runtimes have a kernel for."""
-    values = operands(FUNCTIONS[func], args, kwargs)
-    product = product_of(args[0], values)
-    if product is None or all(is_idle(quantizer) for quantizer in quantizers):
+    if all(is_idle(quantizer) for quantizer in quantizers):
         return func(*args, **kwargs)
-    return product(*(quantizer(value) for quantizer, value in zip(quantizers, values, strict=True)))
+    values = operands(FUNCTIONS[func], args, kwargs)
+    values = [quantizer(value) for quantizer, value in zip(quantizers, values, strict=True)]
+    product = product_of(args[0], values)
+    return func(args[0], *values) if product is None else product(*values)
 
 
 _SPECIAL: dict[str, Callable[..., Any]] = {

@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from qzoo.placement.einsum import product_of
 from qzoo.placement.functions import (
+    COMPARISONS,
     FUNCTIONS,
     NO_VALUES,
+    UNKNOWN,
     Constants,
     Function,
     function_of,
@@ -83,7 +85,7 @@ class Operation:
             of height and width), ``smooth`` (an interpolation that is not to the nearest), ``gather`` (an index),
             ``negative`` (a padding below zero), ``product`` (an einsum that is a product of matrices), ``counted``
             (see :class:`qzoo.placement.functions.Constants`), ``scale`` (a product of channels, [N, C, ...], with
-            constants of their own).
+            constants of their own), ``loose`` (a clamp to limits that no quantizer behind it has).
     """
 
     function: Function
@@ -103,6 +105,7 @@ class Trace:
         calls: how often each module ran, by name.
         result: what the model returned.
         decisions: modules in which Python asks for values that depend on the image.
+        read: the parameters and buffers that functions were given, by name.
         quantized: the values that quantizers read, by the quantizer's name; of a model that has some.
     """
 
@@ -110,6 +113,7 @@ class Trace:
     calls: Counter[str]
     result: Any
     decisions: tuple[str, ...] = ()
+    read: frozenset[str] = frozenset()
     quantized: Mapping[str, Value] = field(default_factory=dict)
 
     @property
@@ -147,7 +151,14 @@ def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:
         value = recorder.values.get(id(leaf))
         if value is not None:
             value.returned = True
-    return Trace(recorder.operations, recorder.calls, result, tuple(recorder.decisions), recorder.quantized)
+    return Trace(
+        recorder.operations,
+        recorder.calls,
+        result,
+        tuple(recorder.decisions),
+        frozenset(recorder.read),
+        recorder.quantized,
+    )
 
 
 class _Tap:
@@ -179,7 +190,8 @@ class _Recorder(TorchFunctionMode):
         self._inside = 0
         self._compared: set[int] = set()
         self.decisions: list[str] = []
-        self._parameters = {id(p): name for name, p in model.named_parameters()}
+        self.read: set[str] = set()
+        self._stored = {id(t): name for name, t in (*model.named_buffers(), *model.named_parameters())}
 
     def know(self, tensor: Tensor) -> None:
         self._keep.append(tensor)
@@ -229,25 +241,28 @@ class _Recorder(TorchFunctionMode):
             result = func(*args, **kwargs)
             if not self._inside:
                 self._follow(name, args, kwargs, result)
+                if name in COMPARISONS:
+                    self._note(func, args, kwargs, None)
             return result
+        result = func(*args, **kwargs)
+        changed = args[0] if name == "__setitem__" else result
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(changed)):
+            self._note(func, args, kwargs, changed)
+        return result
+
+    def _note(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Note a call, if it is one of a layer, counts among the calls of a site, or is given a value."""
         function = function_of(func)
         inputs = operands(function, args, kwargs) if args or kwargs else []
-        before = [self.values.get(id(x)) for x in inputs]  # in-place functions give them another value
         others = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        known = [self.values.get(id(x)) for x in others]
-        result = func(*args, **kwargs)
-        if (
-            not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
-            and function.name != "__setitem__"
-        ):
-            return result
+        values = [self.values.get(id(x)) for x in inputs]
+        self.read.update(self._stored[id(x)] for x in others if id(x) in self._stored)
         counts = func in FUNCTIONS and is_counted(inputs, self.constants)
-        layer = function.name in LAYERS
-        if counts or layer or any(value is not None for value in (*before, *known)):
+        given = any(value is not None for value in (*values, *(self.values.get(id(x)) for x in others)))
+        if counts or given or function.name in LAYERS:
             attributes = _attributes(func, function, args, kwargs) | ({"counted"} if counts else set())
-            attributes |= {"scale"} if function.name == "mul" and _is_scale(inputs, before) else set()
-            self._add(function, tuple(self._stack), inputs, others, result, attributes, before=before)
-        return result
+            attributes |= {"scale"} if function.name == "mul" and _is_scale(inputs, values) else set()
+            self._add(function, tuple(self._stack), inputs, others, result, attributes)
 
     def _follow(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """Note where Python asks for a value that is computed from the image, or from a comparison of such."""
@@ -269,10 +284,9 @@ class _Recorder(TorchFunctionMode):
         result: Any,
         attributes: frozenset[str] = frozenset(),
         layer: str = "",
-        before: list[Value | None] | None = None,
     ) -> None:
-        values = [self.values.get(id(x)) for x in inputs] if before is None else before
-        weight = self._parameters.get(id(inputs[1]), "") if len(inputs) > 1 and inputs[1] is not None else ""
+        values = [self.values.get(id(x)) for x in inputs]
+        weight = self._stored.get(id(inputs[1]), "") if len(inputs) > 1 and inputs[1] is not None else ""
         operation = Operation(function, stack, values, layer=layer, weight=weight, attributes=attributes)
         for place, value in enumerate(values):
             if value is not None:
@@ -288,7 +302,17 @@ class _Recorder(TorchFunctionMode):
                 operation.outputs.append(value)
                 self.values[id(leaf)] = value
                 self._keep.append(leaf)
+                if function.operator.name != "Identity" and any(leaf is x for x in inputs):
+                    self._change_whole(leaf, stack)
         self.operations.append(operation)
+
+    def _change_whole(self, part: Tensor, stack: tuple[tuple[str, int], ...]) -> None:
+        """Forget what is known of a tensor, such as its sign, when a part of it is changed in place."""
+        whole = part._base
+        before = None if whole is None else self.values.get(id(whole))
+        if whole is not None and before is not None:
+            change = Operation(Function("change in place", UNKNOWN), stack, [before])
+            self.values[id(whole)] = Value(change, tuple(whole.shape))
 
 
 def layer_function(module: nn.Module) -> Function:
@@ -324,6 +348,8 @@ def _attributes(
         fill = _argument(args, kwargs, 3, "value", 0)
         if fill is not None and fill < 0:
             names.add("negative")
+    if function.operator.name == "Clip" and _is_loose(*_limits(name_of(func).strip("_"), args, kwargs)):
+        names.add("loose")
     return frozenset(names)
 
 
@@ -344,16 +370,27 @@ def _argument(args: Any, kwargs: dict[str, Any], place: int, name: str, default:
 
 def _is_nonnegative(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether the function never gives a negative number."""
-    limit = {
-        "hardtanh": ("min_val", -1.0),
-        "clamp": ("min", None),
-        "clip": ("min", None),
-        "clamp_min": ("min", None),
-    }
-    if name in limit:
-        low = _argument(args, kwargs, 1, *limit[name])
-        return isinstance(low, (int, float)) and low >= 0
-    return name in _NONNEGATIVE
+    low, _ = _limits(name, args, kwargs)
+    return name in _NONNEGATIVE or (isinstance(low, (int, float)) and low >= 0)
+
+
+def _limits(name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The limits that a function clamps to; None for none."""
+    if name == "relu6":
+        return 0, 6
+    if name == "hardtanh":
+        return _argument(args, kwargs, 1, "min_val", -1.0), _argument(args, kwargs, 2, "max_val", 1.0)
+    if name == "clamp_max":
+        return None, _argument(args, kwargs, 1, "max")
+    if name in ("clamp", "clip", "clamp_min"):
+        return _argument(args, kwargs, 1, "min"), _argument(args, kwargs, 2, "max")
+    return None, None
+
+
+def _is_loose(low: Any, high: Any) -> bool:
+    """Whether a clamp's limits are none that a quantizer behind it has: from zero on, or the same on both sides."""
+    numbers = [None if isinstance(limit, Tensor) else limit for limit in (low, high)]
+    return numbers[0] is None or (numbers[0] != 0 and numbers != [numbers[0], -numbers[0]])
 
 
 def _is_spatial(args: Any, kwargs: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from qzoo.placement.scope import LAYERS
 from qzoo.placement.trace import Operation, Trace, Value
-from qzoo.runtimes.operators import CARRIED, FLOAT, INT8, OPERATORS, Operator
+from qzoo.runtimes.operators import CARRIED, FLOAT, FUSED, INT8, OPERATORS, Operator
 
 Edge = tuple[Operation, int]
 _PRODUCTS = ("einsum", "addmm", "baddbmm", "addbmm", "tensordot")
@@ -109,12 +109,20 @@ class _Decision:
         if name in LAYERS:
             if operation.layer or operation.weight:
                 self._set(operation, 0, "input", self._is_first(operation) or self._is_last(operation))
+        elif name == "multi_head_attention_forward" and not operation.layer:
+            if not self._is_skipped(operation):
+                self._leave(
+                    operation, "attention as one function; call an nn.MultiheadAttention, or write it out"
+                )
         elif operator.name == "MatMul":
             if all(value is not None for value in operation.operands):
                 integers = any(self.needs_q(value) for value in operation.operands)
                 role = "product" if self.has_norms and not integers else "input"
                 for place in range(len(operation.operands)):
                     self._set(operation, place, role)
+            elif any(value is not None for value in operation.operands) and not self._is_skipped(operation):
+                form = "a product with a tensor of no layer; write it as nn.Linear, or F.linear with a module's weight"
+                self._leave(operation, form)
         elif operator.name in ("AveragePool", "GlobalAveragePool"):
             self._set(operation, 0, "pool", True)
         elif name in _PRODUCTS and not self._is_skipped(operation):
@@ -241,7 +249,10 @@ class _Decision:
         for edge in list(value.readers):
             reader, place = edge
             operator = operator_of(reader)
-            if edge in self.wants.edges or place < 0:
+            if edge in self.wants.edges:
+                continue
+            if place < 0:
+                self._note_reader(reader)
                 continue
             if self._is_skipped(reader) and (reader.function.known or reader.layer):
                 self._end_integers(edge, value)
@@ -265,7 +276,20 @@ class _Decision:
             elif reader.function.known or reader.layer:
                 self._set(reader, place, self._role_in_float(reader, value), True)
             else:
-                self._leave(reader, "an operation that qzoo does not know, between layers in int8")
+                self._note_reader(reader)
+
+    def _note_reader(self, reader: Operation) -> None:
+        """Note what reads a kernel's output where no quantizer can be, so that the layer before runs in float, too."""
+        if reader.function.name == "setitem":
+            self._leave(
+                reader, "a change in place, and the layer before; write it with torch.cat or torch.where"
+            )
+        elif not reader.function.known and not reader.layer:
+            self._leave(reader, "an operation that qzoo does not know, between layers in int8")
+        elif operator_of(reader).kind != "move" and not self._is_skipped(
+            reader
+        ):  # such as view_as, for its shape
+            self._leave(reader, "an operand that qzoo does not quantize, and the layer before")
 
     def _end_integers(self, edge: Edge, value: Value) -> None:
         """Quantize a kernel's output before what stays in float; OpenVINO wants it where an int8 layer reads it too."""
@@ -335,6 +359,8 @@ def operator_of(operation: Operation) -> Operator:
         return OPERATORS["Identity"]
     if "gather" in operation.attributes:
         return OPERATORS["Gather"]
+    if "loose" in operation.attributes:
+        return Operator("Clip", "activation", FLOAT, FUSED, FUSED)
     if "smooth" in operation.attributes:
         return Operator("Resize", "other", FLOAT, FLOAT, FLOAT)
     return operator

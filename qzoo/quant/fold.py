@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from torch.nn.modules import conv
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -151,6 +154,46 @@ def fold_weight_standardization_(model: nn.Module) -> list[str]:
             model.set_submodule(name, plain[layer])
             names.append(name)
     return names
+
+
+@torch.no_grad()
+def fold_parametrizations_(model: nn.Module) -> list[str]:
+    """Replace weights that are computed in every forward by plain parameters with their values, in place.
+
+    Those of ``torch.nn.utils.parametrize`` (weight and spectral norm among them), of weight and spectral norm by
+    hooks, and of pruning. In inference they are constant, so the outputs stay as they are, to the bit; afterwards
+    :func:`qzoo.quant.quantize_` takes the layers. Training them further is another training, without what was folded.
+
+    Args:
+        model: in eval mode.
+
+    Returns:
+        The names of the parameters.
+    """
+    names = []
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            values = {key: getattr(module, key) for key in module.parametrizations}  # type: ignore[union-attr]
+            # By hand: torch would change the class, which a copy has in common with the original.
+            module.__class__ = type(module).__bases__[0]
+            del module._modules["parametrizations"]
+            for key, value in values.items():
+                module.register_parameter(key, nn.Parameter(value.detach().clone()))
+                names.append(f"{name}.{key}".lstrip("."))
+        for hook in list(module._forward_pre_hooks.values()):
+            remove = next((remove for kind, remove in _BY_HOOKS.items() if isinstance(hook, kind)), None)
+            if remove is not None:
+                key = hook._tensor_name if isinstance(hook, prune.BasePruningMethod) else hook.name
+                remove(module, key)
+                names.append(f"{name}.{key}".lstrip("."))
+    return names
+
+
+_BY_HOOKS: dict[type, Callable[..., Any]] = {
+    WeightNorm: remove_weight_norm,
+    SpectralNorm: remove_spectral_norm,
+    prune.BasePruningMethod: prune.remove,
+}
 
 
 def _with_constant_weight(layer: Any) -> nn.Module:

@@ -18,8 +18,16 @@ def _pair_before_relu(graph: Graph) -> Hits:
         dq = made_by(relu.inputs[0], "DequantizeLinear")
         q = maker(dq.inputs[0]) if dq else None
         layer = made_by(q.inputs[0], *WEIGHTED, "Add", "BatchNormalization") if q else None
-        if q is not None and layer is not None:
+        if q is not None and layer is not None and _may_clip_in_q(graph, relu):
             yield (layer, q, relu)
+
+
+def _may_clip_in_q(graph: Graph, clamp: ir.Node) -> bool:
+    """Whether a Q behind may have its limits: a ReLU's, from zero on, or the same on both sides."""
+    if clamp.op_type == "Relu":
+        return True
+    low, high = graph.limits(clamp)
+    return low is not None and high is not None and low in (0, -high)
 
 
 def _signed_after_relu(graph: Graph) -> Hits:
