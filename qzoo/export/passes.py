@@ -343,7 +343,9 @@ def split_weights(model: ir.Model) -> None:
         ):
             continue
         for place, span in enumerate(pairwise(ends)):
-            part, *own = (_taken(model, value, place, span, axis) for value in (holder, *steps) if value is not None)
+            part, *own = (
+                _taken(model, value, place, span, axis) for value in (holder, *steps) if value is not None
+            )
             if dq is not None and q is not None:
                 quantized = copy_of(q, [part, *own])
                 pair = [quantized, copy_of(dq, [quantized.outputs[0], *own])]
