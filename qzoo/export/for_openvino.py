@@ -27,18 +27,15 @@ from qzoo.export.graph import (
     readers,
     replace_by,
     runs_in_int8,
-    third_taken,
     zero_point,
 )
 from qzoo.export.lint.openvino import gathers_rows, readers_that_round
+from qzoo.export.moves_for_openvino import takes_all_rows
 from qzoo.export.passes import use_unsigned, write_average_as_convolution
 from qzoo.runtimes.operators import ARITHMETIC, CLAMPS, CONVOLUTIONS, EXTREMA, MOVES, NORMS, POOLS
 
 _BIAS = 1e-30
 """What a sum of float32 does not see, but a pass that drops zeros does."""
-
-_WIDE_HEAD = 64
-"""Columns of an attention head from which on its integers are moved faster than its floats."""
 
 _SCALED = (*ARITHMETIC, "BatchNormalization")
 _CARRIED = (*MOVES, *CLAMPS, *POOLS, *EXTREMA, "Resize", "Concat")
@@ -94,13 +91,17 @@ def normalize_rows(model: ir.Model) -> None:
 
 
 def quantize_before_moves(model: ir.Model) -> None:
-    """Move Q, DQ before a MaxPool or Reshape: the same values, since Q is monotone.
+    """Move Q, DQ before a MaxPool, a Reshape or a Gather of all rows: the same values, since Q is monotone.
 
     OpenVINO leaves a max pooling before a Q in float, and fuses an average pooling with the Q right behind it only;
     the three nodes of a channel shuffle it runs as one only where no Q is among them. ONNX Runtime moves the Q itself.
     Where what is moved was quantized in the same way already, the Q behind goes.
     """
-    moves = [n for n in model.graph if n.op_type in ("MaxPool", "Reshape", "Flatten") or _is_shuffle(n)]
+    moves = [
+        n
+        for n in model.graph
+        if n.op_type in ("MaxPool", "Reshape", "Flatten") or _is_shuffle(n) or takes_all_rows(n)
+    ]
     for move in reversed(moves):
         out = move.outputs[0]
         if len(move.outputs) > 1 or out.is_graph_output() or len(out.uses()) != 1:
@@ -153,73 +154,6 @@ def stride_before_layers(model: ir.Model) -> None:
         model.graph.insert_before(conv, pool)
         conv.replace_input_with(0, pool.outputs[0])
         conv.attributes["strides"] = ir.AttrInt64s("strides", one)
-
-
-def quantize_projections(model: ir.Model) -> None:
-    """Quantize query, key and value before the attention takes their rows apart, with a scale for each column.
-
-    The same values. OpenVINO then quantizes within the linear layer, and moves integers in place of floats: 4 to 8 % of
-    a DeiT-Tiny. It moves bytes of short rows more slowly than floats, so that heads below 64 columns (Swin) stay.
-    """
-    for moved in nodes_of(model, "Transpose"):
-        cut, thirds = made_by(moved.inputs[0], "Reshape"), _thirds(moved)
-        shape = None if cut is None else constant(cut.inputs[1])
-        x = None if cut is None else cut.inputs[0]
-        if cut is None or x is None or x.shape is None or shape is None or len(thirds) != 3:
-            continue
-        if (
-            shape.size != 5
-            or shape[2] != 3
-            or shape[3] < 1
-            or shape[4] < _WIDE_HEAD
-            or len(cut.outputs[0].uses()) > 1
-        ):
-            continue
-        ends = [end for node in thirds if (end := _quantized(node.outputs[0])) is not None]
-        points = [zero for q, _ in ends if (zero := zero_point(q)) is not None]
-        if len(ends) < 3 or len({zero.dtype for zero in points}) > 1:
-            continue
-        name = str(x.name)
-        scales = np.repeat([scale for _, scale in ends], int(np.prod(shape[3:]))).astype(np.float32)
-        scale = initializer(model, f"{name}_scales", scales)
-        zeros = initializer(model, f"{name}_zero_points", np.zeros(len(scales), points[0].dtype))
-        whole = node_like("QuantizeLinear", [x, scale, zeros], like=cut, axis=len(x.shape) - 1)
-        whole.outputs[0].shape = x.shape
-        model.graph.insert_before(cut, whole)
-        cut.replace_input_with(0, whole.outputs[0])
-        for (q, _), node in zip(ends, thirds, strict=True):
-            q.outputs[0].replace_all_uses_with(node.outputs[0])
-        for node in (whole, cut, moved, *readers(moved.outputs[0]), *thirds):
-            node.outputs[0].type = ends[0][0].outputs[0].type
-
-
-def _thirds(moved: ir.Node) -> list[ir.Node]:
-    """The nodes that take query, key and value from what a Transpose put first, in this order; or none."""
-    taken = [third_taken(node) for node in readers(moved.outputs[0])]
-    found = {third[1]: third[0] for third in taken if third is not None}
-    plain = integers(moved, "perm") == [2, 0, 3, 1, 4] and not moved.outputs[0].is_graph_output()
-    return [found[part] for part in range(3)] if plain and len(taken) == 3 and len(found) == 3 else []
-
-
-def _quantized(value: ir.Value) -> tuple[ir.Node, float] | None:
-    """The Q without zero point that alone reads a value, maybe times a constant, and its scale for the value itself."""
-    node, factor = _only_reader(value), 1.0
-    if node is not None and node.op_type == "Mul":
-        numbers = [float(x.item()) for x in map(constant, node.inputs) if x is not None and x.size == 1]
-        if len(numbers) != 1 or numbers[0] <= 0:
-            return None
-        node, factor = _only_reader(node.outputs[0]), numbers[0]
-    if node is None or node.op_type != "QuantizeLinear":
-        return None
-    scale, zero = constant(node.inputs[1]), zero_point(node)
-    if scale is None or scale.size > 1 or zero is None or zero.any():
-        return None
-    return node, float(scale.item()) / factor
-
-
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    alone = len(value.uses()) == 1 and not value.is_graph_output()
-    return readers(value)[0] if alone else None
 
 
 def use_unsigned_where_misread(model: ir.Model) -> None:

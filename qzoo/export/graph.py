@@ -85,6 +85,12 @@ def readers(value: ir.Value) -> list[ir.Node]:
     return [use.node for use in value.uses()]
 
 
+def only_reader(value: ir.Value) -> ir.Node | None:
+    """Find the node that alone reads a value, once; None where the value is an output of the graph."""
+    alone = len(value.uses()) == 1 and not value.is_graph_output()
+    return readers(value)[0] if alone else None
+
+
 def input_of(node: ir.Node, index: int) -> ir.Value | None:
     """Get an input of a node; None where it is left out."""
     return node.inputs[index] if len(node.inputs) > index else None

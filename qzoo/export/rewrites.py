@@ -11,7 +11,7 @@ from functools import partial
 import onnx_ir as ir
 import torch
 
-from qzoo.export import for_onnxruntime, for_openvino, for_tensorrt, passes
+from qzoo.export import for_onnxruntime, for_openvino, for_tensorrt, moves_for_openvino, passes
 
 Rewrite = Callable[[ir.Model], None]
 
@@ -47,12 +47,16 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
     "openvino": (
         for_openvino.pool_maxima,
         for_openvino.normalize_rows,
+        moves_for_openvino.turn_rows,
+        moves_for_openvino.gather_windows,
+        moves_for_openvino.add_mask_at_once,
         for_openvino.quantize_before_moves,
         for_openvino.average_by_convolution,
         for_openvino.keep_epsilon,
         for_openvino.stride_before_layers,
         for_openvino.use_unsigned_where_misread,
-        for_openvino.quantize_projections,
+        moves_for_openvino.quantize_projections,
+        moves_for_openvino.gather_heads,
         for_openvino.give_shared_convolutions_a_bias,
         for_openvino.keep_rows_apart,
         for_openvino.expand_without_sizes,
