@@ -76,7 +76,7 @@ class TinyNet(HubMixin, nn.Module):
         # Averages of non-negative values are non-negative.
         self.fc = linear(32, num_classes, quantize=quantize, nonnegative=True, edge=True)
 
-        # The CPU runtimes pool and classify in int8 only between two quantizers.
+        # The CPU runtimes pool in int8 only behind a quantizer; ONNX Runtime classifies in int8 only before one.
         self.pool_quantizer = activation_quantizer(quantize, "pool", nonnegative=True)
         self.output_quantizer = activation_quantizer(quantize, "output")
         init_weights(self)

@@ -12,7 +12,7 @@ whatever the target, so one checkpoint serves all runtimes.
 | ``branch`` | the other input of an add | ONNX Runtime; TensorRT and OpenVINO fuse convolution and add |
 | ``pool`` | the input of an average pooling, or of a BatchNorm beside layers that read the same | CPU runtimes |
 | ``activation`` | what is read in float, behind an int8 kernel | ONNX Runtime, whose kernels need a Q right behind |
-| ``output`` | the classifier's output | CPU runtimes |
+| ``output`` | the classifier's output | ONNX Runtime; the kernels of the others write float |
 | ``norm`` | the input of a LayerNorm behind a convolution | ONNX Runtime, TensorRT: the convolution writes int8 |
 | ``product`` | an operand of a product of two activations | TensorRT, OpenVINO (ONNX Runtime gains nothing) |
 | ``stream`` | either input of an add between LayerNorms | no target: the adds of a transformer stay in float |
@@ -78,7 +78,7 @@ TARGETS = {
         Target("onnxruntime", frozenset(ROLES) - {"product", "stream"}, unsigned=True, affine=True),
         Target(
             "openvino",
-            frozenset(ROLES) - {"branch", "activation", "norm", "stream"},
+            frozenset(ROLES) - {"branch", "output", "activation", "norm", "stream"},
             unsigned=True,
             affine=True,
         ),

@@ -26,7 +26,7 @@ aten = torch.ops.aten
 PLACEMENT = {
     "tensorrt": ({"input", "weight", "residual"}, False),
     "onnxruntime": ({"input", "weight", "residual", "branch", "pool", "output"}, True),
-    "openvino": ({"input", "weight", "residual", "pool", "output"}, True),
+    "openvino": ({"input", "weight", "residual", "pool"}, True),
 }
 
 

@@ -31,7 +31,7 @@ def quantizer_with_role(
 class QuantAdd(nn.Module, QuantInputMixin):
     """Quantized addition, ``branch + residual``: both inputs are quantized; shapes as ``torch.add``.
 
-    TensorRT wants the branch (the output of a convolution) unquantized, CPU runtimes want it quantized:
+    TensorRT and OpenVINO want the branch (the output of a convolution) unquantized, ONNX Runtime wants it quantized:
     disable ``_branch_quantizer`` for the former.
 
     Args:
