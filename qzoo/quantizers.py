@@ -102,10 +102,11 @@ def weight_quantizers(model: nn.Module) -> dict[str, tuple[Tensor, TensorQuantiz
         ((16, 1, 3, 3), (16, 1, 1, 1))
     """
     return {
-        f"{name}.weight" if name else "weight": (module.weight, quantizer)
+        f"{name}.{key}".lstrip("."): (getattr(module, key), quantizer)
         for name, module in model.named_modules()
         if (quantizer := weight_quantizer_of(module)) is not None
-        and isinstance(getattr(module, "weight", None), Tensor)
+        for key in ("weight", "in_proj_weight")  # of attention: that of query, key and value
+        if isinstance(getattr(module, key, None), Tensor)
     }
 
 

@@ -178,6 +178,12 @@ def _scheme(scheme: bool | str | Scheme, target: str | None) -> Scheme:
 def _check(model: Any, example: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise QuantizationError(
+            "the model is what torch.compile gave; quantize the module that it was given, and compile the result"
+        )
+    if replacement_of(model) is not None:
+        raise QuantizationError(f"the model is itself a {type(model).__name__}; put it into an nn.Sequential")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise QuantizationError(
@@ -198,6 +204,10 @@ def _check(model: Any, example: Any) -> None:
 def _matching(model: nn.Module, patterns: tuple[str, ...]) -> set[str]:
     names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ArgumentError(
+                f"exclude must be patterns of names, such as 'head' or '*.attn', not {pattern!r}"
+            )
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ArgumentError(f"exclude: {pattern!r} names no module of {type(model).__name__}")
     return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}

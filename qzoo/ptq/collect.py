@@ -181,9 +181,9 @@ def weight_ranges(model: nn.Module) -> dict[str, Tensor]:
         with torch.no_grad():
             amax = quantizer.range_of(weight if scale is None else weight * scale)
         if not torch.isfinite(amax).all():
-            name = key.removesuffix("weight").rstrip(".")
+            name = key.rpartition(".")[0]
             raise NonFiniteError(f"the weight of {name!r} holds NaN or infinity; load sound weights first")
-        ranges[f"{key.removesuffix('weight')}_weight_quantizer"] = amax
+        ranges[f"{key.rpartition('.')[0]}._weight_quantizer".lstrip(".")] = amax
     return ranges
 
 

@@ -92,13 +92,13 @@ def test_timm_s_networks_know_their_factory(tmp_path: Path) -> None:
 
 def test_a_model_without_a_factory_is_not_saved(tmp_path: Path) -> None:
     images = torch.zeros(1, 3, 8, 8)
-    model = qzoo.quantize(torch.nn.Conv2d(3, 4, 3), images)
+    model = qzoo.quantize(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), images)
     with pytest.raises(CheckpointError, match=r"qzoo.quantize\(..., factory="):
         qzoo.save_pretrained(model, tmp_path / "none")
     with pytest.raises(ArgumentError, match="names no network"):
-        qzoo.quantize(torch.nn.Conv2d(3, 4, 3), images, factory="squeezenet1_1")
+        qzoo.quantize(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), images, factory="squeezenet1_1")
     with pytest.raises(ArgumentError, match=r"from images \[N, C, H, W\]"):
-        qzoo.quantize(torch.nn.Linear(3, 4), torch.zeros(1, 3), factory="net.py:make")
+        qzoo.quantize(torch.nn.Sequential(torch.nn.Linear(3, 4)), torch.zeros(1, 3), factory="net.py:make")
 
 
 def test_the_command_and_a_file_s_network(tmp_path: Path, photos: Path, monkeypatch, capsys) -> None:

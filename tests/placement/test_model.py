@@ -646,6 +646,8 @@ def test_refusals() -> None:
         (Dict(), "returns a dict"),
         (InPlace(), "in place"),
         (nn.Sequential(conv(3, 3), torch.jit.script(nn.ReLU())), "1 is TorchScript"),
+        (torch.compile(nn.Sequential(conv(3, 3))), "torch.compile"),
+        (conv(3, 3), "itself a Conv2d; put it into an nn.Sequential"),
     ):
         with pytest.raises(QuantizationError, match=words):
             qzoo.quantize(model, images + torch.randn(1, 3, 8, 8))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import share_in_onnxruntime, with_statistics
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, weight_norm
 
@@ -225,3 +226,22 @@ class Encoder(nn.Module):
 def test_packed_projections_run_in_int8(tmp_path: Path) -> None:
     """Query, key and value of ``nn.MultiheadAttention`` have one weight; both layers' biases are the same zeros."""
     assert share(made(Encoder()), tmp_path) == 1.0
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_packed_projections_are_saved_as_integers(scheme: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Encoder().eval()
+    quantized = qzoo.quantize(model, IMAGES, scheme, factory="nets.py:make")
+    qzoo.calibrate(quantized, [IMAGES], progress=False)
+    attention = quantized.layers.layers[0].self_attn
+    assert torch.equal(
+        attention._weight_quantizer.amax.flatten(),
+        model.layers.layers[0].self_attn.in_proj_weight.abs().amax(1),
+    )
+    folder = qzoo.save_pretrained(quantized, tmp_path / scheme)
+    kept = load_file(folder / "model.safetensors")["layers.layers.0.self_attn.in_proj_weight"]
+    assert kept.dtype == (torch.int8 if scheme == "w8a8" else torch.uint8)
+    loaded = qzoo.load_pretrained(folder, model=Encoder().eval())
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGES), quantized(IMAGES))
