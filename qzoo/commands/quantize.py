@@ -45,7 +45,6 @@ def register(add: Add) -> None:
 def _run(args: argparse.Namespace) -> int:
     import torch
 
-    import qzoo
     from qzoo.config import config_of
     from qzoo.distributed import Group
     from qzoo.export.onnx import export_onnx
@@ -53,6 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     from qzoo.pipeline.parts import calibration_images
     from qzoo.pipeline.plan import Job
     from qzoo.placement.factory import build_float, preprocessing_of
+    from qzoo.placement.model import quantize_as
 
     network = build_float(args.network, pretrained=not args.random, size=args.size)
     example = torch.zeros(1, *preprocessing_of(network, args.size).input_size)
@@ -60,7 +60,8 @@ def _run(args: argparse.Namespace) -> int:
         {**given_options(args, _OPTIONS), "target": args.target}
     )
     scheme = plan.scheme(Scheme.parse(args.scheme))
-    model = qzoo.quantize(network, example, scheme, exclude=args.exclude, factory=args.network)
+    chooses = args.affine is None
+    model = quantize_as(network, example, scheme, tuple(args.exclude), args.network, choose_affine=chooses)
     config = config_of(model)
     images = calibration_images(config, args.data, args.subset)
     calibrate_to(args.out, model, plan, images, Job(**given_fields(args, Job)), Group())

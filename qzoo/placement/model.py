@@ -113,11 +113,29 @@ def quantize(
     """
     chosen = _scheme(scheme, target)
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    exact = isinstance(scheme, Scheme)
-    network, image, result = with_quantizers(model, example, chosen, patterns, choose_affine=not exact)
+    return quantize_as(
+        model, example, chosen, patterns, factory, choose_affine=not isinstance(scheme, Scheme)
+    )
+
+
+def quantize_as(
+    model: nn.Module,
+    example: Tensor,
+    scheme: Scheme,
+    exclude: tuple[str, ...],
+    factory: str,
+    *,
+    choose_affine: bool,
+) -> nn.Module:
+    """Quantize by a scheme; :func:`quantize` behind its arguments, which see.
+
+    Args:
+        choose_affine: as of :func:`with_quantizers`.
+    """
+    network, image, result = with_quantizers(model, example, scheme, exclude, choose_affine=choose_affine)
     origin = factory or known_factory(model)
     if factory or (origin and image.dim() == 4 and result.dim() > 1):
-        config = factory_config(origin, model, network.qzoo_scheme, image, result, patterns)  # type: ignore[arg-type]
+        config = factory_config(origin, model, network.qzoo_scheme, image, result, exclude)  # type: ignore[arg-type]
         network.qzoo_config = config  # type: ignore[assignment]
     return network
 

@@ -134,6 +134,8 @@ def test_the_command_and_a_file_s_network(tmp_path: Path, photos: Path, monkeypa
     by_hand = qzoo.quantize(network, image, "w8a8", factory=f"{file}:make")
     assert by_hand.qzoo_config.name == loaded.qzoo_config.name
     assert by_hand.qzoo_config.preprocessing == loaded.qzoo_config.preprocessing
+    assert by_hand.qzoo_config.scheme == loaded.qzoo_config.scheme
+    assert loaded.qzoo_config.scheme.affine  # its SiLU
     with torch.no_grad():
         torch.testing.assert_close(
             qzoo.deploy(tmp_path / "net.onnx", runtime="onnxruntime")(image), loaded(image), rtol=0, atol=0.02
