@@ -30,12 +30,22 @@ from qzoo.export.graph import (
     third_taken,
     zero_point,
 )
+from qzoo.export.patches import multiply_patches
 
 _NARROW = 64
 """Columns below which a Transpose moves an int8 head more slowly than a Gather."""
 
 _SHORT = 16
-"""Columns of float below which copies of rows do not pay."""
+"""Columns below which copies of rows do not pay."""
+
+
+def multiply_wide_patches(model: ir.Model) -> None:
+    """Make a product of matrices of an int8 convolution of wide patches, where the batch is open.
+
+    With an open batch OpenVINO turns the image before such a convolution, and twice what it gives.
+    """
+    if not isinstance(_batch(model), int):
+        multiply_patches(model, _SHORT)
 
 
 def turn_rows(model: ir.Model) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import onnx_ir as ir
 import torch
 
-from qzoo.export import for_onnxruntime, for_openvino, for_tensorrt, moves_for_openvino, passes
+from qzoo.export import for_onnxruntime, for_openvino, for_tensorrt, moves_for_openvino, passes, patches
 
 Rewrite = Callable[[ir.Model], None]
 
@@ -37,7 +37,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_onnxruntime.add_parts,
         for_onnxruntime.clip_integers,
         for_onnxruntime.keep_activations_before_float8,
-        for_onnxruntime.multiply_patches,
+        patches.multiply_patches,
         for_onnxruntime.multiply_rows,
         for_onnxruntime.part_projections,
         for_onnxruntime.fuse_attention,
@@ -47,6 +47,7 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
     "openvino": (
         for_openvino.pool_maxima,
         for_openvino.normalize_rows,
+        moves_for_openvino.multiply_wide_patches,
         moves_for_openvino.turn_rows,
         moves_for_openvino.gather_windows,
         moves_for_openvino.add_mask_at_once,

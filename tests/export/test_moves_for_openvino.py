@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qzoo.export import export_onnx, moves_for_openvino, rewrites
 from qzoo.export.check import sqnr
 from qzoo.models.swin import SwinTransformer
+from qzoo.models.vit import VisionTransformer
 from qzoo.runtimes.ov import OpenVinoRunner
 from qzoo.scheme import Scheme
 
@@ -107,3 +108,29 @@ def test_an_image_is_turned_as_rows(monkeypatch, tmp_path: Path, batch: int | st
         if info["layerType"].astype(str) == "Transpose"
     ]
     assert "acdb" not in layouts
+
+
+@pytest.mark.parametrize(
+    ("patch", "batch", "within"), [(16, "dynamic", True), (16, 2, False), (8, "dynamic", False)]
+)
+def test_wide_patches_are_a_product(
+    monkeypatch, calibrated, tmp_path: Path, patch: int, batch: int | str, within: bool
+) -> None:
+    torch.manual_seed(0)
+    scheme = Scheme.parse("w8a8", "openvino")
+    model = VisionTransformer(64, 1, depth=1, image=32, patch=patch, num_classes=5, quantize=scheme)
+    images = torch.randn(2, 3, 32, 32)
+    calibrated(model, images)
+    path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images, batch=batch)
+    without(monkeypatch, MOVES)
+    plain = export_onnx(model, tmp_path / "plain.onnx", target="openvino", example=images, batch=batch)
+    runs = [OpenVinoRunner(file) for file in (path, plain)]
+    assert sqnr(runs[1](images), runs[0](images)) > 30
+    types = [
+        Counter(
+            op.get_rt_info()["layerType"].astype(str) for op in run.compiled.get_runtime_model().get_ops()
+        )
+        for run in runs
+    ]
+    assert [found["Convolution"] for found in types] == [0 if within else 1, 1]
+    assert not within or types[0]["Gather"] > types[1]["Gather"]
