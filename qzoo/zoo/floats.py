@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,11 +37,14 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     Raises:
         CheckpointError: the file can't be read; tensors are missing, unexpected, misshaped or not finite, which the
             message lists. The model stays as it was.
+        TypeError: neither a state dict nor a path.
 
     Example:
         >>> weights = model.state_dict()  # or the path of a file
         >>> network = qzoo.load_weights(qzoo.resnet20(num_classes=10, in_channels=1, quantize=True), weights)
     """
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        raise TypeError(f"source must be a state dict, or a file of one, not a {type(source).__name__}")
     in_memory = isinstance(source, Mapping)
     where = "the state dict" if in_memory else str(source)
     state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))

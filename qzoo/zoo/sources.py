@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -142,6 +143,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return {key: value.clone() for key, value in load_file(path).items()}
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} can't be read as tensors: it holds other objects, whose code is not run; save model.state_dict()"
+        ) from error
     except Exception as error:  # the restricted unpickler fails in many ways on what is no torch file
         raise CheckpointError(f"{path} can't be read as tensors ({type(error).__name__}: {error})") from error
     for wrapper in ("state_dict", "model"):

@@ -54,7 +54,7 @@ def test_ranges_of_other_weights_are_forgotten(state: dict) -> None:
     assert len(model.state_dict()) == len(saved)
 
 
-def test_what_does_not_fit_is_listed_and_the_model_is_as_before(state: dict) -> None:
+def test_what_does_not_fit_is_listed_and_the_model_is_as_before(state: dict, tmp_path: Path) -> None:
     model = qzoo.resnet20()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state["conv1.weight"] = state["conv1.weight"][:3]
@@ -66,6 +66,13 @@ def test_what_does_not_fit_is_listed_and_the_model_is_as_before(state: dict) -> 
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(CheckpointError, match="can't be read as tensors"):
         qzoo.load_weights(model, "no-such.pth")
+    torch.save(model, tmp_path / "whole.pth")
+    with pytest.raises(
+        CheckpointError, match=r"^[^\n]*whole.pth can't be read as tensors: [^\n]*state_dict\(\)$"
+    ):
+        qzoo.load_weights(model, tmp_path / "whole.pth")
+    with pytest.raises(TypeError, match=r"source must be a state dict, .* not a CifarResNet"):
+        qzoo.load_weights(model, model)
 
 
 @pytest.mark.parametrize(("alias", "name"), [pair for pair in ALIASES if pair[0] in timm.list_models()])
