@@ -16,7 +16,7 @@ two small linear layers, which stay in float, as their result is a constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -286,43 +286,84 @@ class SwinTransformer(HubMixin, nn.Module):
         return self.output_quantizer(self.head(torch.flatten(x, 1)))
 
 
-def _published(file: str, top1: float, resize: int, size: int = 224) -> dict[str, Any]:
-    """torchvision's weights, in a file of that name; images are cut from the middle after a bicubic resize."""
+_TIMM_NAMES = {
+    "patch_embed.proj.": "features.0.0.",
+    "patch_embed.norm.": "features.0.2.",
+    ".mlp.fc1.": ".mlp.0.",
+    ".mlp.fc2.": ".mlp.3.",
+    "head.fc.": "head.",
+    **{f"layers.{i}.downsample.": f"features.{2 * i}." for i in range(4)},
+    **{f"layers.{i}.blocks.": f"features.{2 * i + 1}." for i in range(4)},
+}
+
+
+def timm_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the entries of timm's networks, such as ``swin_tiny_patch4_window7_224``, as torchvision does.
+
+    Their files lack the windows' positions, and version 2 has no bias of the keys.
+    """
+    if "patch_embed.proj.weight" not in state_dict:
+        return dict(state_dict)
+    renamed = {}
+    for key, value in state_dict.items():
+        for theirs, ours in _TIMM_NAMES.items():
+            key = key.replace(theirs, ours)
+        renamed[key] = value
+    for key in [key for key in renamed if key.endswith(".attn.proj.weight")]:
+        attention, second = (
+            key.removesuffix(".proj.weight"),
+            key.replace("proj.weight", "logit_scale") in renamed,
+        )
+        window = 8 if second else 7
+        renamed[f"{attention}.relative_position_index"] = pairs_of_positions(window)
+        if second:
+            query, value = renamed.pop(f"{attention}.q_bias"), renamed.pop(f"{attention}.v_bias")
+            renamed[f"{attention}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+            renamed[f"{attention}.relative_coords_table"] = _distances(window)
+    return renamed
+
+
+def _published(file: str, top1: float, resize: int, alias: str, size: int = 224) -> Any:
+    """Register a network with torchvision's weights; images are cut from the middle after a bicubic resize.
+
+    Args:
+        alias: timm's name.
+    """
     weights = torchvision_weights(file, top1, size=size, resize=resize, interpolation="bicubic")
-    return {"tv_in1k": weights}
+    return register_model({"tv_in1k": weights}, FAMILY, aliases=[alias], key_map=timm_names)
 
 
-@register_model(_published("swin_t-704ceda3.pth", 81.474, 232), FAMILY)
+@_published("swin_t-704ceda3.pth", 81.474, 232, "swin_tiny_patch4_window7_224")
 def swin_t(**options: Any) -> SwinTransformer:
     """Swin-T: 28.3 M parameters, 4.5 G multiply-adds."""
     return SwinTransformer(96, (2, 2, 6, 2), 0.2, **options)
 
 
-@register_model(_published("swin_s-5e29d889.pth", 83.196, 246), FAMILY)
+@_published("swin_s-5e29d889.pth", 83.196, 246, "swin_small_patch4_window7_224")
 def swin_s(**options: Any) -> SwinTransformer:
     """Swin-S: 49.6 M parameters, 8.7 G multiply-adds."""
     return SwinTransformer(96, (2, 2, 18, 2), 0.3, **options)
 
 
-@register_model(_published("swin_b-68c6b09e.pth", 83.582, 238), FAMILY)
+@_published("swin_b-68c6b09e.pth", 83.582, 238, "swin_base_patch4_window7_224")
 def swin_b(**options: Any) -> SwinTransformer:
     """Swin-B: 87.8 M parameters, 15.4 G multiply-adds."""
     return SwinTransformer(128, (2, 2, 18, 2), 0.5, **options)
 
 
-@register_model(_published("swin_v2_t-b137f0e2.pth", 82.072, 260, 256), FAMILY)
+@_published("swin_v2_t-b137f0e2.pth", 82.072, 260, "swinv2_tiny_window8_256", 256)
 def swin_v2_t(**options: Any) -> SwinTransformer:
     """Swin V2-T: 28.4 M parameters, 5.9 G multiply-adds, 256 pixels."""
     return SwinTransformer(96, (2, 2, 6, 2), 0.2, window=8, second=True, **options)
 
 
-@register_model(_published("swin_v2_s-637d8ceb.pth", 83.712, 260, 256), FAMILY)
+@_published("swin_v2_s-637d8ceb.pth", 83.712, 260, "swinv2_small_window8_256", 256)
 def swin_v2_s(**options: Any) -> SwinTransformer:
     """Swin V2-S: 49.7 M parameters, 11.5 G multiply-adds, 256 pixels."""
     return SwinTransformer(96, (2, 2, 18, 2), 0.3, window=8, second=True, **options)
 
 
-@register_model(_published("swin_v2_b-781e5279.pth", 84.112, 272, 256), FAMILY)
+@_published("swin_v2_b-781e5279.pth", 84.112, 272, "swinv2_base_window8_256", 256)
 def swin_v2_b(**options: Any) -> SwinTransformer:
     """Swin V2-B: 87.9 M parameters, 20.3 G multiply-adds, 256 pixels."""
     return SwinTransformer(128, (2, 2, 18, 2), 0.5, window=8, second=True, **options)

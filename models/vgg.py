@@ -13,6 +13,7 @@ before it; at another size the pooling runs in float.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -78,49 +79,62 @@ class VGG(HubMixin, nn.Module):
         return self.output_quantizer(self.classifier(x))
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg11-8a719046.pth", 69.02)}, FAMILY)
+_TIMM_LAYERS = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+
+
+def timm_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the entries of timm's VGGs, whose first two linear layers are convolutions, as torchvision does."""
+    renamed = {}
+    for key, value in state_dict.items():
+        layer, _, entry = key.rpartition(".")
+        hidden = layer.startswith("pre_logits.") and entry == "weight"
+        renamed[f"{_TIMM_LAYERS.get(layer, layer)}.{entry}"] = value.flatten(1) if hidden else value
+    return renamed
+
+
+@register_model({"tv_in1k": torchvision_weights("vgg11-8a719046.pth", 69.02)}, FAMILY, key_map=timm_names)
 def vgg11(**options: Any) -> VGG:
     """VGG-11 (configuration A): 132.9 M parameters, 7.6 G multiply-adds."""
     return VGG(VGG11, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg11_bn-6002323d.pth", 70.37)}, FAMILY)
+@register_model({"tv_in1k": torchvision_weights("vgg11_bn-6002323d.pth", 70.37)}, FAMILY, key_map=timm_names)
 def vgg11_bn(**options: Any) -> VGG:
     """VGG-11 with BatchNorm: 132.9 M parameters, 7.6 G multiply-adds."""
     return VGG(VGG11, True, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg13-19584684.pth", 69.928)}, FAMILY)
+@register_model({"tv_in1k": torchvision_weights("vgg13-19584684.pth", 69.928)}, FAMILY, key_map=timm_names)
 def vgg13(**options: Any) -> VGG:
     """VGG-13 (configuration B): 133.0 M parameters, 11.3 G multiply-adds."""
     return VGG(VGG13, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg13_bn-abd245e5.pth", 71.586)}, FAMILY)
+@register_model({"tv_in1k": torchvision_weights("vgg13_bn-abd245e5.pth", 71.586)}, FAMILY, key_map=timm_names)
 def vgg13_bn(**options: Any) -> VGG:
     """VGG-13 with BatchNorm: 133.1 M parameters, 11.3 G multiply-adds."""
     return VGG(VGG13, True, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg16-397923af.pth", 71.592)}, FAMILY)
+@register_model({"tv_in1k": torchvision_weights("vgg16-397923af.pth", 71.592)}, FAMILY, key_map=timm_names)
 def vgg16(**options: Any) -> VGG:
     """VGG-16 (configuration D): 138.4 M parameters, 15.5 G multiply-adds."""
     return VGG(VGG16, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg16_bn-6c64b313.pth", 73.36)}, FAMILY)
+@register_model({"tv_in1k": torchvision_weights("vgg16_bn-6c64b313.pth", 73.36)}, FAMILY, key_map=timm_names)
 def vgg16_bn(**options: Any) -> VGG:
     """VGG-16 with BatchNorm: 138.4 M parameters, 15.5 G multiply-adds."""
     return VGG(VGG16, True, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg19-dcbb9e9d.pth", 72.376)}, FAMILY)
+@register_model({"tv_in1k": torchvision_weights("vgg19-dcbb9e9d.pth", 72.376)}, FAMILY, key_map=timm_names)
 def vgg19(**options: Any) -> VGG:
     """VGG-19 (configuration E): 143.7 M parameters, 19.6 G multiply-adds."""
     return VGG(VGG19, **options)
 
 
-@register_model({"tv_in1k": torchvision_weights("vgg19_bn-c79401a0.pth", 74.218)}, FAMILY)
+@register_model({"tv_in1k": torchvision_weights("vgg19_bn-c79401a0.pth", 74.218)}, FAMILY, key_map=timm_names)
 def vgg19_bn(**options: Any) -> VGG:
     """VGG-19 with BatchNorm: 143.7 M parameters, 19.6 G multiply-adds."""
     return VGG(VGG19, True, **options)

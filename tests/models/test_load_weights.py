@@ -75,7 +75,21 @@ def test_what_does_not_fit_is_listed_and_the_model_is_as_before(state: dict, tmp
         qzoo.load_weights(model, model)
 
 
-@pytest.mark.parametrize(("alias", "name"), [pair for pair in ALIASES if pair[0] in timm.list_models()])
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_swins_of_timm_are_torchvisions(name: str) -> None:
+    theirs = timm.create_model(name).eval()
+    image = torch.randn(1, *theirs.pretrained_cfg["input_size"])
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.1)
+        ours = qzoo.load_weights(qzoo.create_model(name).eval(), theirs.state_dict())
+        assert torch.equal(ours(image), theirs(image))
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [*(pair for pair in ALIASES if pair[0] in timm.list_models()), ("vgg11_bn", "vgg11_bn")],
+)
 def test_timms_network_has_the_parameters_of_ours(alias: str, name: str) -> None:
     entry = registry.architecture(name)
     with torch.device("meta"):
