@@ -40,12 +40,12 @@ _SHORT = 16
 
 
 def multiply_wide_patches(model: ir.Model) -> None:
-    """Make a product of matrices of an int8 convolution of wide patches, where the batch is open.
+    """Make a product of matrices of a convolution of wide patches, where the batch is open.
 
     With an open batch OpenVINO turns the image before such a convolution, and twice what it gives.
     """
     if not isinstance(_batch(model), int):
-        multiply_patches(model, _SHORT)
+        multiply_patches(model, _SHORT, floats=True)
 
 
 def turn_rows(model: ir.Model) -> None:

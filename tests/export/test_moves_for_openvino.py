@@ -110,22 +110,24 @@ def test_an_image_is_turned_as_rows(monkeypatch, tmp_path: Path, batch: int | st
     assert "acdb" not in layouts
 
 
+@pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize(
     ("patch", "batch", "within"), [(16, "dynamic", True), (16, 2, False), (8, "dynamic", False)]
 )
 def test_wide_patches_are_a_product(
-    monkeypatch, calibrated, tmp_path: Path, patch: int, batch: int | str, within: bool
+    monkeypatch, calibrated, tmp_path: Path, patch: int, batch: int | str, within: bool, quantize: bool
 ) -> None:
     torch.manual_seed(0)
-    scheme = Scheme.parse("w8a8", "openvino")
+    scheme = Scheme.parse("w8a8", "openvino") if quantize else None
     model = VisionTransformer(64, 1, depth=1, image=32, patch=patch, num_classes=5, quantize=scheme)
     images = torch.randn(2, 3, 32, 32)
-    calibrated(model, images)
+    if quantize:
+        calibrated(model, images)
     path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images, batch=batch)
     without(monkeypatch, MOVES)
     plain = export_onnx(model, tmp_path / "plain.onnx", target="openvino", example=images, batch=batch)
     runs = [OpenVinoRunner(file) for file in (path, plain)]
-    assert sqnr(runs[1](images), runs[0](images)) > 30
+    assert sqnr(runs[1](images), runs[0](images)) > (30 if quantize else 100)
     types = [
         Counter(
             op.get_rt_info()["layerType"].astype(str) for op in run.compiled.get_runtime_model().get_ops()
