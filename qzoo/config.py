@@ -275,6 +275,7 @@ class Config:
         classes: names of the classes, by index, where the set is a folder of folders; () where they are not known.
         seen: images of a folder that it, or what it was made from, was trained or calibrated on.
         plain_relu: every ReLU6 of the architecture is a plain ReLU here: equalization put it there.
+        biases: layers that the architecture gives no bias, and bias correction did.
         factory: where the network is from that :func:`qzoo.quantize` placed quantizers in, such as "timm:resnet18"; ""
             for an architecture of the zoo.
         exclude: patterns of the modules that this left in float.
@@ -305,6 +306,7 @@ class Config:
     classes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     seen: tuple[SeenImages, ...] = field(default=(), metadata=OPTIONAL)
     plain_relu: bool = field(default=False, metadata=OPTIONAL)
+    biases: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     factory: str = field(default="", metadata=OPTIONAL | _FACTORY)
     exclude: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     qzoo_version: str = ""

@@ -101,6 +101,7 @@ class Layer:
                 self.module.bias -= delta.to(self.module.bias)
             else:
                 self.module.bias = nn.Parameter(-delta.to(self.module.weight))
+                self.module.bias_added = True
 
     def patches(self, x: Tensor, positions: int, generator: torch.Generator) -> Tensor:
         """Return what the layer's weight is multiplied with, at some positions of its output.

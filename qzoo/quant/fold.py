@@ -34,7 +34,7 @@ from qzoo.quant import ops
 from qzoo.quant.nn import TensorQuantizer
 
 _PART = 2**18  # weights that are scaled at a time
-_RESHAPES = (Tensor.flatten, Tensor.reshape, Tensor.view, torch.flatten, torch.reshape)
+RESHAPES = (Tensor.flatten, Tensor.reshape, Tensor.view, torch.flatten, torch.reshape)
 _TOLERANCE = 1e-3  # of the largest output; the fold itself is exact up to float32 rounding
 
 
@@ -69,7 +69,7 @@ class _CountReaders(TorchFunctionMode):
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             read = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
             self.trace.readers.update(read & self.trace.producer.keys())
-        if func in _RESHAPES and args and id(args[0]) in self.trace.producer:
+        if func in RESHAPES and args and id(args[0]) in self.trace.producer:
             self._note_rows(args[0], result)
         return result
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qzoo.config import WEIGHTS, Config, config_of, read_config
 from qzoo.errors import ArgumentError, CheckpointError, QuantizationError
 from qzoo.files import place, scratch_beside
-from qzoo.quant.nn import TensorQuantizer
+from qzoo.quant.nn import QuantConv2d, QuantLinear, TensorQuantizer
 from qzoo.quantizers import name_quantizers, quantizers, set_layer_bits, weight_quantizers
 from qzoo.registry import architecture
 from qzoo.scheme import TARGETS, Scheme, with_target
@@ -63,6 +63,8 @@ def save_pretrained(
     if form not in ("master", "packed") or (form == "packed" and config.scheme is None):
         raise CheckpointError(f"form is {form!r}; expected 'master', or 'packed' for a quantized model")
     check_ranges(model)
+    added = tuple(name for name, module in model.named_modules() if getattr(module, "bias_added", False))
+    config = dataclasses.replace(config, biases=added)
     if not config.factory.partition(":")[0].endswith(".py"):  # a file's network can't be built here
         try:
             built = empty_model(config, config.scheme)
@@ -141,6 +143,7 @@ def empty_model(config: Config, scheme: Scheme | None, given: nn.Module | None =
         if scheme is not None:
             example = torch.zeros(1, *config.preprocessing.input_size)
             model, *_ = with_quantizers(model, example, scheme, config.exclude)
+            _add_biases(model, config.biases)
         model.qzoo_config = config  # type: ignore[assignment]
         return model
     if given is not None:
@@ -161,9 +164,25 @@ def build(config: Config, scheme: Scheme | None) -> nn.Module:
             from qzoo.placement.float_layers import keep_in_float  # late: other models don't wait for it
 
             keep_in_float(model, scheme, torch.zeros(1, *config.preprocessing.input_size))
+        _add_biases(model, config.biases)
     name_quantizers(model)
     model.qzoo_config = config  # type: ignore[assignment]
     return model
+
+
+def _add_biases(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Give layers the biases that a correction gave them.
+
+    Raises:
+        QuantizationError: no quantized layer of that name, or one with a bias of its own.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        layer = modules.get(name)
+        if not isinstance(layer, (QuantConv2d, QuantLinear)) or layer.bias is not None:
+            raise QuantizationError(f"biases names {name!r}, which is no quantized layer without a bias")
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+        layer.bias_added = True
 
 
 def replace_relu6(model: nn.Module) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from fidelity import sqnr
 from torch import Tensor, nn
 
+import qzoo
 from qzoo.errors import CalibrationError
 from qzoo.models.layers import SqueezeExcitation, conv_norm_activation
 from qzoo.models.resnet_cifar import CifarResNet
@@ -172,3 +174,38 @@ def test_a_reference_that_lacks_a_layer_keeps_no_hooks(w8a8: Pair, batches: list
     with pytest.raises(CalibrationError, match="no layer 'fc'"):
         correct_bias(model, batches, method="empirical", reference=exact, progress=False)
     assert not any(module._forward_hooks for module in exact.modules())
+
+
+class Rows(nn.Module):
+    """A BatchNorm behind a linear layer's rows, as in LeViT; then one without a bias and without a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16)
+        self.second, self.head = nn.Linear(16, 16, bias=False), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).mT
+        y = self.first(x)
+        y = self.norm(y.flatten(0, 1)).reshape_as(y).relu()
+        return self.head(self.second(y).relu().mean(1))
+
+
+@pytest.mark.parametrize("method", ["analytic", "empirical"])
+def test_a_batchnorm_behind_rows_and_a_layer_without_bias(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Rows().eval(), torch.randn(16, 8, 4, 4)
+    quantized = qzoo.quantize(model, images, "w4a8", factory="nets.py:make")
+    qzoo.calibrate(quantized, [images], progress=False)
+    with torch.no_grad():
+        before = (quantized(images) - model(images)).mean(0).abs().max()
+        shifts = correct_bias(quantized, [images], method=method, progress=False)
+        after = (quantized(images) - model(images)).mean(0).abs().max()
+    assert shifts.keys() == {"first", "second", "head"}
+    assert after < before / 3
+    assert quantized.first.bias is None
+    assert quantized.norm.running_mean.any()
+    loaded = qzoo.load_pretrained(qzoo.save_pretrained(quantized, tmp_path / "out"), model=model)
+    assert loaded.qzoo_config.biases == ("second",)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), quantized(images))

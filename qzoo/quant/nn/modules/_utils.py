@@ -76,6 +76,7 @@ class QuantMixin(QuantInputMixin):
     """Gives a module ``_input_quantizer`` and ``_weight_quantizer``, and default descriptors for them."""
 
     default_quant_desc_weight: QuantDescriptor = QUANT_DESC_8BIT_PER_TENSOR
+    bias_added: bool = False  # its bias is none of the float layer's: a correction needed one
     _weight_quantizer: TensorQuantizer
     _input_quantizers: nn.ModuleList
     _weight_quantizers: nn.ModuleList
