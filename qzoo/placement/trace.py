@@ -85,7 +85,8 @@ class Operation:
             of height and width), ``smooth`` (an interpolation that is not to the nearest), ``gather`` (an index),
             ``negative`` (a padding below zero), ``product`` (an einsum that is a product of matrices), ``counted``
             (see :class:`qzoo.placement.functions.Constants`), ``scale`` (a product of channels, [N, C, ...], with
-            constants of their own), ``loose`` (a clamp to limits that no quantizer behind it has).
+            constants of their own), ``loose`` (a clamp to limits that no quantizer behind it has),
+            ``repeated`` (the module, or that whose function it is, runs more than once).
     """
 
     function: Function
@@ -151,6 +152,10 @@ def trace(model: nn.Module, example: Tensor, opaque: set[str]) -> Trace:
         value = recorder.values.get(id(leaf))
         if value is not None:
             value.returned = True
+    for operation in recorder.operations:
+        owner = operation.layer or (operation.stack[-1][0] if operation.stack else "")
+        if recorder.calls[owner] > 1:
+            operation.attributes |= {"repeated"}
     return Trace(
         recorder.operations,
         recorder.calls,

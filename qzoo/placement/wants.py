@@ -370,11 +370,15 @@ def _is_folded(operation: Operation) -> bool:
     """Whether the export folds it into the layer before: a BatchNorm, or what multiplies channels by constants."""
     is_norm = operator_of(operation).name == "BatchNormalization"
     value = _operand(operation)
+    if is_norm and "repeated" in operation.attributes:
+        return False
     while (is_norm or "scale" in operation.attributes) and value is not None and len(value.readers) == 1:
         maker = value.maker
         if maker is None or value.returned:
             return False
         name = operator_of(maker).name
+        if "repeated" in maker.attributes and maker.function.name in LAYERS:
+            return False
         if maker.function.name in LAYERS or is_norm:
             return maker.function.name in LAYERS and (is_norm or name in ("Conv", "Gemm"))
         before = _operand(maker)

@@ -245,3 +245,15 @@ def test_packed_projections_are_saved_as_integers(scheme: str, tmp_path: Path) -
     loaded = qzoo.load_pretrained(folder, model=Encoder().eval())
     with torch.no_grad():
         assert torch.equal(loaded(IMAGES), quantized(IMAGES))
+
+
+def twice(self: nn.Module, x: Tensor) -> Tensor:
+    for _ in range(2):
+        x = x + F.relu(self.norm(self.conv(x)))
+    return x
+
+
+def test_a_convolution_and_its_batchnorm_that_run_twice(tmp_path: Path) -> None:
+    """They are not folded into one, so that the BatchNorm needs integers behind the convolution's."""
+    quantized = made(Between(twice, conv=conv(8, 8), norm=nn.BatchNorm2d(8)))
+    assert share(quantized, tmp_path) == 1.0
