@@ -33,7 +33,7 @@ def swin(quantize: bool, calibrated) -> tuple[nn.Module, Tensor]:
     """Windows of 4 x 4 on 8 x 8 patches, shifted in the second block; heads of 16 columns."""
     torch.manual_seed(0)
     scheme = Scheme.parse("w8a8", "openvino") if quantize else None
-    model = SwinTransformer(32, (2, 1), 0.0, head=16, window=4, num_classes=6, quantize=scheme)
+    model = SwinTransformer(32, (2,), 0.0, head=16, window=4, num_classes=6, quantize=scheme)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     images = torch.randn(3, 3, 32, 32)
@@ -55,8 +55,14 @@ def executed(run: OpenVinoRunner) -> Counter[str]:
     )
 
 
-@pytest.mark.parametrize("batch", ["dynamic", 3])
-@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize(
+    ("quantize", "batch"),
+    [
+        (True, "dynamic"),
+        pytest.param(True, 3, marks=pytest.mark.slow),
+        pytest.param(False, "dynamic", marks=pytest.mark.slow),
+    ],
+)
 def test_shifted_windows(monkeypatch, calibrated, tmp_path: Path, quantize: bool, batch: int | str) -> None:
     model, images = swin(quantize, calibrated)
     paths = {}
@@ -110,12 +116,11 @@ def test_an_image_is_turned_as_rows(monkeypatch, tmp_path: Path, batch: int | st
     assert "acdb" not in layouts
 
 
-@pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize(
-    ("patch", "batch", "within"), [(16, "dynamic", True), (16, 2, False), (8, "dynamic", False)]
+    ("patch", "within", "quantize"), [(16, True, False), (16, True, True), (8, False, True)]
 )
 def test_wide_patches_are_a_product(
-    monkeypatch, calibrated, tmp_path: Path, patch: int, batch: int | str, within: bool, quantize: bool
+    monkeypatch, calibrated, tmp_path: Path, patch: int, within: bool, quantize: bool
 ) -> None:
     torch.manual_seed(0)
     scheme = Scheme.parse("w8a8", "openvino") if quantize else None
@@ -123,9 +128,9 @@ def test_wide_patches_are_a_product(
     images = torch.randn(2, 3, 32, 32)
     if quantize:
         calibrated(model, images)
-    path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images, batch=batch)
+    path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images)
     without(monkeypatch, MOVES)
-    plain = export_onnx(model, tmp_path / "plain.onnx", target="openvino", example=images, batch=batch)
+    plain = export_onnx(model, tmp_path / "plain.onnx", target="openvino", example=images)
     runs = [OpenVinoRunner(file) for file in (path, plain)]
     assert sqnr(runs[1](images), runs[0](images)) > (30 if quantize else 100)
     types = [
