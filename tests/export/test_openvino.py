@@ -266,8 +266,10 @@ def test_heads_are_quantized_within_the_linear_layer(
     infos = [op.get_rt_info() for op in ops if "attn.qkv/MatMul" in op.get_friendly_name()]
     assert [i["outputPrecisions"].astype(str) for i in infos] == ["i8"]
     moves = {
-        (i["layerType"].astype(str), i["outputPrecisions"].astype(str))
-        for i in (op.get_rt_info() for op in ops)
+        (info["layerType"].astype(str), info["outputPrecisions"].astype(str))
+        for op in ops
+        if "attn" in op.get_friendly_name()  # patches are put in order, too
+        for info in [op.get_rt_info()]
     }
     narrow = 128 // heads < 64
     assert (("Gather", "i8") in moves, ("Transpose", "i8") in moves) == (narrow, not narrow)
