@@ -14,7 +14,7 @@ whatever the target, so one checkpoint serves all runtimes.
 | ``activation`` | what is read in float, behind an int8 kernel | ONNX Runtime, whose kernels need a Q right behind |
 | ``output`` | the classifier's output | ONNX Runtime; the kernels of the others write float |
 | ``norm`` | the input of a LayerNorm behind a convolution | ONNX Runtime, TensorRT: the convolution writes int8 |
-| ``product`` | an operand of a product of two activations | TensorRT, OpenVINO (ONNX Runtime gains nothing) |
+| ``product`` | an operand of a product of two activations | all targets |
 | ``stream`` | either input of an add between LayerNorms | no target: the adds of a transformer stay in float |
 """
 
@@ -75,7 +75,7 @@ TARGETS = {
             unsigned=False,
             affine=False,
         ),
-        Target("onnxruntime", frozenset(ROLES) - {"product", "stream"}, unsigned=True, affine=True),
+        Target("onnxruntime", frozenset(ROLES) - {"stream"}, unsigned=True, affine=True),
         Target(
             "openvino",
             frozenset(ROLES) - {"branch", "output", "activation", "norm", "stream"},

@@ -82,7 +82,7 @@ def test_roles_and_targets_as_documented() -> None:
     assert set(ROLES) == ALL
     assert {name: (set(t.roles), t.unsigned) for name, t in TARGETS.items()} == {
         "tensorrt": ({"input", "weight", "residual", "norm", "product"}, False),
-        "onnxruntime": (ALL - {"product", "stream"}, True),
+        "onnxruntime": (ALL - {"stream"}, True),
         "openvino": (ALL - {"branch", "output", "activation", "norm", "stream"}, True),
     }
 

@@ -8,7 +8,6 @@ twice; so the file has that operator twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,14 +28,12 @@ from qzoo.export.graph import (
     readers,
     replace_by,
     runs_in_int8,
-    third_taken,
     zero_point,
 )
 from qzoo.export.passes import merge_pairs, use_unsigned, write_average_as_convolution
 from qzoo.runtimes.operators import CARRIED_IN_ORT, CLAMPS
 
 _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
-ATTENTION_OPSET = 23
 _FOLLOWS = (*CLAMPS, "MaxPool")  # fused with the operator before, or Q is moved across
 
 
@@ -304,149 +301,6 @@ def multiply_rows(model: ir.Model) -> None:
         size = initializer(model, f"{name}_size", np.array([-1, *tokens, weight.shape[0]], np.int64))
         whole = node_like("Reshape", [gemm.outputs[0], size], like=product, result=total.outputs[0])
         replace_by(model, total, [flat, values, offset, gemm, whole])
-
-
-def part_projections(model: ir.Model) -> None:
-    """Part the Gemm of query, key and value, whose rows the attention takes apart, into three: the same values.
-
-    Each then has its heads moved by one Transpose, in place of a Transpose of all three, a Split and three Squeeze
-    that copy every value: 2 to 3 % of a small transformer. All three read one QuantizeLinear.
-    """
-    for moved in nodes_of(model, "Transpose"):
-        cut = made_by(moved.inputs[0], "Reshape")
-        whole = None if cut is None else made_by(cut.inputs[0], "Reshape")
-        gemm = None if whole is None else made_by(whole.inputs[0], "Gemm")
-        if cut is None or whole is None or gemm is None or integers(moved, "perm") != [2, 0, 3, 1, 4]:
-            continue
-        shape, taken = constant(cut.inputs[1]), [third_taken(node) for node in readers(moved.outputs[0])]
-        between = [cut.outputs[0], whole.outputs[0], gemm.outputs[0]]
-        if shape is None or shape.size != 5 or shape[2] != 3 or 0 in shape or None in taken:
-            continue
-        if any(len(value.uses()) > 1 for value in between) or moved.outputs[0].is_graph_output():
-            continue
-        operands = [node for value in gemm.inputs if (node := made_by(value, "DequantizeLinear")) is not None]
-        if len(operands) != 3 or any(
-            constant(value) is None for node in operands[1:] for value in node.inputs
-        ):
-            continue
-        if integer(gemm, "transB", 0) != 1:
-            continue
-        images, tokens, _, heads, size = shape.tolist()
-        name = str(gemm.outputs[0].name)
-        rows = initializer(model, f"{name}_heads", np.array([images, tokens, heads, size], np.int64))
-        thirds = []
-        for part in range(3):
-            new = _third_of_gemm(model, gemm, operands, part)
-            split = node_like("Reshape", [new[-1].outputs[0], rows], like=cut)
-            split.outputs[0].type = cut.outputs[0].type
-            turned = node_like("Transpose", [split.outputs[0]], like=moved, perm=[0, 2, 1, 3])
-            model.graph.insert_before(moved, [*new, split, turned])
-            thirds.append(turned.outputs[0])
-        for last, part in [pair for pair in taken if pair is not None]:
-            turned_like = last.outputs[0]
-            thirds[part].type, thirds[part].shape = turned_like.type, turned_like.shape
-            turned_like.replace_all_uses_with(thirds[part], replace_graph_outputs=True)
-
-
-def _third_of_gemm(model: ir.Model, gemm: ir.Node, operands: Sequence[ir.Node], part: int) -> list[ir.Node]:
-    """The Gemm on a third of its weight's rows and of its bias, behind the DequantizeLinear of its operands."""
-    pairs = [copy_of(operands[0], operands[0].inputs)]
-    for dq in operands[1:]:
-        inputs = list(dq.inputs)
-        for i, source in enumerate(inputs):
-            array = constant(source)
-            if source is not None and array is not None and array.ndim:
-                name = f"{source.name}_{('query', 'key', 'value')[part]}"  # a zero point may be there already
-                known = model.graph.initializers.get(name)
-                inputs[i] = known or initializer(model, name, np.split(array, 3)[part])
-        pairs.append(copy_of(dq, inputs))
-    new = copy_of(gemm, [dq.outputs[0] for dq in pairs])
-    for node in (*pairs[1:], new):
-        node.outputs[0].shape = None
-    return [*pairs, new]
-
-
-def fuse_attention(model: ir.Model) -> None:
-    """Write an attention whose products are in float as one Attention, which opset 23 has: the same function.
-
-    ONNX Runtime's kernel reads the heads where they lie, without a Transpose of query, key, value and result. Files of
-    a lower opset are left as they are: no older version of ONNX Runtime has the operator.
-    """
-    if model.opset_imports[""] < ATTENTION_OPSET:
-        return
-    for softmax in nodes_of(model, "Softmax"):
-        scores = made_by(softmax.inputs[0], "MatMul")
-        if scores is None or integer(softmax, "axis", -1) not in (-1, 3):
-            continue
-        scaled, key = made_by(scores.inputs[0], "Mul"), made_by(scores.inputs[1], "Transpose")
-        product, turned, joined = _chain_of(softmax, "MatMul", "Transpose", "Reshape")
-        scale = None if scaled is None else constant(scaled.inputs[1])
-        if (
-            scaled is None
-            or key is None
-            or product is None
-            or turned is None
-            or joined is None
-            or scale is None
-        ):
-            continue
-        if product.inputs[0] is not softmax.outputs[0] or scale.size != 1:
-            continue
-        if integers(key, "perm") != [0, 1, 3, 2] or integers(turned, "perm") != [0, 2, 1, 3]:
-            continue
-        operands = [_heads(value) for value in (scaled.inputs[0], key.inputs[0], product.inputs[1])]
-        shapes = [shape for operand in operands if operand is not None for shape in [operand[1]]]
-        if len(shapes) != 3 or any(shape != shapes[0] for shape in shapes):
-            continue
-        images, tokens, heads, size = shapes[0]
-        name = str(joined.outputs[0].name)
-        flat = initializer(model, f"{name}_tokens", np.array([images, tokens, heads * size], np.int64))
-        rows = [
-            node_like("Reshape", [operand[0], flat], like=joined)
-            for operand in operands
-            if operand is not None
-        ]
-        whole = node_like(
-            "Attention",
-            [row.outputs[0] for row in rows],
-            like=softmax,
-            result=joined.outputs[0],
-            q_num_heads=heads,
-            kv_num_heads=heads,
-        )
-        whole.attributes["scale"] = ir.AttrFloat32("scale", float(scale.item()))
-        for row in rows:
-            row.outputs[0].type = joined.outputs[0].type
-        last = node_like(
-            "Reshape", [whole.outputs[0], joined.inputs[1]], like=joined, result=joined.outputs[0]
-        )
-        replace_by(model, joined, [*rows, whole, last])
-
-
-def _chain_of(first: ir.Node, *op_types: str) -> list[ir.Node | None]:
-    """The nodes of these types one behind the other, each the only reader of what is before it; else None for all."""
-    nodes: list[ir.Node | None] = []
-    node = first
-    for op_type in op_types:
-        behind = readers(node.outputs[0])
-        if len(behind) != 1 or behind[0].op_type != op_type or node.outputs[0].is_graph_output():
-            return [None] * len(op_types)
-        node = behind[0]
-        nodes.append(node)
-    return nodes
-
-
-def _heads(value: ir.Value | None) -> tuple[ir.Value, list[int]] | None:
-    """What is cut into heads [batch, heads, tokens, size], and the shape [batch, tokens, heads, size] it is cut to."""
-    turned = made_by(value, "Transpose")
-    cut = None if turned is None else made_by(turned.inputs[0], "Reshape")
-    shape = None if cut is None else constant(cut.inputs[1])
-    if turned is None or cut is None or cut.inputs[0] is None or shape is None:
-        return None
-    whole = (
-        shape.size == 4 and integers(turned, "perm") == [0, 2, 1, 3] and shape[0] and (shape[1:] > 0).all()
-    )
-    return (cut.inputs[0], shape.tolist()) if whole else None
 
 
 def pad_image_channels(model: ir.Model) -> None:

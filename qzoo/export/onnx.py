@@ -60,7 +60,7 @@ def export_onnx(
         example: an input batch of the size to export for; by default two images of the size in the model's config.
         reduce_range: round weights of 8 bits to 7, for x86 processors without VNNI: there the sum of two products of a
             uint8 and an int8 is cut off at 16 bits (:func:`qzoo.runtimes.processor.saturates`). The file then differs
-            from the simulation by that rounding.
+            from the simulation by that rounding, and ONNX Runtime multiplies two activations as uint8, more slowly.
         dtype: of what is not quantized: ``"float32"``, or for TensorRT ``"float16"``: its networks are strongly typed,
             and what a file says in float32 runs in float32. Scales are float16 too, to which ranges are widened, and
             the lowest opset is 19. A float32 model takes and gives float32 all the same.
@@ -85,7 +85,7 @@ def export_onnx(
 
     draft = prepare(order)
     graph = record(draft, dynamic=order.dynamic)
-    for rewrite in rewrites(order.target, order.weights, order.image.dtype, order.half):
+    for rewrite in rewrites(order.target, order.weights, order.image.dtype, order.half, order.reduce_range):
         rewrite(graph)
     name_by_module(graph)
     describe(graph, order.model, order.target)

@@ -11,7 +11,15 @@ from functools import partial
 import onnx_ir as ir
 import torch
 
-from qzoo.export import for_onnxruntime, for_openvino, for_tensorrt, moves_for_openvino, passes, patches
+from qzoo.export import (
+    attention,
+    for_onnxruntime,
+    for_openvino,
+    for_tensorrt,
+    moves_for_openvino,
+    passes,
+    patches,
+)
 
 Rewrite = Callable[[ir.Model], None]
 
@@ -23,6 +31,8 @@ START: tuple[Rewrite, ...] = (
     passes.merge_pairs,
     passes.split_weights,
 )
+# A product of a uint8 and an int8 is exact on processors with VNNI only.
+WITH_VNNI = (attention.multiply_by_int8,)
 # TensorRT computes them with the layer as they are.
 SCALE: dict[str, tuple[Rewrite, ...]] = dict.fromkeys(("onnxruntime", "openvino"), (passes.fold_scales,))
 STORE: dict[str, tuple[Rewrite, ...]] = {
@@ -39,8 +49,9 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_onnxruntime.keep_activations_before_float8,
         patches.multiply_patches,
         for_onnxruntime.multiply_rows,
-        for_onnxruntime.part_projections,
-        for_onnxruntime.fuse_attention,
+        attention.part_projections,
+        attention.scale_queries,
+        attention.multiply_by_int8,
         for_onnxruntime.pad_image_channels,
         for_onnxruntime.keep_float_layers,
     ),
@@ -70,20 +81,23 @@ LAST: dict[str, tuple[Rewrite, ...]] = {
 }
 
 
-def rewrites(target: str, weights: str, dtype: torch.dtype, half: bool = False) -> tuple[Rewrite, ...]:
+def rewrites(
+    target: str, weights: str, dtype: torch.dtype, half: bool = False, reduce_range: bool = False
+) -> tuple[Rewrite, ...]:
     """List the rewrites of a file for a target.
 
     Args:
         weights: as in :func:`qzoo.export_onnx`.
         dtype: of the images.
         half: what is not quantized becomes float16.
+        reduce_range: leave out what wants a processor with VNNI.
     """
     ends = partial(passes.narrow if half else passes.widen, dtype=dtype)
     return (
         *START,
         *SCALE.get(target, ()),
         *STORE[weights],
-        *FOR[target],
+        *(rewrite for rewrite in FOR[target] if not (reduce_range and rewrite in WITH_VNNI)),
         *TIDY,
         *LAST.get(target, ()),
         ends,

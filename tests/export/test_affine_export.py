@@ -71,7 +71,7 @@ def test_openvino_is_exact_and_all_int8(build, tmp_path: Path) -> None:
     assert precisions(path) == {("Convolution", "u8"): 9, ("FullyConnected", "u8"): 1}
 
 
-def test_every_layer_of_a_transformer_runs_in_int8(calibrated, tmp_path: Path) -> None:
+def test_every_layer_of_a_transformer_runs_in_int8_in_openvino(calibrated, tmp_path: Path) -> None:
     """Operands of products of activations keep zero point 0, with which OpenVINO multiplies them in int8."""
     torch.manual_seed(0)
     model = VisionTransformer(64, 2, depth=1, num_classes=64, quantize=Scheme(affine=True))
@@ -80,7 +80,7 @@ def test_every_layer_of_a_transformer_runs_in_int8(calibrated, tmp_path: Path) -
     path = export_onnx(model, tmp_path / "m.onnx", target="openvino", example=images)
     assert [str(finding) for finding in lint(path, "openvino")] == []
     for shape in (None, [1, 3, 224, 224]):
-        assert precisions(path, shape) == {("Convolution", "u8"): 1, ("FullyConnected", "u8"): 5}
+        assert precisions(path, shape) == {("FullyConnected", "u8"): 6}, "the patches are one of them"
 
 
 def test_the_input_of_a_transposed_convolution_keeps_zero_point_0() -> None:

@@ -406,7 +406,7 @@ def test_every_rule_has_a_case() -> None:
     assert [rule.id for rule in RULES] == list({rule.id: None for rule in RULES}), "an id twice"
     elsewhere = {
         *OPENVINO,
-        *(rule for rule in RULES if rule.id == "saturating-weights"),
+        *(rule for rule in RULES if rule.id.startswith("saturating-")),
     }  # test_reduce_range.py
     assert set(CASES) == {rule.id for rule in RULES if rule not in elsewhere}, (
         "those have test_lint_openvino.py"

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 import qzoo
 from qzoo.export import export_onnx, lint
 from qzoo.export.check import sqnr
+from qzoo.models.vit import VisionTransformer
 from qzoo.quantizers import quantizers
 from qzoo.runtimes.ort import OnnxRuntimeRunner
 from qzoo.runtimes.processor import processor_facts, saturates
+from qzoo.scheme import Scheme
 
 WITHOUT_VNNI = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 
@@ -79,6 +81,24 @@ def test_lint_names_weights_of_8_bits_there_alone(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
     if not saturates():
         assert lint(full, "onnxruntime") == []
+
+
+def test_products_of_activations_stay_uint8_there(
+    calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, images = (
+        VisionTransformer(64, 2, depth=1, num_classes=20, quantize=Scheme()),
+        torch.randn(2, 3, 224, 224),
+    )
+    calibrated(model, images)
+    full = export_onnx(model, tmp_path / "full.onnx", example=images)
+    reduced = export_onnx(model, tmp_path / "reduced.onnx", example=images, reduce_range=True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    found = [finding for finding in lint(full, "onnxruntime") if finding.rule == "saturating-product"]
+    assert len(found) == 2
+    assert "blocks.0.attn" in str(found[0])
+    assert lint(reduced, "onnxruntime") == []
 
 
 def test_deploy_reduces_there_and_says_so(

@@ -55,7 +55,10 @@ def _is_float_in_openvino(graph: Graph, node: ir.Node) -> bool:
 
 
 def _is_attention(graph: Graph, node: ir.Node) -> bool:
-    """Softmax between two matrix products of activations: OpenVINO and TensorRT compute all three as one operator."""
+    """Softmax between two matrix products of activations.
+
+    OpenVINO and TensorRT compute all three as one operator; ONNX Runtime's integer product writes float by itself.
+    """
     before = graph.source(node.inputs[0], through=(*MOVES, "Mul", "Div", "Add", *PAIR))
     behind = graph.sinks(node, through=(*MOVES, *PAIR))
     products = [n for n in (before, *behind) if n is not None and n.op_type == "MatMul"]
@@ -99,7 +102,9 @@ def _is_between(graph: Graph, node: ir.Node) -> bool:
 
 
 def _is_float(graph: Graph, node: ir.Node) -> bool:
-    return _is_between(graph, node) and not (node.op_type in KERNELS and graph.has_int8_kernel(node))
+    if not _is_between(graph, node) or _is_attention(graph, node):
+        return False
+    return not (node.op_type in KERNELS and graph.has_int8_kernel(node))
 
 
 RULES = (

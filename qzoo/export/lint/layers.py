@@ -275,12 +275,11 @@ RULES = (
     ),
     Rule(
         "float-product",
-        (OV, TRT),
-        "Neither operand of the product of two activations is quantized, so it runs in floating point. (ONNX Runtime "
-        "gains nothing by int8 there.)",
+        EVERY,
+        "Neither operand of the product of two activations is quantized, so it runs in floating point.",
         "Quantize both operands, symmetrically, as qzoo.quantize does.",
         _float_product,
-        floats=(OV, TRT),
+        floats=EVERY,
     ),
     Rule(
         "float-concat",

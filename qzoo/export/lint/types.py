@@ -54,6 +54,15 @@ def _saturating(graph: Graph) -> Hits:
             yield (dq,)
 
 
+def _saturating_product(graph: Graph) -> Hits:
+    for node in graph.of("MatMul") if saturates() else ():
+        right = graph.source(node.inputs[1])
+        if right is None or graph.has_weight(node) or not graph.runs_quantized(node):
+            continue
+        if graph.int_type(right) == "int8":
+            yield (right, node)
+
+
 def _per_channel(graph: Graph) -> Hits:
     for q in _activations(graph):
         scale = graph.scale(q)
@@ -133,6 +142,14 @@ RULES = (
         "This machine's processor has no VNNI: the sum of two products of a uint8 and an int8 is cut off at 16 bits.",
         "Write weights of 7 bits: qzoo.export_onnx(..., reduce_range=True), or run the file on a processor with VNNI.",
         _saturating,
+    ),
+    Rule(
+        "saturating-product",
+        (ORT,),
+        "This machine's processor has no VNNI: the sum of two products of a uint8 and an int8 is cut off at 16 bits, "
+        "and the right operand of this product of two activations is int8.",
+        "Write it as uint8: qzoo.export_onnx(..., reduce_range=True), or run the file on a processor with VNNI.",
+        _saturating_product,
     ),
     Rule(
         "per-channel-activation",
