@@ -3,8 +3,8 @@
 Paper: "MaxViT: Multi-Axis Vision Transformer" (Tu et al., 2022, arXiv:2204.01697).
 
 Shapes of the tiny one at 224 pixels: stem [N, 64, 112, 112], then the stages [N, 64, 56, 56], [N, 128, 28, 28],
-[N, 256, 14, 14] and [N, 512, 7, 7], logits [N, num_classes]. An attention sees [N, groups, 49, channels]: the 7 x 7
-neighbours of a window, or 7 x 7 pixels of a grid over the whole image, which fixes the image's size.
+[N, 256, 14, 14] and [N, 512, 7, 7], logits [N, num_classes]. An attention sees [N, groups * 49, channels]; a group is
+the 7 x 7 neighbours of a window, or 7 x 7 pixels of a grid over the whole image, which fixes the image's size.
 
 Quantization: as in a ViT, the linear layers, both operands of the products in each attention where the runtime gains
 by it, and the logits; as in an EfficientNet, the convolutions, the gates and the averages. The adds that a LayerNorm
@@ -95,7 +95,7 @@ class MBConv(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a position bias, [N, groups, 49, dim] -> the same."""
+    """Multi-head self-attention with a position bias in groups of 49 tokens, [N, groups * 49, dim] -> the same."""
 
     relative_position_index: Tensor
 
@@ -115,9 +115,8 @@ class Attention(nn.Module):
         self.softmax_quantizer = activation_quantizer(quantize, "product", nonnegative=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, groups, tokens, dim = x.shape
-        parts = self.to_qkv(x).chunk(3, dim=-1)
-        heads = (part.reshape(n, groups, tokens, self.heads, HEAD).permute(0, 1, 3, 2, 4) for part in parts)
+        tokens, parts = WINDOW**2, self.to_qkv(x).chunk(3, dim=-1)
+        heads = (part.reshape(len(x), -1, tokens, self.heads, HEAD).transpose(2, 3) for part in parts)
         query, key, value = heads
         key = self.key_quantizer(key * self.scale)
         weights = self.query_quantizer(query) @ key.transpose(-2, -1)
@@ -125,7 +124,7 @@ class Attention(nn.Module):
         bias = bias.view(tokens, tokens, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
         weights = self.softmax_quantizer((weights + bias).softmax(dim=-1))
         out = weights @ self.value_quantizer(value)
-        return self.merge(out.permute(0, 1, 3, 2, 4).reshape(n, groups, tokens, dim))
+        return self.merge(out.transpose(2, 3).reshape(x.shape))
 
 
 class PartitionAttention(nn.Module):
@@ -151,15 +150,15 @@ class PartitionAttention(nn.Module):
         n, channels, height, width = x.shape
         side = self.parts if self.grid else WINDOW  # of what lies together
         x = x.reshape(n, channels, height // side, side, width // side, side).permute(0, 2, 4, 3, 5, 1)
-        x = x.reshape(n, -1, side * side, channels)
         if self.grid:
-            x = x.swapaxes(-2, -3)
+            x = x.reshape(n, -1, side * side, channels).transpose(1, 2)
+        x = x.reshape(n, -1, channels)
         out = self.stochastic_dropout(self.attn_layer(x))
         x = self.residual_quantizer1(x) + self.branch_quantizer1(out)
         out = self.stochastic_dropout(self.mlp_layer(x))
         x = self.residual_quantizer2(x) + self.branch_quantizer2(out)
         if self.grid:
-            x = x.swapaxes(-2, -3)
+            x = x.reshape(n, side * side, -1, channels).transpose(1, 2)
         x = x.reshape(n, height // side, width // side, side, side, channels).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(n, channels, height, width)
 
