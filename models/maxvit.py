@@ -3,7 +3,7 @@
 Paper: "MaxViT: Multi-Axis Vision Transformer" (Tu et al., 2022, arXiv:2204.01697).
 
 Shapes of the tiny one at 224 pixels: stem [N, 64, 112, 112], then the stages [N, 64, 56, 56], [N, 128, 28, 28],
-[N, 256, 14, 14] and [N, 512, 7, 7], logits [N, num_classes]. An attention sees [N, groups * 49, channels]; a group is
+[N, 256, 14, 14] and [N, 512, 7, 7], logits [N, num_classes]. An attention sees [N * groups, 49, channels]; a group is
 the 7 x 7 neighbours of a window, or 7 x 7 pixels of a grid over the whole image, which fixes the image's size.
 
 Quantization: as in a ViT, the linear layers, both operands of the products in each attention where the runtime gains
@@ -95,7 +95,7 @@ class MBConv(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a position bias in groups of 49 tokens, [N, groups * 49, dim] -> the same."""
+    """Multi-head self-attention with a position bias, [groups, 49, dim] -> the same."""
 
     relative_position_index: Tensor
 
@@ -115,27 +115,25 @@ class Attention(nn.Module):
         self.softmax_quantizer = activation_quantizer(quantize, "product", nonnegative=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens, parts = WINDOW**2, self.to_qkv(x).chunk(3, dim=-1)
-        heads = (part.reshape(len(x), -1, tokens, self.heads, HEAD).transpose(2, 3) for part in parts)
-        query, key, value = heads
+        groups, tokens, dim = x.shape
+        qkv = self.to_qkv(x).reshape(groups, tokens, 3, self.heads, HEAD).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
         key = self.key_quantizer(key * self.scale)
         weights = self.query_quantizer(query) @ key.transpose(-2, -1)
         bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         bias = bias.view(tokens, tokens, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
         weights = self.softmax_quantizer((weights + bias).softmax(dim=-1))
         out = weights @ self.value_quantizer(value)
-        return self.merge(out.transpose(2, 3).reshape(x.shape))
+        return self.merge(out.transpose(1, 2).reshape(groups, tokens, dim))
 
 
 class PartitionAttention(nn.Module):
-    """Attention and MLP in windows, or in a grid, each behind a LayerNorm and beside a skip, [N, C, H, W] -> same."""
+    """Attention and MLP in windows, or in a grid, each behind a LayerNorm and beside a skip, [N, H, W, C] -> same."""
 
-    def __init__(
-        self, dim: int, size: int, grid: bool, dropped: float, last: bool, quantize: Scheme | None
-    ) -> None:
-        """``size`` is the height; ``dropped`` of stochastic depth; ``last``: no LayerNorm reads the result."""
+    def __init__(self, dim: int, grid: bool, dropped: float, last: bool, quantize: Scheme | None) -> None:
+        """``dropped`` is the probability of stochastic depth; ``last``: no LayerNorm reads the result."""
         super().__init__()
-        self.grid, self.parts = grid, size // WINDOW
+        self.grid = grid
         self.attn_layer = nn.Sequential(nn.LayerNorm(dim), Attention(dim, quantize))
         first, second = linear(dim, 4 * dim, quantize=quantize), linear(4 * dim, dim, quantize=quantize)
         self.mlp_layer = nn.Sequential(nn.LayerNorm(dim), first, nn.GELU(), second)
@@ -147,36 +145,45 @@ class PartitionAttention(nn.Module):
         self.branch_quantizer2 = activation_quantizer(quantize, roles[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        n, channels, height, width = x.shape
-        side = self.parts if self.grid else WINDOW  # of what lies together
-        x = x.reshape(n, channels, height // side, side, width // side, side).permute(0, 2, 4, 3, 5, 1)
+        n, height, width, channels = x.shape
+        down, across = height // WINDOW, width // WINDOW
         if self.grid:
-            x = x.reshape(n, -1, side * side, channels).transpose(1, 2)
-        x = x.reshape(n, -1, channels)
-        out = self.stochastic_dropout(self.attn_layer(x))
+            x = x.reshape(n, WINDOW, down, WINDOW, across, channels).permute(0, 2, 4, 1, 3, 5)
+        else:
+            x = x.reshape(n, down, WINDOW, across, WINDOW, channels).permute(0, 1, 3, 2, 4, 5)
+        x = x.reshape(n * down * across, WINDOW**2, channels)
+        out = self._drop(self.attn_layer(x), n)
         x = self.residual_quantizer1(x) + self.branch_quantizer1(out)
-        out = self.stochastic_dropout(self.mlp_layer(x))
+        out = self._drop(self.mlp_layer(x), n)
         x = self.residual_quantizer2(x) + self.branch_quantizer2(out)
-        if self.grid:
-            x = x.reshape(n, side * side, -1, channels).transpose(1, 2)
-        x = x.reshape(n, height // side, width // side, side, side, channels).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(n, channels, height, width)
+        x = x.reshape(n, down, across, WINDOW, WINDOW, channels)
+        x = x.permute(0, 3, 1, 4, 2, 5) if self.grid else x.permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(n, height, width, channels)
+
+    def _drop(self, x: Tensor, images: int) -> Tensor:
+        """Stochastic depth of images, each of which is many groups."""
+        return self.stochastic_dropout(x.reshape(images, -1)).reshape(x.shape) if self.training else x
 
 
 class Layer(nn.Module):
     """A convolution block, attention in windows and attention in a grid."""
 
     def __init__(
-        self, in_channels: int, dim: int, stride: int, size: int, dropped: float, quantize: Scheme | None
+        self, in_channels: int, dim: int, stride: int, dropped: float, quantize: Scheme | None
     ) -> None:
         super().__init__()
-        self.layers = nn.Sequential()
-        self.layers.MBconv = MBConv(in_channels, dim, stride, dropped, quantize)
-        self.layers.window_attention = PartitionAttention(dim, size, False, dropped, False, quantize)
-        self.layers.grid_attention = PartitionAttention(dim, size, True, dropped, True, quantize)
+        self.layers = nn.ModuleDict(
+            {
+                "MBconv": MBConv(in_channels, dim, stride, dropped, quantize),
+                "window_attention": PartitionAttention(dim, False, dropped, False, quantize),
+                "grid_attention": PartitionAttention(dim, True, dropped, True, quantize),
+            }
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        x = self.layers["MBconv"](x).permute(0, 2, 3, 1)
+        x = self.layers["grid_attention"](self.layers["window_attention"](x))
+        return x.permute(0, 3, 1, 2).contiguous()
 
 
 class Stage(nn.Module):
@@ -219,12 +226,12 @@ class MaxViT(HubMixin, nn.Module):
             ),
             nn.Sequential(conv2d(channels, channels, 3, padding=1, bias=True, quantize=quantize)),
         )
-        stages, size, number = [], IMAGE // 2, 0
+        stages, number = [], 0
         for depth, width in zip(depths, widths, strict=True):
-            layers, size = [], size // 2
+            layers = []
             for j in range(depth):
                 probability = dropped * number / (sum(depths) - 1)
-                layers.append(Layer(channels, width, 2 if j == 0 else 1, size, probability, quantize))
+                layers.append(Layer(channels, width, 2 if j == 0 else 1, probability, quantize))
                 channels, number = width, number + 1
             stages.append(Stage(layers))
         self.blocks = nn.Sequential(*stages)
