@@ -1,7 +1,7 @@
 """Where a network's time goes: milliseconds by group of operators, float and int8, in ONNX Runtime or OpenVINO.
 
     python -m benchmarks.account deit_tiny_patch16_224 swin_t
-    python -m benchmarks.account convnext_tiny --batch 1 --runtime onnxruntime --opset 23
+    python -m benchmarks.account convnext_tiny --batch 1 --runtime onnxruntime
 
 Batch 1, one thread, random weights; by the runtime's own profile, the median of each operator's runs. ``--batch 1``
 writes files of that size, where otherwise the batch is open. Below the table stands how near the int8 file is to the
@@ -29,7 +29,7 @@ NORMS, ADDS, QUANTIZE, MOVES = "norms, means", "adds, factors (with a Q)", "Q, D
 GROUPS = (LAYERS, ATTENTION, NORMS, GELU, ADDS, QUANTIZE, MOVES)
 FLOAT = "in float"
 
-_PRODUCTS = ("Softmax", "Attention", "FusedMatMul")
+_PRODUCTS = ("Softmax", "FusedMatMul")
 _INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")  # whatever they write
 _LAYERS = (
     "FullyConnected", "FullyConnectedQuantizedLegacy", "Convolution", "GroupConvolution", *_INTEGER,
@@ -94,7 +94,6 @@ def main() -> None:
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument("--runtime", choices=("onnxruntime", "openvino"), default="openvino")
     parser.add_argument("--batch", choices=("dynamic", "1"), default="dynamic")
-    parser.add_argument("--opset", type=int)
     parser.add_argument("--runs", type=int, default=60)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -104,9 +103,7 @@ def main() -> None:
         batch = "dynamic" if args.batch == "dynamic" else 1
         with tempfile.TemporaryDirectory() as folder:
             sources = [
-                qzoo.export_onnx(
-                    model, Path(folder) / f"{i}.onnx", target=args.runtime, batch=batch, opset=args.opset
-                )
+                qzoo.export_onnx(model, Path(folder) / f"{i}.onnx", target=args.runtime, batch=batch)
                 for i, model in enumerate(both)
             ]
             show(

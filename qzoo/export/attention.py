@@ -90,10 +90,10 @@ def _third_of_gemm(model: ir.Model, gemm: ir.Node, operands: Sequence[ir.Node], 
 
 
 def scale_queries(model: ir.Model) -> None:
-    """Fold the number that multiplies the queries before their Q into the scales of their linear layer.
+    """Fold a power of two that multiplies the queries before their Q into the scales of their linear layer.
 
-    The integers of weights and bias stay. The layer then writes the integers of the queries itself, and they are moved
-    as such.
+    Integers and results stay to the bit (with another number, products would be rounded in another place). The layer
+    then writes the integers of the queries itself, and they are moved as such.
     """
     for multiply in nodes_of(model, "Mul"):
         queries, factor, q = (
@@ -101,13 +101,9 @@ def scale_queries(model: ir.Model) -> None:
             constant(multiply.inputs[1]),
             only_reader(multiply.outputs[0]),
         )
-        if (
-            factor is None
-            or factor.size != 1
-            or factor.item() <= 0
-            or q is None
-            or q.op_type != "QuantizeLinear"
-        ):
+        if factor is None or factor.size != 1 or q is None or q.op_type != "QuantizeLinear":
+            continue
+        if np.frexp(factor.item())[0] != 0.5:
             continue
         gemm = _gemm_before(queries)
         pairs = [] if gemm is None else [made_by(value, "DequantizeLinear") for value in gemm.inputs[1:]]

@@ -81,6 +81,13 @@ def q_and_float(d: Draft, y: str) -> str:
     return d.op("Add", d.pair(y), d.op("HardSwish", y))
 
 
+def heads(d: Draft, y: str) -> str:
+    """Of what is cut into heads and moved, one part is quantized, the other is not."""
+    moved = d.op("Transpose", d.op("Reshape", y, d.const(np.array([2, 4, -1, 2]))), perm=[2, 0, 3, 1])
+    first, second = (d.op("Gather", moved, d.const(np.array([i])), axis=0) for i in (0, 1))
+    return d.op("Concat", d.pair(first), d.op("HardSwish", second), axis=0)
+
+
 @pytest.mark.parametrize("layer", [linear, linear_int32_bias, linear_float_bias, conv])
 @pytest.mark.parametrize(
     "behind",
@@ -91,8 +98,9 @@ def q_and_float(d: Draft, y: str) -> str:
         lambda d, y: d.pair(d.op("HardSwish", y)),
         lambda d, y: d.pair(d.op("Relu", y)),
         q_and_float,
+        heads,
     ],
-    ids=["output", "relu", "softmax", "hardswish", "relu-q", "q-and-float"],
+    ids=["output", "relu", "softmax", "hardswish", "relu-q", "q-and-float", "heads"],
 )
 def test_float_output(tmp_path: Path, layer, behind) -> None:
     """QGemm writes float, unless the bias is float or a Q is among the readers."""

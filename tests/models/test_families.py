@@ -36,8 +36,7 @@ class Family:
 
 
 # What a transformer has between its layers, and what lint says of it.
-TRANSFORMER = ("LayerNormalization", "Gelu", "Softmax", "MatMul", "Mul", "Add")
-WINDOWS = ("LayerNormalization", "Gelu", "Softmax", "MatMul", "FusedMatMul", "Add")
+TRANSFORMER = ("LayerNormalization", "Gelu", "Softmax", "Add")
 FLOAT_STREAM = ("float-island-openvino", "float-island-tensorrt", "residual-float")
 
 FAMILIES = (
@@ -87,7 +86,7 @@ FAMILIES = (
     ),
     Family(
         ("swin_t", "swin_s", "swin_b"),
-        floats=(*WINDOWS, "Concat"),
+        floats=(*TRANSFORMER, "Concat"),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
         exact=("onnxruntime",),
     ),
@@ -95,7 +94,7 @@ FAMILIES = (
         ("swin_v2_t", "swin_v2_s", "swin_v2_b"),
         floats=(
             *TRANSFORMER,
-            "FusedMatMul",
+            "Mul",
             "Concat",
             "ReduceL2",
             "Clip",
@@ -162,7 +161,7 @@ FAMILIES = (
     ),
     Family(
         ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s"),
-        floats=("LayerNormalization", "FusedMatMul", "MatMul", "Softmax", "Add", "QuickGelu"),
+        floats=("LayerNormalization", "Softmax", "Add", "QuickGelu"),
         rules=("float-island", "add-float-input", *FLOAT_STREAM),
         exact=(),  # in one of four batches a value that LayerNorms made in float is between two codes
     ),
@@ -180,25 +179,17 @@ FAMILIES = (
         tuple(f"edgenext_{size}" for size in ("xx_small", "x_small", "small", "base")),
         joins=(("QLinearConcat", 3), ("QLinearAdd", 9)),
         floats=(
-            *(
-                "LayerNormalization",
-                "Gelu",
-                "Softmax",
-                "MatMul",
-                "FusedMatMul",
-                "Mul",
-                "Add",
-            ),
+            *(*TRANSFORMER, "Mul"),
             *("ReduceL2", "Clip", "Expand", "Div", "Concat"),  # of queries and keys, by their lengths
         ),
         rules=("float-island", "add-float-input", "move-not-crossed", *FLOAT_STREAM),
         exact=("onnxruntime",),
     ),
-    Family(("vit_mini",), 28, floats=(*WINDOWS, "Concat", "Expand"), rules=FLOAT_STREAM),
+    Family(("vit_mini",), 28, floats=(*TRANSFORMER, "Concat", "Expand"), rules=FLOAT_STREAM),
     Family(
         ("swin_mini",),
         28,
-        floats=(*WINDOWS, "Concat"),
+        floats=(*TRANSFORMER, "Concat"),
         rules=("float-island", "add-float-input", *FLOAT_STREAM),
     ),
     Family(

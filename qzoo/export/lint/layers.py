@@ -8,7 +8,16 @@ import onnx_ir as ir
 from qzoo.export.graph import input_of, integer, is_stored, made_by, maker, nodes_within, stored_shape
 from qzoo.export.lint.graph import Graph, is_dq
 from qzoo.export.lint.rule import EVERY, ORT, OV, TRT, Hits, Rule
-from qzoo.runtimes.operators import CLAMPS, CONVOLUTIONS, DYNAMIC, MOVES, PAIR, WEIGHTED, WEIGHTS_ALONE
+from qzoo.runtimes.operators import (
+    CARRIED_IN_ORT,
+    CLAMPS,
+    CONVOLUTIONS,
+    DYNAMIC,
+    MOVES,
+    PAIR,
+    WEIGHTED,
+    WEIGHTS_ALONE,
+)
 
 _TOLERANCE = 1e-3
 _INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention")
@@ -170,8 +179,17 @@ def _adds_bias(graph: Graph, add: ir.Node) -> bool:
 
 
 def _reaches_q(graph: Graph, node: ir.Node) -> bool:
-    """A Q among several readers gets no kernel, since it reads a float tensor that others read too."""
-    return any(reader is not None and reader.op_type == "QuantizeLinear" for reader in graph.sinks(node))
+    """A Q among several readers gets no kernel, since it reads a float tensor that others read too.
+
+    ONNX Runtime carries a Q up to the layer across what it alone reads; behind a Split it stays, and the layer before
+    writes float.
+    """
+    for reader in graph.readers(node):
+        while reader.op_type in (*CARRIED_IN_ORT, *CLAMPS) and len(behind := graph.readers(reader)) == 1:
+            (reader,) = behind
+        if reader.op_type == "QuantizeLinear":
+            return True
+    return False
 
 
 def _has_own_rule(graph: Graph, node: ir.Node) -> bool:
