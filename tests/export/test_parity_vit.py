@@ -96,11 +96,13 @@ def test_with_layernorm_gelu_and_softmax(make: Make, tmp_path: Path) -> None:
     assert max(layer.steps for layer in found.layers) <= 2
     names = [layer.name.removesuffix("._input_quantizer") for layer in found.layers]
     first = names.index("blocks.0.attn.proj")
-    products = [f"blocks.0.attn.{part}_quantizer" for part in ("query", "key", "softmax", "value")]
-    assert names[:first] == ["patch_embed.proj", "blocks.0.attn.qkv", *products]
+    products = [f"blocks.0.attn.{part}_quantizer" for part in ("query", "softmax")]
+    assert names[:first] == ["patch_embed.proj", "blocks.0.attn.qkv", *products], (
+        "keys and values are moved behind Q"
+    )
     assert max(layer.differing for layer in found.layers[:first]) < 0.1, "in percent, up to the first softmax"
     # One value on another level changes a whole token, and that all the others through the softmax.
-    assert max(layer.differing for layer in found.layers[:-1]) < 5
+    assert max(layer.differing for layer in found.layers[:-1]) < 10
     assert min(layer.sqnr_db for layer in found.layers) > 40
     OnnxRuntimeRunner(path, optimized=tmp_path / "optimized.onnx")
     ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)

@@ -46,8 +46,11 @@ timm:convmixer_768_32
 """
 _OTHERS = """
 torchvision:efficientnet_b0 timm:tinynet_e timm:resnext26ts timm:eca_resnet33ts timm:rexnet_100
-timm:deit_tiny_patch16_224 timm:vit_tiny_patch16_224 torchvision:swin_t timm:swinv2_cr_tiny_224 timm:mobilevit_xxs
-timm:efficientvit_b0
+torchvision:swin_t timm:swinv2_cr_tiny_224 timm:mobilevit_xxs timm:efficientvit_b0
+"""
+# What LayerNorms and softmax make in float is between two codes now and then.
+_NEITHER = """
+timm:deit_tiny_patch16_224 timm:vit_tiny_patch16_224 timm:mixer_s32_224 timm:coatnet_nano_rw_224
 """
 NETWORKS = (
     *(Network(name) for name in _LINEAR.split()),
@@ -57,9 +60,7 @@ NETWORKS = (
     Network("timm:xception41", 96),
     *(Network(name, exact="onnxruntime") for name in _OTHERS.split()),
     Network("timm:levit_128s", 224, exact="onnxruntime"),
-    # What LayerNorms make in float is between two codes now and then.
-    Network("timm:mixer_s32_224", exact=""),
-    Network("timm:coatnet_nano_rw_224", exact=""),
+    *(Network(name, exact="") for name in _NEITHER.split()),
     Network("torchvision:maxvit_t", 224, exact=""),
     Network("torchvision:efficientnet_v2_s", exact="onnxruntime"),
     Network("torchvision:convnext_tiny", exact="openvino"),
