@@ -6,8 +6,8 @@ Shapes of the tiny one at 224 pixels: stem [N, 64, 112, 112], then the stages [N
 [N, 256, 14, 14] and [N, 512, 7, 7], logits [N, num_classes]. An attention sees [N * groups, 49, channels]; a group is
 the 7 x 7 neighbours of a window, or 7 x 7 pixels of a grid over the whole image, which fixes the image's size.
 
-Quantization: as in a ViT, the linear layers, both operands of the products in each attention where the runtime gains
-by it, and the logits; as in an EfficientNet, the convolutions, the gates and the averages. The adds that a LayerNorm
+Quantization: as in a ViT, the linear layers, both operands of the products in each attention, and
+the logits; as in an EfficientNet, the convolutions, the gates and the averages. The adds that a LayerNorm
 reads stay in float, as do LayerNorm, softmax and GELU.
 """
 

@@ -8,7 +8,7 @@ Shapes of the tiny one at 224 pixels: patches [N, 56, 56, 96], then the stages [
 in every second block they are shifted by half a window, and what was not together before is masked.
 
 Quantization: as in a ViT, the inputs and weights of all linear layers, both operands of the two products in each
-attention where the runtime gains by it (the softmax is never below zero), and the logits. LayerNorm, softmax, GELU and
+attention (the softmax is never below zero), and the logits. LayerNorm, softmax, GELU and
 the stream that the blocks add to stay in float. The position bias is made of weights alone: version 2 computes it with
 two small linear layers, which stay in float, as their result is a constant.
 """

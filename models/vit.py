@@ -11,7 +11,7 @@ Shapes at 224 pixels with patches of 16: patches [N, 196, dim], with the class t
 logits [N, num_classes]; an attention has [N, heads, 197, 197]. The position embedding fixes the size of the image.
 
 Quantization: the inputs and weights of all linear layers and of the patch embedding, both operands of the two
-products in each attention where the runtime gains by it (the softmax is never below zero), and the logits. LayerNorm,
+products in each attention (the softmax is never below zero), and the logits. LayerNorm,
 softmax and GELU stay in float, and so does the stream that the blocks add to: per tensor its few large channels cost
 most of the accuracy (Lin et al., 2022, FQ-ViT, arXiv:2111.13824), and no kernel is faster for it. Attention is written
 out, because its operands are quantized; fused kernels differ from it in the last bits.
