@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from qzoo.export import (
-    attention,
+    attention_for_onnxruntime,
     for_onnxruntime,
     for_openvino,
     for_tensorrt,
@@ -32,7 +32,7 @@ START: tuple[Rewrite, ...] = (
     passes.split_weights,
 )
 # A product of a uint8 and an int8 is exact on processors with VNNI only.
-WITH_VNNI = (attention.multiply_by_int8,)
+WITH_VNNI = (attention_for_onnxruntime.multiply_by_int8,)
 # TensorRT computes them with the layer as they are.
 SCALE: dict[str, tuple[Rewrite, ...]] = dict.fromkeys(("onnxruntime", "openvino"), (passes.fold_scales,))
 STORE: dict[str, tuple[Rewrite, ...]] = {
@@ -49,9 +49,9 @@ FOR: dict[str, tuple[Rewrite, ...]] = {
         for_onnxruntime.keep_activations_before_float8,
         patches.multiply_patches,
         for_onnxruntime.multiply_rows,
-        attention.part_projections,
-        attention.scale_queries,
-        attention.multiply_by_int8,
+        attention_for_onnxruntime.part_projections,
+        attention_for_onnxruntime.scale_queries,
+        attention_for_onnxruntime.multiply_by_int8,
         for_onnxruntime.pad_image_channels,
         for_onnxruntime.keep_float_layers,
     ),

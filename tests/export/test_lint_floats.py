@@ -306,6 +306,36 @@ def test_attention_is_no_island(tmp_path: Path) -> None:
 # Stored operands, Concat, copies of Q, products
 
 
+def executed_in_openvino(path: Path) -> list[str]:
+    """The types of the nodes that a call executes; the runtime's graph lists constants, too."""
+    openvino = pytest.importorskip("openvino")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}
+    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    request.infer({0: np.ones((2, 8, 8, 8), F32)})
+    return [node.node_type for node in request.get_profiling_info()]
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_layer_of_stored_tensors_is_a_constant(tmp_path: Path, quantized: bool) -> None:
+    """A position encoding from a layer: computed when the file is loaded, unless Q/DQ are in it."""
+    places = np.random.default_rng(0).random((1, 8, 8, 8), F32)
+
+    def make(d: Draft) -> str:
+        stored, weight = d.const(places), d.const(np.full((8, 8, 3, 3), 0.1, F32))
+        encoding = d.op("Relu", d.conv(d.pair(stored) if quantized else stored, weight=weight))
+        return d.pair(d.op("Add", d.pair(conv(d), MIDDLE), encoding), MIDDLE)
+
+    path = write(tmp_path, make)
+    ops = optimized_ops(path)
+    assert ops["Conv"] + ops["FusedConv"] == int(quantized)
+    assert ops["QLinearConv"] == 1
+    for target in ("onnxruntime", "openvino", "tensorrt"):
+        assert ("float-input" in rules(path, target)) == quantized
+        assert coverage(path, target).layers == 1 + quantized
+    if not quantized:
+        assert executed_in_openvino(path).count("Convolution") == 1
+
+
 def join(d: Draft, kind: str, a: str, b: str) -> str:
     if kind == "Concat":
         return d.op("Concat", a, b, axis=2)

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from exact import make_exact_
+from exact import make_exact_, on_levels
 from qdq_graphs import read_precision
 from references import mini, quantizers, random_state
 from timm.utils.model import reparameterize_model
@@ -27,6 +27,7 @@ from qzoo.runtimes.ort import OnnxRuntimeRunner
 from qzoo.runtimes.ov import OpenVinoRunner
 from qzoo.scheme import Scheme
 
+RUNNERS = (("onnxruntime", OnnxRuntimeRunner), ("openvino", OpenVinoRunner))
 LAYERS_OF_OPENVINO = ("Convolution", "FullyConnected", "MatMul")
 
 
@@ -207,8 +208,7 @@ def runs_in_int8_in_openvino(
     """Every layer reads 8-bit integers in the graph that OpenVINO executes; ``exact``: equal to the simulation."""
     pytest.importorskip("openvino")
     model, batch = calibrated(arch, size, "openvino")
-    first = next(q for q in quantizers(model).values() if q.role == "input")
-    batch = (batch / first.step_size).round() * first.step_size  # OpenVINO rounds the image differently
+    batch = on_levels(model, batch)
     with torch.inference_mode():
         expected = model(batch)
     path = export_onnx(model, folder / "model.onnx", example=batch, target="openvino")
@@ -228,6 +228,19 @@ def _reads_integers(compiled: Any, model: nn.Module) -> None:
     ]
     assert len(precisions) >= _layers(model)  # products of matrices are of these types, and some averages
     assert set(precisions) <= {"u8", "i8"}
+
+
+def is_exact(arch: str, size: int, folder: Path) -> None:
+    """The outputs of both runtimes equal the simulation."""
+    pytest.importorskip("openvino")
+    for target, runner in RUNNERS:
+        model, batch = calibrated(arch, size, target)
+        batch = on_levels(model, batch)
+        with torch.inference_mode():
+            expected = model(batch)
+        assert len(expected.unique()) > 5, "a constant output would agree with anything"
+        path = export_onnx(model, folder / "model.onnx", example=batch, target=target)
+        assert torch.equal(torch.as_tensor(runner(path)(batch)), expected), target
 
 
 def runs_in_int8_whatever_the_batch(arch: str, size: int, folder: Path) -> None:
@@ -269,7 +282,7 @@ def is_as_near_in_openvino(arch: str, size: int, folder: Path) -> None:
 def _noise_in_openvino(arch: str, size: int, folder: Path, more: int) -> float:
     """How far OpenVINO's noise is above ONNX Runtime's, in dB, on a batch and so many images of noise."""
     sqnr = {}
-    for target, runner in (("onnxruntime", OnnxRuntimeRunner), ("openvino", OpenVinoRunner)):
+    for target, runner in RUNNERS:
         model, batch = calibrated(arch, size, target, exact=False)
         torch.manual_seed(0)
         noise = batch.mean() + batch.std() * torch.randn(more, *batch.shape[1:])

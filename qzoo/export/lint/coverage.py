@@ -96,7 +96,7 @@ def warn_of_float(path: str | os.PathLike[str], target: str, name: str) -> None:
 
 
 def _layers(graph: Graph) -> list[ir.Node]:
-    return list(graph.of(*WEIGHTED, *INTEGER_LAYERS, *_WEIGHTS_ALONE))
+    return list(graph.layers(*WEIGHTED, *INTEGER_LAYERS, *_WEIGHTS_ALONE))
 
 
 def _are_in_int8(

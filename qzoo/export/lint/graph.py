@@ -90,6 +90,24 @@ class Graph:
         modules = {node: str(node.name).rpartition("/")[0] for node in self.of(*WEIGHTED)} if asked else {}
         return {node: name for node, name in modules.items() if name in asked}
 
+    @cached_property
+    def computed_at_load(self) -> set[ir.Node]:
+        """The nodes that depend on no input, which a runtime computes once, when it loads the file.
+
+        An operator without operands may be a random number, and what a Q or DQ makes of stored tensors stays, since
+        the layer behind may have an integer kernel.
+        """
+        done: set[ir.Node] = set()
+        for node in self.nodes:
+            stays = not node.inputs or node.op_type in PAIR or nodes_within(node)
+            if not stays and all(x is None or is_stored(x) or x.producer() in done for x in node.inputs):
+                done.add(node)
+        return done
+
+    def layers(self, *op_types: str) -> Iterator[ir.Node]:
+        """List the nodes of these types, in the order of the file, that run at each call."""
+        return (node for node in self.of(*op_types) if node not in self.computed_at_load)
+
     def of(self, *op_types: str) -> Iterator[ir.Node]:
         """List the nodes of these types, in the order of the file."""
         if len(op_types) == 1:

@@ -55,7 +55,7 @@ def _integer_operators(graph: Graph) -> Hits:
 
 def _float_input(graph: Graph) -> Hits:
     if any(graph.of(*PAIR)):
-        for node in graph.of(*WEIGHTED):
+        for node in graph.layers(*WEIGHTED):
             floats = _float_operands(graph, node)
             if not all(graph.is_equal_concat(x) for x in floats) and not _is_float_product(graph, node):
                 yield (node,)
@@ -63,7 +63,7 @@ def _float_input(graph: Graph) -> Hits:
 
 def _float_product(graph: Graph) -> Hits:
     if any(graph.of(*PAIR)):
-        yield from ((node,) for node in graph.of("MatMul") if _is_float_product(graph, node))
+        yield from ((node,) for node in graph.layers("MatMul") if _is_float_product(graph, node))
 
 
 def _is_float_product(graph: Graph, node: ir.Node) -> bool:
