@@ -19,11 +19,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from qzoo.errors import ArgumentError, QzooError, shown
+from qzoo.config import Config
+from qzoo.errors import ArgumentError, CheckpointError, QzooError, shown
+from qzoo.fields import decode
 from qzoo.files import temporary_folder, write_text
 from qzoo.progress import track
+from qzoo.scheme import OPTIONAL
 
 SCHEMA = 1
 FILE = "survey.json"
@@ -85,10 +88,10 @@ class SurveyRow:
     size: tuple[int, int, int]
     parameters: int
     seconds: float
-    error: str = ""
-    float32: Cost | None = None
-    int8: Cost | None = None
-    speedup: tuple[float, float, float] | None = None
+    error: str = field(default="", metadata=OPTIONAL)
+    float32: Cost | None = field(default=None, metadata=OPTIONAL)
+    int8: Cost | None = field(default=None, metadata=OPTIONAL)
+    speedup: tuple[float, float, float] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -193,23 +196,18 @@ def read_survey(path: str | Path) -> Survey:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (schema := values.pop("schema")) != SCHEMA:
-            raise QzooError(f"{path} has schema {schema}; this qzoo reads schema {SCHEMA}: measure again")
-        options = SurveyOptions(**values.pop("options"))
-        models = tuple(_row(**entry) for entry in values.pop("models"))
-        return Survey(options=options, models=models, **values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        schema = values.pop("schema")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise QzooError(f"{path} can't be read as a survey ({error}); remove it to begin anew") from error
-
-
-def _row(**entry: Any) -> SurveyRow:
-    for precision in ("float32", "int8"):
-        if entry.get(precision) is not None:
-            entry[precision] = Cost(**entry[precision])
-    for name in ("size", "speedup"):
-        if entry.get(name) is not None:
-            entry[name] = tuple(entry[name])
-    return SurveyRow(**entry)
+    if schema != SCHEMA:
+        raise QzooError(
+            f"{path} has schema {shown(str(schema))[1:-1]}; this qzoo reads schema {SCHEMA}: measure again"
+        )
+    try:
+        return cast(Survey, decode(Survey, values, ""))
+    except CheckpointError as error:
+        reason = str(error).removeprefix("config.json: ")
+        raise QzooError(f"{path} can't be read as a survey ({reason}); remove it to begin anew") from error
 
 
 def _names(pattern: str | Sequence[str]) -> list[str]:
@@ -293,7 +291,8 @@ def _measure(name: str, options: SurveyOptions, imports: Sequence[str]) -> Surve
                 child.stdin.close()
         answer = folder / "answer.json"
         if not error and answer.is_file():
-            return _row(**json.loads(answer.read_text(encoding="utf-8")), seconds=time.monotonic() - start)
+            values = json.loads(answer.read_text(encoding="utf-8"))
+            return cast(SurveyRow, decode(SurveyRow, {**values, "seconds": time.monotonic() - start}, name))
         if not error:
             words = " ".join(log.read_text(errors="replace").split()[-60:])
             error = f"its process ended with status {child.returncode}; it said: {words or 'nothing'}"
@@ -304,9 +303,8 @@ def _facts(name: str) -> dict[str, Any]:
     """The columns of a row that need no measurement."""
     from qzoo.registry import architecture
     from qzoo.zoo.checkpoint import empty_model
-    from qzoo.zoo.request import new_config
 
-    entry, config = architecture(name), new_config(name)
+    entry, config = architecture(name), _config(name)
     weights = entry.weights.get(entry.default_tag or "")
     published = weights is not None and weights.labels == "imagenet-1k"
     return {
@@ -317,6 +315,15 @@ def _facts(name: str) -> dict[str, Any]:
         "size": config.preprocessing.input_size,
         "parameters": sum(parameter.numel() for parameter in empty_model(config, None).parameters()),
     }
+
+
+def _config(name: str) -> Config:
+    """The config of an architecture as its default weights have it: their classes, channels and image size."""
+    from qzoo.registry import architecture
+    from qzoo.zoo.request import new_config
+
+    tag = architecture(name).default_tag
+    return new_config(f"{name}.{tag}" if tag else name)
 
 
 # ---- the process of one model ----
@@ -396,16 +403,14 @@ def random_pair(name: str, target: str) -> tuple[Any, Any, Any]:
     import torch
     from torch import nn
 
-    from qzoo.config import config_of
     from qzoo.ptq.ranges import calibrate
-    from qzoo.scheme import Scheme
-    from qzoo.zoo.checkpoint import empty_model
-    from qzoo.zoo.create import create_model
+    from qzoo.registry import architecture
+    from qzoo.zoo.checkpoint import build, empty_model
     from qzoo.zoo.tensors import assign_state
 
     torch.manual_seed(0)
-    reference, scheme = create_model(name).eval(), Scheme(target=target)
-    config = config_of(reference)
+    config, scheme = _config(name), architecture(name).scheme("w8a8", target)
+    reference = build(config, None).eval()
     images = torch.randn(2, *config.preprocessing.input_size)
     norms = [m for m in reference.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:

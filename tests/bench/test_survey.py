@@ -33,8 +33,9 @@ from qzoo.bench.survey import (
 from qzoo.bench.survey_report import HEAD, rows, write_survey
 from qzoo.errors import ArgumentError, QzooError
 from qzoo.quantizers import quantizers
-from qzoo.registry import import_models
+from qzoo.registry import architecture, import_models
 from qzoo.release.zoo_page import page_at
+from qzoo.zoo.request import new_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TINY = SurveyOptions(seconds=0.02, limit=120)
@@ -150,6 +151,19 @@ def test_random_weights_are_sane_and_the_same_in_both(models: str) -> None:
         assert 0.5 < x.std() < 2
 
 
+@pytest.mark.parametrize("name", ["resnet20", "lcnet_050"])
+def test_the_pair_is_the_network_of_the_default_weights(name: str) -> None:
+    """Their channels and classes, and zero points where the family has them."""
+    quantized, reference, image = random_pair(name, "onnxruntime")
+    tag = architecture(name).default_tag
+    plan = new_config(f"{name}.{tag}-w8a8")
+    assert image.shape[1:] == plan.preprocessing.input_size
+    assert reference(image).shape == quantized(image).shape == (1, plan.arguments.num_classes)
+    assert plan.scheme is not None
+    found = {q.affine for q in quantizers(quantized).values() if q.role == "input"}
+    assert (True in found) == plan.scheme.affine == (name == "lcnet_050")
+
+
 def test_a_model_that_fails_says_why_and_one_that_is_done_is_not_measured_again(
     models: str, tmp_path: Path
 ) -> None:
@@ -214,9 +228,17 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         survey("resnet20", SurveyOptions("pytorch"), out=tmp_path)
     with pytest.raises(ArgumentError, match="positive numbers"):
         survey("resnet20", SurveyOptions(seconds=-1), out=tmp_path)
-    (tmp_path / "survey.json").write_text('{"schema": 1}')
-    with pytest.raises(QzooError, match="can't be read as a survey"):
-        survey("resnet20", TINY, out=tmp_path)
+    sound = FOUND.to_dict()
+    for damaged, reason in (
+        ({"schema": 1}, "field options is missing"),
+        ({**sound, "machine": None}, "machine must be an object, not null"),
+        ({**sound, "models": 5}, "models must be a list, not a whole number"),
+        ({**sound, "models": [{**sound["models"][0], "top1": "70"}]}, "top1 must be a number, not a text"),
+        ([], "can't be read as a survey"),
+    ):
+        (tmp_path / "survey.json").write_text(json.dumps(damaged))
+        with pytest.raises(QzooError, match=reason):
+            survey("resnet20", TINY, out=tmp_path)
     (tmp_path / "survey.json").write_text('{"schema": 0}')
     assert main(["survey", "resnet20", "--out", str(tmp_path)]) == 2
     assert "has schema 0; this qzoo reads schema 1" in capsys.readouterr().err
