@@ -167,6 +167,11 @@ class ModelEntry:
         """The tag that ``pretrained=True`` means when none is given; None without public weights."""
         return next(iter(self.weights), None)
 
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it gives features where nothing else is asked for: its builder's own ``num_classes`` is 0."""
+        return inspect.signature(self.build).parameters["num_classes"].default == 0
+
     def scheme(self, text: str, target: str = DEFAULT_TARGET) -> Scheme:
         """Make the scheme that a text such as ``"w8a8"`` means for the network: its family may have zero points.
 

@@ -46,7 +46,7 @@ def create_model(
         target: the runtime that quantizers simulate; the Scheme's by default, else the one that the
             checkpoint was made for, else "onnxruntime".
         num_classes: of a model with random weights; with float weights a classifier of another size is new, with
-            random weights. By default what the tag's data have.
+            random weights. By default what the tag's data have; 0 is an image encoder without a classifier.
         in_channels: of a model with random weights; by default what the tag's data have.
         calibrate: ``"auto"`` calibrates the float weights without data where no checkpoint is published, says so in a
             warning and keeps the result in a cache (``QZOO_HOME``); ``"never"`` raises UnknownModelError there. By

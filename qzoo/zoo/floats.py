@@ -96,7 +96,8 @@ def filled(config: Config, state: dict[str, Tensor], num_classes: int | None = N
     """Build the config's model with the float weights, in eval mode.
 
     Args:
-        num_classes: another number of classes: what depends on it starts from random values, and nothing else.
+        num_classes: another number of classes: what depends on it starts from random values, and nothing else. With 0
+            the classifier's tensors are left out.
     """
     where = config.float_source.source if config.float_source else config.name
     model = empty_model(config, config.scheme)
@@ -104,8 +105,10 @@ def filled(config: Config, state: dict[str, Tensor], num_classes: int | None = N
         shapes = {key: value.shape for key, value in model.state_dict().items()}
         arguments = Arguments(num_classes or 0, config.arguments.in_channels)
         model = build(dataclasses.replace(config, arguments=arguments, labels="", classes=()), config.scheme)
-        start = {key: value for key, value in model.state_dict().items() if value.shape != shapes.get(key)}
-        state = {**state, **start}
+        new = model.state_dict()
+        start = {key: value for key, value in new.items() if value.shape != shapes.get(key)}
+        gone = shapes.keys() - new.keys()
+        state = {**{key: value for key, value in state.items() if key not in gone}, **start}
     assign_state(model, state.items(), where)
     return model.eval()
 

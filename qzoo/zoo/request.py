@@ -60,7 +60,10 @@ class Request:
         if pretrained not in (True, False, "float"):
             raise ArgumentError(f"pretrained must be True, False or 'float', not {pretrained!r}")
         for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            least = (
+                0 if argument == "num_classes" else 1
+            )  # 0 classes are looked at below, with the architecture
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ArgumentError(f"{argument} must be a whole number of 1 or more, not {value!r}")
         if not isinstance(name, str):
             raise ArgumentError(f"name must be a text such as 'resnet50', not {type(name).__name__}")
@@ -70,6 +73,11 @@ class Request:
             )
         parsed = parse_name(name)
         entry = architecture(parsed.arch)
+        if num_classes == 0 and not entry.is_encoder:
+            raise ArgumentError(
+                f"num_classes must be a whole number of 1 or more, not 0: {parsed.arch} is a classifier; 0 is for "
+                "image encoders, such as 'vit_small_patch14_dinov2'"
+            )
         _check_tag(parsed, entry)
         scheme = _scheme(parsed, entry, quantize, target)
         tag = parsed.tag or (entry.default_tag or _only_tag(parsed.arch) if pretrained else None)
@@ -244,9 +252,9 @@ def _new_config(
     channels = in_channels or (
         weights.preprocessing.input_size[0] if weights else entry.default("in_channels")
     )
-    classes = (
-        num_classes or (_CLASSES.get(weights.labels) if weights else None) or entry.default("num_classes")
-    )
+    classes = num_classes
+    if classes is None:
+        classes = (_CLASSES.get(weights.labels) if weights else None) or entry.default("num_classes")
     hint = weights or next(iter(entry.weights.values()), None)
     if hint is not None and hint.preprocessing.input_size[0] == channels:
         preprocessing = hint.preprocessing

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import http.server
+import importlib
 import inspect
 import io
 import json
@@ -184,6 +186,22 @@ def test_sizes_are_positive_whole_numbers(argument: str, value: object) -> None:
         qzoo.create_model("resnet20", **{argument: value})
 
 
+def test_an_encoder_may_be_asked_for_its_features_by_name() -> None:
+    with torch.device("meta"):
+        model = qzoo.create_model("vit_small_patch14_dinov2", num_classes=0)
+        quantized = qzoo.vit_small_patch14_dinov2(num_classes=0, quantize=True)
+    for made in (model, quantized):
+        assert config_of(made).is_encoder
+        assert isinstance(made.head, nn.Identity)
+    with pytest.raises(
+        ArgumentError, match=r"not 0: vit_base_patch16_224 is a classifier; 0 is for image encoders"
+    ):
+        qzoo.create_model("vit_b_16", num_classes=0)
+    for argument, value in (("num_classes", -1), ("in_channels", 0)):
+        with pytest.raises(ArgumentError, match=f"{argument} must be a whole number.*not {value}"):
+            qzoo.create_model("vit_small_patch14_dinov2", **{argument: value})
+
+
 # ---- checkpoints ----
 
 
@@ -307,6 +325,44 @@ def test_a_new_classifier_on_weights_from_a_file(
     torch.save({**weights_file[1], "conv1.weight": torch.zeros(16, 1, 5, 5)}, sources.find(package)[0])
     with pytest.raises(CheckpointError, match=r"misshaped: conv1.weight"):  # that is no classifier
         qzoo.resnet20(pretrained=True, num_classes=3)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A small image encoder with float weights in a file."""
+    vit = importlib.import_module("qzoo.models.vit")
+    published = registry.architecture("vit_small_patch14_dinov2").weights["lvd142m"]
+
+    def vit_small_patch14_dinov2(
+        *, num_classes: int = 0, in_channels: int = 3, quantize: Scheme | None = None
+    ):
+        sizes = {"depth": 1, "image": 56, "patch": 14, "num_classes": num_classes, "in_channels": in_channels}
+        return vit.VisionTransformer(64, 2, quantize=quantize, **sizes)
+
+    file = tmp_path / "encoder.pth"
+    torch.save(vit_small_patch14_dinov2().state_dict(), file)
+    preprocessing = dataclasses.replace(published.preprocessing, input_size=(3, 56, 56))
+    weights = dataclasses.replace(published, sources=("pypi:a/b",), sha256=(), preprocessing=preprocessing)
+    name = "vit_small_patch14_dinov2"
+    changed = ModelEntry(name, vit_small_patch14_dinov2, {"lvd142m": weights})
+    monkeypatch.setitem(registry._entries, name, changed)
+    monkeypatch.setattr(sources, "find", lambda *_: (file, ""))
+    return name
+
+
+def test_an_encoder_with_weights_and_without_classes(encoder: str, store: Path, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 56, 56)
+    features = qzoo.create_model(encoder, pretrained=True)(x)
+    assert features.shape == (2, 64)
+    assert torch.equal(qzoo.create_model(encoder, pretrained=True, num_classes=0)(x), features)
+    quantized = qzoo.create_model(encoder, pretrained="float", quantize=True, num_classes=0)
+    for quantizer in quantizers(quantized).values():
+        quantizer.disable()
+    assert torch.equal(quantized(x), features)
+    classifier = qzoo.create_model(encoder, pretrained=True, num_classes=3)
+    assert classifier(x).shape == (2, 3)
+    qzoo.save_pretrained(classifier, store / f"{encoder}.lvd142m")
+    assert torch.equal(qzoo.create_model(encoder, pretrained=True, num_classes=0)(x), features)
 
 
 def test_float_checkpoint_of_the_zoo_is_float_weights_and_reference(store: Path) -> None:
