@@ -11,8 +11,8 @@ import qzoo
 from qzoo.__main__ import main
 from qzoo.config import Config
 from qzoo.pipeline.recipes import recipes
-from qzoo.registry import architecture, list_architectures
-from qzoo.release.tables import embedded_configs
+from qzoo.registry import architecture, list_architectures, natural_key
+from qzoo.release.tables import embedded_configs, unbuilt
 from qzoo.release.verify import verify_page
 from qzoo.release.zoo_page import write_page, zoo_page
 from qzoo.zoo import hub
@@ -43,6 +43,20 @@ def test_every_checkpoint_has_its_figures_and_every_recipe_stands_apart() -> Non
     for recipe in recipes():
         assert (f"| `{recipe.name}` |" in planned) == (recipe.name not in names)
         assert recipe.name in names or f"`{recipe.name}`" not in built
+
+
+def test_encoders_stand_among_the_recipes_calibrated_without_images() -> None:
+    planned = section(zoo_page([]), "Recipes")
+    encoders = [arch for arch in list_architectures() if architecture(arch).is_encoder]
+    assert len(encoders) >= 2
+    for arch in encoders:
+        for tag in architecture(arch).weights:
+            (line,) = [line for line in planned.splitlines() if line.startswith(f"| `{arch}.{tag}-w8a8` |")]
+            assert "procedural" in line
+            assert "no images | none |" in line
+    names = [line.split("`")[1] for line in planned.splitlines() if line.startswith("| `")]
+    assert set(unbuilt(set())) <= set(names)  # which the README says of the page
+    assert names == sorted(names, key=natural_key)
 
 
 def test_what_is_checked_of_float_weights_is_said() -> None:

@@ -23,8 +23,9 @@ from torch import nn
 
 import qzoo
 from qzoo import registry
-from qzoo.config import config_of
-from qzoo.errors import ArgumentError, CheckpointError, HubError, UnknownModelError
+from qzoo.config import config_of, read_config
+from qzoo.errors import ArgumentError, CheckpointError, DataError, HubError, UnknownModelError
+from qzoo.pipeline.plan import BuildJob
 from qzoo.quant.nn import QuantConv2d
 from qzoo.quantizers import quantizers
 from qzoo.registry import FloatWeights, ModelEntry
@@ -363,6 +364,26 @@ def test_an_encoder_with_weights_and_without_classes(encoder: str, store: Path, 
     assert classifier(x).shape == (2, 3)
     qzoo.save_pretrained(classifier, store / f"{encoder}.lvd142m")
     assert torch.equal(qzoo.create_model(encoder, pretrained=True, num_classes=0)(x), features)
+
+
+def test_a_quantized_encoder_is_calibrated_without_data(
+    encoder: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.warns(UserWarning, match="calibrated from its float weights without images"):
+        model = qzoo.create_model(encoder, pretrained=True, quantize=True, num_classes=0)
+    exact = qzoo.create_model(encoder, pretrained=True)
+    loader = list(torch.randn(16, 3, 56, 56).split(8))
+    assert qzoo.compare_features(model, loader, reference=exact).cosine > 0.99
+    monkeypatch.chdir(tmp_path)
+    folder = qzoo.build(
+        f"{encoder}.lvd142m-w8a8", job=BuildJob(onnx=(), out=tmp_path / "built", progress=False)
+    )
+    config = read_config(folder)
+    assert (config.metrics, config.arguments.num_classes) == ((), 0)
+    assert config.calibration is not None
+    assert str(config.plan.recipe) == str(config_of(model).plan.recipe)
+    with pytest.raises(DataError, match="is an image encoder, which has no classes"):
+        qzoo.build(f"{encoder}.lvd142m-w8a8", job=BuildJob(data="images", out=tmp_path / "other"))
 
 
 def test_float_checkpoint_of_the_zoo_is_float_weights_and_reference(store: Path) -> None:
