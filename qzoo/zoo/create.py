@@ -110,7 +110,8 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """List the models that :func:`create_model` knows: architectures, or with ``pretrained`` all that has weights.
 
     Args:
-        pattern: shell pattern, matched against the whole name and against its architecture.
+        pattern: shell pattern, matched against the whole name and against its architecture; an alias of the
+            architecture counts as its name.
         pretrained: list ``arch.tag`` (float weights) and ``arch.tag-scheme`` (calibrated checkpoints), of the user's
             store too, instead.
 
@@ -127,13 +128,19 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         return list_architectures(pattern)
     known = hub.checkpoints()
     names = set(known)
-    for arch in list_architectures():
+    aliases = {arch: architecture(arch).aliases for arch in list_architectures()}
+    for arch in aliases:
         for tag, weights in architecture(arch).weights.items():
             if any(not s.startswith("qzoo:") or s.removeprefix("qzoo:") in known for s in weights.sources):
                 names.add(f"{arch}.{tag}")
     matching = list_architectures(pattern)
-    chosen = [n for n in names if fnmatch.fnmatch(n, pattern) or n.partition(".")[0] in matching]
-    return sorted(chosen, key=natural_key)
+
+    def is_chosen(name: str) -> bool:
+        arch, dot, rest = name.partition(".")
+        spellings = [name, *(f"{alias}{dot}{rest}" for alias in aliases.get(arch, ()))]
+        return arch in matching or bool(fnmatch.filter(spellings, pattern))
+
+    return sorted(filter(is_chosen, names), key=natural_key)
 
 
 def entry_point(arch: str) -> Callable[..., nn.Module]:

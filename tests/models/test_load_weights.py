@@ -143,9 +143,14 @@ def test_aliases_are_names_wherever_names_are(capsys: pytest.CaptureFixture[str]
     assert qzoo.mnasnet_050(num_classes=3).qzoo_config.name == "mnasnet0_5"
     assert registry.list_architectures("mnasnet_05*") == ["mnasnet0_5"]
     assert qzoo.list_models("vit_b_16", pretrained=True) == ["vit_base_patch16_224.tv_in1k"]
+    for pattern in ("vit_b_16.tv_in1k", "vit_b_16.*", "vit_?_16.tv_in1k", "vit_base_patch16_224.tv*"):
+        assert "vit_base_patch16_224.tv_in1k" in qzoo.list_models(pattern, pretrained=True)
+    assert qzoo.list_models("vit_b_16.tv", pretrained=True) == []
     assert "mnasnet_050" not in dir(qzoo)
     assert main(["list", "mobilenetv2_100"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("mobilenet_v2 ")
+    assert main(["list", "--pretrained", "mobilenetv2_100.tv_in1k"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mobilenet_v2.tv_in1k ")
     with pytest.raises(UnknownModelError, match="did you mean 'vit_b_16'"):
         create_model("vit_b_16_")
     with pytest.raises(AttributeError, match="did you mean 'mnasnet_050'"):
