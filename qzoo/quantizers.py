@@ -13,13 +13,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import ArgumentError, CalibrationError, QuantizationError
+from qzoo.errors import ArgumentError, CalibrationError, QuantizationError, shown
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin, input_quantizer_of, weight_quantizer_of
 from qzoo.quant.tensor_quant import QuantDescriptor
+from qzoo.registry import suggest
 from qzoo.scheme import ROLES, TARGETS, Scheme, Target, target_named
 
 logger = logging.getLogger(__name__)
+_SHOWN = 3  # layers that an error names
 
 
 # ---- finding them ----
@@ -445,10 +447,39 @@ def set_layer_bits(model: nn.Module, scheme: Scheme) -> nn.Module:
             continue
         weight, inputs = weight_quantizer_of(modules.get(name)), input_quantizer_of(modules.get(name))
         if weight is None or inputs is None:
-            raise QuantizationError(
-                f"Scheme.layers names {name!r}, which is no quantized layer of {type(model).__name__}"
-            )
+            raise no_such_layer(model, name)
         weight.num_bits = bits
         if isinstance(inputs.num_bits, int):
             inputs.num_bits = max(bits, inputs.num_bits)
     return model
+
+
+def no_such_layer(model: nn.Module, name: str) -> QuantizationError:
+    """Make the error for a name in ``Scheme.layers`` that is no quantized layer's.
+
+    Args:
+        model: built with the scheme.
+        name: that is wrong.
+
+    Returns:
+        The error, with the layers of the block where the name is a block's, else with near names.
+    """
+    layers = [
+        other
+        for other, module in model.named_modules()
+        if weight_quantizer_of(module) is not None and input_quantizer_of(module) is not None
+    ]
+    inside = [layer for layer in layers if layer.startswith(f"{name}.")]
+    if inside:
+        hint = f"; it is a block: name its layers, {_first(inside)}"
+    else:
+        hint = suggest(name, layers) or f"; its layers are {_first(layers)}"
+    return QuantizationError(
+        f"Scheme.layers names {shown(name)}, which is no quantized layer of {type(model).__name__}{hint}"
+    )
+
+
+def _first(names: list[str]) -> str:
+    """The first few names, quoted, and the number of the others."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

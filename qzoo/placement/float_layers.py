@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qzoo.errors import QuantizationError
 from qzoo.placement.trace import Operation, Trace, trace
 from qzoo.placement.wants import wants_of
 from qzoo.quant.fold import evaluating
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quant.nn.modules._utils import QuantMixin, input_quantizer_of, weight_quantizer_of
 from qzoo.quant.swap import replacement_of
-from qzoo.quantizers import adopt, quantizers
+from qzoo.quantizers import adopt, no_such_layer, quantizers
 from qzoo.scheme import Scheme
 
 _OF_INTEGERS = ("activation", "norm")  # roles of what is quantized because an integer kernel made it
@@ -51,9 +50,7 @@ def keep_in_float(model: nn.Module, scheme: Scheme, image: Tensor) -> nn.Module:
     modules = dict(model.named_modules())
     for name in names:
         if weight_quantizer_of(modules.get(name)) is None or input_quantizer_of(modules.get(name)) is None:
-            raise QuantizationError(
-                f"Scheme.layers names {name!r}, which is no quantized layer of {type(model).__name__}"
-            )
+            raise no_such_layer(model, name)
     layers = {n for n, m in modules.items() if isinstance(m, QuantMixin) or replacement_of(m) is not None}
     with evaluating(model):
         graph = trace(model, image, layers)

@@ -184,6 +184,26 @@ def test_wrong_names_and_bits() -> None:
     assert Scheme(8, 8, weight_format="e4m3", layers=(("fc", "float"),)).float_layers == ("fc",)
 
 
+@pytest.mark.parametrize("bits", ["float", 4])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("layer1.0.conv", "; did you mean 'layer1.0.conv2', 'layer1.0.conv1', 'layer3.0.conv2'?"),
+        ("layer1.0", "; it is a block: name its layers, 'layer1.0.conv1', 'layer1.0.conv2'"),
+        ("layer1", "name its layers, 'layer1.0.conv1', 'layer1.0.conv2', 'layer1.1.conv1' and 3 more"),
+        ("something", "; its layers are 'conv1', 'layer1.0.conv1', 'layer1.0.conv2' and "),
+        ("x" * 100, "names 'xxx"),
+    ],
+)
+def test_a_wrong_name_gets_near_ones_or_the_layers_of_its_block(
+    name: str, bits: str | int, hint: str
+) -> None:
+    with pytest.raises(QuantizationError) as caught:
+        qzoo.create_model("resnet20", quantize=Scheme(layers=((name, bits),)))
+    assert hint in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 def test_the_command_refuses_other_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "resnet20.fmnist-w8a8", "--layer-bits", "fc=half"]) == 2
     assert "--layer-bits takes LAYER=BITS, such as fc=4 or fc=float, not 'fc=half'" in capsys.readouterr().err
