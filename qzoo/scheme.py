@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from qzoo.errors import ArgumentError, shown
@@ -146,6 +147,12 @@ class Scheme:
         target_named(self.target)
 
     def _check_layers(self) -> None:
+        if not _are_pairs(self.layers):
+            given = str(self.layers)
+            raise ArgumentError(
+                "Scheme.layers takes pairs of a layer's name and its bits, such as layers=(('conv1', 'float'),), not "
+                f"{given if len(given) <= 60 else given[:60] + '...'}"
+            )
         if self.weight_format != "int" and any(bits != FLOAT for _, bits in self.layers):
             raise ArgumentError(f"Scheme.layers needs integer weights, not {self.weight_format}")
         if len({name for name, _ in self.layers}) != len(self.layers):
@@ -190,6 +197,17 @@ class Scheme:
         if bits == 0:
             return self
         return replace(self, weight_bits=8 if self.weight_format != "int" else bits, activation_bits=bits)
+
+
+def _are_pairs(layers: object) -> bool:
+    """Whether these are pairs that begin with a text, and not a dict of them."""
+    return (
+        isinstance(layers, Collection)
+        and not isinstance(layers, (str, Mapping))
+        and all(
+            isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str) for pair in layers
+        )
+    )
 
 
 def as_scheme(quantize: bool | str | Scheme | None) -> Scheme | None:

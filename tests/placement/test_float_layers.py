@@ -184,6 +184,30 @@ def test_wrong_names_and_bits() -> None:
     assert Scheme(8, 8, weight_format="e4m3", layers=(("fc", "float"),)).float_layers == ("fc",)
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"conv1": "float"},
+        {},
+        ("conv1", "float"),
+        ("ab",),
+        "conv1",
+        None,
+        5,
+        (("conv1",),),
+        ((3, 4),),
+        {"x" * 99: 4},
+    ],
+)
+def test_layers_are_pairs(layers: object) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"takes pairs .* layers=\(\('conv1', 'float'\),\), not "
+    ) as caught:
+        Scheme(layers=layers)  # type: ignore[arg-type]
+    assert str(layers)[:60] in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize("bits", ["float", 4])
 @pytest.mark.parametrize(
     ("name", "hint"),
