@@ -70,5 +70,10 @@ TRANSFORMER = Defaults(
 HYBRID = Defaults(
     Recipe(method="mse", rounding="learned", smooth=True, alpha=AUTO),
     affine=True,
-    source="depthwise convolutions, SiLU and LayerNorms: all of the above",
+    source="convolutions and attention in one network, so a method for each. Depthwise convolutions lose most by "
+    "rounding to nearest (Nagel et al. 2019, arXiv:1906.04721): AdaRound (Nagel et al. 2020, arXiv:2004.10568), and "
+    "ranges of least squared error (Nagel et al. 2021, arXiv:2106.08295). Symmetric ranges waste levels behind SiLU: "
+    "zero points (Bhalgat et al. 2020, LSQ+, arXiv:2004.09576). A few channels of a LayerNorm's output are many times "
+    "larger than the others: smoothing, by how much is searched for each model (Xiao et al. 2022, SmoothQuant, "
+    "arXiv:2211.10438)",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from qzoo.pipeline.recipes import recipes
 from qzoo.registry import (
     CONVOLUTIONAL,
     DEPTHWISE,
+    HYBRID,
     SWISH,
     TRANSFORMER,
+    Defaults,
     architecture,
     list_architectures,
     parse_name,
@@ -53,8 +56,16 @@ def test_a_recipe_has_its_familys_settings_and_these_have_a_source() -> None:
         assert config.scheme.affine == defaults.affine
         if config.training is None:
             assert config.plan.recipe == defaults.recipe
-    for defaults in (CONVOLUTIONAL, DEPTHWISE, SWISH, TRANSFORMER):
+    for defaults in (CONVOLUTIONAL, DEPTHWISE, SWISH, TRANSFORMER, HYBRID):
         assert "arXiv:" in defaults.source
+        assert "above" not in defaults.source  # each stands by itself: the page orders them by their families
+    known = {paper for defaults in (DEPTHWISE, SWISH, TRANSFORMER) for paper in papers(defaults)}
+    assert papers(HYBRID) <= known
+    assert papers(DEPTHWISE) <= papers(HYBRID)
+
+
+def papers(defaults: Defaults) -> set[str]:
+    return set(re.findall(r"arXiv:[0-9.]+[0-9]", defaults.source))
 
 
 def test_other_bits_without_a_recipe_are_planned_by_the_family(tmp_path: Path) -> None:
