@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qzoo.bench.survey import SurveyOptions, SurveyRow
 from qzoo.commands import Add, say
+from qzoo.commands.arguments import positive
 from qzoo.errors import one_line
 
 _RUNTIMES = ("onnxruntime", "openvino")
@@ -26,10 +27,13 @@ def register(add: Add) -> None:
     )
     runtime, seconds, limit = SurveyOptions.runtime, SurveyOptions.seconds, SurveyOptions.limit
     sub.add_argument("--runtime", choices=_RUNTIMES, default=runtime, help=f"default: {runtime}")
+    # "resolve": in place of the --threads that all commands have
+    timing = sub.add_argument_group("timing", conflict_handler="resolve")
+    timing.add_argument("--threads", type=positive, help="threads that a timed call may use (default: 1)")
     text = f"of timing, a model and precision (default: {seconds:g})"
-    sub.add_argument("--seconds", type=float, default=seconds, help=text)
+    timing.add_argument("--seconds", type=float, default=seconds, help=text)
     text = f"that a model may take (default: {limit:g})"
-    sub.add_argument("--limit", type=float, default=limit, metavar="SECONDS", help=text)
+    timing.add_argument("--limit", type=float, default=limit, metavar="SECONDS", help=text)
     sub.add_argument(
         "--out",
         type=Path,
@@ -37,8 +41,8 @@ def register(add: Add) -> None:
         help="folder for survey.json, .csv, .html and .png (default: survey)",
     )
     sub.epilog = (
-        "--threads is the number that a timed call may use (default: 1). Interrupted, it goes on where it was; "
-        "what failed is tried again. Accuracy is not measured: top-1 is what the publisher of the float weights gives."
+        "Interrupted, it goes on where it was; what failed is tried again. Accuracy is not measured: top-1 is what the "
+        "publisher of the float weights gives."
     )
 
 

@@ -172,7 +172,15 @@ def test_export_of_a_wrong_batch_is_said_in_words(tmp_path: Path, capsys: pytest
     assert "'dynamic' or a positive number, not 'many'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["benchmark", "resnet18"], ["env"]])
+def test_the_help_of_survey_says_what_its_threads_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["survey", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("--threads THREADS threads that a timed call may use (default: 1)") == 1
+    assert "all cores" not in text
+
+
+@pytest.mark.parametrize("command", [["benchmark", "resnet18"], ["survey"], ["env"]])
 @pytest.mark.parametrize("threads", ["0", "-1", "two", "99999999999"])
 def test_a_wrong_number_of_threads_is_said_in_words(
     command: list[str], threads: str, capsys: pytest.CaptureFixture[str]
