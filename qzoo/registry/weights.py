@@ -24,7 +24,7 @@ class FloatWeights:
             or ``"qzoo:NAME"`` (one of the zoo's own checkpoints).
         sha256: for each source the SHA-256 of its file, or a prefix of it (at least 8 hex digits); "" where
             it is not known.
-        revision: commit of the Hub repository; "" is its default branch, for a file whose whole SHA-256 is known.
+        revision: commit of the Hub repository; "" is its default branch.
         license: SPDX identifier of the weights' licence.
         top1: the publisher's accuracy on the data of ``labels``, in percent; None where none is recorded here.
 

@@ -59,10 +59,8 @@ class Request:
             _may_calibrate(calibrate)
         if pretrained not in (True, False, "float"):
             raise ArgumentError(f"pretrained must be True, False or 'float', not {pretrained!r}")
-        for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            least = (
-                0 if argument == "num_classes" else 1
-            )  # 0 classes are looked at below, with the architecture
+        # Whether 0 classes can be had is looked at below, with the architecture.
+        for argument, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ArgumentError(f"{argument} must be a whole number of 1 or more, not {value!r}")
         if not isinstance(name, str):
