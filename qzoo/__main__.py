@@ -47,6 +47,7 @@ COMMANDS = (
     "env",
 )
 
+_TIMED = ("benchmark", "survey")
 _WITHOUT_MODELS = ("lint", "env", "new")
 
 
@@ -109,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
-        sub.add_argument("--threads", type=positive, help="threads that torch may use (default: all cores)")
+        timed = "threads that a timed call may use (default: 1)"
+        usual = "threads that torch may use (default: all cores)"
+        sub.add_argument("--threads", type=positive, help=timed if name in _TIMED else usual)
         sub.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
         if name not in _WITHOUT_MODELS:
             import_argument(sub)

@@ -18,9 +18,7 @@ def register(add: Add) -> None:
         metavar="NAME",
         help="checkpoints, such as resnet20.fmnist-w8a8, folders, org/name, or ONNX files",
     )
-    sub.epilog = (
-        "--threads is the number that a timed call may use (default: 1); accuracy is measured with all."
-    )
+    sub.epilog = "Accuracy is measured with all cores, whatever --threads is."
     data_arguments(sub)
     reference_argument(sub)
     sub.add_argument(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from qzoo.bench.survey import SurveyOptions, SurveyRow
 from qzoo.commands import Add, say
-from qzoo.commands.arguments import positive
 from qzoo.errors import one_line
 
 _RUNTIMES = ("onnxruntime", "openvino")
@@ -27,13 +26,10 @@ def register(add: Add) -> None:
     )
     runtime, seconds, limit = SurveyOptions.runtime, SurveyOptions.seconds, SurveyOptions.limit
     sub.add_argument("--runtime", choices=_RUNTIMES, default=runtime, help=f"default: {runtime}")
-    # "resolve": in place of the --threads that all commands have
-    timing = sub.add_argument_group("timing", conflict_handler="resolve")
-    timing.add_argument("--threads", type=positive, help="threads that a timed call may use (default: 1)")
     text = f"of timing, a model and precision (default: {seconds:g})"
-    timing.add_argument("--seconds", type=float, default=seconds, help=text)
+    sub.add_argument("--seconds", type=float, default=seconds, help=text)
     text = f"that a model may take (default: {limit:g})"
-    timing.add_argument("--limit", type=float, default=limit, metavar="SECONDS", help=text)
+    sub.add_argument("--limit", type=float, default=limit, metavar="SECONDS", help=text)
     sub.add_argument(
         "--out",
         type=Path,

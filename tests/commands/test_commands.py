@@ -172,12 +172,15 @@ def test_export_of_a_wrong_batch_is_said_in_words(tmp_path: Path, capsys: pytest
     assert "'dynamic' or a positive number, not 'many'" in capsys.readouterr().err
 
 
-def test_the_help_of_survey_says_what_its_threads_are(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["benchmark", "survey"])
+def test_the_help_says_what_threads_are_for_where_calls_are_timed(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main(["survey", "--help"])
+        main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert text.count("--threads THREADS threads that a timed call may use (default: 1)") == 1
-    assert "all cores" not in text
+    assert "default: all cores" not in text
 
 
 @pytest.mark.parametrize("command", [["benchmark", "resnet18"], ["survey"], ["env"]])
