@@ -235,11 +235,11 @@ def _weights() -> str:
     return (
         "They are fetched from their publishers when they are asked for, the first source that can be had. A file of "
         "another SHA-256 is not loaded. **8 digits** are what a publisher puts into the file's name, and all that is "
-        f"known of {short} of these {len(rows)} sources; **first use**: of {unknown} no digest is known here, and a file "
-        "has to stay the one that was used first on a machine; **default branch**: no commit is pinned, but the file "
-        "is, by its whole SHA-256. A checkpoint's config.json records the whole SHA-256 of the file that it was made "
-        "from, and whatever compares it with its float model (`evaluate`, `benchmark`, `sensitivity`, ...) refuses "
-        "another file of that source.\n\n"
+        f"known of {short} of these {len(rows)} sources; **first use**: of {unknown} no digest is known here, and a "
+        "file has to stay the one that was used first on a machine; **default branch**: no commit is pinned, but the "
+        "file is, by its whole SHA-256. A checkpoint's config.json records the whole SHA-256 of the file that it was "
+        "made from, and whatever compares it with its float model (`evaluate`, `benchmark`, `sensitivity`, ...) "
+        "refuses another file of that source.\n\n"
         + table(("weights", "source", "commit", "SHA-256 checked", "licence"), rows)
     )
 
