@@ -20,6 +20,7 @@ out, because its operands are quantized; fused kernels differ from it in the las
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -273,6 +274,11 @@ def _deit3(size: str, top1: float) -> dict[str, FloatWeights]:
     return {"fb_in1k": FloatWeights((url,), ("",), preprocessing=preprocessing, top1=top1)}
 
 
+def published_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the scales of the branches in Facebook's files of DeiT III, ``blocks.0.gamma_1``, as timm does."""
+    return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in state_dict.items()}
+
+
 def _dinov2(arch: str, file: str) -> dict[str, FloatWeights]:
     """Facebook's encoder, from timm's Hub repository or from where it was published; there is no top-1 of it."""
     hub = f"hf:timm/{arch}.lvd142m/model.safetensors"
@@ -405,25 +411,25 @@ def deit_base_patch16_224(**options: Any) -> VisionTransformer:
     return VisionTransformer(768, 12, **options)
 
 
-@register_model(_deit3("small", 81.37), FAMILY)
+@register_model(_deit3("small", 81.37), FAMILY, key_map=published_names)
 def deit3_small_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT III-S: 22.1 M parameters, 224 pixels."""
     return VisionTransformer(384, 6, class_position=False, scale=1e-6, **options)
 
 
-@register_model(_deit3("medium", 83.086), FAMILY)
+@register_model(_deit3("medium", 83.086), FAMILY, key_map=published_names)
 def deit3_medium_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT III-M: 38.8 M parameters, 224 pixels."""
     return VisionTransformer(512, 8, class_position=False, scale=1e-6, **options)
 
 
-@register_model(_deit3("base", 83.786), FAMILY)
+@register_model(_deit3("base", 83.786), FAMILY, key_map=published_names)
 def deit3_base_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT III-B: 86.6 M parameters, 224 pixels."""
     return VisionTransformer(768, 12, class_position=False, scale=1e-6, **options)
 
 
-@register_model(_deit3("large", 84.776), FAMILY)
+@register_model(_deit3("large", 84.776), FAMILY, key_map=published_names)
 def deit3_large_patch16_224(**options: Any) -> VisionTransformer:
     """DeiT III-L: 304.4 M parameters, 224 pixels."""
     return VisionTransformer(1024, 16, depth=24, class_position=False, scale=1e-6, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,20 @@ def test_timms_weights_give_its_outputs(alias: str, name: str, size: int) -> Non
     with torch.inference_mode(), quantizers_off(ours):
         expected = theirs(x)
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_deit3_loads_facebooks_file_and_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = timm.create_model("deit3_small_patch16_224").state_dict()
+    published = {re.sub(r"ls(\d)\.gamma", r"gamma_\1", key): value for key, value in theirs.items()}
+    assert "blocks.0.gamma_1" in published
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save({"model": published}, tmp_path / "hub" / "checkpoints" / "deit_3_small_224_1k.pth")
+    models = [qzoo.create_model("deit3_small_patch16_224", pretrained=True)]
+    models += [qzoo.load_weights(qzoo.deit3_small_patch16_224(), state) for state in (published, theirs)]
+    for model in models:
+        assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
 
 
 def test_a_trained_repvgg_becomes_the_deployed_one() -> None:
