@@ -16,16 +16,19 @@ inputs of each add are quantized. ``pool_quantizer`` and ``output_quantizer`` cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qzoo.errors import CheckpointError
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation_quantizer, conv2d, conv_norm_activation, init_weights, linear
 from qzoo.registry import Family, FloatWeights, register_model, timm_weights
 from qzoo.scheme import Scheme
+from qzoo.zoo.tensors import listed
 
 _CITATION = """@article{ding2021repvgg,
   title = {RepVGG: Making VGG-style ConvNets Great Again},
@@ -151,19 +154,56 @@ def reparameterized(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The state dict of the form that is deployed.
+
+    Raises:
+        CheckpointError: a tensor of a block is missing, or its shape is not that of the others.
     """
-    merged = {}
-    for key, value in state_dict.items():
-        block, branch, rest = key.partition(".conv_kxk.")
-        if branch and rest == "conv.weight":
-            merged.update(_merged(state_dict, block, value))
-        elif not branch and ".conv_1x1." not in key and ".identity." not in key:
-            merged[key] = value
+    merged = {key: value for key, value in state_dict.items() if not _BRANCH.match(key)}
+    blocks = dict.fromkeys(found[1] for found in map(_BRANCH.match, state_dict) if found)
+    _check_branches(state_dict, blocks)
+    for block in blocks:
+        merged.update(_merged(state_dict, block))
     return merged
 
 
-def _merged(state_dict: Mapping[str, Any], block: str, dense: Tensor) -> dict[str, Tensor]:
-    """The convolution of one block; ``dense`` is the weight of its 3x3 branch."""
+_BRANCH = re.compile(r"(.+)\.(?:conv_kxk|conv_1x1|identity)\.")
+_NORM = ("running_mean", "running_var", "weight", "bias")
+
+
+def _check_branches(state_dict: Mapping[str, Any], blocks: Iterable[str]) -> None:
+    """Check that the blocks have all their tensors; those that keep the shape of their input have an identity, too."""
+    missing, misshaped, known = [], [], set()
+    for block in blocks:
+        kernel = state_dict.get(f"{block}.conv_kxk.conv.weight")
+        channels = () if kernel is None else tuple(kernel.shape[:2])
+        shapes = {
+            f"{block}.conv_kxk.conv.weight": (*channels, 3, 3),
+            f"{block}.conv_1x1.conv.weight": (*channels, 1, 1),
+        }
+        norms = [f"{block}.conv_kxk.bn", f"{block}.conv_1x1.bn"]
+        if block.startswith("stages.") and not block.endswith(".0"):
+            norms.append(f"{block}.identity")
+        shapes |= {f"{norm}.{entry}": channels[:1] for norm in norms for entry in _NORM}
+        known |= {*shapes, *(f"{norm}.num_batches_tracked" for norm in norms)}
+        missing += [key for key in shapes if key not in state_dict]
+        if kernel is not None:
+            misshaped += [
+                f"{key} {list(state_dict[key].shape)} (not {list(shape)})"
+                for key, shape in shapes.items()
+                if key in state_dict and tuple(state_dict[key].shape) != shape
+            ]
+    unexpected = [key for key in state_dict if _BRANCH.match(key) and key not in known]
+    found = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped}
+    if any(found.values()):
+        text = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in found.items() if keys)
+        raise CheckpointError(
+            f"the branches of a trained RepVGG can't be added up: {text}; give its whole state dict"
+        )
+
+
+def _merged(state_dict: Mapping[str, Any], block: str) -> dict[str, Tensor]:
+    """The convolution of one block."""
+    dense = state_dict[f"{block}.conv_kxk.conv.weight"]
     pointwise = nn.functional.pad(state_dict[f"{block}.conv_1x1.conv.weight"], [1, 1, 1, 1])
     branches = [(dense, f"{block}.conv_kxk.bn"), (pointwise, f"{block}.conv_1x1.bn")]
     if f"{block}.identity.weight" in state_dict:
@@ -173,9 +213,7 @@ def _merged(state_dict: Mapping[str, Any], block: str, dense: Tensor) -> dict[st
         branches.append((identity, f"{block}.identity"))
     weight, bias = torch.zeros_like(dense), torch.zeros_like(dense[:, 0, 0, 0])
     for kernel, norm in branches:
-        mean, variance, scale, shift = (
-            state_dict[f"{norm}.{entry}"] for entry in ("running_mean", "running_var", "weight", "bias")
-        )
+        mean, variance, scale, shift = (state_dict[f"{norm}.{entry}"] for entry in _NORM)
         factor = scale / (variance + EPSILON).sqrt()
         weight = weight + kernel * factor[:, None, None, None]
         bias = bias + shift - mean * factor

@@ -316,7 +316,7 @@ def timm_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         )
         window = 8 if second else 7
         renamed[f"{attention}.relative_position_index"] = pairs_of_positions(window)
-        if second:
+        if second and {f"{attention}.q_bias", f"{attention}.v_bias"} <= renamed.keys():
             query, value = renamed.pop(f"{attention}.q_bias"), renamed.pop(f"{attention}.v_bias")
             renamed[f"{attention}.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
             renamed[f"{attention}.relative_coords_table"] = _distances(window)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from qzoo.config import WEIGHTS, Arguments, Config, FloatSource, config_of, fresh, read_config
@@ -18,8 +19,8 @@ from qzoo.scheme import Scheme
 from qzoo.zoo import hub
 from qzoo.zoo.checkpoint import build, empty_model, load_pretrained
 from qzoo.zoo.request import Request, new_config
-from qzoo.zoo.sources import load_float_weights, read_state, under_own_names
-from qzoo.zoo.tensors import assign_state, check_plain, check_state
+from qzoo.zoo.sources import load_float_weights, named_tensors, read_state, under_own_names
+from qzoo.zoo.tensors import assign_state, check_state
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> nn.Module:
@@ -29,14 +30,15 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
 
     Args:
         model: of the zoo, float or quantized (:func:`qzoo.create_model`); changed in place.
-        source: a safetensors file, a ``.pth`` file (only tensors are read), or a state dict.
+        source: a safetensors file, a ``.pth`` file (only tensors are read), or a state dict. It may lie in
+            another dict as ``"state_dict"`` or ``"model"``. float16 and bfloat16 become what the model has.
 
     Returns:
         The model, in the mode that it was in.
 
     Raises:
-        CheckpointError: the file can't be read; tensors are missing, unexpected, misshaped or not finite, which the
-            message lists. The model stays as it was.
+        CheckpointError: the file can't be read; there are other things than named tensors; tensors are missing,
+            unexpected, misshaped, of another type or not finite, which the message lists. The model stays as it was.
         TypeError: neither a state dict nor a path.
 
     Example:
@@ -47,21 +49,30 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
         raise TypeError(f"source must be a state dict, or a file of one, not a {type(source).__name__}")
     in_memory = isinstance(source, Mapping)
     where = "the state dict" if in_memory else str(source)
-    state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
-    check_plain(state, where)
+    state = named_tensors(source, where) if isinstance(source, Mapping) else read_state(Path(source))
     config = getattr(model, "qzoo_config", None)
     key_map = architecture(config.architecture).key_map if config is not None and not config.factory else None
     by_name = quantizers(model)
     ranges = {f"{name}.{end}" for name in by_name for end in ("_amax", "_limits")}
     weights = {key: value for key, value in state.items() if key not in ranges}
-    own = model.state_dict().keys() - ranges
-    weights = under_own_names(weights, own, key_map)
+    own = {key: value for key, value in model.state_dict().items() if key not in ranges}
+    weights = _widened(weights, {value.dtype for value in own.values()})
+    try:
+        weights = under_own_names(weights, own, key_map)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     weights |= {key: value for key, value in state.items() if key in ranges}
     checked = check_state(model, weights.items(), where, ranges_too=False)
     for quantizer in by_name.values():
         quantizer.reset_amax()
     model.load_state_dict(checked)
     return model
+
+
+def _widened(state: Mapping[str, Tensor], dtypes: set[torch.dtype]) -> dict[str, Tensor]:
+    """Convert float16 and bfloat16 to float32, which has all their values, where the model has none of them."""
+    narrow = {torch.float16, torch.bfloat16} - dtypes
+    return {key: value.float() if value.dtype in narrow else value for key, value in state.items()}
 
 
 def load_float(asked: Request) -> nn.Module:

@@ -12,8 +12,8 @@ from qzoo.errors import CheckpointError
 from qzoo.quant.nn import TensorQuantizer
 from qzoo.quantizers import quantizers, switch_target, weight_quantizers
 from qzoo.scheme import TARGETS
-from qzoo.zoo.sources import read_state
-from qzoo.zoo.tensors import assign_state, check_plain, check_ranges, listed
+from qzoo.zoo.sources import named_tensors, read_state
+from qzoo.zoo.tensors import assign_state, check_ranges, listed
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,8 @@ def load_calibrated(model: nn.Module, source: str | Path | Mapping[str, Tensor])
         >>> network = qzoo.resnet20(num_classes=10, in_channels=1, quantize=True)
         >>> model = qzoo.load_calibrated(network, saved)
     """
-    state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    check_plain(state, where)
+    state = named_tensors(source, where) if isinstance(source, Mapping) else read_state(Path(source))
     if not any(key.endswith("_amax") for key in state):
         raise CheckpointError(f"{where} has no ranges (keys that end in _amax): it was not calibrated")
     own = quantizers(model)

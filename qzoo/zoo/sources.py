@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from qzoo.config import FloatSource
-from qzoo.errors import CheckpointError, HubError, QzooError
+from qzoo.errors import CheckpointError, HubError, QzooError, shown
 from qzoo.files import exclusive, write_text
 from qzoo.registry import FloatWeights, KeyMap
 from qzoo.zoo import hub
 from qzoo.zoo.downloads import LARGEST, downloaded
 from qzoo.zoo.store import home
-from qzoo.zoo.tensors import check_plain
+from qzoo.zoo.tensors import check_plain, listed
 
 
 def load_float_weights(
@@ -56,11 +56,25 @@ def load_float_weights(
 def under_own_names(
     state: Mapping[str, Tensor], expected: Collection[str], key_map: KeyMap | None
 ) -> dict[str, Tensor]:
-    """Rename a state dict to the model's names: as it is if it has them, else through the key map."""
+    """Rename a state dict to the model's names: as it is if it has them, else through the key map.
+
+    Raises:
+        CheckpointError: the key map does not get along with the tensors.
+    """
     own, others = (
         {key for key in keys if not key.endswith("num_batches_tracked")} for keys in (expected, state)
     )  # old files lack these
-    return dict(state) if key_map is None or own == others else key_map(state)
+    if key_map is None or own == others:
+        return dict(state)
+    try:
+        return key_map(state)
+    except QzooError:
+        raise
+    except Exception as error:  # a key map relies on the names and shapes of a whole network
+        raise CheckpointError(
+            f"the tensors can't be given the model's names ({type(error).__name__}: {error}): one is missing or "
+            "misshaped; give the whole state dict of this network"
+        ) from error
 
 
 def known_digests(weights: FloatWeights) -> list[str]:
@@ -149,12 +163,33 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # the restricted unpickler fails in many ways on what is no torch file
         raise CheckpointError(f"{path} can't be read as tensors ({type(error).__name__}: {error})") from error
+    return named_tensors(state, str(path))
+
+
+def named_tensors(state: Any, where: str) -> dict[str, Tensor]:
+    """Take the state dict out of what a script saved, which may hold it as ``"state_dict"`` or ``"model"``.
+
+    Raises:
+        CheckpointError: it holds other things than named tensors, or sparse, nested or empty (meta) ones.
+    """
     for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} is no state dict: it holds other things than named tensors")
-    check_plain(state, str(path))
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"{where} is no state dict, but a {type(state).__name__}; save or pass model.state_dict()"
+        )
+    other = [
+        f"{shown(str(key))} ({type(value).__name__ if isinstance(key, str) else type(key).__name__ + ' as a name'})"
+        for key, value in state.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
+    if other:
+        raise CheckpointError(
+            f"{where} is no state dict: it holds other things than named tensors, {listed(other)}; save or pass "
+            "model.state_dict()"
+        )
+    check_plain(state, where)
     return dict(state)
 
 

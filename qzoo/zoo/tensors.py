@@ -139,7 +139,7 @@ def check_state(
     if not ranges_too:
         required -= ranges | {f"{name}._limits" for name in quantizers(model)}
     state: dict[str, Tensor] = {}
-    unexpected, misshaped, seen = [], [], set()
+    unexpected, misshaped, other_type, seen = [], [], [], set()
     for key, tensor in tensors:
         seen.add(key)
         if key not in expected:
@@ -148,8 +148,11 @@ def check_state(
         wanted, dtype = expected[key]
         if key in ranges and wanted.count(1) == len(wanted) and tensor.numel() == 1:
             wanted = tuple(tensor.shape)  # one range in all: the number of ones in its shape does not matter
-        if tuple(tensor.shape) != wanted or tensor.dtype != dtype:
+        if tuple(tensor.shape) != wanted:
             misshaped.append(f"{key} {_describe(tensor)} (the model has {list(wanted)} {dtype})")
+            continue
+        if tensor.dtype != dtype:
+            other_type.append(f"{key} {tensor.dtype} (the model has {dtype})")
             continue
         # Some files hold transposed views; another layout would give other rounding errors, and be slower.
         state[key] = tensor.contiguous()
@@ -159,7 +162,12 @@ def check_state(
             state[key] = torch.zeros((), dtype=torch.int64)
         else:
             missing.append(key)
-    problems = {"missing": sorted(missing), "unexpected": unexpected, "misshaped": misshaped}
+    problems = {
+        "missing": sorted(missing),
+        "unexpected": unexpected,
+        "misshaped": misshaped,
+        "of another type": other_type,
+    }
     if any(problems.values()):
         text = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
         raise CheckpointError(f"{where} does not fit {type(model).__name__}: {text}")

@@ -21,6 +21,8 @@ ALIASES = [
     (alias, name) for name in registry.list_architectures() for alias in registry.architecture(name).aliases
 ]
 
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
 
 @pytest.fixture
 def state() -> dict[str, torch.Tensor]:
@@ -124,6 +126,86 @@ def test_timms_weights_give_its_outputs(alias: str, name: str, size: int) -> Non
     with torch.inference_mode(), quantizers_off(ours):
         expected = theirs(x)
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages.1.1.conv_1x1.bn.bias": None}, r"missing: stages\.1\.1\.conv_1x1\.bn\.bias;"),
+        ({"stem.conv_kxk.conv.weight": None}, r"missing: stem\.conv_kxk\.conv\.weight;"),
+        (
+            {f"stages.0.1.identity.{entry}": None for entry in NORM},
+            r"missing: stages\.0\.1\.identity\.running_mean, ",
+        ),
+        ({"stages.0.0.identity.bias": torch.zeros(48)}, r"unexpected: stages\.0\.0\.identity\.bias;"),
+        (
+            {"stem.conv_1x1.conv.weight": torch.zeros(2, 2)},
+            r"misshaped: stem\.conv_1x1\.conv\.weight \[2, 2\]",
+        ),
+        (
+            {"stem.conv_kxk.conv.weight": torch.zeros(2, 2)},
+            r"misshaped: stem\.conv_kxk\.conv\.weight \[2, 2\]",
+        ),
+    ],
+)
+def test_branches_of_a_repvgg_that_can_not_be_added_up_are_named(change: dict, message: str) -> None:
+    state = {**timm.create_model("repvgg_a0").state_dict(), **change}
+    state = {key: value for key, value in state.items() if value is not None}
+    with pytest.raises(CheckpointError, match=f"the state dict: the branches .*{message}"):
+        qzoo.load_weights(qzoo.repvgg_a0_reparam(), state)
+
+
+def test_a_key_map_that_fails_is_a_checkpoint_error() -> None:
+    state = timm.create_model("swinv2_tiny_window8_256").state_dict()
+    del state["layers.0.blocks.0.attn.q_bias"]
+    with pytest.raises(CheckpointError, match=r"missing: features\.1\.0\.attn\.qkv\.bias,"):
+        qzoo.load_weights(qzoo.swin_v2_t(), state)
+    state = timm.create_model("mobilenetv3_small_100").state_dict()
+    state["bn1.running_var"] = torch.ones(3)
+    with pytest.raises(
+        CheckpointError, match=r"can't be given the model's names \(RuntimeError: .*whole state"
+    ):
+        qzoo.load_weights(qzoo.mobilenet_v3_small(), state)
+
+
+def test_a_wrapped_state_dict_loads_from_memory_as_from_a_file(state: dict, tmp_path: Path) -> None:
+    for wrapper in ("state_dict", "model"):
+        model = qzoo.load_weights(qzoo.resnet20(), {"epoch": 3, wrapper: state})
+        assert torch.equal(model.conv1.weight, state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"fc.bias": 3},
+            r"other things than named tensors, 'fc\.bias' \(int\); save or pass model\.state_dict\(\)$",
+        ),
+        ({3: torch.zeros(1)}, r"other things than named tensors, '3' \(int as a name\);"),
+        (
+            {"fc.bias": torch.zeros(10, dtype=torch.float64)},
+            r"of another type: fc\.bias torch\.float64 \(the model",
+        ),
+        ({"fc.bias": torch.zeros(9).half()}, r"misshaped: fc\.bias \[9\]"),
+    ],
+)
+def test_what_is_no_float_tensor_is_named(change: dict, message: str, state: dict, tmp_path: Path) -> None:
+    torch.save({**state, **change}, tmp_path / "weights.pth")
+    for source in ({**state, **change}, tmp_path / "weights.pth"):
+        with pytest.raises(CheckpointError, match=message):
+            qzoo.load_weights(qzoo.resnet20(), source)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_floats_become_what_the_model_has(dtype: torch.dtype, state: dict, tmp_path: Path) -> None:
+    narrow = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(narrow, tmp_path / "weights.pth")
+    for source in (narrow, tmp_path / "weights.pth"):
+        model = qzoo.load_weights(qzoo.resnet20(), source)
+        assert model.conv1.weight.dtype == torch.float32
+        assert all(torch.equal(value, narrow[key].to(value)) for key, value in model.state_dict().items())
+    same = qzoo.load_weights(qzoo.resnet20().to(dtype), narrow)
+    assert same.conv1.weight.dtype == dtype
 
 
 def test_deit3_loads_facebooks_file_and_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

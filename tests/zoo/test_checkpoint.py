@@ -217,7 +217,11 @@ def test_keys_that_are_missing_unexpected_and_misshaped_are_all_listed(folder: P
         ("pool_quantizer._amax", torch.tensor(float("nan")), "pool_quantizer.*NaN"),
         ("pool_quantizer._amax", torch.tensor(-1.0), "pool_quantizer.*negative"),
         ("pool_quantizer._amax", torch.ones(2), "misshaped: pool_quantizer"),
-        ("pool_quantizer._amax", torch.tensor(1.0, dtype=torch.float64), "misshaped.*float64"),
+        (
+            "pool_quantizer._amax",
+            torch.tensor(1.0, dtype=torch.float64),
+            "of another type: .*float64 ",
+        ),
         ("fc._weight_quantizer._amax", None, "fc.weight is packed, but its scale"),
         ("fc._weight_quantizer._amax", torch.ones(3, 1), "fc._weight_quantizer._amax does not fit"),
         ("fc.weight", torch.zeros(10, 64), "fc.weight holds torch.float32"),
