@@ -14,7 +14,7 @@ input and a ``branch_quantizer`` on the other; a product of features and gates h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,7 +31,15 @@ from qzoo.models.layers import (
     linear,
     round_channels,
 )
-from qzoo.registry import SWISH, Family, KeyMap, register_model, renamed_modules, torchvision_weights
+from qzoo.registry import (
+    SWISH,
+    Family,
+    KeyMap,
+    register_model,
+    renamed_modules,
+    torchvision_weights,
+    with_epsilon,
+)
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{tan2019efficientnet,
@@ -41,6 +49,7 @@ _CITATION = """@article{tan2019efficientnet,
   year = {2019}
 }
 """
+TIMM_EPSILON = 1e-5
 FAMILY = Family(_CITATION, SWISH, results="NNCF, B0: 77.70 to 77.10; with full bias correction 77.17")
 
 
@@ -205,8 +214,17 @@ def timm_names(architecture: Architecture) -> dict[str, str]:
     return names | {"conv_head": f"{last}.0", "bn2": f"{last}.1"}
 
 
-def _timm(architecture: Architecture) -> KeyMap:
-    return renamed_modules(timm_names(architecture))
+def timm_key_map(architecture: Architecture) -> KeyMap:
+    """Map timm's names to ours; its BatchNorms have an epsilon of 1e-5: another one goes into their scale."""
+    rename = renamed_modules(timm_names(architecture))
+
+    def key_map(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        state = rename(state_dict)
+        if "conv_stem.weight" not in state_dict or architecture.epsilon == TIMM_EPSILON:
+            return state
+        return with_epsilon(state, architecture.epsilon, TIMM_EPSILON)
+
+    return key_map
 
 
 SCALED = {
@@ -226,7 +244,7 @@ def _published(name: str, file: str, top1: float, size: int, resize: int) -> Cal
     weights = torchvision_weights(
         f"efficientnet_{name}_{file}.pth", top1, size=size, resize=resize, interpolation="bicubic"
     )
-    return register_model({"tv_in1k": weights}, FAMILY, key_map=_timm(SCALED[name]))
+    return register_model({"tv_in1k": weights}, FAMILY, key_map=timm_key_map(SCALED[name]))
 
 
 @_published("b0", "rwightman-7f5810bc", 77.692, 224, 256)

@@ -31,7 +31,15 @@ from qzoo.models.layers import (
     linear,
     round_channels,
 )
-from qzoo.registry import SWISH, Family, KeyMap, register_model, renamed_modules, torchvision_weights
+from qzoo.registry import (
+    SWISH,
+    Family,
+    KeyMap,
+    register_model,
+    renamed_modules,
+    torchvision_weights,
+    with_epsilon,
+)
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{howard2019searching,
@@ -199,11 +207,7 @@ def timm_key_map(stages: tuple[tuple[Size, ...], ...]) -> KeyMap:
         if "conv_stem.weight" not in state_dict or "classifier.0.weight" not in state:
             return state
         state["classifier.0.weight"] = state["classifier.0.weight"].flatten(1)  # of a 1x1 convolution
-        for key, variance in list(state.items()):
-            weight = key.replace("running_var", "weight")
-            if key.endswith("running_var") and weight in state:
-                state[weight] = state[weight] * ((variance + EPSILON) / (variance + 1e-5)).sqrt()
-        return state
+        return with_epsilon(state, EPSILON)
 
     return key_map
 

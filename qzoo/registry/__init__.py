@@ -33,6 +33,7 @@ from qzoo.registry.weights import (
     renamed_modules,
     timm_weights,
     torchvision_weights,
+    with_epsilon,
 )
 from qzoo.scheme import DEFAULT_TARGET, SCHEME_PATTERN, Scheme
 
@@ -62,6 +63,7 @@ __all__ = [
     "renamed_modules",
     "timm_weights",
     "torchvision_weights",
+    "with_epsilon",
 ]
 _NAME = re.compile(
     rf"(?P<arch>[a-z0-9_]+)(?:\.(?P<tag>[a-z0-9_]+))?(?:-(?P<scheme>{SCHEME_PATTERN})(?P<qat>_qat)?)?"

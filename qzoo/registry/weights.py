@@ -147,3 +147,29 @@ def renamed_modules(names: Mapping[str, str]) -> KeyMap:
         }
 
     return key_map
+
+
+def with_epsilon(state_dict: Mapping[str, Any], epsilon: float, theirs: float = 1e-5) -> dict[str, Any]:
+    """Scale the weights of BatchNorms, so that in eval mode they compute with another epsilon what they did.
+
+    Args:
+        state_dict: with the running variances of the BatchNorms.
+        epsilon: what the model has.
+        theirs: what the network has that the state dict is of.
+
+    Returns:
+        The state dict, with new weights of the BatchNorms.
+
+    Example:
+        >>> import torch
+        >>> from qzoo.registry import with_epsilon
+        >>> state = {"bn.weight": torch.ones(1), "bn.running_var": torch.tensor([0.015])}
+        >>> with_epsilon(state, 0.045, theirs=0.0)["bn.weight"]
+        tensor([2.])
+    """
+    state = dict(state_dict)
+    for key, variance in state_dict.items():
+        weight = f"{key.removesuffix('running_var')}weight"
+        if key.endswith(".running_var") and weight in state:
+            state[weight] = state[weight] * ((variance + epsilon) / (variance + theirs)).sqrt()
+    return state

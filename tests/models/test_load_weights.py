@@ -222,6 +222,47 @@ def test_deit3_loads_facebooks_file_and_timms(tmp_path: Path, monkeypatch: pytes
         assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("alias", ["efficientnet_b5"])
+def test_deep_networks_of_timm_give_its_outputs_in_float64(alias: str) -> None:
+    """With random weights float32 is not enough for more than a hundred layers."""
+    theirs = timm.create_model(alias).eval()
+    theirs.load_state_dict(random_state(theirs))
+    theirs.double()
+    ours = qzoo.load_weights(create_model(alias).double(), theirs.state_dict()).eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x), expected, rtol=1e-7, atol=1e-7 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "alias",
+    [
+        *(f"efficientnet_b{number}" for number in (4, 5, 6, 7)),
+        "mobilenetv3_small_100",
+        "mobilenetv3_large_100",
+    ],
+)
+def test_timms_epsilon_goes_into_the_scale_of_the_norms(alias: str) -> None:
+    entry = registry.architecture(alias)
+    with torch.device("meta"):
+        theirs, ours = timm.create_model(alias), entry.build()
+    (epsilon,), (own,) = ({m.eps for m in net.modules() if hasattr(m, "eps")} for net in (theirs, ours))
+    variance = 2e-4
+    state = {
+        key: torch.full((1, 1, 1, 1), variance if key.endswith("running_var") else 1.0)
+        for key in theirs.state_dict()
+    }
+    assert entry.key_map is not None
+    renamed = entry.key_map(state)
+    norms = [key.removesuffix("running_var") for key in renamed if key.endswith("running_var")]
+    assert len(norms) == sum(isinstance(m, torch.nn.BatchNorm2d) for m in ours.modules())
+    expected = ((variance + own) / (variance + epsilon)) ** 0.5
+    assert [renamed[f"{norm}weight"].item() for norm in norms] == pytest.approx([expected] * len(norms))
+    torchvisions = dict.fromkeys(ours.state_dict(), torch.ones(1))
+    assert entry.key_map(torchvisions) == torchvisions
+
+
 def test_a_trained_repvgg_becomes_the_deployed_one() -> None:
     theirs = timm.create_model("repvgg_a0").eval()
     state = random_state(theirs)
