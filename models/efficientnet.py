@@ -190,12 +190,16 @@ class EfficientNet(HubMixin, nn.Module):
 
 
 def timm_names(architecture: Architecture) -> dict[str, str]:
-    """Map the names of timm's ``efficientnet_b0`` and its kin to ours."""
+    """Map the names of timm's ``efficientnet_b0`` and ``efficientnetv2_s`` and their kin to ours."""
     names = {"conv_stem": "features.0.0", "bn1": "features.0.1", "classifier": "classifier.1"}
     for number, stage in enumerate(architecture.stages):
         theirs = ["conv_dw", "bn1", "se.conv_reduce", "se.conv_expand", "conv_pw", "bn2"]
         ours = ["0.0", "0.1", "1.fc1", "1.fc2", "2.0", "2.1"]
-        if stage.expansion != 1:
+        if stage.fused and stage.expansion == 1:
+            theirs, ours = ["conv", "bn1"], ["0.0", "0.1"]
+        elif stage.fused:
+            theirs, ours = ["conv_exp", "bn1", "conv_pwl", "bn2"], ["0.0", "0.1", "1.0", "1.1"]
+        elif stage.expansion != 1:
             theirs = [
                 "conv_pw",
                 "bn1",

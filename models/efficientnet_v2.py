@@ -11,10 +11,11 @@ runtimes do not compute its add with a layer, so that both of its sides are skip
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from qzoo.models.efficientnet import Architecture, EfficientNet, Stage
-from qzoo.registry import SWISH, Family, register_model, torchvision_weights
+from qzoo.models.efficientnet import Architecture, EfficientNet, Stage, timm_key_map
+from qzoo.registry import SWISH, Family, FloatWeights, register_model, torchvision_weights
 
 _CITATION = """@article{tan2021efficientnetv2,
   title = {EfficientNetV2: Smaller Models and Faster Training},
@@ -25,7 +26,7 @@ _CITATION = """@article{tan2021efficientnetv2,
 """
 FAMILY = Family(_CITATION, SWISH)
 
-SMALL = (
+SMALL_STAGES = (
     Stage(1, 3, 1, 24, 24, 2, True),
     Stage(4, 3, 2, 24, 48, 4, True),
     Stage(4, 3, 2, 48, 64, 4, True),
@@ -33,7 +34,7 @@ SMALL = (
     Stage(6, 3, 1, 128, 160, 9),
     Stage(6, 3, 2, 160, 256, 15),
 )
-MEDIUM = (
+MEDIUM_STAGES = (
     Stage(1, 3, 1, 24, 24, 3, True),
     Stage(4, 3, 2, 24, 48, 5, True),
     Stage(4, 3, 2, 48, 80, 5, True),
@@ -42,7 +43,7 @@ MEDIUM = (
     Stage(6, 3, 2, 176, 304, 18),
     Stage(6, 3, 1, 304, 512, 5),
 )
-LARGE = (
+LARGE_STAGES = (
     Stage(1, 3, 1, 32, 32, 4, True),
     Stage(4, 3, 2, 32, 64, 7, True),
     Stage(4, 3, 2, 64, 96, 7, True),
@@ -52,6 +53,10 @@ LARGE = (
     Stage(6, 3, 1, 384, 640, 7),
 )
 
+SMALL = Architecture(SMALL_STAGES, 1280, 0.2)
+MEDIUM = Architecture(MEDIUM_STAGES, 1280, 0.3)
+LARGE = Architecture(LARGE_STAGES, 1280, 0.4)
+
 _SMALL_IN1K = torchvision_weights("efficientnet_v2_s-dd5fe13b.pth", 84.228, size=384, resize=384)
 _MEDIUM_IN1K = torchvision_weights("efficientnet_v2_m-dc08266a.pth", 85.112, size=480, resize=480)
 _LARGE_IN1K = torchvision_weights(
@@ -59,19 +64,26 @@ _LARGE_IN1K = torchvision_weights(
 )
 
 
-@register_model({"tv_in1k": _SMALL_IN1K}, FAMILY)
+def _published(
+    weights: FloatWeights, architecture: Architecture, alias: str
+) -> Callable[[Callable], Callable]:
+    """Register a network with torchvision's weights; ``alias`` is timm's name."""
+    return register_model({"tv_in1k": weights}, FAMILY, aliases=[alias], key_map=timm_key_map(architecture))
+
+
+@_published(_SMALL_IN1K, SMALL, "efficientnetv2_s")
 def efficientnet_v2_s(**options: Any) -> EfficientNet:
     """EfficientNetV2-Small: 21.5 M parameters, 8.4 G multiply-adds at 384 pixels."""
-    return EfficientNet(Architecture(SMALL, 1280, 0.2), **options)
+    return EfficientNet(SMALL, **options)
 
 
-@register_model({"tv_in1k": _MEDIUM_IN1K}, FAMILY)
+@_published(_MEDIUM_IN1K, MEDIUM, "efficientnetv2_m")
 def efficientnet_v2_m(**options: Any) -> EfficientNet:
     """EfficientNetV2-Medium: 54.1 M parameters, 24.6 G multiply-adds at 480 pixels."""
-    return EfficientNet(Architecture(MEDIUM, 1280, 0.3), **options)
+    return EfficientNet(MEDIUM, **options)
 
 
-@register_model({"tv_in1k": _LARGE_IN1K}, FAMILY)
+@_published(_LARGE_IN1K, LARGE, "efficientnetv2_l")
 def efficientnet_v2_l(**options: Any) -> EfficientNet:
     """EfficientNetV2-Large: 118.5 M parameters, 56.1 G multiply-adds at 480 pixels."""
-    return EfficientNet(Architecture(LARGE, 1280, 0.4), **options)
+    return EfficientNet(LARGE, **options)

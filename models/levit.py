@@ -16,6 +16,7 @@ each attention are quantized. The two BatchNorms before the classifiers stay in 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from qzoo.hub_mixin import HubMixin
 from qzoo.models.layers import activation, activation_quantizer, conv_norm_activation, linear, share_range
-from qzoo.registry import SWISH, Family, FloatWeights, register_model, timm_weights
+from qzoo.registry import SWISH, Family, register_model, timm_weights
 from qzoo.scheme import Scheme
 
 _CITATION = """@article{graham2021levit,
@@ -235,36 +236,47 @@ class LeViT(HubMixin, nn.Module):
         return self.output_quantizer(x) / 2
 
 
-def _published(name: str, top1: float) -> dict[str, FloatWeights]:
-    """The authors' weights, distilled, from timm."""
-    return {"fb_dist_in1k": timm_weights(f"{name}.fb_dist_in1k", top1, crop_pct=0.9)}
+def conv_weights(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Reshape the 1x1 convolutions of timm's ``levit_conv_128s`` and its kin to linear layers, [O, I]."""
+    return {
+        key: value.flatten(1) if key.startswith("stages.") and key.endswith(".linear.weight") else value
+        for key, value in state_dict.items()
+    }
 
 
-@register_model(_published("levit_128s", 76.526), FAMILY)
+def _published(size: str, top1: float) -> Callable[[Callable], Callable]:
+    """Register a network with the authors' weights, distilled, from timm, which has it with 1x1 convolutions, too."""
+    weights = timm_weights(f"levit_{size}.fb_dist_in1k", top1, crop_pct=0.9)
+    return register_model(
+        {"fb_dist_in1k": weights}, FAMILY, aliases=[f"levit_conv_{size}"], key_map=conv_weights
+    )
+
+
+@_published("128s", 76.526)
 def levit_128s(**options: Any) -> LeViT:
     """LeViT-128S: 7.8 M parameters, 0.3 G multiply-adds, 224 pixels."""
     return LeViT((128, 256, 384), 16, (4, 6, 8), (2, 3, 4), **options)
 
 
-@register_model(_published("levit_128", 78.49), FAMILY)
+@_published("128", 78.49)
 def levit_128(**options: Any) -> LeViT:
     """LeViT-128: 9.2 M parameters, 0.4 G multiply-adds, 224 pixels."""
     return LeViT((128, 256, 384), 16, (4, 8, 12), **options)
 
 
-@register_model(_published("levit_192", 79.838), FAMILY)
+@_published("192", 79.838)
 def levit_192(**options: Any) -> LeViT:
     """LeViT-192: 10.9 M parameters, 0.7 G multiply-adds, 224 pixels."""
     return LeViT((192, 288, 384), 32, (3, 5, 6), **options)
 
 
-@register_model(_published("levit_256", 81.514), FAMILY)
+@_published("256", 81.514)
 def levit_256(**options: Any) -> LeViT:
     """LeViT-256: 18.9 M parameters, 1.1 G multiply-adds, 224 pixels."""
     return LeViT((256, 384, 512), 32, (4, 6, 8), **options)
 
 
-@register_model(_published("levit_384", 82.596), FAMILY)
+@_published("384", 82.596)
 def levit_384(**options: Any) -> LeViT:
     """LeViT-384: 39.1 M parameters, 2.4 G multiply-adds, 224 pixels."""
     return LeViT((384, 512, 768), 32, (6, 9, 12), **options)

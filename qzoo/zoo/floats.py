@@ -97,9 +97,9 @@ def load_float(asked: Request) -> nn.Module:
 
 def _load(config: Config, weights: FloatWeights) -> tuple[Config, dict[str, Tensor]]:
     """The config with the source that was found, and its tensors."""
-    keys = empty_model(config, None).state_dict().keys()
+    expected = empty_model(config, None).state_dict()
     name = dataclasses.replace(parse_name(config.name), scheme=None, qat=False)
-    state, source = load_float_weights(weights, str(name), keys, architecture(name.arch).key_map)
+    state, source = load_float_weights(weights, str(name), expected, architecture(name.arch).key_map)
     return dataclasses.replace(config, float_source=source), state
 
 

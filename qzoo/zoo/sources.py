@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import pickle
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ from qzoo.zoo.tensors import check_plain, listed
 
 
 def load_float_weights(
-    weights: FloatWeights, name: str, expected: Collection[str], key_map: KeyMap | None = None
+    weights: FloatWeights, name: str, expected: Mapping[str, Tensor], key_map: KeyMap | None = None
 ) -> tuple[dict[str, Tensor], FloatSource]:
     """Load the state dict of the first source that can be had.
 
     Args:
         name: ``arch.tag``, for messages.
-        expected: the model's own keys.
-        key_map: what a file with other keys goes through.
+        expected: the model's own state dict; its tensors may be empty (meta).
+        key_map: what a file with other keys or shapes goes through.
 
     Raises:
         HubError: no source could be used; lists each with its reason.
@@ -54,15 +54,16 @@ def load_float_weights(
 
 
 def under_own_names(
-    state: Mapping[str, Tensor], expected: Collection[str], key_map: KeyMap | None
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], key_map: KeyMap | None
 ) -> dict[str, Tensor]:
-    """Rename a state dict to the model's names: as it is if it has them, else through the key map.
+    """Rename a state dict to the model's names: as it is if it has them, and its shapes, else through the key map.
 
     Raises:
         CheckpointError: the key map does not get along with the tensors.
     """
     own, others = (
-        {key for key in keys if not key.endswith("num_batches_tracked")} for keys in (expected, state)
+        {key: value.shape for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+        for tensors in (expected, state)
     )  # old files lack these
     if key_map is None or own == others:
         return dict(state)

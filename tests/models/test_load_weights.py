@@ -16,6 +16,7 @@ from qzoo import registry
 from qzoo.errors import CheckpointError, UnknownModelError
 from qzoo.quantizers import quantizers, quantizers_off
 from qzoo.zoo.create import create_model
+from qzoo.zoo.sources import under_own_names
 
 ALIASES = [
     (alias, name) for name in registry.list_architectures() for alias in registry.architecture(name).aliases
@@ -97,7 +98,7 @@ def test_timms_network_has_the_parameters_of_ours(alias: str, name: str) -> None
     entry = registry.architecture(name)
     with torch.device("meta"):
         theirs, ours = timm.create_model(alias).state_dict(), entry.build().state_dict()
-    renamed = theirs if entry.key_map is None or theirs.keys() == ours.keys() else entry.key_map(theirs)
+    renamed = under_own_names(theirs, ours, entry.key_map)
     assert {key: value.shape for key, value in renamed.items()} == {k: v.shape for k, v in ours.items()}
     if entry.key_map is not None:
         assert entry.key_map(ours).keys() == ours.keys()  # what has our names already keeps them
@@ -208,6 +209,19 @@ def test_narrow_floats_become_what_the_model_has(dtype: torch.dtype, state: dict
     assert same.conv1.weight.dtype == dtype
 
 
+def test_levits_with_convolutions_are_ours_with_linear_layers() -> None:
+    theirs = timm.create_model("levit_conv_128s").eval()
+    state = random_state(theirs)
+    theirs.load_state_dict(state)
+    assert state["stages.0.blocks.0.mlp.ln1.linear.weight"].dim() == 4
+    ours = qzoo.load_weights(create_model("levit_conv_128s"), state).eval()
+    assert ours.qzoo_config.architecture == "levit_128s"
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
 def test_deit3_loads_facebooks_file_and_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = timm.create_model("deit3_small_patch16_224").state_dict()
     published = {re.sub(r"ls(\d)\.gamma", r"gamma_\1", key): value for key, value in theirs.items()}
@@ -222,7 +236,7 @@ def test_deit3_loads_facebooks_file_and_timms(tmp_path: Path, monkeypatch: pytes
         assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("alias", ["efficientnet_b5"])
+@pytest.mark.parametrize("alias", ["efficientnet_b5", "efficientnetv2_s"])
 def test_deep_networks_of_timm_give_its_outputs_in_float64(alias: str) -> None:
     """With random weights float32 is not enough for more than a hundred layers."""
     theirs = timm.create_model(alias).eval()
@@ -239,6 +253,7 @@ def test_deep_networks_of_timm_give_its_outputs_in_float64(alias: str) -> None:
     "alias",
     [
         *(f"efficientnet_b{number}" for number in (4, 5, 6, 7)),
+        *(f"efficientnetv2_{size}" for size in "sml"),
         "mobilenetv3_small_100",
         "mobilenetv3_large_100",
     ],
