@@ -463,6 +463,10 @@ def no_such_layer(model: nn.Module, name: str) -> QuantizationError:
 
     Returns:
         The error, with the layers of the block where the name is a block's, else with near names.
+
+    Example:
+        >>> str(no_such_layer(model, "layer1.0"))[-34:]
+        "'layer1.0.conv1', 'layer1.0.conv2'"
     """
     layers = [
         other
